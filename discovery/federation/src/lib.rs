@@ -1,0 +1,1 @@
+//! What clusters tell each other about their exports, as state machines without I/O.

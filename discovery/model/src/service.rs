@@ -1,0 +1,141 @@
+//! Services as one cluster describes them.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::endpoint::{LocalEndpoint, Subset, TlsMode, WorkloadIdentity, Zone};
+use crate::name::{PortName, ServiceKey};
+use crate::time::UnixMillis;
+
+/// A port, 1 to 65535.
+pub type PortNumber = NonZeroU16;
+
+/// Transport of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// A byte stream.
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+/// One port of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServicePort {
+    /// Name, unique in the service; a service with one port may leave it out.
+    pub name: Option<PortName>,
+    /// The port clients connect to.
+    pub number: PortNumber,
+    /// Its transport.
+    pub protocol: Protocol,
+    /// Application protocol hint (KEP-1422), at most 63 bytes, e.g. `http`, `kubernetes.io/h2c`.
+    pub app_protocol: Option<Arc<str>>,
+}
+
+/// Whether a service has one address or one per endpoint (KEP-1645 `type`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+pub enum ServiceKind {
+    /// One virtual address in front of all endpoints.
+    #[default]
+    ClusterSetIp,
+    /// No virtual address; names lead to endpoints.
+    Headless,
+}
+
+/// Address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+pub enum IpFamily {
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
+}
+
+/// Whether connections of one client stay at one endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize)]
+pub enum SessionAffinity {
+    /// Each connection is balanced alone.
+    #[default]
+    None,
+    /// Connections of one client address stay together until it was idle for `timeout`.
+    ClientIp {
+        /// Kubernetes allows 1 s to 86,400 s; 10,800 s is its default.
+        timeout: Duration,
+    },
+}
+
+/// Kubernetes `internalTrafficPolicy`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize)]
+pub enum InternalTrafficPolicy {
+    /// All endpoints.
+    #[default]
+    Cluster,
+    /// Endpoints of the client's node only.
+    Local,
+}
+
+/// Endpoints of one service that are alike in zone, subset, TLS and identity, as a count: all that
+/// another cluster needs to choose between clusters and versions.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointGroup {
+    /// Topology zone.
+    pub zone: Option<Zone>,
+    /// Labels that routing rules select by, e.g. `version: v2`.
+    pub subset: Subset,
+    /// Endpoints that take new connections.
+    pub ready: u32,
+    /// Endpoints that drain: existing connections finish, new ones go there only if none is ready.
+    pub draining: u32,
+    /// Sum of the weights of the ready endpoints.
+    pub weight: u64,
+    /// Who the workloads are; empty if they prove nothing.
+    pub identities: Vec<WorkloadIdentity>,
+    /// What the workloads speak, as their owner decided.
+    pub tls: TlsMode,
+}
+
+/// A service as its cluster exports it: everything that crosses, and no address (invariant I1).
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceRecord {
+    /// Namespace and name.
+    pub key: ServiceKey,
+    /// With or without a virtual address.
+    pub kind: ServiceKind,
+    /// Ports, at most 250.
+    pub ports: Vec<ServicePort>,
+    /// Families that the endpoints have, in order of preference, at most two.
+    pub ip_families: Vec<IpFamily>,
+    /// Stickiness.
+    pub session_affinity: SessionAffinity,
+    /// Kubernetes field of this name.
+    pub internal_traffic_policy: InternalTrafficPolicy,
+    /// Kubernetes field of this name, e.g. `PreferClose`.
+    pub traffic_distribution: Option<Arc<str>>,
+    /// Labels chosen for export.
+    pub labels: BTreeMap<Arc<str>, Arc<str>>,
+    /// Annotations chosen for export.
+    pub annotations: BTreeMap<Arc<str>, Arc<str>>,
+    /// When it was exported; decides conflicts. Already clamped for records of peers: never later
+    /// than its arrival, never earlier than the acceptance of the Peer.
+    pub exported_at: UnixMillis,
+    /// Endpoint counts, sorted by (zone, subset, tls).
+    pub groups: Vec<EndpointGroup>,
+}
+
+/// A service of this cluster with the addresses that only its owner knows.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LocalService {
+    /// What may cross. `groups` are those of `endpoints`.
+    pub record: ServiceRecord,
+    /// Whether it is offered to peers at all.
+    pub exported: bool,
+    /// Endpoints with addresses, sorted by id.
+    pub endpoints: Vec<LocalEndpoint>,
+}

@@ -1,0 +1,1 @@
+//! The gateway process: build, bind, run, drain.

@@ -1,0 +1,1 @@
+//! Files users write, parsed once into settings that cannot be wrong.

@@ -1,0 +1,1 @@
+//! Three clouds on one machine, with the Bookinfo application spread over them.

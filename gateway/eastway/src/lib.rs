@@ -1,0 +1,12 @@
+//! The `eastway` process: roles, wiring, configuration, proxies and the command line.
+//!
+//! Everything that knows two leaf crates at once lives here; the leaves never know each other.
+
+pub mod admin;
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod demo;
+pub mod proxy;
+pub mod roles;
+pub mod telemetry;

@@ -1,0 +1,3 @@
+//! The `eastway` command.
+
+fn main() {}

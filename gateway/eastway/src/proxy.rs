@@ -1,0 +1,1 @@
+//! Bytes between local connections and links.

@@ -1,0 +1,1 @@
+//! What a process does: gateway, controller, certificate authority.

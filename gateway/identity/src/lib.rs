@@ -1,0 +1,1 @@
+//! Certificates: who this gateway is, and whom it accepts.

@@ -1,0 +1,72 @@
+//! Every wire schema of Eastway. The `.proto` files are the source; the code under `src/gen` is
+//! generated from them and checked in, so that building needs no `protoc`.
+//!
+//! Released messages only gain fields; a break is a new package version.
+
+/// Messages of a link's control stream.
+pub mod control {
+    #[allow(
+        missing_docs,
+        unreachable_pub,
+        unused_qualifications,
+        clippy::all,
+        clippy::pedantic,
+        clippy::restriction,
+        reason = "generated code"
+    )]
+    /// `eastway.control.v1`
+    pub mod v1 {
+        include!("gen/eastway.control.v1.rs");
+    }
+}
+
+/// What clusters tell each other about their exports.
+pub mod federation {
+    #[allow(
+        missing_docs,
+        unreachable_pub,
+        unused_qualifications,
+        clippy::all,
+        clippy::pedantic,
+        clippy::restriction,
+        reason = "generated code"
+    )]
+    /// `eastway.federation.v1`
+    pub mod v1 {
+        include!("gen/eastway.federation.v1.rs");
+    }
+}
+
+/// The header of a stream inside a link.
+pub mod tunnel {
+    #[allow(
+        missing_docs,
+        unreachable_pub,
+        unused_qualifications,
+        clippy::all,
+        clippy::pedantic,
+        clippy::restriction,
+        reason = "generated code"
+    )]
+    /// `eastway.tunnel.v1`
+    pub mod v1 {
+        include!("gen/eastway.tunnel.v1.rs");
+    }
+}
+
+/// The certificate authority's API.
+pub mod ca {
+    #[allow(
+        missing_docs,
+        unreachable_pub,
+        unused_qualifications,
+        clippy::all,
+        clippy::pedantic,
+        clippy::restriction,
+        reason = "generated code"
+    )]
+    /// `eastway.ca.v1`
+    pub mod v1 {
+        include!("gen/eastway.ca.v1.rs");
+    }
+}
