@@ -1,0 +1,65 @@
+# `make help` lists what there is. Nothing here needs root but the Debian packages of `make deps`.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+ARGS ?=
+TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+TOOLS := $(TARGET)/tools/bin
+COREDNS_VERSION := v1.15.0
+export EASTWAY_TOOLS := $(TOOLS)
+
+.PHONY: help demo build test unit model system check fmt clippy doc deny deps bench-micro bench-dns sabotage regenerate
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+demo: ## Three clouds on this machine, Bookinfo spread over them (ARGS="--once -o json" for one scripted run)
+	@$(CARGO) build --release --locked -q -p eastway
+	@exec $(TARGET)/release/eastway demo $(ARGS)
+
+build: ## Build the release binary
+	$(CARGO) build --release --locked -p eastway
+
+test: deps ## Install what the tests need, then run all of them
+	@./tests/tools/run-steps unit model system sabotage
+
+unit: ## Unit, property, snapshot and virtual-time tests, and the fuzz corpora
+	$(CARGO) test --locked --workspace --exclude eastway-tests -q
+
+model: ## The federation simulator: 10,000 seeds of at least 300 events
+	$(CARGO) test --locked --release -q -p eastway-tests --test federation_model -- --nocapture
+
+system: ## Clouds as network namespaces, real CoreDNS, the demo as a user runs it
+	$(CARGO) build --release --locked -q -p eastway
+	EASTWAY_BIN=$(TARGET)/release/eastway $(CARGO) test --locked -q -p eastway-tests -- --test-threads=1
+
+sabotage: ## Break the code on purpose, one patch at a time: each must turn its test red
+	./tests/sabotage/run
+
+check: fmt clippy doc deny ## The lint gate
+
+fmt:
+	$(CARGO) fmt --all --check
+
+clippy:
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+doc:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps -q
+
+deny: ## Bans, licences, sources and crate arrows, from cargo metadata
+	$(CARGO) test --locked -q -p eastway-tests --test workspace
+
+bench-micro: ## Micro-benchmarks and the budgets of the binary
+	./bench/micro/run
+
+bench-dns: deps ## DNS against CoreDNS on the same names in one run
+	./bench/dns/run
+
+deps: ## What the tests need beside the Rust toolchain
+	@./tests/tools/install $(TOOLS) $(COREDNS_VERSION)
+
+regenerate: ## Write generated code and schemas anew
+	EASTWAY_REGENERATE=1 $(CARGO) test -q -p eastway-proto --test bootstrap
