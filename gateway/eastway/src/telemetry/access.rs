@@ -1,0 +1,222 @@
+//! The access log: one line per connection when it ends, with the field names of Envoy's.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::escape::Escaped;
+use super::metrics::ResponseFlag;
+
+/// The `target` of access lines: filters and formats can tell them from the log.
+pub const TARGET: &str = "access";
+
+/// Which connections get a line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AccessMode {
+    /// None.
+    Off,
+    /// Those that did not end as their ends wished.
+    #[default]
+    Errors,
+    /// All.
+    All,
+}
+
+/// Which way a connection went through this gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From a local client.
+    Outbound,
+    /// From a peer to a local endpoint.
+    Inbound,
+}
+
+/// What carried it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// A QUIC link.
+    Quic,
+    /// A link over TLS over TCP.
+    Tcp,
+    /// Both ends are in this cluster.
+    Local,
+    /// It ended before it was routed.
+    None,
+}
+
+impl Path {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Quic => "quic",
+            Self::Tcp => "tcp",
+            Self::Local => "local",
+            Self::None => "-",
+        }
+    }
+}
+
+/// One finished connection.
+#[derive(Clone, Debug)]
+pub struct AccessRecord {
+    /// Which way.
+    pub direction: Direction,
+    /// When it began.
+    pub start_time: SystemTime,
+    /// How long it lived.
+    pub duration: Duration,
+    /// Namespace and service it asked for, if that is known.
+    pub service: Option<Arc<str>>,
+    /// Port of the service.
+    pub port: u16,
+    /// Peer at the other end of the link.
+    pub peer: Option<Arc<str>>,
+    /// What carried it.
+    pub path: Path,
+    /// Who connected, e.g. `onprem/bookinfo/productpage`.
+    pub source: Option<Arc<str>>,
+    /// The client's address; `None` for connections of a peer.
+    pub downstream_remote_address: Option<SocketAddr>,
+    /// The address the client connected to.
+    pub downstream_local_address: Option<SocketAddr>,
+    /// The endpoint (inbound) or the peer's gateway (outbound).
+    pub upstream_host: Option<SocketAddr>,
+    /// Bytes from the client.
+    pub bytes_received: u64,
+    /// Bytes to the client.
+    pub bytes_sent: u64,
+    /// How it ended.
+    pub response_flags: ResponseFlag,
+    /// More about the end, e.g. the name of a reset code; may quote the peer.
+    pub details: Option<Arc<str>>,
+    /// W3C `traceparent` that the connection carried.
+    pub traceparent: Option<Arc<str>>,
+}
+
+/// Writes access lines; clones share the mode.
+#[derive(Clone, Debug)]
+pub struct AccessLog {
+    mode: Arc<AtomicU8>,
+}
+
+impl AccessLog {
+    /// Begins in `mode`.
+    #[must_use]
+    pub fn new(mode: AccessMode) -> Self {
+        let log = Self { mode: Arc::default() };
+        log.set_mode(mode);
+        log
+    }
+
+    /// The mode now.
+    #[must_use]
+    pub fn mode(&self) -> AccessMode {
+        match self.mode.load(Ordering::Relaxed) {
+            0 => AccessMode::Off,
+            1 => AccessMode::Errors,
+            _ => AccessMode::All,
+        }
+    }
+
+    /// Changes the mode of all clones.
+    pub fn set_mode(&self, mode: AccessMode) {
+        let value = match mode {
+            AccessMode::Off => 0,
+            AccessMode::Errors => 1,
+            AccessMode::All => 2,
+        };
+        self.mode.store(value, Ordering::Relaxed);
+    }
+
+    /// Whether a connection that ended with `flag` gets a line: ask before making the record.
+    #[must_use]
+    pub fn wants(&self, flag: ResponseFlag) -> bool {
+        match self.mode() {
+            AccessMode::Off => false,
+            AccessMode::Errors => flag != ResponseFlag::None,
+            AccessMode::All => true,
+        }
+    }
+
+    /// Writes the line, if the mode asks for it.
+    pub fn record(&self, record: &AccessRecord) {
+        if !self.wants(record.response_flags) {
+            return;
+        }
+        let direction = match record.direction {
+            Direction::Outbound => "outbound",
+            Direction::Inbound => "inbound",
+        };
+        let text = |value: &Option<Arc<str>>| Shown(value.clone());
+        tracing::info!(
+            target: TARGET,
+            start_time = %rfc3339(record.start_time),
+            duration = u64::try_from(record.duration.as_millis()).unwrap_or(u64::MAX),
+            direction,
+            upstream_cluster = %Upstream(record),
+            peer = %text(&record.peer),
+            path = record.path.as_str(),
+            source = %text(&record.source),
+            downstream_remote_address = %address(record.downstream_remote_address),
+            downstream_local_address = %address(record.downstream_local_address),
+            upstream_host = %address(record.upstream_host),
+            bytes_received = record.bytes_received,
+            bytes_sent = record.bytes_sent,
+            response_flags = record.response_flags.as_str(),
+            connection_termination_details = %text(&record.details),
+            traceparent = %text(&record.traceparent),
+            "connection"
+        );
+    }
+}
+
+/// Envoy's `direction|port||host`.
+struct Upstream<'a>(&'a AccessRecord);
+
+impl fmt::Display for Upstream<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(record) = self;
+        let Some((namespace, name)) = record.service.as_deref().and_then(|key| key.split_once('/')) else {
+            return f.write_str("-");
+        };
+        let direction = if record.direction == Direction::Inbound { "inbound" } else { "outbound" };
+        let port = record.port;
+        write!(f, "{direction}|{port}||{}.{}.svc.clusterset.local", Escaped(name), Escaped(namespace))
+    }
+}
+
+/// An escaped text, or `-`.
+struct Shown(Option<Arc<str>>);
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Escaped(self.0.as_deref().unwrap_or("-")).fmt(f)
+    }
+}
+
+fn address(address: Option<SocketAddr>) -> String {
+    address.map_or_else(|| "-".to_owned(), |address| address.to_string())
+}
+
+fn rfc3339(time: SystemTime) -> String {
+    humantime::format_rfc3339_millis(time).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_choose_by_how_the_connection_ended() {
+        let log = AccessLog::new(AccessMode::Errors);
+        assert!(log.wants(ResponseFlag::Denied) && !log.wants(ResponseFlag::None));
+        log.clone().set_mode(AccessMode::All);
+        assert!(log.wants(ResponseFlag::None));
+        log.set_mode(AccessMode::Off);
+        assert!(!log.wants(ResponseFlag::UpstreamFailure));
+    }
+}

@@ -1,0 +1,542 @@
+//! Everything that `/metrics` shows, as typed methods: a caller cannot invent a name or a label.
+//!
+//! Names begin with `istio_tcp_` where Istio has one for the same thing (see [`traffic`]), else with `eastway_`.
+//! Label values come from fixed sets, from this cluster's configuration, or are bounded by a `Family`, so that the
+//! number of series stays below 5,000 whatever a peer sends.
+
+mod family;
+mod process;
+mod traffic;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prometheus_client::encoding::text;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::TypedMetric;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use self::family::{Family, Labels, OTHER};
+pub use self::process::{open_fds, resident_bytes};
+pub use self::traffic::{ConnectionLabels, ConnectionMetrics, Destination, Reporter, ResponseFlag, UNKNOWN, Workload};
+use super::refusals::Refusal;
+
+/// Most sets of connection labels; each is shown as 3 series and one more for each way connections ended.
+const MAX_CONNECTION_SETS: usize = 600;
+/// How many of them one peer can create.
+const MAX_CONNECTION_SETS_PER_PEER: usize = 150;
+/// Most series of each other family, and how many of them belong to one peer.
+const MAX_SERIES: usize = 256;
+const MAX_SERIES_PER_PEER: usize = 32;
+
+type FloatGauge = Gauge<f64, AtomicU64>;
+
+/// The peer that series belong to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PeerLabel {
+    peer: Arc<str>,
+}
+
+impl Labels for PeerLabel {
+    fn owner(&self) -> Option<&Arc<str>> {
+        Some(&self.peer)
+    }
+
+    fn overflow(&self) -> Self {
+        Self { peer: Arc::from(OTHER) }
+    }
+}
+
+/// A peer and a word from a fixed set.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PeerReason {
+    peer: Arc<str>,
+    reason: &'static str,
+}
+
+impl Labels for PeerReason {
+    fn owner(&self) -> Option<&Arc<str>> {
+        Some(&self.peer)
+    }
+
+    fn overflow(&self) -> Self {
+        Self { peer: Arc::from(OTHER), reason: self.reason }
+    }
+}
+
+/// A word from a fixed set.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    reason: &'static str,
+}
+
+impl Labels for Reason {
+    fn owner(&self) -> Option<&Arc<str>> {
+        None
+    }
+
+    fn overflow(&self) -> Self {
+        Self { reason: OTHER }
+    }
+}
+
+/// A denied connection: the service is our own, the source's namespace is what the peer says.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DenialLabels {
+    source_cluster: Arc<str>,
+    source_namespace: Arc<str>,
+    destination_namespace: Arc<str>,
+    destination_service: Arc<str>,
+    dry_run: &'static str,
+}
+
+impl Labels for DenialLabels {
+    fn owner(&self) -> Option<&Arc<str>> {
+        Some(&self.source_cluster)
+    }
+
+    fn overflow(&self) -> Self {
+        let other: Arc<str> = Arc::from(OTHER);
+        Self {
+            source_cluster: Arc::clone(&self.source_cluster),
+            source_namespace: Arc::clone(&other),
+            destination_namespace: Arc::clone(&other),
+            destination_service: other,
+            dry_run: self.dry_run,
+        }
+    }
+}
+
+/// A certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CertificateLabels {
+    kind: &'static str,
+    peer: Arc<str>,
+}
+
+impl Labels for CertificateLabels {
+    fn owner(&self) -> Option<&Arc<str>> {
+        (!self.peer.is_empty()).then_some(&self.peer)
+    }
+
+    fn overflow(&self) -> Self {
+        Self { kind: self.kind, peer: Arc::from(OTHER) }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BuildLabels {
+    version: &'static str,
+}
+
+/// How an attempt to connect ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DialOutcome {
+    /// Connected.
+    Connected,
+    /// Refused by the other end.
+    Refused,
+    /// No answer in time.
+    Timeout,
+    /// Not authenticated: certificate, pin, identity or protocol.
+    Rejected,
+    /// No address to dial, or its name does not resolve.
+    Unresolved,
+    /// Anything else.
+    Failed,
+}
+
+impl DialOutcome {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Connected => "connected",
+            Self::Refused => "refused",
+            Self::Timeout => "timeout",
+            Self::Rejected => "rejected",
+            Self::Unresolved => "unresolved",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Whose certificate an expiry belongs to.
+#[derive(Clone, Debug)]
+pub enum Certificate<'a> {
+    /// This gateway's leaf.
+    Leaf,
+    /// The issuing CA's.
+    Issuer,
+    /// The one that a peer's link presented; its name.
+    Peer(&'a Arc<str>),
+}
+
+/// State of one peer at the time of a scrape; see [`Metrics::set_peer`].
+#[derive(Clone, Debug, Default)]
+pub struct PeerSample {
+    /// Whether a link acknowledged something within 5 s.
+    pub up: bool,
+    /// Live links.
+    pub links: u32,
+    /// Smoothed round-trip time of the best link.
+    pub rtt: Option<Duration>,
+    /// The peer's clock minus ours.
+    pub clock_skew_ms: Option<i64>,
+    /// Streams open on all links.
+    pub streams: u32,
+    /// Bytes sent over all links since our start.
+    pub sent_bytes: u64,
+    /// Bytes received over all links since our start.
+    pub received_bytes: u64,
+    /// Packets lost on all links since our start.
+    pub lost_packets: u64,
+}
+
+macro_rules! metrics {
+    ($($field:ident : $kind:ty, $name:literal, $help:literal;)*) => {
+        /// All metrics of the process.
+        pub struct Metrics {
+            registry: Registry,
+            overflowed: Counter,
+            connections: Family<ConnectionLabels, traffic::Series>,
+            certificate: Family<CertificateLabels, FloatGauge>,
+            denials: Family<DenialLabels, Counter>,
+            $($field: $kind,)*
+        }
+
+        impl Metrics {
+            /// All at zero.
+            #[must_use]
+            pub fn new() -> Self {
+                let overflowed = Counter::default();
+                let mut registry = Registry::default();
+                let connections = Family::new(MAX_CONNECTION_SETS, MAX_CONNECTION_SETS_PER_PEER, overflowed.clone());
+                registry.register_collector(Box::new(traffic::Connections(connections.clone())));
+                registry.register_collector(Box::new(process::Process));
+                let certificate = <Family<_, _> as Fresh>::fresh(&overflowed);
+                let help = "When a certificate ends, in seconds since the Unix epoch";
+                registry.register("eastway_certificate_not_after_timestamp_seconds", help, certificate.clone());
+                let denials = <Family<_, _> as Fresh>::fresh(&overflowed);
+                registry.register("eastway_access_denied", "Connections that no access rule allows", denials.clone());
+                $(
+                    let $field = <$kind as Fresh>::fresh(&overflowed);
+                    registry.register($name, $help, $field.clone());
+                )*
+                let help = "Updates counted under `other` because a family has too many series";
+                registry.register("eastway_metrics_overflowed", help, overflowed.clone());
+                let build: prometheus_client::metrics::family::Family<BuildLabels, Gauge> =
+                    prometheus_client::metrics::family::Family::default();
+                build.get_or_create(&BuildLabels { version: env!("CARGO_PKG_VERSION") }).set(1);
+                registry.register("eastway_build_info", "Version of this process", build);
+                let started: FloatGauge = Gauge::default();
+                started.set(unix_seconds(SystemTime::now()));
+                let help = "When this process started, in seconds since the Unix epoch";
+                registry.register("process_start_time_seconds", help, started);
+                Self { registry, overflowed, connections, certificate, denials, $($field,)* }
+            }
+
+            fn forget_series_of(&self, peer: &str) {
+                self.connections.forget_owner(peer);
+                self.certificate.forget_owner(peer);
+                self.denials.forget_owner(peer);
+                $(Fresh::forget(&self.$field, peer);)*
+            }
+        }
+    };
+}
+
+metrics! {
+    peer_up: Family<PeerLabel, Gauge>, "eastway_peer_up", "1 if a link to the peer acknowledged something within 5 s";
+    links: Family<PeerLabel, Gauge>, "eastway_links", "Live links to the peer";
+    rtt: Family<PeerLabel, FloatGauge>, "eastway_peer_rtt_seconds", "Smoothed round-trip time to the peer";
+    skew: Family<PeerLabel, FloatGauge>, "eastway_peer_clock_skew_seconds", "The peer's clock minus ours";
+    link_streams: Family<PeerLabel, Gauge>, "eastway_link_streams", "Streams open on the links to the peer";
+    link_sent: Family<PeerLabel, Counter>, "eastway_link_sent_bytes", "Bytes sent over links";
+    link_received: Family<PeerLabel, Counter>, "eastway_link_received_bytes", "Bytes received over links";
+    link_lost: Family<PeerLabel, Counter>, "eastway_link_lost_packets", "Packets lost on links";
+    link_dials: Family<PeerReason, Counter>, "eastway_link_dials", "Attempts to open a link, by outcome";
+    link_closed: Family<PeerReason, Counter>, "eastway_links_closed", "Links closed, by reason";
+    handshakes_refused: Family<Reason, Counter>, "eastway_handshakes_refused", "Incoming handshakes refused, by reason";
+    stream_opens: Family<PeerReason, Counter>, "eastway_stream_opens", "Streams opened to the peer, by outcome";
+    stream_requests: Family<PeerReason, Counter>, "eastway_stream_requests", "Streams of the peer, by answer";
+    upstream_dials: Family<Reason, Counter>, "eastway_upstream_dials", "Dials to local endpoints, by outcome";
+    retries: Family<PeerLabel, Counter>, "eastway_stream_retries", "Streams retried elsewhere before any delivery";
+    federation_applied: Family<PeerReason, Counter>, "eastway_federation_applied", "Changes of the peer applied, by kind";
+    federation_rejected: Family<PeerReason, Counter>, "eastway_imports_rejected", "Records of the peer refused, by reason";
+    federation_sessions: Family<PeerReason, Counter>, "eastway_federation_sessions_closed", "Import and export sessions closed, by reason";
+    federation_lag: Family<PeerLabel, FloatGauge>, "eastway_federation_lag_seconds", "Time since the peer's state was known to be current";
+    federation_objects: Family<PeerReason, Gauge>, "eastway_federation_objects", "Services and endpoints imported from the peer, and services exported to it";
+    dns_answers: Family<Reason, Counter>, "eastway_dns_answers", "DNS answers, by response code";
+    dns_dropped: Family<Reason, Counter>, "eastway_dns_dropped", "DNS packets dropped without an answer, by reason";
+    refusals: Family<PeerReason, Counter>, "eastway_refused", "Refused inputs, by kind; peer is empty if it is not known";
+    config_reloads: Family<Reason, Counter>, "eastway_config_reloads", "Configuration reloads, by result";
+    config_success: Gauge, "eastway_config_last_reload_success", "1 if the files on disk are what runs";
+    config_time: FloatGauge, "eastway_config_last_reload_success_timestamp_seconds", "When the running configuration was read";
+    vips: Gauge, "eastway_vips", "Virtual addresses allocated";
+    vips_exhausted: Counter, "eastway_vips_exhausted", "Imports that got no virtual address because the ranges are full";
+    snapshot_version: Gauge<i64, AtomicI64>, "eastway_snapshot_version", "Version of the published snapshot";
+    ready: Gauge, "eastway_ready", "1 if this process is ready";
+    log_lines_dropped: Counter, "eastway_log_lines_dropped", "Log lines dropped because the output was blocked";
+}
+
+/// How a field of [`Metrics`] begins, and what a removed peer takes with it.
+trait Fresh: EncodeMetric + Clone {
+    fn fresh(overflowed: &Counter) -> Self;
+    fn forget(&self, _peer: &str) {}
+}
+
+impl<L: Labels, M: Clone + Default + EncodeMetric + TypedMetric> Fresh for Family<L, M> {
+    fn fresh(overflowed: &Counter) -> Self {
+        Self::new(MAX_SERIES, MAX_SERIES_PER_PEER, overflowed.clone())
+    }
+
+    fn forget(&self, peer: &str) {
+        self.forget_owner(peer);
+    }
+}
+
+impl Fresh for Counter {
+    fn fresh(_overflowed: &Counter) -> Self {
+        Self::default()
+    }
+}
+
+impl Fresh for Gauge {
+    fn fresh(_overflowed: &Counter) -> Self {
+        Self::default()
+    }
+}
+
+impl Fresh for FloatGauge {
+    fn fresh(_overflowed: &Counter) -> Self {
+        Self::default()
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").field("overflowed", &self.overflowed.get()).finish_non_exhaustive()
+    }
+}
+
+/// The data path.
+impl Metrics {
+    /// A connection was opened; the returned handle counts its bytes and its end. One lookup per connection,
+    /// none per read or write.
+    #[must_use]
+    pub fn connection_opened(&self, labels: &ConnectionLabels) -> ConnectionMetrics {
+        ConnectionMetrics::open(self.connections.get(labels))
+    }
+
+    /// A dial to a local endpoint ended.
+    pub fn upstream_dial(&self, outcome: DialOutcome) {
+        self.upstream_dials.get(&Reason { reason: outcome.as_str() }).inc();
+    }
+
+    /// A stream to `peer` was answered; `outcome` is `dialled` or the name of the reset code.
+    pub fn stream_opened(&self, peer: &Arc<str>, outcome: &'static str) {
+        self.stream_opens.get(&peer_reason(peer, outcome)).inc();
+    }
+
+    /// We answered a stream of `peer`; `outcome` is `dialled` or the name of the reset code.
+    pub fn stream_answered(&self, peer: &Arc<str>, outcome: &'static str) {
+        self.stream_requests.get(&peer_reason(peer, outcome)).inc();
+    }
+
+    /// A stream that `peer` refused before delivery was tried elsewhere.
+    pub fn stream_retried(&self, peer: &Arc<str>) {
+        self.retries.get(&peer_label(peer)).inc();
+    }
+
+    /// No access rule allows a source; with `dry_run` it went through all the same.
+    pub fn access_denied(&self, source: &Workload, namespace: &Arc<str>, service: &Arc<str>, dry_run: bool) {
+        let labels = DenialLabels {
+            source_cluster: Arc::clone(&source.cluster),
+            source_namespace: Arc::clone(&source.namespace),
+            destination_namespace: Arc::clone(namespace),
+            destination_service: Arc::clone(service),
+            dry_run: if dry_run { "true" } else { "false" },
+        };
+        self.denials.get(&labels).inc();
+    }
+
+    /// An input was refused; see [`super::Refusals::refused`], which also logs.
+    pub(super) fn refused(&self, kind: Refusal, peer: Option<&Arc<str>>) {
+        let peer = peer.cloned().unwrap_or_else(|| Arc::from(""));
+        self.refusals.get(&PeerReason { peer, reason: kind.as_str() }).inc();
+    }
+}
+
+/// Links and federation.
+impl Metrics {
+    /// The state of `peer` now.
+    pub fn set_peer(&self, peer: &Arc<str>, sample: &PeerSample) {
+        let label = peer_label(peer);
+        self.peer_up.get(&label).set(i64::from(sample.up));
+        self.links.get(&label).set(i64::from(sample.links));
+        self.link_streams.get(&label).set(i64::from(sample.streams));
+        if let Some(rtt) = sample.rtt {
+            self.rtt.get(&label).set(rtt.as_secs_f64());
+        }
+        if let Some(skew) = sample.clock_skew_ms {
+            self.skew.get(&label).set(millis(skew));
+        }
+        raise(&self.link_sent.get(&label), sample.sent_bytes);
+        raise(&self.link_received.get(&label), sample.received_bytes);
+        raise(&self.link_lost.get(&label), sample.lost_packets);
+    }
+
+    /// An attempt to open a link to `peer` ended.
+    pub fn link_dial(&self, peer: &Arc<str>, outcome: DialOutcome) {
+        self.link_dials.get(&peer_reason(peer, outcome.as_str())).inc();
+    }
+
+    /// A link to `peer` was closed.
+    pub fn link_closed(&self, peer: &Arc<str>, reason: &'static str) {
+        self.link_closed.get(&peer_reason(peer, reason)).inc();
+    }
+
+    /// An incoming handshake was refused.
+    pub fn handshake_refused(&self, reason: &'static str) {
+        self.handshakes_refused.get(&Reason { reason }).inc();
+    }
+
+    /// A change of `peer` was applied; `kind` is `upsert`, `remove`, `snapshot` or `endpoints`.
+    pub fn federation_applied(&self, peer: &Arc<str>, kind: &'static str) {
+        self.federation_applied.get(&peer_reason(peer, kind)).inc();
+    }
+
+    /// A record of `peer` was refused.
+    pub fn federation_rejected(&self, peer: &Arc<str>, reason: &'static str) {
+        self.federation_rejected.get(&peer_reason(peer, reason)).inc();
+    }
+
+    /// A federation session with `peer` was closed.
+    pub fn federation_closed(&self, peer: &Arc<str>, reason: &'static str) {
+        self.federation_sessions.get(&peer_reason(peer, reason)).inc();
+    }
+
+    /// How long ago the state of `peer` was known to be current.
+    pub fn set_federation_lag(&self, peer: &Arc<str>, lag: Duration) {
+        self.federation_lag.get(&peer_label(peer)).set(lag.as_secs_f64());
+    }
+
+    /// How many services and endpoints `peer` exports to us, and how many services we export to it.
+    pub fn set_federation_objects(&self, peer: &Arc<str>, services: usize, endpoints: usize, exported: usize) {
+        let counts =
+            [("imported_services", services), ("imported_endpoints", endpoints), ("exported_services", exported)];
+        for (kind, count) in counts {
+            self.federation_objects.get(&peer_reason(peer, kind)).set(count_of(count));
+        }
+    }
+
+    /// `peer` was removed: its series go with it.
+    pub fn forget_peer(&self, peer: &str) {
+        self.forget_series_of(peer);
+    }
+}
+
+/// DNS, certificates, configuration and the process itself.
+impl Metrics {
+    /// Total DNS answers with this response code since our start, as the server counts them.
+    pub fn set_dns_answers(&self, rcode: &'static str, total: u64) {
+        raise(&self.dns_answers.get(&Reason { reason: rcode }), total);
+    }
+
+    /// Total DNS packets dropped for this reason since our start, as the server counts them.
+    pub fn set_dns_dropped(&self, reason: &'static str, total: u64) {
+        raise(&self.dns_dropped.get(&Reason { reason }), total);
+    }
+
+    /// When a certificate ends.
+    pub fn set_certificate(&self, certificate: &Certificate<'_>, not_after: SystemTime) {
+        let (kind, peer) = match certificate {
+            Certificate::Leaf => ("leaf", Arc::from("")),
+            Certificate::Issuer => ("issuer", Arc::from("")),
+            Certificate::Peer(peer) => ("peer", Arc::clone(peer)),
+        };
+        self.certificate.get(&CertificateLabels { kind, peer }).set(unix_seconds(not_after));
+    }
+
+    /// The configuration was read again.
+    pub fn config_reloaded(&self, success: bool) {
+        self.config_reloads.get(&Reason { reason: if success { "success" } else { "failure" } }).inc();
+        self.config_success.set(i64::from(success));
+        if success {
+            self.config_time.set(unix_seconds(SystemTime::now()));
+        }
+    }
+
+    /// Virtual addresses in use.
+    pub fn set_vips(&self, allocated: usize) {
+        self.vips.set(count_of(allocated));
+    }
+
+    /// An import got no virtual address.
+    pub fn vip_exhausted(&self) {
+        self.vips_exhausted.inc();
+    }
+
+    /// Version of the published snapshot.
+    pub fn set_snapshot_version(&self, version: u64) {
+        self.snapshot_version.set(i64::try_from(version).unwrap_or(i64::MAX));
+    }
+
+    /// Whether the process is ready.
+    pub fn set_ready(&self, ready: bool) {
+        self.ready.set(i64::from(ready));
+    }
+
+    /// Total log lines dropped since our start.
+    pub fn set_log_lines_dropped(&self, total: u64) {
+        raise(&self.log_lines_dropped, total);
+    }
+
+    /// The exposition in OpenMetrics text format 1.0.
+    ///
+    /// # Errors
+    /// Only if a collector fails to format, which none here does.
+    pub fn encode(&self) -> Result<String, fmt::Error> {
+        let mut page = String::with_capacity(16 * 1024);
+        text::encode(&mut page, &self.registry)?;
+        Ok(page)
+    }
+}
+
+fn peer_label(peer: &Arc<str>) -> PeerLabel {
+    PeerLabel { peer: Arc::clone(peer) }
+}
+
+fn peer_reason(peer: &Arc<str>, reason: &'static str) -> PeerReason {
+    PeerReason { peer: Arc::clone(peer), reason }
+}
+
+/// Sets a counter that somebody else keeps; it never goes down, as counters must not.
+fn raise(counter: &Counter, total: u64) {
+    counter.inner().fetch_max(total, Ordering::Relaxed);
+}
+
+fn count_of(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+fn millis(value: i64) -> f64 {
+    let magnitude = Duration::from_millis(value.unsigned_abs()).as_secs_f64();
+    if value < 0 { -magnitude } else { magnitude }
+}
+
+fn unix_seconds(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests;
