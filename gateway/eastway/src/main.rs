@@ -1,3 +1,7 @@
 //! The `eastway` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    eastway::cli::main(std::env::args_os())
+}

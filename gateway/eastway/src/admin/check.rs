@@ -1,0 +1,202 @@
+//! What `eastway check` knows: facts that a running gateway measured, and the findings they lead to.
+//!
+//! Gathering facts touches the network and is the gateway's work; judging them is pure and done here, so that every
+//! code can be tested with a made-up gateway.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Longest time that gathering facts may take.
+pub const PROBE_BUDGET: Duration = Duration::from_secs(8);
+
+/// Everything that the checks look at.
+#[derive(Clone, Debug, Default)]
+pub struct CheckFacts {
+    /// Our wall clock, milliseconds since the Unix epoch.
+    pub now: u64,
+    /// This process.
+    pub gateway: GatewayFacts,
+    /// The DNS server.
+    pub dns: DnsFacts,
+    /// The configured peers, sorted by name.
+    pub peers: Vec<PeerFacts>,
+}
+
+/// Facts about this process.
+#[derive(Clone, Debug, Default)]
+pub struct GatewayFacts {
+    /// Our leaf: beginning and end, milliseconds since the Unix epoch. `None`: there is none yet.
+    pub leaf: Option<(u64, u64)>,
+    /// End of our issuing CA.
+    pub issuer_not_after: Option<u64>,
+    /// End of the revocation list, if one is configured.
+    pub crl_next_update: Option<u64>,
+    /// What keeps the process from being ready.
+    pub pending: Vec<String>,
+    /// Why the files on disk are not what runs.
+    pub config_errors: Vec<String>,
+    /// Services offered to peers by the registries.
+    pub exported_services: u32,
+    /// Exported services without any ready endpoint, `namespace/name`.
+    pub exported_without_endpoints: Vec<String>,
+    /// Imports without a virtual address because the ranges are full.
+    pub vips_missing: u32,
+    /// Log lines dropped since the start.
+    pub dropped_log_lines: u64,
+    /// Most file descriptors the process may open.
+    pub fd_limit: Option<u64>,
+    /// UDP receive buffer of the link socket, bytes.
+    pub udp_receive_buffer: Option<u64>,
+}
+
+/// Facts about naming.
+#[derive(Clone, Debug, Default)]
+pub struct DnsFacts {
+    /// Whether the gateway runs a DNS server at all.
+    pub enabled: bool,
+    /// Whether our own server answered a query for `clusterset.local` SOA.
+    pub answers: bool,
+    /// Whether it knows local truth.
+    pub synced: bool,
+    /// Own names whose rule leads to no import: the name, and what it points at.
+    pub dangling_names: Vec<(String, String)>,
+    /// Imports that do not resolve: the name, and what the server answered.
+    pub unresolved: Vec<(String, String)>,
+}
+
+/// Facts about one peer.
+#[derive(Clone, Debug, Default)]
+pub struct PeerFacts {
+    /// Its name.
+    pub name: String,
+    /// Whether a link acknowledged something within 5 s.
+    pub up: bool,
+    /// What dialling each configured address led to.
+    pub addresses: Vec<AddressFacts>,
+    /// Why the last handshake, in either direction, was refused; from the last 10 minutes.
+    pub handshake: Option<HandshakeFault>,
+    /// Bytes of UDP payload that fit one packet on the best link.
+    pub mtu: Option<u16>,
+    /// Outcome of sending bytes through a link and back: round trip of 64 KiB.
+    pub echo: Option<Result<Duration, String>>,
+    /// Transport of the best link.
+    pub transport: Option<String>,
+    /// Its clock minus ours.
+    pub clock_skew_ms: Option<i64>,
+    /// End of the certificate it presented last.
+    pub certificate_not_after: Option<u64>,
+    /// Packets sent and lost on its links since they opened.
+    pub packets: (u64, u64),
+    /// Links closed in the last 10 minutes.
+    pub recent_link_losses: u32,
+    /// Number of keys it is pinned to.
+    pub pins: u32,
+    /// Whether the Peer shares our trust domain.
+    pub shared_trust_domain: bool,
+    /// Namespaces we take from it.
+    pub import_rules: u32,
+    /// Rules of what we offer it.
+    pub export_rules: u32,
+    /// Services imported from it.
+    pub imported_services: u32,
+    /// Services that the export rules select.
+    pub exported_services: u32,
+    /// Records refused since the start, by reason.
+    pub rejected: Vec<(String, u64)>,
+    /// Whether its first complete snapshot arrived, now or from disk.
+    pub synced: bool,
+    /// For how long its records could not be confirmed.
+    pub stale_ms: Option<u64>,
+    /// Its software and ours share no protocol version.
+    pub version_mismatch: Option<String>,
+    /// Connections of it that no access rule allowed since the start: how many, and an example.
+    pub denied: Option<(u64, String)>,
+    /// Conflicts over services between it and another cluster: a sentence each.
+    pub conflicts: Vec<String>,
+}
+
+/// What dialling one address led to.
+#[derive(Clone, Debug)]
+pub struct AddressFacts {
+    /// As configured, `host:port`.
+    pub address: String,
+    /// What happened.
+    pub reach: Reach,
+}
+
+/// How far a probe of an address came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// A QUIC answer came back after this long.
+    Answered(Duration),
+    /// The name has no address; what the resolver said.
+    Unresolved(String),
+    /// Packets leave, nothing comes back: a firewall, a wrong address, or no gateway.
+    Silent,
+    /// The network says that nobody listens (ICMP port unreachable).
+    Refused,
+    /// The network has no route, or the local firewall forbids it.
+    Unroutable(String),
+}
+
+/// Why a handshake with a peer was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HandshakeFault {
+    /// It showed a key that is not pinned for it; `sha256:<hex>` of that key.
+    Unpinned(String),
+    /// Its key is pinned, but the certificate is for this SPIFFE id.
+    WrongIdentity(String),
+    /// Its certificate ended at this time.
+    Expired(u64),
+    /// Its certificate begins at this time.
+    NotYetValid(u64),
+    /// Its certificate is on the revocation list.
+    Revoked,
+    /// It calls itself by this cluster name.
+    WrongCluster(String),
+    /// It refused our certificate; what it said.
+    RefusedUs(String),
+    /// It speaks another protocol.
+    Protocol(String),
+    /// Anything else.
+    Other(String),
+}
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// As it should be.
+    Ok,
+    /// Works, but somebody should look.
+    Warning,
+    /// Does not work.
+    Error,
+}
+
+/// One result of `eastway check`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Finding {
+    /// Stable code, `EWnnn`.
+    pub code: String,
+    /// How bad.
+    pub severity: Severity,
+    /// What it is about: `gateway`, `dns` or `peer <name>`.
+    pub subject: String,
+    /// What was found.
+    pub message: String,
+    /// Why it is probably so; empty if all is well.
+    pub cause: String,
+    /// What to do; empty if all is well.
+    pub fix: String,
+}
+
+/// The answer of `/check`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckReport {
+    /// All findings: errors first, then warnings, then what is well.
+    pub findings: Vec<Finding>,
+}

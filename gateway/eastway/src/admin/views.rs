@@ -1,0 +1,444 @@
+//! What the admin port shows, as types that both it and the command line use.
+//!
+//! Lists are sorted, so that two dumps can be compared line by line. Times are milliseconds since the Unix epoch.
+//! Fields are only ever added. Fields missing in an older process's answer get their defaults.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+/// Version of all views.
+pub const API_VERSION: &str = "eastway.dev/v1alpha1";
+
+/// One answer of the admin port: its kind, and the contents beside it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct View<T> {
+    /// [`API_VERSION`].
+    pub api_version: String,
+    /// Name of the view, e.g. `Status`.
+    pub kind: String,
+    /// The contents.
+    #[serde(flatten)]
+    pub contents: T,
+}
+
+impl<T> View<T> {
+    /// Wraps `contents`.
+    pub fn new(kind: &str, contents: T) -> Self {
+        Self { api_version: API_VERSION.to_owned(), kind: kind.to_owned(), contents }
+    }
+}
+
+/// A list inside a [`View`].
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Items<T> {
+    /// The sorted list.
+    pub items: Vec<T>,
+}
+
+/// The process as a whole.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct StatusView {
+    /// This cluster.
+    pub cluster: String,
+    /// Its trust domain.
+    pub trust_domain: String,
+    /// Version of the software.
+    pub version: String,
+    /// What the process does: `gateway`, `controller`, `ca`.
+    pub roles: Vec<String>,
+    /// When it started.
+    pub started_at: u64,
+    /// Whether it is ready. Filled in by the admin port.
+    pub ready: bool,
+    /// What keeps it from being ready. Filled in by the admin port.
+    pub pending: Vec<String>,
+    /// Whether it drains. Filled in by the admin port.
+    pub draining: bool,
+    /// Bound sockets by name, e.g. `link` or `dns`.
+    pub listeners: BTreeMap<String, Vec<SocketAddr>>,
+    /// The snapshot that is served.
+    pub snapshot: SnapshotView,
+    /// The gateway's certificate.
+    pub identity: Option<IdentityView>,
+    /// The configuration files.
+    pub config: ConfigView,
+    /// Peers by state.
+    pub peers: PeerCounts,
+    /// Services by origin.
+    pub services: ServiceCounts,
+    /// Connections open now.
+    pub open_connections: u64,
+    /// Resident memory, bytes.
+    pub resident_bytes: u64,
+}
+
+/// The snapshot that is served.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SnapshotView {
+    /// Rises with every published change.
+    pub version: u64,
+    /// Whether all registries sent their contents.
+    pub local_synced: bool,
+    /// When imports were restored from disk and not yet confirmed by their peers: age of the file in ms.
+    pub restored_age_ms: Option<u64>,
+}
+
+/// A certificate in use.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct IdentityView {
+    /// SPIFFE id.
+    pub id: String,
+    /// End of the leaf.
+    pub not_after: u64,
+    /// Pin of the issuing CA's key, `sha256:<hex>`: what the other side's Peer file must list.
+    pub pin: String,
+    /// End of the issuing CA.
+    pub issuer_not_after: Option<u64>,
+}
+
+/// State of the configuration files.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ConfigView {
+    /// The main file.
+    pub path: String,
+    /// When what runs was read.
+    pub loaded_at: u64,
+    /// Why the files on disk were refused since; empty if they are what runs.
+    pub errors: Vec<String>,
+}
+
+/// How many peers are in each state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PeerCounts {
+    /// With a live link.
+    pub up: u32,
+    /// Without one.
+    pub down: u32,
+    /// Never heard of since the start, and nothing on disk.
+    pub unknown: u32,
+}
+
+/// How many services there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceCounts {
+    /// Of this cluster.
+    pub local: u32,
+    /// Of these, offered to at least one peer.
+    pub exported: u32,
+    /// Offered by peers.
+    pub imported: u32,
+    /// Virtual addresses in use.
+    pub vips: u32,
+}
+
+/// Whether a peer can be reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PeerCondition {
+    /// A link acknowledged something within 5 s.
+    Up,
+    /// No link.
+    Down,
+    /// Never heard of since the start, and nothing on disk.
+    #[default]
+    Unknown,
+}
+
+/// One configured peer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PeerView {
+    /// Its cluster's name.
+    pub name: String,
+    /// Whether it can be reached.
+    pub state: PeerCondition,
+    /// Since when.
+    pub since: Option<u64>,
+    /// Its trust domain.
+    pub trust_domain: String,
+    /// SPIFFE id that its gateways must prove.
+    pub gateway: String,
+    /// Keys it is pinned to.
+    pub pins: Vec<String>,
+    /// `none` if it shares our trust domain, else `trust domain`.
+    pub workload_isolation: String,
+    /// Addresses we dial; empty if it dials us.
+    pub addresses: Vec<String>,
+    /// Live links, sorted by replica.
+    pub links: Vec<LinkView>,
+    /// Why the last attempt to reach it failed, if it is not up.
+    pub last_error: Option<String>,
+    /// Attempts to reach it since the start.
+    pub dials: u64,
+    /// Its clock minus ours.
+    pub clock_skew_ms: Option<i64>,
+    /// Services it exports to us.
+    pub imported_services: u32,
+    /// Endpoints behind them.
+    pub imported_endpoints: u64,
+    /// Services we export to it.
+    pub exported_services: u32,
+    /// Records of it that were refused since the start.
+    pub rejected_records: u64,
+    /// For how long its records could not be confirmed; `None` if they are current.
+    pub stale_ms: Option<u64>,
+}
+
+/// One link.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LinkView {
+    /// The other gateway process, hexadecimal.
+    pub replica: String,
+    /// Its address as we see it.
+    pub remote: String,
+    /// `quic`, or `tcp` where UDP is blocked.
+    pub transport: String,
+    /// Whether we dialled it.
+    pub dialled: bool,
+    /// Whether the other side announced that it goes away.
+    pub draining: bool,
+    /// Since when.
+    pub since: u64,
+    /// Smoothed round-trip time, microseconds.
+    pub rtt_us: Option<u64>,
+    /// Bytes of UDP payload that fit one packet on this path.
+    pub mtu: Option<u16>,
+    /// End of the certificate it presented last.
+    pub certificate_not_after: Option<u64>,
+    /// Open streams.
+    pub streams: u32,
+    /// Bytes sent.
+    pub sent_bytes: u64,
+    /// Bytes received.
+    pub received_bytes: u64,
+    /// Packets lost.
+    pub lost_packets: u64,
+}
+
+/// One service, local, imported or both.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceView {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// `ClusterSetIP` or `Headless`.
+    pub kind: String,
+    /// Names that our DNS answers for it.
+    pub dns_names: Vec<String>,
+    /// Virtual addresses.
+    pub vips: Vec<IpAddr>,
+    /// Its ports, merged over clusters.
+    pub ports: Vec<PortView>,
+    /// Whether this cluster offers it to peers.
+    pub exported: bool,
+    /// Peers it is offered to.
+    pub exported_to: Vec<String>,
+    /// What each cluster has of it; this cluster first.
+    pub parts: Vec<PartView>,
+    /// Where clusters disagree.
+    pub conflicts: Vec<ConflictView>,
+}
+
+/// A port of a service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PortView {
+    /// Name, if it has one.
+    pub name: Option<String>,
+    /// Number.
+    pub port: u16,
+    /// `TCP` or `UDP`.
+    pub protocol: String,
+    /// Hint, e.g. `http`.
+    pub app_protocol: Option<String>,
+}
+
+/// What one cluster has of a service.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PartView {
+    /// The cluster.
+    pub cluster: String,
+    /// Whether it is this one.
+    pub local: bool,
+    /// Whether the owner cannot be asked at the moment.
+    pub stale: bool,
+    /// Endpoints that take new connections.
+    pub ready: u32,
+    /// Endpoints on their way out.
+    pub draining: u32,
+    /// The same by label set, e.g. `version=v2`.
+    pub subsets: BTreeMap<String, u32>,
+}
+
+/// A disagreement between clusters about a service.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ConflictView {
+    /// What about, e.g. `PortConflict`.
+    pub reason: String,
+    /// Whose value counts.
+    pub winner: String,
+    /// A sentence.
+    pub message: String,
+}
+
+/// One endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EndpointView {
+    /// Namespace of its service.
+    pub namespace: String,
+    /// Its service.
+    pub service: String,
+    /// Its cluster.
+    pub cluster: String,
+    /// Opaque id.
+    pub id: String,
+    /// Its address; only for our own endpoints, no peer ever tells one.
+    pub address: Option<IpAddr>,
+    /// Labels that rules select by.
+    pub labels: BTreeMap<String, String>,
+    /// Topology zone.
+    pub zone: Option<String>,
+    /// `ready`, `draining` or `notReady`.
+    pub state: String,
+    /// Relative share of connections.
+    pub weight: u32,
+    /// SPIFFE id, if it can prove one.
+    pub identity: Option<String>,
+    /// Connections open to it from this gateway.
+    pub in_flight: u32,
+}
+
+/// What the DNS server does.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct DnsView {
+    /// Where it listens.
+    pub listeners: Vec<SocketAddr>,
+    /// Zones it is authoritative for.
+    pub zones: Vec<String>,
+    /// Names it can answer.
+    pub names: u64,
+    /// Whether local truth is known: before that everything is SERVFAIL.
+    pub synced: bool,
+    /// Peers of which nothing is known yet: unknown names they might own are SERVFAIL, for at most 30 s.
+    pub waiting_for: Vec<String>,
+    /// Answers by response code.
+    pub answers: BTreeMap<String, u64>,
+    /// Packets dropped, by reason.
+    pub dropped: BTreeMap<String, u64>,
+}
+
+/// What a connection would do.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Description {
+    /// `namespace/name`.
+    pub service: String,
+    /// Port that was asked for or chosen.
+    pub port: u16,
+    /// The client as it was assumed.
+    pub source: String,
+    /// Names that lead here.
+    pub dns_names: Vec<String>,
+    /// Virtual addresses that lead here.
+    pub vips: Vec<IpAddr>,
+    /// The rule that decides, e.g. `TrafficPolicy bookinfo/reviews`, or `default`.
+    pub policy: String,
+    /// Where connections go, with their shares; the shares add up to 100.
+    pub candidates: Vec<CandidateView>,
+    /// Where they do not go, and why.
+    pub rejected: Vec<RejectedView>,
+    /// Whether the rules of this cluster let the source in, where this cluster owns the service.
+    pub access: Option<String>,
+    /// What is odd about it, e.g. conflicts or stale records.
+    pub warnings: Vec<String>,
+}
+
+/// One place that gets connections.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct CandidateView {
+    /// The cluster.
+    pub cluster: String,
+    /// Whether it is this one.
+    pub local: bool,
+    /// Labels the endpoint must carry.
+    pub subset: BTreeMap<String, String>,
+    /// Share of new connections, percent.
+    pub share: f64,
+    /// Endpoints that take new connections.
+    pub ready: u32,
+    /// How bytes get there: `direct`, or the link's transport and round-trip time.
+    pub path: String,
+    /// Why it is chosen.
+    pub reason: String,
+    /// Single endpoints, where they are known.
+    pub endpoints: Vec<String>,
+}
+
+/// One place that gets none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RejectedView {
+    /// The cluster.
+    pub cluster: String,
+    /// Labels or endpoint this is about; empty: all of that cluster.
+    pub what: String,
+    /// Why not.
+    pub reason: String,
+}
+
+/// What is left of a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Leftovers {
+    /// Whether the running configuration still lists it.
+    pub configured: bool,
+    /// Live links and dials in progress.
+    pub links: u32,
+    /// Federation sessions.
+    pub sessions: u32,
+    /// Imports with a part of that peer.
+    pub imports: u32,
+    /// Virtual addresses whose import has no other part.
+    pub vips: u32,
+    /// State files on disk.
+    pub files: u32,
+}
+
+impl Leftovers {
+    /// Whether there is nothing left.
+    #[must_use]
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Level and form of the log.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LoggingView {
+    /// Level or directives.
+    pub level: String,
+    /// `text` or `json`.
+    pub format: String,
+    /// Which connections get an access line: `off`, `errors` or `all`.
+    pub access: String,
+    /// Lines dropped because the output was blocked.
+    pub dropped_lines: u64,
+}
