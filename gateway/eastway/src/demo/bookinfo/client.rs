@@ -1,0 +1,95 @@
+//! One HTTP request on one new connection, without retries.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::Request;
+use hyper::header::{ACCEPT, HOST};
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpSocket, TcpStream};
+
+use super::{Answer, Call, Outcome, PORT, Service};
+use crate::demo::names;
+
+/// Longest a call may take, the lookup included.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest answer, bytes.
+const MAX_ANSWER: usize = 256 * 1024;
+
+/// Calls services by name.
+#[derive(Clone, Copy, Debug)]
+pub struct Client {
+    /// Where names are looked up.
+    pub dns: SocketAddr,
+    /// Where calls come from: the pod's own address.
+    pub source: IpAddr,
+}
+
+impl Client {
+    /// Calls `service` and says how it went.
+    pub async fn call(&self, service: Service) -> Call {
+        let started = Instant::now();
+        let name = service.fqdn();
+        let mut address = None;
+        let attempt = async {
+            let found = names::address_of(self.dns, &name).await?;
+            address = Some(found);
+            get(self.source, SocketAddr::new(found, PORT), &name, service.path()).await
+        };
+        let ended = tokio::time::timeout(PATIENCE, attempt).await;
+        let ended = ended.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {PATIENCE:?}")));
+        let outcome = match ended {
+            Ok(answer) => Outcome::Answer(Box::new(answer)),
+            Err(error) => Outcome::Error(format!("{error:#}")),
+        };
+        Call { name, address, ms: started.elapsed().as_secs_f64() * 1000.0, outcome }
+    }
+}
+
+/// Asks the service at `to` for `path`, from the address `source`.
+///
+/// # Errors
+/// No connection, no answer, an error status or an answer that is not [`Answer`].
+pub async fn get(source: IpAddr, to: SocketAddr, host: &str, path: &str) -> Result<Answer> {
+    let stream = connect(source, to).await.with_context(|| format!("connect to {to}"))?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake::<_, Empty<Bytes>>(TokioIo::new(stream)).await?;
+    let request = Request::get(path).header(HOST, host).header(ACCEPT, "application/json").body(Empty::new())?;
+    let exchange = async {
+        let response = sender.send_request(request).await.context("request")?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+        let body = body.map_err(|error| anyhow::anyhow!("answer cut short: {error}"))?.to_bytes();
+        let answer = serde_json::from_slice::<Answer>(&body);
+        if !status.is_success() {
+            let cause = answer.ok().and_then(|answer| answer.first_error());
+            bail!("status {}: {}", status.as_u16(), cause.as_deref().unwrap_or("no reason given"));
+        }
+        answer.context("answer is not ours")
+    };
+    // The connection has to be polled for the exchange to move; its own end is no news.
+    let mut connection = std::pin::pin!(connection);
+    let mut exchange = std::pin::pin!(exchange);
+    tokio::select! {
+        answer = &mut exchange => answer,
+        ended = &mut connection => {
+            if let Err(error) = ended {
+                return Err(error).context("connection");
+            }
+            exchange.await
+        }
+    }
+}
+
+async fn connect(source: IpAddr, to: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if source.is_ipv4() == to.is_ipv4() {
+        socket.bind(SocketAddr::new(source, 0))?;
+    }
+    let stream = socket.connect(to).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}

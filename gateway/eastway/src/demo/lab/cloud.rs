@@ -1,0 +1,1 @@
+//! One cloud: its folder of configuration, its gateways and its workloads.
