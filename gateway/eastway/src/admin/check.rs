@@ -3,9 +3,14 @@
 //! Gathering facts touches the network and is the gateway's work; judging them is pure and done here, so that every
 //! code can be tested with a made-up gateway.
 
+pub mod catalogue;
+mod judge;
+
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+pub use judge::judge;
 
 /// Longest time that gathering facts may take.
 pub const PROBE_BUDGET: Duration = Duration::from_secs(8);

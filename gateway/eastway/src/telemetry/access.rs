@@ -27,6 +27,18 @@ pub enum AccessMode {
     All,
 }
 
+impl AccessMode {
+    /// Its name in configuration files.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Errors => "errors",
+            Self::All => "all",
+        }
+    }
+}
+
 /// Which way a connection went through this gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {

@@ -27,6 +27,17 @@ pub enum LogFormat {
     Json,
 }
 
+impl LogFormat {
+    /// Its name in configuration files.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Json => "json",
+        }
+    }
+}
+
 /// What to log, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogSettings {

@@ -1,0 +1,255 @@
+//! The admin port: views of the running process as JSON. Loopback only, GET only.
+//!
+//! A web page that a user of this machine visits can make their browser send requests to loopback. So requests
+//! with an `Origin` are refused, and so is any `Host` that is not a loopback name: after DNS rebinding it is the attacker's.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::extract::Query;
+use hyper::StatusCode;
+use hyper::header::{HOST, ORIGIN};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+
+use super::check;
+use super::dump;
+use super::http::{Head, Response, answer, text};
+use super::readiness::Readiness;
+use super::source::{AdminSource, DescribeQuery, SourceError};
+use super::views::{Items, LoggingView, View};
+use crate::telemetry::{LogHandle, Telemetry};
+
+/// The paths, and what each shows.
+const INDEX: &str = "\
+/status       this process: listeners, identity, snapshot, configuration
+/peers        each peer: links, certificates, imports and exports
+/services     local services and imports, by cluster
+/endpoints    single endpoints
+/describe     ?service=NAMESPACE/NAME&port=&namespace=&serviceAccount=&zone=  where a connection would go, and why
+/dns          what the DNS server answers
+/check        [?peer=NAME]  probes the peers and judges what it finds
+/leftovers    ?peer=NAME  what is left of a peer
+/logging      level of the log
+/config_dump  the configuration that runs, without secrets
+";
+
+/// Longest name in a query.
+const MAX_NAME: usize = 255;
+
+/// What the admin port needs beside its source.
+#[derive(Clone)]
+pub struct AdminContext {
+    /// The running process.
+    pub source: Arc<dyn AdminSource>,
+    /// Shown by `/status`.
+    pub readiness: Readiness,
+    /// Shown by `/logging`.
+    pub telemetry: Telemetry,
+    /// Shown by `/logging`; `None` if somebody else set up logging.
+    pub log: Option<LogHandle>,
+    /// One `/check` at a time: it sends packets.
+    checking: Arc<Semaphore>,
+}
+
+impl AdminContext {
+    /// All that is shown.
+    #[must_use]
+    pub fn new(
+        source: Arc<dyn AdminSource>,
+        readiness: Readiness,
+        telemetry: Telemetry,
+        log: Option<LogHandle>,
+    ) -> Self {
+        Self { source, readiness, telemetry, log, checking: Arc::new(Semaphore::new(1)) }
+    }
+}
+
+/// Parameters of `/describe`.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct DescribeParameters {
+    service: String,
+    port: Option<u16>,
+    namespace: Option<String>,
+    service_account: Option<String>,
+    zone: Option<String>,
+}
+
+/// Parameters of `/leftovers`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PeerParameter {
+    peer: String,
+}
+
+/// Parameters of `/check`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OptionalPeer {
+    peer: Option<String>,
+}
+
+/// Answers one request.
+pub async fn handle(head: Head, context: AdminContext) -> Response {
+    if head.headers.contains_key(ORIGIN) {
+        return text(StatusCode::FORBIDDEN, "requests of web pages are refused\n");
+    }
+    if !is_for_loopback(&head) {
+        return text(StatusCode::FORBIDDEN, "the Host must be localhost or a loopback address\n");
+    }
+    let source = &context.source;
+    match head.uri.path() {
+        "/" => text(StatusCode::OK, INDEX),
+        "/status" => json("Status", &status(&context)),
+        "/peers" => json("Peers", &Items { items: source.peers() }),
+        "/services" => json("Services", &Items { items: source.services() }),
+        "/endpoints" => json("Endpoints", &Items { items: source.endpoints() }),
+        "/dns" => json("Dns", &source.dns()),
+        "/describe" => describe(&head, &context),
+        "/check" => check(&head, &context).await,
+        "/leftovers" => match Query::<PeerParameter>::try_from_uri(&head.uri) {
+            Ok(Query(PeerParameter { peer })) if peer.len() <= MAX_NAME => json("Leftovers", &source.leftovers(&peer)),
+            _ => problem(StatusCode::BAD_REQUEST, "the query must be peer=NAME"),
+        },
+        "/logging" => json("Logging", &logging(&context)),
+        "/config_dump" => json("ConfigDump", &dump::Dump { config: dump::clean(source.config()) }),
+        _ => problem(StatusCode::NOT_FOUND, "no such view; / lists them"),
+    }
+}
+
+/// Whether the request is meant for a loopback name: both the `Host` and, if the request line has one, the authority.
+fn is_for_loopback(head: &Head) -> bool {
+    let mut hosts = head.headers.get_all(HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
+    let authority_is_good = head.uri.authority().is_none_or(|authority| is_loopback_host(authority.as_str()));
+    authority_is_good && host.to_str().is_ok_and(is_loopback_host)
+}
+
+/// `localhost`, `127.x.y.z` or `[::1]`, with or without a port. Exact: neither a trailing dot nor another spelling of
+/// an address is accepted.
+fn is_loopback_host(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if !name.is_empty() && !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    if let Some(address) = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        return address.parse().is_ok_and(|ip: IpAddr| ip.is_ipv6() && ip.is_loopback());
+    }
+    name == "localhost" || name.parse().is_ok_and(|ip: IpAddr| ip.is_ipv4() && ip.is_loopback())
+}
+
+fn status(context: &AdminContext) -> super::views::StatusView {
+    let mut view = context.source.status();
+    view.ready = context.readiness.is_ready();
+    view.draining = context.readiness.is_draining();
+    view.pending = context.readiness.pending().iter().map(ToString::to_string).collect();
+    view.resident_bytes = crate::telemetry::metrics::resident_bytes().unwrap_or_default();
+    view
+}
+
+fn logging(context: &AdminContext) -> LoggingView {
+    let access = context.telemetry.access.mode();
+    LoggingView {
+        level: context.log.as_ref().map_or_else(String::new, |log| log.level().to_string()),
+        format: context.log.as_ref().map_or_else(String::new, |log| log.format().as_str().to_owned()),
+        access: access.as_str().to_owned(),
+        dropped_lines: context.log.as_ref().map_or(0, LogHandle::dropped),
+    }
+}
+
+fn describe(head: &Head, context: &AdminContext) -> Response {
+    let Ok(Query(parameters)) = Query::<DescribeParameters>::try_from_uri(&head.uri) else {
+        let usage = "the query must be service=NAMESPACE/NAME, and may have port, namespace, serviceAccount and zone";
+        return problem(StatusCode::BAD_REQUEST, usage);
+    };
+    let DescribeParameters { service, port, namespace, service_account, zone } = parameters;
+    let query = DescribeQuery { target: service, port, namespace, service_account, zone };
+    let texts = [Some(&query.target), query.namespace.as_ref(), query.service_account.as_ref(), query.zone.as_ref()];
+    if texts.into_iter().flatten().any(|text| text.len() > MAX_NAME) {
+        return problem(StatusCode::BAD_REQUEST, "names are at most 255 bytes long");
+    }
+    match context.source.describe(&query) {
+        Ok(description) => json("Description", &description),
+        Err(error @ SourceError::NotFound(..)) => problem(StatusCode::NOT_FOUND, &error.to_string()),
+        Err(error @ SourceError::BadQuery(_)) => problem(StatusCode::BAD_REQUEST, &error.to_string()),
+    }
+}
+
+async fn check(head: &Head, context: &AdminContext) -> Response {
+    let Ok(Query(OptionalPeer { peer })) = Query::<OptionalPeer>::try_from_uri(&head.uri) else {
+        return problem(StatusCode::BAD_REQUEST, "the query may be peer=NAME");
+    };
+    let Ok(_only_one) = context.checking.try_acquire() else {
+        return problem(StatusCode::TOO_MANY_REQUESTS, "another check is running; try again in a few seconds");
+    };
+    if let Some(name) = &peer {
+        let known: Vec<String> = context.source.peers().into_iter().map(|peer| peer.name).collect();
+        if !known.contains(name) {
+            let message = SourceError::NotFound(name.clone(), known).to_string();
+            return problem(StatusCode::NOT_FOUND, &message);
+        }
+    }
+    let facts = context.source.check(peer).await;
+    json("Check", &check::judge(&facts))
+}
+
+#[derive(Serialize)]
+struct Problem<'a> {
+    message: &'a str,
+}
+
+fn problem(status: StatusCode, message: &str) -> Response {
+    with_status(status, "Error", &Problem { message })
+}
+
+fn json<T: Serialize>(kind: &str, contents: &T) -> Response {
+    with_status(StatusCode::OK, kind, contents)
+}
+
+fn with_status<T: Serialize>(status: StatusCode, kind: &str, contents: &T) -> Response {
+    match serde_json::to_vec_pretty(&View::new(kind, contents)) {
+        Ok(mut body) => {
+            body.push(b'\n');
+            answer(status, "application/json", body)
+        }
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot encode {kind}: {error}\n")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a1_only_loopback_names_are_loopback() {
+        for good in ["localhost", "localhost:15000", "127.0.0.1", "127.0.0.1:15000", "127.9.9.9:1", "[::1]", "[::1]:80"]
+        {
+            assert!(is_loopback_host(good), "{good}");
+        }
+        let bad = [
+            "",
+            ":80",
+            "example.com",
+            "localhost.example.com",
+            "localhost.",
+            "127.0.0.1.nip.io",
+            "127.1",
+            "0x7f.1",
+            "2130706433",
+            "::1",
+            "[::ffff:127.0.0.1]",
+            "[127.0.0.1]",
+            "10.0.0.1",
+            "0.0.0.0",
+            "localhost:",
+            "localhost:80:80",
+            "user@localhost",
+            "LOCALHOST\0",
+            "127.0.0.1 ",
+        ];
+        for bad in bad {
+            assert!(!is_loopback_host(bad), "{bad:?}");
+        }
+    }
+}

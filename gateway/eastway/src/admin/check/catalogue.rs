@@ -1,0 +1,178 @@
+//! The codes of `eastway check`: what each means, why it is probably so, and what to do.
+//!
+//! A code never changes its meaning and is never used again. EW1xx: this gateway; EW2xx: names; EW3xx: the way to a peer;
+//! EW4xx: trust; EW5xx: what is exchanged; EW6xx: policy. In texts `{peer}` and `{what}` are replaced.
+
+use super::Severity;
+
+/// One code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Code {
+    /// `EWnnn`.
+    pub id: &'static str,
+    /// How bad it is.
+    pub severity: Severity,
+    /// What it says, as one line.
+    pub title: &'static str,
+    /// Why it is probably so.
+    pub cause: &'static str,
+    /// What to do.
+    pub fix: &'static str,
+}
+
+macro_rules! codes {
+    ($($name:ident = $id:literal $severity:ident $title:literal, $cause:literal, $fix:literal;)*) => {
+        $(
+            #[doc = $title]
+            pub const $name: Code =
+                Code { id: $id, severity: Severity::$severity, title: $title, cause: $cause, fix: $fix };
+        )*
+        /// All codes, in order.
+        pub const ALL: &[Code] = &[$($name),*];
+    };
+}
+
+codes! {
+    GATEWAY_OK = "EW100" Ok "the gateway is ready", "", "";
+    NOT_READY = "EW101" Error "the gateway is not ready: {what}",
+        "something it needs at the start has not happened yet",
+        "read its log; `registry` waits for the registry's first contents, `certificate` for the ca role";
+    CONFIG_REFUSED = "EW102" Error "the configuration on disk is refused, an older one runs: {what}",
+        "a file was changed and cannot be used", "run `eastway config check`, mend what it names, and save the file";
+    NO_LEAF = "EW103" Error "the gateway has no certificate",
+        "the ca role does not run, or does not answer at `trust.ca`", "start `eastway ca --config FILE` and see its log";
+    LEAF_EXPIRED = "EW104" Error "the gateway's certificate ended {what} ago",
+        "it was not renewed: the ca role is down, or the clock was moved", "start the ca role; compare `date -u` with another machine";
+    LEAF_OLD = "EW105" Warning "the gateway's certificate ends in {what} and was not renewed",
+        "it should be renewed at two thirds of its life; the ca role does not answer", "see the logs of gateway and ca for `certificate`";
+    ISSUER_ENDS = "EW106" Warning "the issuing CA ends in {what}",
+        "CA certificates do not renew themselves", "run `eastway ca rotate` and give the new pin to all peers before then";
+    ISSUER_EXPIRED = "EW107" Error "the issuing CA ended {what} ago",
+        "it was not rotated in time", "run `eastway ca rotate`, and send the output of `eastway peer export` to all peers";
+    CRL_STALE = "EW108" Error "the revocation list ended {what} ago",
+        "`trust.crl` is not updated any more; new links are refused", "publish a new list, or remove `crl` from the configuration";
+    LEAF_IN_FUTURE = "EW109" Error "the gateway's certificate begins in {what}",
+        "the clock of this machine is behind", "set the clock (`timedatectl`, chrony)";
+    LOG_LINES_LOST = "EW110" Warning "{what} log lines were dropped",
+        "whoever reads standard error is too slow or stuck", "see to the log collector, or lower `log.level`";
+    FEW_FDS = "EW111" Warning "the process may open only {what} files",
+        "each connection needs one to three file descriptors", "raise the limit (`LimitNOFILE=`, `ulimit -n`) to at least 65536";
+    SMALL_UDP_BUFFER = "EW112" Warning "the UDP receive buffer is only {what} bytes",
+        "`net.core.rmem_max` of this machine is small; bursts are lost", "sysctl -w net.core.rmem_max=7500000";
+    VIPS_FULL = "EW113" Error "{what} imports have no virtual address",
+        "`vip.ranges` is full", "add a range to `vip.ranges`";
+    NO_ENDPOINTS = "EW114" Warning "exported services without a ready endpoint: {what}",
+        "their health checks fail, or all endpoints drain", "run `eastway endpoints`, and look at the health checks in the registry";
+    NO_PEERS = "EW115" Warning "no peer is configured",
+        "the peers folder holds no `kind: Peer` file", "run `eastway peer export` at the other cluster and save its output in the peers folder";
+
+    DNS_OK = "EW200" Ok "names are answered", "", "";
+    DNS_SILENT = "EW201" Error "our DNS server does not answer",
+        "its socket is overloaded or blocked by a local firewall", "try `eastway dns query`, and see the log for `dns`";
+    DNS_NOT_SYNCED = "EW202" Error "all names are answered SERVFAIL",
+        "local truth is not known yet", "see what `eastway status` says is pending";
+    NAME_DANGLES = "EW203" Warning "{what}, which is neither imported nor local",
+        "a rule in `dns.names` is misspelt, or the service is not exported to us", "correct the rule, or export the service at its cluster";
+    NAME_UNRESOLVED = "EW204" Error "{what}",
+        "the import has no virtual address, or its zone is not among `dns.zones`", "run `eastway describe` for it";
+
+    PATH_OK = "EW300" Ok "reachable: {what}", "", "";
+    ADDRESS_UNRESOLVED = "EW301" Error "{what}",
+        "the name of the peer's gateway does not exist in DNS, or no resolver answers", "correct `addresses` of peer {peer}, or its DNS record";
+    ADDRESS_SILENT = "EW302" Error "no answer to UDP from {what}",
+        "a firewall drops UDP, the address is wrong, or no gateway runs there", "open UDP 15443 to the peer's gateways (security group, load balancer, NAT), and check its `eastway status`";
+    ADDRESS_REFUSED = "EW303" Error "nobody listens at {what}",
+        "the machine is there but no gateway runs on that port", "start the peer's gateway, or correct the port in `addresses` of peer {peer}";
+    ADDRESS_UNROUTABLE = "EW304" Error "no route to {what}",
+        "no default route, an address family that this network lacks, or a local firewall", "check routing and egress rules of this machine";
+    NOT_DIALLED = "EW305" Error "no link, and no address to dial",
+        "peer {peer} has no `addresses`: it has to dial us and does not", "check that {peer} lists our address (`eastway peer export` prints it) and can reach it";
+    ADDRESS_PARTLY = "EW306" Warning "linked, but {what}",
+        "one of several addresses does not work: no redundancy", "repair that address, or remove it from peer {peer}";
+    DEGRADED = "EW307" Warning "linked over {what}, not over QUIC",
+        "UDP is blocked on the way; TCP is slower when packets are lost", "open UDP 15443 between the gateways";
+    SMALL_MTU = "EW308" Warning "packets carry only {what} bytes",
+        "larger ones are lost on the way: a tunnel or PPPoE with a small MTU", "raise the MTU of the path; throughput is lower, nothing breaks";
+    ECHO_FAILED = "EW309" Error "linked, but bytes do not come back: {what}",
+        "packets of some size are dropped on the way, or the peer is overloaded", "look for a device that drops large UDP packets; see the peer's CPU and memory";
+    LOSS = "EW310" Warning "{what} of packets are lost",
+        "a congested or faulty path", "measure the path with another tool, and tell the network's owner";
+    FLAPPING = "EW311" Warning "the link was lost {what} times in 10 minutes",
+        "a NAT or load balancer drops the flow, or the peer restarts", "see the reasons in the log; look for UDP timeouts below 30 s";
+    ANSWERS_BUT_DOWN = "EW312" Error "the address answers, but no link comes up",
+        "something speaks QUIC there, but not as this peer", "see `lastError` in `eastway peers -o json`, and the log of the peer";
+
+    TRUST_OK = "EW400" Ok "trusted: {what}", "", "";
+    UNPINNED = "EW401" Error "the peer showed the key {what}, which is not pinned",
+        "its CA was rotated or replaced, or somebody else answers at its address", "ask the peer's operator for its pin by another way; if it matches, add it to `pins` of peer {peer}";
+    WRONG_IDENTITY = "EW402" Error "the peer's certificate is for {what}",
+        "not a gateway of that cluster: a workload's certificate, or another `gateway` than our Peer file says", "correct `gateway` of peer {peer}, or the certificate at its side";
+    PEER_EXPIRED = "EW403" Error "the peer's certificate ended {what} ago",
+        "its gateway could not renew it, or our clock is ahead", "see the ca role at {peer}; compare both clocks";
+    PEER_IN_FUTURE = "EW404" Error "the peer's certificate begins in {what}",
+        "our clock is behind, or its clock is ahead", "compare `date -u` on both sides";
+    REVOKED = "EW405" Error "the peer's certificate is revoked",
+        "it is on our revocation list", "if that is a mistake, publish a new list; else the peer must get a new certificate";
+    WRONG_CLUSTER = "EW406" Error "the peer calls itself {what}",
+        "two clusters have one name, or our Peer file has the wrong one", "each cluster needs a name of its own: correct `metadata.name` here or `cluster` there";
+    REFUSED_US = "EW407" Error "the peer refused us: {what}",
+        "it does not know our key or identity", "send it the output of `eastway peer export`; its `eastway check` names the reason";
+    PROTOCOL = "EW408" Error "the peer does not speak our protocol: {what}",
+        "another service answers at this address, or the versions are too far apart", "compare `eastway version` on both sides";
+    HANDSHAKE = "EW409" Error "the handshake failed: {what}",
+        "see the message", "see the logs of both gateways";
+    PEER_CERTIFICATE_ENDS = "EW410" Warning "the peer's certificate ends in {what}",
+        "its gateway did not renew it; the link is cut then", "see the ca role at {peer}";
+    SHARED_TRUST_DOMAIN = "EW412" Warning "workload isolation: none",
+        "peer {peer} shares our trust domain: either cluster can mint identities of the other", "give each cluster a trust domain of its own";
+    SKEW = "EW413" Warning "its clock differs from ours by {what}",
+        "time is not synchronised at one side", "run chrony or another NTP client on both sides";
+    LARGE_SKEW = "EW414" Error "its clock differs from ours by {what}",
+        "time is not synchronised at one side; certificates will be refused", "run chrony or another NTP client on both sides";
+
+    EXCHANGE_OK = "EW500" Ok "exchanging: {what}", "", "";
+    NOT_SYNCED = "EW501" Error "linked, but its services never arrived",
+        "the peer waits for its own registries, or refuses our session", "see `eastway status` at {peer}: it must be ready";
+    NOTHING_ARRIVES = "EW502" Warning "nothing is imported, though our rules allow it",
+        "the peer exports nothing to us, or not from these namespaces", "see `export` of its Peer file for us, and our `import`";
+    NO_IMPORT_RULES = "EW503" Warning "nothing will be imported",
+        "`import` of peer {peer} is empty", "add the namespaces you want to `import`";
+    NO_EXPORT_RULES = "EW504" Warning "nothing will be exported",
+        "`export` of peer {peer} is empty", "add the services you offer to `export`";
+    EXPORT_SELECTS_NOTHING = "EW505" Warning "the export rules select no service",
+        "no service of that name is in our registries with `export: true`", "compare `export` of peer {peer} with `eastway services`";
+    RECORDS_REFUSED = "EW506" Warning "records were refused: {what}",
+        "the peer offers more than `import` allows, or malformed records", "if they are wanted, widen `import` of peer {peer}; if they are malformed, upgrade the peer";
+    STALE = "EW507" Warning "its services are {what} old",
+        "no link; they are served as last known until `withdrawAfter`", "restore the link";
+    CONFLICT = "EW508" Warning "{what}",
+        "clusters describe one service differently; the oldest export counts", "make the service the same in all clusters";
+    VERSIONS = "EW509" Error "no protocol version in common: {what}",
+        "one side is too old", "upgrade the older side";
+
+    POLICY_OK = "EW600" Ok "no connection was denied", "", "";
+    DENIED = "EW601" Warning "connections were denied: {what}",
+        "no AccessPolicy allows this source (deny by default across clusters)", "if they should pass, add the source to an AccessPolicy of the service";
+}
+
+/// The code called `id`, in either case.
+#[must_use]
+pub fn find(id: &str) -> Option<&'static Code> {
+    ALL.iter().find(|code| code.id.eq_ignore_ascii_case(id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_unique_sorted_and_helpful() {
+        assert!(ALL.is_sorted_by(|a, b| a.id < b.id), "codes must rise");
+        for code in ALL {
+            assert_eq!(code.id.len(), 5, "{code:?}");
+            assert_eq!(code.cause.is_empty(), code.severity == Severity::Ok, "{code:?}");
+            assert_eq!(code.fix.is_empty(), code.severity == Severity::Ok, "{code:?}");
+        }
+        assert_eq!(find("ew302"), Some(&ADDRESS_SILENT));
+    }
+}
