@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    eastway::demo::hidden(std::env::args_os()).unwrap_or(ExitCode::FAILURE)
+    eastway::demo::hidden(std::env::args_os()).unwrap_or_else(|| eastway::cli::main(std::env::args_os()))
 }

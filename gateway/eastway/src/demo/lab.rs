@@ -11,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 
 pub mod cloud;
 pub mod files;
+pub mod http;
 pub mod net;
 pub mod place;
 pub mod process;

@@ -158,12 +158,20 @@ fn first(program: &[OsString]) -> Result<ExitCode> {
     mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing).context("make mounts private")?;
     // Where a container hides parts of /proc the kernel refuses a new one; the old one will do.
     let _kept = mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), nothing);
-    let folder = MOUNT_POINTS.iter().map(PathBuf::from).find(|folder| folder.is_dir());
-    let folder = folder.with_context(|| format!("no mount point: none of {MOUNT_POINTS:?} exists"))?;
+    let folder = mount_point(program)?;
     mount(Some("lab"), &folder, Some("tmpfs"), MsFlags::empty(), Some("mode=0755")).context("mount a tmpfs")?;
     let mut command = command_of(program)?;
     command.env(LAB_FOLDER, folder);
     Err(command.exec()).with_context(|| format!("run {program:?}"))
+}
+
+/// A folder that can be covered: it must not hide the program, this binary or the working folder.
+fn mount_point(program: &[OsString]) -> Result<PathBuf> {
+    let mut needed: Vec<PathBuf> = [std::env::current_exe(), std::env::current_dir()].into_iter().flatten().collect();
+    needed.extend(program.first().map(PathBuf::from));
+    let fits = |folder: &PathBuf| folder.is_dir() && !needed.iter().any(|path| path.starts_with(folder));
+    let folder = MOUNT_POINTS.iter().map(PathBuf::from).find(fits);
+    folder.with_context(|| format!("no mount point: none of {MOUNT_POINTS:?} can be covered"))
 }
 
 fn become_program(program: &[OsString]) -> Result<ExitCode> {

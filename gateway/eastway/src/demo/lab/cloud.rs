@@ -1,1 +1,440 @@
 //! One cloud: its folder of configuration, its gateways and its workloads.
+
+use std::ffi::OsString;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::files::{self, GatewaySpec, ServiceSpec};
+use super::net::CloudNet;
+use super::place::Place;
+use super::process::{Leash, Process, Program};
+use super::{Isolation, Lab, http};
+use crate::admin::views::{Items, PeerCondition, PeerView, StatusView, View};
+
+/// Longest wait for a gateway to become ready.
+const READY: Duration = Duration::from_secs(10);
+/// Bytes of a log that an error quotes.
+const LOG_TAIL: u64 = 3000;
+
+/// What a cloud is made from.
+#[derive(Clone, Debug)]
+pub struct CloudSpec {
+    /// Name of its cluster.
+    pub name: String,
+    /// Its number in the lab, 1 to [`super::net::MAX_CLOUDS`].
+    pub number: u8,
+    /// Gateway replicas, 1 to [`super::net::MAX_REPLICAS`].
+    pub replicas: u8,
+    /// Whether its peers know an address of it.
+    pub inbound: bool,
+    /// Changes to each gateway's main file ([`files::merge`]).
+    pub settings: Value,
+}
+
+impl CloudSpec {
+    /// One gateway that peers can dial.
+    #[must_use]
+    pub fn new(name: &str, number: u8) -> Self {
+        Self { name: name.to_owned(), number, replicas: 1, inbound: true, settings: Value::Null }
+    }
+}
+
+/// A cloud. Dropping it kills its processes.
+#[derive(Debug)]
+pub struct Cloud {
+    spec: CloudSpec,
+    net: CloudNet,
+    folder: PathBuf,
+    binary: PathBuf,
+    leash: Leash,
+    isolation: Isolation,
+    pin: String,
+    ca: Option<Process>,
+    gateways: Vec<Option<Process>>,
+    workloads: Vec<Process>,
+}
+
+impl Cloud {
+    /// Makes its network, its CA and its main files. Nothing runs yet.
+    ///
+    /// # Errors
+    /// The network or the folder cannot be made.
+    pub async fn prepare(lab: &Lab, spec: CloudSpec) -> Result<Self> {
+        let folder = lab.folder().join(&spec.name);
+        for inner in ["run", "peers", "policies"] {
+            let path = folder.join(inner);
+            std::fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
+        }
+        let pin = init_ca(&folder.join("cacerts"), &spec.name)?;
+        let net = CloudNet::lay(lab, &spec.name, spec.number, spec.replicas).await?;
+        let gateways = (0..spec.replicas).map(|_| None).collect();
+        let cloud = Self {
+            spec,
+            net,
+            folder,
+            binary: lab.binary().to_owned(),
+            leash: lab.leash(),
+            isolation: lab.isolation(),
+            pin,
+            ca: None,
+            gateways,
+            workloads: Vec::new(),
+        };
+        for replica in 0..usize::from(cloud.spec.replicas) {
+            files::write(&cloud.main_file(replica), &cloud.main_value(replica)?)?;
+        }
+        cloud.write_services(&[], &[])?;
+        Ok(cloud)
+    }
+
+    /// Its cluster's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.spec.name
+    }
+
+    /// Its network.
+    #[must_use]
+    pub fn net(&self) -> &CloudNet {
+        &self.net
+    }
+
+    /// Its folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Pin of its CA's key.
+    #[must_use]
+    pub fn pin(&self) -> &str {
+        &self.pin
+    }
+
+    /// Whether its peers know an address of it.
+    #[must_use]
+    pub fn is_inbound(&self) -> bool {
+        self.spec.inbound
+    }
+
+    /// Where its gateways' links listen, `host:port`.
+    #[must_use]
+    pub fn link_addresses(&self) -> Vec<String> {
+        let addresses = self.net.gateways().iter();
+        addresses.map(|gateway| SocketAddr::new(gateway.wan, files::LINK_PORT).to_string()).collect()
+    }
+
+    /// What a peer file for it lists.
+    #[must_use]
+    pub fn advertised(&self) -> Vec<String> {
+        if self.spec.inbound { self.link_addresses() } else { Vec::new() }
+    }
+
+    /// Its DNS server.
+    ///
+    /// # Errors
+    /// It has no such replica.
+    pub fn dns(&self, replica: usize) -> Result<SocketAddr> {
+        Ok(SocketAddr::new(self.gateway_net(replica)?.inside, files::DNS_PORT))
+    }
+
+    fn gateway_net(&self, replica: usize) -> Result<&super::net::GatewayNet> {
+        self.net.gateways().get(replica).with_context(|| format!("{} has no gateway {replica}", self.spec.name))
+    }
+
+    /// Where the admin, metrics and health ports of a replica are.
+    fn operator(&self, replica: usize) -> Result<(Place, IpAddr)> {
+        let gateway = self.gateway_net(replica)?;
+        let address = match self.isolation {
+            Isolation::Namespaces => IpAddr::from([127, 0, 0, 1]),
+            Isolation::Loopback => gateway.inside,
+        };
+        Ok((gateway.place.clone(), address))
+    }
+
+    /// The main file of a replica.
+    #[must_use]
+    pub fn main_file(&self, replica: usize) -> PathBuf {
+        self.folder.join(format!("gateway-{replica}.yaml"))
+    }
+
+    /// The state folder of a replica.
+    #[must_use]
+    pub fn state(&self, replica: usize) -> PathBuf {
+        self.folder.join(format!("state-{replica}"))
+    }
+
+    /// Contents of a replica's main file.
+    ///
+    /// # Errors
+    /// It has no such replica.
+    pub fn main_value(&self, replica: usize) -> Result<Value> {
+        let gateway = self.gateway_net(replica)?;
+        let spec = GatewaySpec {
+            cluster: self.spec.name.clone(),
+            replica,
+            link: gateway.wan,
+            advertise: self.advertised(),
+            inside: gateway.inside,
+            operator: self.operator(replica)?.1,
+            vip_ranges: vec![self.net.vip_range()],
+        };
+        let mut value = spec.value();
+        files::merge(&mut value, &self.spec.settings);
+        Ok(value)
+    }
+
+    /// Writes its `services.yaml`.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn write_services(&self, services: &[ServiceSpec], workloads: &[(IpAddr, &str, &str)]) -> Result<()> {
+        files::write(&self.folder.join("services.yaml"), &files::service_list(services, workloads))
+    }
+
+    /// Writes a file of its policies folder.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn write_policy(&self, name: &str, value: &Value) -> Result<()> {
+        files::write(&self.folder.join("policies").join(format!("{name}.yaml")), value)
+    }
+
+    /// Writes the Peer file for the cluster `name`.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn write_peer(&self, name: &str, value: &Value) -> Result<()> {
+        files::write(&self.peer_file(name), value)
+    }
+
+    /// Where the Peer file for the cluster `name` is.
+    #[must_use]
+    pub fn peer_file(&self, name: &str) -> PathBuf {
+        self.folder.join("peers").join(format!("{name}.yaml"))
+    }
+
+    fn program(&self, log: &str, arguments: Vec<OsString>) -> Program {
+        let log = self.folder.join(log);
+        Program { binary: self.binary.clone(), arguments, log, leash: self.leash }
+    }
+
+    /// Starts the process that holds the CA key.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub async fn start_ca(&mut self) -> Result<()> {
+        let program = self.program("ca.log", run_arguments(&self.main_file(0), "ca"));
+        let place = &self.gateway_net(0)?.place;
+        self.ca = Some(Process::start(place, &format!("{}/ca", self.spec.name), program).await?);
+        Ok(())
+    }
+
+    /// The process that holds the CA key.
+    ///
+    /// # Errors
+    /// It is not running.
+    pub fn ca(&mut self) -> Result<&mut Process> {
+        self.ca.as_mut().with_context(|| format!("{} has no CA process", self.spec.name))
+    }
+
+    /// Starts a gateway replica; does not wait until it is ready.
+    ///
+    /// # Errors
+    /// It cannot be started, or runs already.
+    pub async fn start_gateway(&mut self, replica: usize) -> Result<()> {
+        let program = self
+            .program(&format!("gateway-{replica}.log"), run_arguments(&self.main_file(replica), "gateway,controller"));
+        let name = format!("{}/gateway-{replica}", self.spec.name);
+        let place = self.gateway_net(replica)?.place.clone();
+        let slot = self.gateways.get_mut(replica).with_context(|| format!("no {name}"))?;
+        ensure!(slot.is_none(), "{name} runs already");
+        *slot = Some(Process::start(&place, &name, program).await?);
+        Ok(())
+    }
+
+    /// A gateway's process.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn gateway(&self, replica: usize) -> Result<&Process> {
+        let gateway = self.gateways.get(replica).and_then(Option::as_ref);
+        gateway.with_context(|| format!("{}/gateway-{replica} does not run", self.spec.name))
+    }
+
+    /// Takes a gateway's process out, to be ended by the caller; the replica can be started again then.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn take_gateway(&mut self, replica: usize) -> Result<Process> {
+        let gateway = self.gateways.get_mut(replica).and_then(Option::take);
+        gateway.with_context(|| format!("{}/gateway-{replica} does not run", self.spec.name))
+    }
+
+    /// Ends a gateway at once, as a crash would.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub async fn kill_gateway(&mut self, replica: usize) -> Result<()> {
+        self.take_gateway(replica)?.kill().await
+    }
+
+    /// Starts a workload of this binary among the pods, e.g. a service of Bookinfo.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub async fn start_workload(&mut self, name: &str, arguments: Vec<OsString>) -> Result<()> {
+        let program = self.program(&format!("{name}.log"), arguments);
+        let process = Process::start(self.net.pods(), &format!("{}/{name}", self.spec.name), program).await?;
+        self.workloads.push(process);
+        Ok(())
+    }
+
+    /// Fetches a path of a replica's admin port.
+    ///
+    /// # Errors
+    /// It does not answer, or not with `T`.
+    pub async fn admin<T: DeserializeOwned + Send + 'static>(&self, replica: usize, path: &str) -> Result<T> {
+        let (place, address) = self.operator(replica)?;
+        let text = http::get(&place, SocketAddr::new(address, files::ADMIN_PORT), path).await;
+        let text = text.with_context(|| format!("{}/gateway-{replica}: admin {path}", self.spec.name))?;
+        ensure!(
+            text.status == 200,
+            "{}/gateway-{replica}: admin {path}: {} {}",
+            self.spec.name,
+            text.status,
+            text.body
+        );
+        serde_json::from_str(&text.body).with_context(|| format!("admin {path} answers {}", text.body))
+    }
+
+    /// A replica's status.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn status(&self, replica: usize) -> Result<StatusView> {
+        Ok(self.admin::<View<StatusView>>(replica, "/status").await?.contents)
+    }
+
+    /// A replica's peers.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn peers(&self, replica: usize) -> Result<Vec<PeerView>> {
+        Ok(self.admin::<View<Items<PeerView>>>(replica, "/peers").await?.contents.items)
+    }
+
+    /// What a replica says about one peer.
+    ///
+    /// # Errors
+    /// It does not answer, or does not know the peer.
+    pub async fn peer(&self, replica: usize, name: &str) -> Result<PeerView> {
+        let peers = self.peers(replica).await?;
+        peers
+            .into_iter()
+            .find(|peer| peer.name == name)
+            .with_context(|| format!("{} has no peer {name}", self.spec.name))
+    }
+
+    /// Whether a replica has a live link to the peer.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn is_up(&self, replica: usize, peer: &str) -> Result<bool> {
+        Ok(self.peer(replica, peer).await?.state == PeerCondition::Up)
+    }
+
+    /// The text of a replica's metrics.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn metrics(&self, replica: usize) -> Result<String> {
+        let (place, address) = self.operator(replica)?;
+        Ok(http::get(&place, SocketAddr::new(address, files::METRICS_PORT), "/metrics").await?.body)
+    }
+
+    /// Whether a replica's health port says that it is ready.
+    pub async fn is_ready(&self, replica: usize) -> bool {
+        let Ok((place, address)) = self.operator(replica) else { return false };
+        let answer = http::get(&place, SocketAddr::new(address, files::HEALTH_PORT), "/healthz/ready").await;
+        answer.is_ok_and(|answer| answer.status == 200)
+    }
+
+    /// Waits until a replica is ready and returns how long it took.
+    ///
+    /// # Errors
+    /// It ended, or took too long; the message quotes its log.
+    pub async fn wait_ready(&mut self, replica: usize) -> Result<Duration> {
+        let started = Instant::now();
+        while !self.is_ready(replica).await {
+            let gateway = self.gateways.get_mut(replica).and_then(Option::as_mut).context("does not run")?;
+            if !gateway.is_running()? {
+                bail!("{} ended:\n{}", gateway.name(), gateway.log_tail(LOG_TAIL));
+            }
+            if started.elapsed() > READY {
+                bail!("{} is not ready after {READY:?}:\n{}", gateway.name(), gateway.log_tail(LOG_TAIL));
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(started.elapsed())
+    }
+
+    /// The end of the log of every process that has one, for error messages.
+    #[must_use]
+    pub fn logs(&self) -> String {
+        let gateways = self.gateways.iter().flatten();
+        let processes = self.ca.iter().chain(gateways).chain(&self.workloads);
+        processes.map(|process| format!("--- {}\n{}\n", process.name(), process.log_tail(LOG_TAIL))).collect()
+    }
+
+    /// Ends all processes: gateways in order with SIGTERM, what is left with SIGKILL.
+    ///
+    /// # Errors
+    /// One did not end in time.
+    pub async fn stop(&mut self, patience: Duration) -> Result<()> {
+        let mut result = Ok(());
+        for process in self.gateways.iter().flatten() {
+            // The drain of one would wait for streams of workloads that end anyway.
+            let _gone = process.signal(Signal::SIGTERM);
+        }
+        for mut workload in self.workloads.drain(..) {
+            workload.kill().await?;
+        }
+        for mut process in self.gateways.iter_mut().filter_map(Option::take).chain(self.ca.take()) {
+            if let Err(error) = process.terminate(patience).await {
+                result = Err(error);
+            }
+        }
+        result
+    }
+}
+
+/// Makes a CA for the cluster and returns its pin.
+fn init_ca(folder: &Path, cluster: &str) -> Result<String> {
+    bail!("no CA for {cluster} in {} yet", folder.display())
+}
+
+fn run_arguments(config: &Path, roles: &str) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = vec!["run".into(), "--roles".into(), roles.into(), "--config".into()];
+    arguments.push(config.into());
+    arguments
+}
+
+/// Writes into each cloud the Peer files for all others, offering and taking everything in `namespaces`.
+///
+/// # Errors
+/// A folder cannot be written.
+pub fn introduce(clouds: &[Cloud], namespaces: &[&str]) -> Result<()> {
+    for cloud in clouds {
+        for other in clouds.iter().filter(|other| other.name() != cloud.name()) {
+            cloud.write_peer(other.name(), &files::peer(other.name(), &other.advertised(), other.pin(), namespaces))?;
+        }
+    }
+    Ok(())
+}
