@@ -1,1 +1,11 @@
-//! Sources of local truth.
+//! Registries: the sources of *local* truth. Today that is a file; Kubernetes comes beside it.
+//!
+//! The strict YAML reader that every file of ours goes through ([`yaml`], [`diagnostic`]) and the
+//! watcher of files and folders ([`watch`]) live here too, because this is the lowest crate that
+//! reads files; the gateway's own configuration uses both.
+//!
+//! Nothing here knows peers, policies or routes.
+
+pub mod diagnostic;
+pub mod value;
+pub mod yaml;

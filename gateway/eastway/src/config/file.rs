@@ -1,0 +1,18 @@
+//! The files as users write them: shapes only, every value still a text. JSON Schemas are generated
+//! from these structs, and Kubernetes resource definitions will be.
+
+mod gateway;
+mod peer;
+mod policy;
+
+pub use gateway::{
+    AuthorizationWord, DnsSection, GatewayConfig, LimitsSection, LinkSection, ListenSection, LogSection, NameSection,
+    RegistrySection, TrustSection, VipSection,
+};
+pub use peer::{NameFilterSection, Peer, PeerMetadata, PeerSpec};
+pub use policy::{
+    AccessAllow, AccessPolicy, AccessPolicySpec, PolicyMetadata, SplitSection, TrafficPolicy, TrafficPolicySpec,
+};
+
+/// `apiVersion` of all our files.
+pub const API_VERSION: &str = "eastway.dev/v1alpha1";

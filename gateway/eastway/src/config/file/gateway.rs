@@ -1,0 +1,232 @@
+//! `kind: GatewayConfig`: one process of the gateway.
+
+use eastway_registry::yaml::{Field, List, Text};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::config::settings::{AccessLog, LogFormat};
+
+/// Configuration of one gateway: its cluster's name, where it listens, and where to find the rest.
+/// Relative paths start at the folder of this file.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GatewayConfig {
+    /// Always `eastway.dev/v1alpha1`.
+    #[schemars(extend("const" = "eastway.dev/v1alpha1"))]
+    pub api_version: Field<String>,
+    /// Always `GatewayConfig`.
+    #[schemars(extend("const" = "GatewayConfig"))]
+    pub kind: Field<String>,
+    /// Name of this cluster, unique in the clusterset. Peers call it by this name.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub cluster: Field<String>,
+    /// Identities and certificates.
+    pub trust: Field<TrustSection>,
+    /// Where the gateway listens.
+    #[serde(default)]
+    pub listen: Field<ListenSection>,
+    /// Links to peers.
+    #[serde(default)]
+    pub link: Field<LinkSection>,
+    /// Sources of this cluster's own services.
+    #[serde(default)]
+    pub registries: List<RegistrySection>,
+    /// Folder of `kind: Peer` files, one per peer. Default: `./peers`, if it is there.
+    #[serde(default)]
+    pub peers: Field<String>,
+    /// Folder of `kind: TrafficPolicy` and `kind: AccessPolicy` files. Default: `./policies`, if it
+    /// is there.
+    #[serde(default)]
+    pub policies: Field<String>,
+    /// What the DNS server answers beside `clusterset.local`.
+    #[serde(default)]
+    pub dns: Field<DnsSection>,
+    /// Virtual addresses of imported services.
+    #[serde(default)]
+    pub vip: Field<VipSection>,
+    /// Whether connections that no AccessPolicy allows are refused (`enforce`) or only counted and
+    /// logged (`dryRun`). Default: `enforce`.
+    #[serde(default)]
+    pub authorization: Field<AuthorizationWord>,
+    /// Folder for what survives a restart: imports, virtual addresses, keys. Default: `./state`.
+    #[serde(default)]
+    pub state: Field<String>,
+    /// Logs.
+    #[serde(default)]
+    pub log: Field<LogSection>,
+    /// Bounds on what peers and clients can use up.
+    #[serde(default)]
+    pub limits: Field<LimitsSection>,
+    /// Accept endpoints on loopback addresses. For demonstrations and tests on one machine only:
+    /// peers then reach what listens on this machine's loopback, if it is listed and exported.
+    #[serde(default)]
+    pub allow_loopback: Field<bool>,
+}
+
+/// What happens to connections that no AccessPolicy allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline)]
+pub enum AuthorizationWord {
+    /// Refused.
+    Enforce,
+    /// Counted and logged.
+    DryRun,
+}
+
+/// Identities and certificates.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TrustSection {
+    /// Trust domain of this cluster's identities, e.g. `onprem.example`.
+    #[schemars(length(min = 1, max = 255), regex(pattern = r"^[a-z0-9._-]+$"))]
+    pub domain: Field<String>,
+    /// Folder of the issuing CA in Istio's `cacerts` layout. Only the ca role reads it. Default:
+    /// `./cacerts`.
+    #[serde(default)]
+    pub cacerts: Field<String>,
+    /// Where the gateway role asks for its certificate: `unix:` and a path. Default:
+    /// `unix:./run/ca.sock`.
+    #[serde(default)]
+    pub ca: Field<String>,
+    /// Lifetime of certificates, 1m to 24h. Default: `24h`.
+    #[serde(default)]
+    pub leaf_ttl: Field<Text>,
+    /// PEM file of revocation lists that peers' certificates are checked against.
+    #[serde(default)]
+    pub crl: Field<String>,
+}
+
+/// Where the gateway listens.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ListenSection {
+    /// Links from peers (UDP): the only address that must be reachable from outside. Default:
+    /// `0.0.0.0:15443`.
+    #[serde(default)]
+    pub link: Field<Text>,
+    /// Addresses at which peers reach `link`, as `eastway peer export` prints them. Empty: peers
+    /// cannot dial this gateway, it dials them.
+    #[serde(default)]
+    pub advertise: List<Text>,
+    /// DNS (UDP and TCP). Default: `127.0.0.1:15053`.
+    #[serde(default)]
+    pub dns: List<Text>,
+    /// Administration; must be a loopback address. Default: `127.0.0.1:15000`.
+    #[serde(default)]
+    pub admin: Field<Text>,
+    /// Prometheus metrics. Default: `127.0.0.1:15020`.
+    #[serde(default)]
+    pub metrics: Field<Text>,
+    /// Health checks. Default: `127.0.0.1:15021`.
+    #[serde(default)]
+    pub health: Field<Text>,
+}
+
+/// Links to peers.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LinkSection {
+    /// How often a silent link proves that it lives, 100ms to 30s. Default: `1s`.
+    #[serde(default)]
+    pub keep_alive: Field<Text>,
+    /// A link that acknowledged nothing for so long is down; at least 3 x keepAlive. Default: `4s`.
+    #[serde(default)]
+    pub idle_timeout: Field<Text>,
+    /// How long streams may go on when the process stops. Default: `30s`.
+    #[serde(default)]
+    pub drain: Field<Text>,
+}
+
+/// A source of this cluster's own services.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RegistrySection {
+    /// Its name, unique in this file.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: Field<String>,
+    /// A `kind: ServiceList` file.
+    pub file: Field<String>,
+}
+
+/// What the DNS server answers beside `clusterset.local`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DnsSection {
+    /// Zones of your own, e.g. `shop.example`.
+    #[serde(default)]
+    pub zones: List<String>,
+    /// Names in them, and the services they lead to.
+    #[serde(default)]
+    pub names: List<NameSection>,
+}
+
+/// A name of your own for a service.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NameSection {
+    /// The name, e.g. `reviews.shop.example`; it must be in one of the zones.
+    pub name: Field<String>,
+    /// The service it leads to: `namespace/name`.
+    #[schemars(regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?/[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub service: Field<String>,
+    /// Only this cluster's endpoints. Default: any, as the service's traffic policy says.
+    #[serde(default)]
+    pub cluster: Field<String>,
+}
+
+/// Virtual addresses of imported services.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VipSection {
+    /// Ranges to take them from. Default: `242.0.0.0/16` and `fd65:6173:7477::/48`.
+    #[serde(default)]
+    pub ranges: List<String>,
+    /// Whether this gateway decides and keeps which import has which address; one gateway of a
+    /// cluster does. Default: `true`.
+    #[serde(default)]
+    pub owner: Field<bool>,
+}
+
+/// Logs.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LogSection {
+    /// `text` or `json`. Default: `text`.
+    #[serde(default)]
+    pub format: Field<LogFormat>,
+    /// `error`, `warn`, `info`, `debug`, `trace`, or filter directives such as
+    /// `info,eastway_dns=debug`. Default: `info`.
+    #[serde(default)]
+    pub level: Field<String>,
+    /// One line per connection: `off`, `errors` (those that failed) or `all`. Default: `errors`.
+    #[serde(default)]
+    pub access: Field<AccessLog>,
+}
+
+/// Bounds on what peers and clients can use up.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LimitsSection {
+    /// Services of one peer, 1 to 1000000. Default: 10000.
+    #[serde(default)]
+    pub services_per_peer: Field<u64>,
+    /// Endpoints of one peer, 1 to 10000000. Default: 100000.
+    #[serde(default)]
+    pub endpoints_per_peer: Field<u64>,
+    /// Updates of one peer per second, 1 to 1000000. Default: 1000.
+    #[serde(default)]
+    pub updates_per_second_per_peer: Field<u64>,
+    /// Open streams of one link, 1 to 1000000. Default: 65536.
+    #[serde(default)]
+    pub streams_per_link: Field<u64>,
+    /// Bytes of all links that may wait in buffers, 16MiB to 64GiB. Default: `256MiB`.
+    #[serde(default)]
+    pub buffer_bytes: Field<Text>,
+    /// DNS queries in work at once, 1 to 1000000. Default: 1024.
+    #[serde(default)]
+    pub dns_in_flight: Field<u64>,
+    /// DNS answers per second and client network, 1 to 10000000. Default: 10000.
+    #[serde(default)]
+    pub dns_answers_per_second: Field<u64>,
+}

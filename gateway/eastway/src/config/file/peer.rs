@@ -1,0 +1,88 @@
+//! `kind: Peer`: another cluster's gateway.
+
+use std::collections::BTreeMap;
+
+use eastway_registry::yaml::{Field, List, Text};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+/// Another cluster: where its gateway is, how it proves who it is, and what crosses in which
+/// direction. Nothing crosses by default. `eastway peer export` on the other side prints this file.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Peer {
+    /// Always `eastway.dev/v1alpha1`.
+    #[schemars(extend("const" = "eastway.dev/v1alpha1"))]
+    pub api_version: Field<String>,
+    /// Always `Peer`.
+    #[schemars(extend("const" = "Peer"))]
+    pub kind: Field<String>,
+    /// Which cluster.
+    pub metadata: Field<PeerMetadata>,
+    /// All about it.
+    pub spec: Field<PeerSpec>,
+}
+
+/// Which cluster.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PeerMetadata {
+    /// The peer's cluster name, as its own configuration has it.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: Field<String>,
+    /// Not used; for tools of your own.
+    #[serde(default)]
+    pub labels: Field<BTreeMap<String, Field<String>>>,
+    /// Not used; for tools of your own.
+    #[serde(default)]
+    pub annotations: Field<BTreeMap<String, Field<String>>>,
+}
+
+/// All about a peer.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PeerSpec {
+    /// Where its gateway takes links: `host:port`. Empty: it has no inbound address and dials us.
+    #[serde(default)]
+    pub addresses: List<Text>,
+    /// Trust domain of its identities, e.g. `gke.example`.
+    #[schemars(length(min = 1, max = 255), regex(pattern = r"^[a-z0-9._-]+$"))]
+    pub trust_domain: Field<String>,
+    /// Identity of its gateway. Default:
+    /// `spiffe://<trustDomain>/ns/eastway-system/sa/eastway-gateway`.
+    #[serde(default)]
+    pub gateway: Field<String>,
+    /// SHA-256 of its CA's public key, as `sha256:<64 hexadecimal digits>`; several while it rotates
+    /// its CA.
+    #[schemars(length(min = 1))]
+    pub pins: List<Text>,
+    /// Certificates of its CA in PEM; used only if their keys are among the pins.
+    #[serde(default)]
+    pub bundle: Field<String>,
+    /// Which of our exported services it may see. Default: none.
+    #[serde(default)]
+    pub export: List<NameFilterSection>,
+    /// Which of its services we take. Default: none.
+    #[serde(default)]
+    pub import: List<NameFilterSection>,
+    /// How long its services are kept after the last link to it broke. Default: `24h`.
+    #[serde(default)]
+    pub withdraw_after: Field<Text>,
+    /// Must be true, here and in its file for us, if both clusters are in one trust domain:
+    /// workloads of one can then pose as those of the other. Default: false.
+    #[serde(default)]
+    pub shared_trust_domain: Field<bool>,
+}
+
+/// Services by name.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NameFilterSection {
+    /// A namespace; `*` stands for any characters. `kube-*`, `istio-system` and `eastway-system` never
+    /// cross.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[-a-z0-9*]+$"))]
+    pub namespace: Field<String>,
+    /// Names of services in it; `*` stands for any characters. Default: `["*"]`.
+    #[serde(default)]
+    pub services: List<String>,
+}

@@ -1,0 +1,132 @@
+//! `kind: TrafficPolicy` and `kind: AccessPolicy`: how connections are shared out, and who may
+//! connect.
+
+use std::collections::BTreeMap;
+
+use eastway_registry::yaml::{Field, List};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+/// How this cluster's connections to one service are shared out between clusters and versions.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TrafficPolicy {
+    /// Always `eastway.dev/v1alpha1`.
+    #[schemars(extend("const" = "eastway.dev/v1alpha1"))]
+    pub api_version: Field<String>,
+    /// Always `TrafficPolicy`.
+    #[schemars(extend("const" = "TrafficPolicy"))]
+    pub kind: Field<String>,
+    /// Its name, and the namespace of the service.
+    pub metadata: Field<PolicyMetadata>,
+    /// The policy.
+    pub spec: Field<TrafficPolicySpec>,
+}
+
+/// Name and namespace of a policy.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PolicyMetadata {
+    /// Its name, unique in its namespace and kind.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: Field<String>,
+    /// The namespace of the services it is about.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub namespace: Field<String>,
+    /// Not used; for tools of your own.
+    #[serde(default)]
+    pub labels: Field<BTreeMap<String, Field<String>>>,
+    /// Not used; for tools of your own.
+    #[serde(default)]
+    pub annotations: Field<BTreeMap<String, Field<String>>>,
+}
+
+/// How connections are shared out.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TrafficPolicySpec {
+    /// The service's name.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub service: Field<String>,
+    /// Shares by weight. Default: none, `locality` decides.
+    #[serde(default)]
+    pub split: List<SplitSection>,
+    /// Clusters, in this order, for connections whose share has no endpoint left; `local` is this
+    /// cluster. Default: any cluster that has one.
+    #[serde(default)]
+    pub failover: List<String>,
+    /// `PreferLocal`: this cluster's endpoints while there are any; `Any`: all alike. Default:
+    /// `PreferLocal`, but `Any` where there is a split.
+    #[serde(default)]
+    pub locality: Field<LocalityWord>,
+}
+
+/// A share of the connections.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SplitSection {
+    /// Its weight among all shares, 0 to 1000000.
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub weight: Field<u64>,
+    /// Only endpoints with all these labels, e.g. `{version: v2}`. Default: all.
+    #[serde(default)]
+    pub subset: Field<BTreeMap<String, Field<String>>>,
+    /// Only endpoints of this cluster; `local` is this one. Default: any.
+    #[serde(default)]
+    pub cluster: Field<String>,
+}
+
+/// Which clusters are preferred.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum LocalityWord {
+    /// This cluster first.
+    PreferLocal,
+    /// All alike.
+    Any,
+}
+
+/// Who may connect to services of this cluster from other clusters. Nobody may who is not allowed by
+/// one of these.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AccessPolicy {
+    /// Always `eastway.dev/v1alpha1`.
+    #[schemars(extend("const" = "eastway.dev/v1alpha1"))]
+    pub api_version: Field<String>,
+    /// Always `AccessPolicy`.
+    #[schemars(extend("const" = "AccessPolicy"))]
+    pub kind: Field<String>,
+    /// Its name, and the namespace of the services.
+    pub metadata: Field<PolicyMetadata>,
+    /// The policy.
+    pub spec: Field<AccessPolicySpec>,
+}
+
+/// Who may connect.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AccessPolicySpec {
+    /// Names of services in the namespace; `["*"]` for all of them.
+    #[schemars(length(min = 1))]
+    pub services: List<String>,
+    /// Refusals are only logged and counted. Default: false.
+    #[serde(default)]
+    pub dry_run: Field<bool>,
+    /// Sources that may connect.
+    pub allow: List<AccessAllow>,
+}
+
+/// Sources that may connect.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AccessAllow {
+    /// The source's cluster, or `*` for every peer.
+    pub cluster: Field<String>,
+    /// The source's namespace, or `*` for all. Default: `*`.
+    #[serde(default)]
+    pub namespace: Field<String>,
+    /// The source's service accounts; `["*"]` for all, unknown ones included. Default: `["*"]`.
+    #[serde(default)]
+    pub service_accounts: List<String>,
+}

@@ -1,0 +1,257 @@
+//! The gateway's settings after all checks: nothing here can be wrong any more.
+
+mod convert;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use eastway_model::{ClusterName, Label, ServiceKey};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::value::{Fqdn, HostPort, IpRange};
+
+pub(super) use convert::{convert, header};
+
+/// What one `kind: GatewayConfig` file says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Settings {
+    /// The file it comes from.
+    pub file: PathBuf,
+    /// This cluster's name.
+    pub cluster: ClusterName,
+    /// Identities and certificates.
+    pub trust: TrustSettings,
+    /// Where the gateway listens.
+    pub listen: ListenSettings,
+    /// Links to peers.
+    pub link: LinkSettings,
+    /// Sources of local services, names distinct.
+    pub registries: Vec<RegistrySettings>,
+    /// Folder of Peer files.
+    pub peers: Folder,
+    /// Folder of policy files.
+    pub policies: Folder,
+    /// What DNS answers beside clusterset.local.
+    pub dns: DnsSettings,
+    /// Virtual addresses.
+    pub vip: VipSettings,
+    /// Whether refusals by access policies are carried out.
+    pub authorization: Authorization,
+    /// Folder for what survives a restart.
+    pub state: PathBuf,
+    /// Logs.
+    pub log: LogSettings,
+    /// Bounds on what peers and clients can use up.
+    pub limits: Limits,
+    /// Endpoints on loopback addresses are accepted (threat P6 is given up knowingly).
+    pub allow_loopback: bool,
+}
+
+/// A folder of files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Folder {
+    /// Its path.
+    pub path: PathBuf,
+    /// It was named in the configuration, so it has to be there.
+    pub required: bool,
+}
+
+/// Identities and certificates.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TrustSettings {
+    /// Trust domain of this cluster.
+    pub domain: Arc<str>,
+    /// Folder of the issuing CA; only the ca role reads it.
+    pub cacerts: PathBuf,
+    /// Where the ca role listens and the gateway role asks.
+    pub ca: CaAddress,
+    /// Lifetime of leaves, 1 minute to 24 hours.
+    pub leaf_ttl: Duration,
+    /// PEM file of revocation lists.
+    pub crl: Option<PathBuf>,
+}
+
+/// Where the CA is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum CaAddress {
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+/// Where the gateway listens. Port 0 lets the system choose.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ListenSettings {
+    /// Links, UDP.
+    pub link: SocketAddr,
+    /// Where peers reach `link`; empty: nowhere.
+    pub advertise: Vec<HostPort>,
+    /// DNS, UDP and TCP; at least one.
+    pub dns: Vec<SocketAddr>,
+    /// Administration; a loopback address.
+    pub admin: SocketAddr,
+    /// Prometheus metrics.
+    pub metrics: SocketAddr,
+    /// Health checks.
+    pub health: SocketAddr,
+}
+
+/// Timing of links.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LinkSettings {
+    /// How often a silent link proves that it lives.
+    pub keep_alive: Duration,
+    /// Silence after which it is down; at least 3 × `keep_alive`.
+    pub idle_timeout: Duration,
+    /// How long streams may go on when the process stops.
+    pub drain: Duration,
+}
+
+/// A source of local services.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RegistrySettings {
+    /// Its name.
+    pub name: Label,
+    /// Its `kind: ServiceList` file.
+    pub file: PathBuf,
+}
+
+/// What DNS answers beside clusterset.local.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DnsSettings {
+    /// Own zones, none inside another.
+    pub zones: Vec<Fqdn>,
+    /// Own names, each in one of the zones, each once.
+    pub names: Vec<NameSettings>,
+}
+
+/// A name of one's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NameSettings {
+    /// The name.
+    pub name: Fqdn,
+    /// The service.
+    pub service: ServiceKey,
+    /// Only this cluster's endpoints.
+    pub cluster: Option<ClusterName>,
+}
+
+/// Virtual addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VipSettings {
+    /// Ranges that do not overlap.
+    pub ranges: Vec<IpRange>,
+    /// Whether this gateway decides and keeps them.
+    pub owner: bool,
+}
+
+/// What happens to connections that no access policy allows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Authorization {
+    /// Refused.
+    #[default]
+    Enforce,
+    /// Counted and logged.
+    DryRun,
+}
+
+/// Logs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LogSettings {
+    /// How a line looks.
+    pub format: LogFormat,
+    /// Filter directives as in `RUST_LOG`; checked for their grammar.
+    pub level: String,
+    /// Which connections get a line.
+    pub access: AccessLog,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// Which connections get a line in the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum AccessLog {
+    /// None.
+    Off,
+    /// Those that failed.
+    #[default]
+    Errors,
+    /// All.
+    All,
+}
+
+/// Bounds on what peers and clients can use up (invariant I8).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Limits {
+    /// Services of one peer.
+    pub services_per_peer: usize,
+    /// Endpoints of one peer.
+    pub endpoints_per_peer: usize,
+    /// Updates of one peer per second.
+    pub updates_per_second_per_peer: u32,
+    /// Open streams of one link.
+    pub streams_per_link: u32,
+    /// Bytes of all links in buffers.
+    pub buffer_bytes: u64,
+    /// DNS queries in work at once.
+    pub dns_in_flight: usize,
+    /// DNS answers per second and client network.
+    pub dns_answers_per_second: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            services_per_peer: 10_000,
+            endpoints_per_peer: 100_000,
+            updates_per_second_per_peer: 1_000,
+            streams_per_link: 65_536,
+            buffer_bytes: 256 << 20,
+            dns_in_flight: 1_024,
+            dns_answers_per_second: 10_000,
+        }
+    }
+}
+
+impl Settings {
+    /// The folder that relative paths start at.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        folder_of(&self.file)
+    }
+}
+
+/// The folder of `file`, `.` if it is named without one.
+pub(super) fn folder_of(file: &Path) -> &Path {
+    match file.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}

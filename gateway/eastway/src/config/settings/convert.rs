@@ -1,0 +1,355 @@
+//! From the file's texts to [`Settings`]. Whatever is wrong is reported where it stands; a wrong
+//! optional value counts as its default until the end, where one error is enough to refuse the file.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use eastway_model::{ClusterName, Label, ServiceKey};
+use eastway_registry::diagnostic::{Code, did_you_mean};
+use eastway_registry::value::duration;
+use eastway_registry::yaml::{At, Context, Field, NodeId, Text};
+
+use super::{
+    Authorization, CaAddress, DnsSettings, Folder, Limits, LinkSettings, ListenSettings, LogSettings, NameSettings,
+    RegistrySettings, Settings, TrustSettings, VipSettings, folder_of,
+};
+use crate::config::file::{
+    AuthorizationWord, DnsSection, GatewayConfig, LimitsSection, LinkSection, ListenSection, LogSection, NameSection,
+    TrustSection, VipSection,
+};
+use crate::config::value::{Fqdn, HostPort, IpRange, byte_size, trust_domain};
+
+const HOUR: Duration = Duration::from_secs(3600);
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// The settings of `config`, or `None` if something that is needed is missing. The caller refuses
+/// them if anything was reported as an error.
+pub(in crate::config) fn convert(file: &Path, config: &GatewayConfig, cx: &mut Context<'_>) -> Option<Settings> {
+    let root = cx.root();
+    let base = folder_of(file);
+    let cluster = cx.required_parse(root, "cluster", &config.cluster, "the name of this cluster", ClusterName::parse);
+    let trust = cx.required(root, "trust", &config.trust, "at least trust.domain, e.g. onprem.example");
+    let trust = trust.and_then(|section| trust_settings(section, base, cx));
+    let listen = listen_settings(config.listen.value(), cx);
+    let link = link_settings(config.link.value(), cx);
+    let registries = registries(config, base, cx);
+    let dns = dns_settings(config.dns.value(), cx);
+    let vip = vip_settings(config.vip.value(), cx);
+    let log = log_settings(config.log.value(), cx);
+    let limits = limits(config.limits.value(), cx);
+    let authorization = match config.authorization.value() {
+        None | Some(AuthorizationWord::Enforce) => Authorization::Enforce,
+        Some(AuthorizationWord::DryRun) => Authorization::DryRun,
+    };
+    let peers = folder(&config.peers, base, "peers", cx);
+    let policies = folder(&config.policies, base, "policies", cx);
+    let state = path_or(&config.state, base, "state", cx);
+    Some(Settings {
+        file: file.to_owned(),
+        cluster: cluster?,
+        trust: trust?,
+        listen,
+        link,
+        registries,
+        peers,
+        policies,
+        dns,
+        vip,
+        authorization,
+        state,
+        log,
+        limits,
+        allow_loopback: config.allow_loopback.value().copied().unwrap_or(false),
+    })
+}
+
+fn trust_settings(section: &At<TrustSection>, base: &Path, cx: &mut Context<'_>) -> Option<TrustSettings> {
+    let trust = &section.value;
+    let what = "the trust domain of this cluster, e.g. onprem.example";
+    let domain = cx.required_parse(section.at, "domain", &trust.domain, what, trust_domain);
+    let ca = trust.ca.get().and_then(|text| {
+        cx.parse(text, |text| match text.strip_prefix("unix:") {
+            Some(path) if !path.is_empty() => Ok(CaAddress::Unix(base.join(path))),
+            _ => Err("must be unix: and a path, e.g. unix:./run/ca.sock"),
+        })
+    });
+    let cacerts = path_or(&trust.cacerts, base, "cacerts", cx);
+    let leaf_ttl = duration_in(&trust.leaf_ttl, MINUTE, 24 * HOUR, 24 * HOUR, cx);
+    let crl = trust.crl.get().and_then(|text| path(text, base, cx));
+    let ca = ca.unwrap_or_else(|| CaAddress::Unix(base.join("run/ca.sock")));
+    Some(TrustSettings { domain: domain?, cacerts, ca, leaf_ttl, crl })
+}
+
+fn listen_settings(section: Option<&ListenSection>, cx: &mut Context<'_>) -> ListenSettings {
+    let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let mut settings = ListenSettings {
+        link: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 15443)),
+        advertise: Vec::new(),
+        dns: vec![local(15053)],
+        admin: local(15000),
+        metrics: local(15020),
+        health: local(15021),
+    };
+    let Some(listen) = section else { return settings };
+    // TCP listeners so far: two of them cannot share an address.
+    let mut taken: Vec<(SocketAddr, String)> = Vec::new();
+    if let Some(address) = socket_addr(&listen.link, cx) {
+        settings.link = address.value;
+    }
+    settings.advertise = cx.parse_items(&listen.advertise, HostPort::parse).into_iter().map(|at| at.value).collect();
+    let dns = cx.parse_items(&listen.dns, parse_socket_addr);
+    for (index, address) in dns.iter().enumerate() {
+        take(address, &format!("listen.dns[{index}]"), &mut taken, cx);
+        if address.value == settings.link && address.value.port() != 0 {
+            cx.error(address.at, Code::Duplicate, format!("{} is already used by listen.link", address.value));
+        }
+    }
+    if !dns.is_empty() {
+        settings.dns = dns.into_iter().map(|at| at.value).collect();
+    }
+    if let Some(address) = socket_addr(&listen.admin, cx) {
+        if !address.value.ip().is_loopback() {
+            let help = "use 127.0.0.1 or [::1]; reach it from elsewhere through ssh or kubectl port-forward";
+            cx.error_help(address.at, Code::Forbidden, "the admin port must be on a loopback address", help);
+        }
+        take(&address, "listen.admin", &mut taken, cx);
+        settings.admin = address.value;
+    }
+    if let Some(address) = socket_addr(&listen.metrics, cx) {
+        take(&address, "listen.metrics", &mut taken, cx);
+        settings.metrics = address.value;
+    }
+    if let Some(address) = socket_addr(&listen.health, cx) {
+        take(&address, "listen.health", &mut taken, cx);
+        settings.health = address.value;
+    }
+    settings
+}
+
+fn take(address: &At<SocketAddr>, name: &str, taken: &mut Vec<(SocketAddr, String)>, cx: &mut Context<'_>) {
+    let earlier = taken.iter().find(|(other, _)| *other == address.value && other.port() != 0);
+    if let Some((_, earlier)) = earlier {
+        cx.error(address.at, Code::Duplicate, format!("{} is already used by {earlier}", address.value));
+    }
+    taken.push((address.value, name.to_owned()));
+}
+
+fn socket_addr(field: &Field<Text>, cx: &mut Context<'_>) -> Option<At<SocketAddr>> {
+    let text = field.get()?;
+    Some(At { value: cx.parse(text, parse_socket_addr)?, at: text.at })
+}
+
+fn parse_socket_addr(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| match HostPort::parse(text) {
+        Ok(address) => format!("must be an IP address of this machine and a port, e.g. 0.0.0.0:{}", address.port),
+        Err(_) => "must be address:port, e.g. 127.0.0.1:15053 or [::1]:15053".to_owned(),
+    })
+}
+
+fn link_settings(section: Option<&LinkSection>, cx: &mut Context<'_>) -> LinkSettings {
+    let second = Duration::from_secs(1);
+    let mut settings = LinkSettings { keep_alive: second, idle_timeout: 4 * second, drain: 30 * second };
+    let Some(link) = section else { return settings };
+    settings.keep_alive = duration_in(&link.keep_alive, second / 10, 30 * second, settings.keep_alive, cx);
+    settings.idle_timeout = duration_in(&link.idle_timeout, second / 2, 5 * MINUTE, settings.idle_timeout, cx);
+    settings.drain = duration_in(&link.drain, Duration::ZERO, HOUR, settings.drain, cx);
+    if settings.idle_timeout < 3 * settings.keep_alive
+        && let Some(at) = link.idle_timeout.get().or(link.keep_alive.get())
+    {
+        cx.error(at.at, Code::Conflict, "idleTimeout must be at least 3 x keepAlive");
+    }
+    settings
+}
+
+fn registries(config: &GatewayConfig, base: &Path, cx: &mut Context<'_>) -> Vec<RegistrySettings> {
+    let mut all: Vec<RegistrySettings> = Vec::new();
+    for (index, section) in config.registries.items().enumerate() {
+        let registry = &section.value;
+        let name = cx.required_parse(section.at, "name", &registry.name, "a name of your choice", Label::parse);
+        let file = cx.required(section.at, "file", &registry.file, "the path of a ServiceList file");
+        let file_path = file.and_then(|text| path(text, base, cx));
+        let (Some(name), Some(file_path)) = (name, file_path) else { continue };
+        if let Some(earlier) = all.iter().position(|other| other.name == name) {
+            let at = registry.name.get().map_or(section.at, |name| name.at);
+            cx.error(at, Code::Duplicate, format!("\"{name}\" is already used by registries[{earlier}]"));
+        } else if let Some(earlier) = all.iter().position(|other| other.file == file_path) {
+            let at = file.map_or(section.at, |file| file.at);
+            cx.error(at, Code::Duplicate, format!("this file is already read by registries[{earlier}] (of {index})"));
+        } else {
+            all.push(RegistrySettings { name, file: file_path });
+        }
+    }
+    all
+}
+
+fn dns_settings(section: Option<&DnsSection>, cx: &mut Context<'_>) -> DnsSettings {
+    let Some(dns) = section else { return DnsSettings::default() };
+    let mut zones: Vec<Fqdn> = Vec::new();
+    for zone in cx.parse_items(&dns.zones, Fqdn::parse) {
+        let reserved = ["cluster.local", "clusterset.local"].map(Fqdn::parse);
+        if let Some(reserved) = reserved.iter().flatten().find(|other| zone.value.is_in(other)) {
+            let help = "choose a zone of your own, e.g. shop.example";
+            cx.error_help(zone.at, Code::Forbidden, format!("{reserved} has a meaning of its own"), help);
+        } else if let Some(other) = zones.iter().find(|other| zone.value.is_in(other) || other.is_in(&zone.value)) {
+            cx.error(zone.at, Code::Duplicate, format!("overlaps with the zone {other}"));
+        } else {
+            zones.push(zone.value);
+        }
+    }
+    let mut names: Vec<NameSettings> = Vec::new();
+    for section in dns.names.items() {
+        if let Some(name) = name_settings(section, &zones, cx) {
+            if names.contains(&name) {
+                cx.error(section.at, Code::Duplicate, format!("{} already leads to {}", name.name, name.service));
+            } else {
+                names.push(name);
+            }
+        }
+    }
+    DnsSettings { zones, names }
+}
+
+fn name_settings(section: &At<NameSection>, zones: &[Fqdn], cx: &mut Context<'_>) -> Option<NameSettings> {
+    let rule = &section.value;
+    let what = "the DNS name, e.g. reviews.shop.example";
+    let name = cx.required_parse(section.at, "name", &rule.name, what, Fqdn::parse);
+    let service = cx.required_parse(section.at, "service", &rule.service, "namespace/name", str::parse::<ServiceKey>);
+    let cluster = rule.cluster.get().and_then(|text| cx.parse(text, ClusterName::parse));
+    let name = name?;
+    if !zones.iter().any(|zone| name.is_in(zone)) {
+        let at = rule.name.get().map_or(section.at, |name| name.at);
+        let parent = name.as_str().split_once('.').map_or(name.as_str(), |(_, parent)| parent);
+        let help = format!("add {parent} to dns.zones");
+        cx.error_help(at, Code::Conflict, format!("{name} is in none of dns.zones"), help);
+    }
+    Some(NameSettings { name, service: service?, cluster })
+}
+
+fn vip_settings(section: Option<&VipSection>, cx: &mut Context<'_>) -> VipSettings {
+    let mut ranges: Vec<IpRange> = Vec::new();
+    if let Some(vip) = section {
+        for range in cx.parse_items(&vip.ranges, IpRange::parse) {
+            if let Some(other) = ranges.iter().find(|other| other.overlaps(&range.value)) {
+                cx.error(range.at, Code::Duplicate, format!("overlaps with {other}"));
+            } else {
+                ranges.push(range.value);
+            }
+        }
+    }
+    if ranges.is_empty() {
+        ranges = ["242.0.0.0/16", "fd65:6173:7477::/48"].iter().flat_map(|text| IpRange::parse(text)).collect();
+    }
+    let owner = section.and_then(|vip| vip.owner.value().copied()).unwrap_or(true);
+    VipSettings { ranges, owner }
+}
+
+fn log_settings(section: Option<&LogSection>, cx: &mut Context<'_>) -> LogSettings {
+    let level = section.and_then(|log| log.level.get()).and_then(|text| {
+        let levels = ["error", "warn", "info", "debug", "trace", "off"];
+        let directives = tracing_subscriber::EnvFilter::builder().parse(&text.value);
+        let word = text.value.bytes().all(|byte| byte.is_ascii_alphabetic());
+        // A lone unknown word is a valid directive ("this target only"), and never what was meant.
+        if directives.is_err() || (word && !levels.contains(&text.value.as_str())) {
+            let mut message = "must be error, warn, info, debug, trace or filter directives".to_owned();
+            if let Some(meant) = did_you_mean(&text.value, levels) {
+                message.push_str(&format!(" (did you mean {meant}?)"));
+            }
+            cx.error(text.at, Code::Value, message);
+            return None;
+        }
+        Some(text.value.clone())
+    });
+    LogSettings {
+        format: section.and_then(|log| log.format.value().copied()).unwrap_or_default(),
+        level: level.unwrap_or_else(|| "info".to_owned()),
+        access: section.and_then(|log| log.access.value().copied()).unwrap_or_default(),
+    }
+}
+
+fn limits(section: Option<&LimitsSection>, cx: &mut Context<'_>) -> Limits {
+    let mut limits = Limits::default();
+    let Some(section) = section else { return limits };
+    limits.services_per_peer = number_in(&section.services_per_peer, 1_000_000, limits.services_per_peer, cx);
+    limits.endpoints_per_peer = number_in(&section.endpoints_per_peer, 10_000_000, limits.endpoints_per_peer, cx);
+    let updates = limits.updates_per_second_per_peer;
+    limits.updates_per_second_per_peer = number_in(&section.updates_per_second_per_peer, 1_000_000, updates, cx);
+    limits.streams_per_link = number_in(&section.streams_per_link, 1_000_000, limits.streams_per_link, cx);
+    limits.dns_in_flight = number_in(&section.dns_in_flight, 1_000_000, limits.dns_in_flight, cx);
+    let answers = limits.dns_answers_per_second;
+    limits.dns_answers_per_second = number_in(&section.dns_answers_per_second, 10_000_000, answers, cx);
+    if let Some(text) = section.buffer_bytes.get()
+        && let Some(bytes) = cx.parse(text, byte_size)
+    {
+        if (16 << 20..=64 << 30).contains(&bytes) {
+            limits.buffer_bytes = bytes;
+        } else {
+            cx.error(text.at, Code::Value, "must be 16MiB to 64GiB");
+        }
+    }
+    limits
+}
+
+fn number_in<N: TryFrom<u64>>(field: &Field<u64>, max: u64, default: N, cx: &mut Context<'_>) -> N {
+    let Some(at) = field.get() else { return default };
+    match N::try_from(at.value) {
+        Ok(value) if (1..=max).contains(&at.value) => value,
+        _ => {
+            cx.error(at.at, Code::Value, format!("must be 1 to {max}"));
+            default
+        }
+    }
+}
+
+/// A duration within bounds, or the default.
+pub(in crate::config) fn duration_in(
+    field: &Field<Text>,
+    min: Duration,
+    max: Duration,
+    default: Duration,
+    cx: &mut Context<'_>,
+) -> Duration {
+    let Some(text) = field.get() else { return default };
+    let Some(value) = cx.parse(text, duration) else { return default };
+    if (min..=max).contains(&value) {
+        return value;
+    }
+    let show = eastway_registry::value::show_duration;
+    cx.error(text.at, Code::Value, format!("must be {} to {}", show(min), show(max)));
+    default
+}
+
+fn folder(field: &Field<String>, base: &Path, default: &str, cx: &mut Context<'_>) -> Folder {
+    Folder { path: path_or(field, base, default, cx), required: field.get().is_some() }
+}
+
+fn path_or(field: &Field<String>, base: &Path, default: &str, cx: &mut Context<'_>) -> PathBuf {
+    field.get().and_then(|text| path(text, base, cx)).unwrap_or_else(|| base.join(default))
+}
+
+/// A path, from the folder of the file if it is relative.
+fn path(text: &At<String>, base: &Path, cx: &mut Context<'_>) -> Option<PathBuf> {
+    cx.parse(text, |text| match text {
+        "" => Err("must not be empty"),
+        _ if text.contains('\0') => Err("must not contain a NUL character"),
+        _ => Ok(base.join(text.strip_prefix("./").unwrap_or(text))),
+    })
+}
+
+/// Checks `apiVersion` and `kind`.
+pub(in crate::config) fn header(
+    root: NodeId,
+    api_version: &Field<String>,
+    kind: &Field<String>,
+    wanted: &str,
+    cx: &mut Context<'_>,
+) {
+    for (key, field, wanted) in [("apiVersion", api_version, crate::config::file::API_VERSION), ("kind", kind, wanted)]
+    {
+        let Some(text) = cx.required(root, key, field, wanted) else { continue };
+        if text.value != wanted {
+            let found = eastway_registry::diagnostic::quoted(&text.value);
+            cx.error(text.at, Code::Kind, format!("must be {wanted}, not {found}"));
+        }
+    }
+}
