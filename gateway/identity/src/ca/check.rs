@@ -1,0 +1,176 @@
+//! Judging a CA folder before anything is issued from it, so that a mistake shows here and not at every peer.
+
+use rustls_pki_types::CertificateDer;
+use x509_parser::certificate::X509Certificate;
+
+use super::error::{CaError, CaWarning};
+use super::files::{Material, Names};
+use super::{Ca, Issuer, LinkKeys, request};
+use crate::certificate::{self, NotACa};
+use crate::pin::SpkiPin;
+use crate::timestamp::Timestamp;
+use std::time::Duration;
+
+/// Below this much remaining life a warning is given.
+const SOON: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+pub(super) fn check(mut material: Material, now: Timestamp) -> Result<Ca, CaError> {
+    let names = material.names;
+    drop_duplicates(&mut material);
+    check_issuing(&material, now)?;
+    let chain = check_chain(&material, now)?;
+    let unreadable = |reason| CaError::Certificate { file: names.cert, index: 1, reason };
+    let issuer = Issuer::of(&material.certificate).map_err(unreadable)?;
+    if issuer.not_after.minus(SOON) < now {
+        material.warnings.push(CaWarning::ExpiresSoon { file: names.cert, not_after: issuer.not_after });
+    }
+    let link_keys = LinkKeys::derive(material.key.secret_der())
+        .map_err(|error| CaError::Key { file: names.key, reason: error.to_string() })?;
+    let ca = Ca {
+        key: material.key,
+        chain,
+        roots: material.roots,
+        issuer,
+        link_keys,
+        layout: material.layout,
+        warnings: material.warnings,
+        announced: Vec::new(),
+    };
+    super::trial::sign_and_verify(&ca, now).map_err(|reason| CaError::Trial { file: names.cert, reason })?;
+    Ok(ca)
+}
+
+fn drop_duplicates(material: &mut Material) {
+    let before = material.roots.len();
+    let mut kept: Vec<CertificateDer<'static>> = Vec::new();
+    for root in std::mem::take(&mut material.roots) {
+        if !kept.contains(&root) {
+            kept.push(root);
+        }
+    }
+    material.roots = kept;
+    let count = before - material.roots.len();
+    if count > 0 {
+        material.warnings.push(CaWarning::DuplicateRoots { file: material.names.root, count });
+    }
+}
+
+/// The issuing certificate by itself, and its key.
+fn check_issuing(material: &Material, now: Timestamp) -> Result<(), CaError> {
+    let names = material.names;
+    let file = names.cert;
+    let issuing = parse(&material.certificate, file, 1)?;
+    check_ca(&issuing, file)?;
+    let key_pin = SpkiPin::of_spki(&material.key.spki());
+    let cert_pin = SpkiPin::of_spki(issuing.public_key().raw);
+    if key_pin != cert_pin {
+        return Err(CaError::KeyMismatch { key_file: names.key, cert_file: file, key_pin, cert_pin });
+    }
+    check_time(&issuing, file, now)
+}
+
+/// Walks from the issuing certificate to a root. Gives what is to be presented: the issuing certificate and the
+/// intermediates above it, without the root unless it is the issuing certificate itself.
+fn check_chain(material: &Material, now: Timestamp) -> Result<Vec<CertificateDer<'static>>, CaError> {
+    let names = material.names;
+    for (index, root) in material.roots.iter().enumerate() {
+        let parsed = parse(root, names.root, index + 1)?;
+        if !issued(&parsed, &parsed) {
+            let (subject, issuer) = (parsed.subject().to_string(), parsed.issuer().to_string());
+            return Err(CaError::RootNotSelfSigned { file: names.root, subject, issuer });
+        }
+    }
+    let mut presented = vec![material.certificate.clone()];
+    let mut rest = material.chain.iter();
+    loop {
+        let below = presented.len();
+        let last = presented.last().cloned().unwrap_or_else(|| material.certificate.clone());
+        let current = parse(&last, names.cert, 1)?;
+        if material.roots.contains(&last) {
+            return Ok(presented);
+        }
+        if let Some(root) = material.roots.iter().find(|root| issuer_fits(&current, root)) {
+            let root = parse(root, names.root, 1)?;
+            check_ca(&root, names.root)?;
+            check_time(&root, names.root, now)?;
+            check_path_length(&root, names.root, below)?;
+            return Ok(presented);
+        }
+        let next = rest.next().filter(|next| issuer_fits(&current, next));
+        let next = next.ok_or_else(|| broken(&current, &material.chain, names))?;
+        let parsed = parse(next, names.chain, 1)?;
+        check_ca(&parsed, names.chain)?;
+        check_time(&parsed, names.chain, now)?;
+        check_path_length(&parsed, names.chain, below)?;
+        presented.push(next.clone());
+    }
+}
+
+fn broken(current: &X509Certificate<'_>, chain: &[CertificateDer<'_>], names: Names) -> CaError {
+    CaError::BrokenChain {
+        chain_file: names.chain,
+        root_file: names.root,
+        issuer: current.issuer().to_string(),
+        out_of_order: chain.iter().any(|candidate| issuer_fits(current, candidate)),
+    }
+}
+
+fn parse<'a>(der: &'a CertificateDer<'_>, file: &'static str, index: usize) -> Result<X509Certificate<'a>, CaError> {
+    certificate::parse(der).map_err(|reason| CaError::Certificate { file, index, reason })
+}
+
+fn check_ca(ca: &X509Certificate<'_>, file: &'static str) -> Result<(), CaError> {
+    certificate::may_issue(ca).map_err(|problem| match problem {
+        NotACa::BasicConstraints => CaError::NotACa { file },
+        NotACa::KeyCertSign => CaError::NoKeyCertSign { file },
+    })?;
+    if certificate::constrains_uris(ca) {
+        return Err(CaError::UriNameConstraints { file });
+    }
+    let weak = |reason: String| CaError::Weak { file, subject: ca.subject().to_string(), reason };
+    request::check_key(ca.public_key()).map_err(|reason| weak(format!("its key is {reason}")))?;
+    let self_signed = ca.subject().as_raw() == ca.issuer().as_raw();
+    // Nobody verifies a root's signature on itself, so an old hash there does no harm.
+    match (self_signed, weak_hash(ca)) {
+        (false, Some(hash)) => Err(weak(format!("it is signed with {hash}; have it issued again with SHA-256"))),
+        _ => Ok(()),
+    }
+}
+
+/// SHA-1 and MD5 signatures by their OIDs (RFC 3279 §2.2).
+fn weak_hash(certificate: &X509Certificate<'_>) -> Option<&'static str> {
+    match certificate.signature_algorithm.algorithm.to_id_string().as_str() {
+        "1.2.840.113549.1.1.5" | "1.2.840.10045.4.1" | "1.3.14.3.2.29" => Some("SHA-1"),
+        "1.2.840.113549.1.1.4" => Some("MD5"),
+        _ => None,
+    }
+}
+
+fn check_time(ca: &X509Certificate<'_>, file: &'static str, now: Timestamp) -> Result<(), CaError> {
+    let (not_before, not_after) = (certificate::not_before(ca), certificate::not_after(ca));
+    if now > not_after {
+        return Err(CaError::Expired { file, not_after, now });
+    }
+    if now < not_before {
+        return Err(CaError::NotYetValid { file, not_before, now });
+    }
+    Ok(())
+}
+
+fn check_path_length(ca: &X509Certificate<'_>, file: &'static str, below: usize) -> Result<(), CaError> {
+    match certificate::path_length(ca) {
+        Some(allowed) if usize::try_from(allowed).is_ok_and(|allowed| below > allowed) => {
+            Err(CaError::PathLength { file, subject: ca.subject().to_string(), allowed, below })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn issuer_fits(child: &X509Certificate<'_>, issuer: &CertificateDer<'_>) -> bool {
+    certificate::parse(issuer).is_ok_and(|issuer| issued(child, &issuer))
+}
+
+/// Name and signature fit.
+fn issued(child: &X509Certificate<'_>, issuer: &X509Certificate<'_>) -> bool {
+    child.issuer().as_raw() == issuer.subject().as_raw() && child.verify_signature(Some(issuer.public_key())).is_ok()
+}

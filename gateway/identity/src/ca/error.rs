@@ -1,0 +1,312 @@
+//! What can be wrong with a CA folder or a request: which file, what, why, and what to do.
+
+use std::path::PathBuf;
+
+use crate::key::KeyError;
+use crate::timestamp::Timestamp;
+
+/// Why a CA folder cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CaError {
+    /// A file cannot be read.
+    #[error("{}: cannot read: {reason}", .file.display())]
+    Read {
+        /// Its path.
+        file: PathBuf,
+        /// What the system says.
+        reason: String,
+    },
+    /// Neither layout is there.
+    #[error("{}: no CA here: neither ca-cert.pem nor tls.crt found; make one with `eastway ca init`, or point trust.cacerts at the right folder", .dir.display())]
+    NoSource {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// Both layouts are there.
+    #[error("{}: two CA sources; set ca.source: it holds ca-cert.pem or ca-key.pem as well as tls.crt or tls.key, so keep one of the two", .dir.display())]
+    TwoSources {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// A file of the layout is missing.
+    #[error("{file} is missing; {hint}")]
+    Missing {
+        /// Its name.
+        file: &'static str,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// Larger than 1 MiB.
+    #[error("{file}: larger than 1 MiB; is it the right file?")]
+    TooLarge {
+        /// Its name.
+        file: &'static str,
+    },
+    /// No bytes, or nothing but white space.
+    #[error("{file} is empty; it must hold PEM")]
+    Empty {
+        /// Its name.
+        file: &'static str,
+    },
+    /// Binary DER instead of PEM.
+    #[error("{file} is DER, not PEM; convert it: openssl {command} -inform der -in {file} -out {file}.new")]
+    Der {
+        /// Its name.
+        file: &'static str,
+        /// `x509` or `pkey`.
+        command: &'static str,
+    },
+    /// PEM that cannot be read.
+    #[error("{file}: not valid PEM: {reason}")]
+    Pem {
+        /// Its name.
+        file: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// PEM, but nothing of the kind that belongs there.
+    #[error("{file} holds no {wanted}")]
+    Nothing {
+        /// Its name.
+        file: &'static str,
+        /// `certificate` or `private key`.
+        wanted: &'static str,
+    },
+    /// More than one of what there must be one of.
+    #[error("{file} holds {count} private keys; it must hold the CA's alone")]
+    SeveralKeys {
+        /// Its name.
+        file: &'static str,
+        /// How many.
+        count: usize,
+    },
+    /// A certificate file is handed out; it must never hold a key.
+    #[error(
+        "{file} holds a private key; certificate files are handed out, so move the key to {key_file} and remove it here"
+    )]
+    KeyInCertificateFile {
+        /// Its name.
+        file: &'static str,
+        /// Where keys belong.
+        key_file: &'static str,
+    },
+    /// The key needs a passphrase.
+    #[error("{file}: encrypted private keys are not supported; decrypt it: openssl pkey -in {file} -out {file}.new")]
+    EncryptedKey {
+        /// Its name.
+        file: &'static str,
+    },
+    /// The key is of a kind that cannot be used.
+    #[error("{file}: {reason}")]
+    Key {
+        /// Its name.
+        file: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A certificate cannot be parsed.
+    #[error("{file}: certificate {index} cannot be read: {reason}")]
+    Certificate {
+        /// Its name.
+        file: &'static str,
+        /// Position in the file, from 1.
+        index: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Too many certificates.
+    #[error("{file} holds {count} certificates; at most 100 are allowed")]
+    TooMany {
+        /// Its name.
+        file: &'static str,
+        /// How many.
+        count: usize,
+    },
+    /// The key belongs to another certificate.
+    #[error(
+        "{key_file} does not belong to {cert_file}: the key's public half is {key_pin}, the certificate's is {cert_pin}"
+    )]
+    KeyMismatch {
+        /// Name of the key file.
+        key_file: &'static str,
+        /// Name of the certificate file.
+        cert_file: &'static str,
+        /// Pin of the key.
+        key_pin: crate::SpkiPin,
+        /// Pin of the certificate.
+        cert_pin: crate::SpkiPin,
+    },
+    /// A leaf where a CA belongs.
+    #[error(
+        "{file} is not a CA (basicConstraints); the mesh needs a CA that may issue certificates, such as an intermediate of your root"
+    )]
+    NotACa {
+        /// Its name.
+        file: &'static str,
+    },
+    /// A CA that may not sign certificates.
+    #[error("{file} may not issue certificates (keyUsage lacks keyCertSign)")]
+    NoKeyCertSign {
+        /// Its name.
+        file: &'static str,
+    },
+    /// Too many CAs below one.
+    #[error(
+        "{file}: \"{subject}\" has pathlen:{allowed} but {below} CAs stand below it; ask for a longer path length or a shorter chain"
+    )]
+    PathLength {
+        /// Its name.
+        file: &'static str,
+        /// Whose limit it is.
+        subject: String,
+        /// The limit.
+        allowed: u32,
+        /// How many CAs stand below it.
+        below: usize,
+    },
+    /// webpki refuses all that is below such a CA.
+    #[error("{file}: URI name constraints are not supported by this verifier; peers would reject every leaf")]
+    UriNameConstraints {
+        /// Its name.
+        file: &'static str,
+    },
+    /// A signature or key that is too weak, or that verifiers do not know.
+    #[error("{file}: \"{subject}\": {reason}")]
+    Weak {
+        /// Its name.
+        file: &'static str,
+        /// Which certificate.
+        subject: String,
+        /// What is weak.
+        reason: String,
+    },
+    /// Past the end of life.
+    #[error("{file} expired {not_after} (clock says {now}); renew the CA certificate, or set the clock")]
+    Expired {
+        /// Its name.
+        file: &'static str,
+        /// End of life.
+        not_after: Timestamp,
+        /// Our clock.
+        now: Timestamp,
+    },
+    /// Before the begin of life.
+    #[error("{file} is not valid before {not_before} (clock says {now}); wait, or set the clock")]
+    NotYetValid {
+        /// Its name.
+        file: &'static str,
+        /// Begin of life.
+        not_before: Timestamp,
+        /// Our clock.
+        now: Timestamp,
+    },
+    /// A link of the chain is missing or out of order.
+    #[error("{chain_file} does not lead to {root_file} (issuer \"{issuer}\" not found){}", if *.out_of_order { "; it is there, but each certificate must come right before its issuer's" } else { "; add the missing intermediate, or the right root" })]
+    BrokenChain {
+        /// Name of the chain file.
+        chain_file: &'static str,
+        /// Name of the root file.
+        root_file: &'static str,
+        /// Who is missing.
+        issuer: String,
+        /// It is in the chain file, at another place.
+        out_of_order: bool,
+    },
+    /// An intermediate in the root file.
+    #[error(
+        "{file}: \"{subject}\" is not self-signed (its issuer is \"{issuer}\"); put the root there and intermediates into the chain file"
+    )]
+    RootNotSelfSigned {
+        /// Its name.
+        file: &'static str,
+        /// Its subject.
+        subject: String,
+        /// Its issuer.
+        issuer: String,
+    },
+    /// A leaf signed on trial is refused by the verifier, for a reason that no check above names.
+    #[error("{file}: a leaf signed on trial is refused: {reason}; peers would reject every leaf")]
+    Trial {
+        /// Name of the certificate file.
+        file: &'static str,
+        /// What the verifier says.
+        reason: String,
+    },
+}
+
+/// What is doubtful about a CA folder, but stops nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CaWarning {
+    /// Less than a week to live.
+    #[error("{file} expires soon, on {not_after}; leaves cannot outlive it: renew it or run `eastway ca rotate`")]
+    ExpiresSoon {
+        /// Its name.
+        file: &'static str,
+        /// End of life.
+        not_after: Timestamp,
+    },
+    /// The same root twice.
+    #[error("{file} holds {count} duplicate certificates; they are read once")]
+    DuplicateRoots {
+        /// Its name.
+        file: &'static str,
+        /// How many are superfluous.
+        count: usize,
+    },
+    /// The key file can be read by others than its owner and group.
+    #[error("{file} can be read by every user of this machine (mode {mode:03o}); chmod 600 it")]
+    KeyReadable {
+        /// Its name.
+        file: &'static str,
+        /// Its permission bits.
+        mode: u32,
+    },
+}
+
+/// Why no leaf was issued.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IssueError {
+    /// Not a PKCS#10 request.
+    #[error("the certificate request cannot be read: {reason}")]
+    BadRequest {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The request's signature is not by its key.
+    #[error("the certificate request is not signed by its own key")]
+    NotProved,
+    /// A key that verifiers or Envoy would refuse.
+    #[error("the request's key is not allowed: {reason}")]
+    KeyNotAllowed {
+        /// What it is and what to use.
+        reason: String,
+    },
+    /// A life of zero seconds.
+    #[error("a certificate must live for a second at least")]
+    NoLife,
+    /// The CA is past its end.
+    #[error("the CA expired {not_after} (clock says {now})")]
+    CaExpired {
+        /// End of its life.
+        not_after: Timestamp,
+        /// Our clock.
+        now: Timestamp,
+    },
+    /// The CA is before its begin.
+    #[error("the CA is not valid before {not_before} (clock says {now})")]
+    CaNotYetValid {
+        /// Begin of its life.
+        not_before: Timestamp,
+        /// Our clock.
+        now: Timestamp,
+    },
+    /// The crypto provider failed.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// A leaf for this process itself does not fit its key.
+    #[error("the leaf just issued cannot be used: {reason}")]
+    OwnLeaf {
+        /// What is wrong with it.
+        reason: String,
+    },
+}

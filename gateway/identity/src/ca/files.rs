@@ -1,0 +1,228 @@
+//! Finding and reading the files of a CA folder, in any of the layouts people have.
+
+use std::io::Read as _;
+use std::path::Path;
+
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs1KeyDer, PrivatePkcs8KeyDer, PrivateSec1KeyDer};
+use zeroize::Zeroizing;
+
+use super::Layout;
+use super::error::{CaError, CaWarning};
+use crate::key::CaKey;
+use crate::pem;
+
+/// Largest file that is read.
+const MAX_FILE: u64 = 1024 * 1024;
+/// Most certificates that are read of one file.
+const MAX_CERTIFICATES: usize = 100;
+
+/// Names of a layout's files, for reading and for messages.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Names {
+    pub(super) cert: &'static str,
+    pub(super) key: &'static str,
+    /// Where further intermediates are.
+    pub(super) chain: &'static str,
+    pub(super) root: &'static str,
+}
+
+pub(super) const ISTIO: Names =
+    Names { cert: "ca-cert.pem", key: "ca-key.pem", chain: "cert-chain.pem", root: "root-cert.pem" };
+const KUBERNETES: Names = Names { cert: "tls.crt", key: "tls.key", chain: "tls.crt", root: "ca.crt" };
+/// A folder of Istio's `tools/certs` that holds a root and its key.
+const ISTIO_ROOT: Names =
+    Names { cert: "root-cert.pem", key: "root-key.pem", chain: "root-cert.pem", root: "root-cert.pem" };
+
+/// What the files hold, parsed but not judged.
+pub(super) struct Material {
+    pub(super) layout: Layout,
+    pub(super) names: Names,
+    pub(super) certificate: CertificateDer<'static>,
+    pub(super) key: CaKey,
+    /// Intermediates above the issuing certificate, as the file has them.
+    pub(super) chain: Vec<CertificateDer<'static>>,
+    pub(super) roots: Vec<CertificateDer<'static>>,
+    pub(super) warnings: Vec<CaWarning>,
+}
+
+pub(super) fn read(dir: &Path) -> Result<Material, CaError> {
+    let there = |name: &str| dir.join(name).exists();
+    let istio = there(ISTIO.cert) || there(ISTIO.key);
+    let kubernetes = there(KUBERNETES.cert) || there(KUBERNETES.key);
+    match (istio, kubernetes) {
+        (true, true) => Err(CaError::TwoSources { dir: dir.to_owned() }),
+        (true, false) => read_istio(dir),
+        (false, true) => read_kubernetes(dir),
+        (false, false) => Err(CaError::NoSource { dir: dir.to_owned() }),
+    }
+}
+
+/// Reads a folder whose CA signs other CAs: any CA folder, or one with `root-cert.pem` and `root-key.pem`.
+pub(super) fn read_root(dir: &Path) -> Result<Material, CaError> {
+    if dir.join(ISTIO.key).exists() || !dir.join(ISTIO_ROOT.key).exists() {
+        return read(dir);
+    }
+    let roots = certificates(dir, ISTIO_ROOT.cert, ISTIO_ROOT.key)?;
+    let (key, warnings) = key(dir, ISTIO_ROOT.key)?;
+    let (certificate, _) = split_first(roots.clone(), ISTIO_ROOT.cert)?;
+    Ok(Material {
+        layout: Layout::IstioCacerts,
+        names: ISTIO_ROOT,
+        certificate,
+        key,
+        chain: Vec::new(),
+        roots,
+        warnings,
+    })
+}
+
+fn read_istio(dir: &Path) -> Result<Material, CaError> {
+    let names = ISTIO;
+    let (certificate, more) = split_first(certificates(dir, names.cert, names.key)?, names.cert)?;
+    let (key, warnings) = key(dir, names.key)?;
+    // cert-chain.pem usually repeats ca-cert.pem first.
+    let mut chain = optional(dir, names.chain, names.key)?.unwrap_or(more);
+    if chain.first() == Some(&certificate) {
+        chain.remove(0);
+    }
+    let (layout, roots) = match optional(dir, names.root, names.key)? {
+        Some(roots) => (Layout::IstioCacerts, roots),
+        None => (Layout::IstioCaSecret, vec![own_root(&certificate, names)?]),
+    };
+    Ok(Material { layout, names, certificate, key, chain, roots, warnings })
+}
+
+fn read_kubernetes(dir: &Path) -> Result<Material, CaError> {
+    let names = KUBERNETES;
+    let (certificate, chain) = split_first(certificates(dir, names.cert, names.key)?, names.cert)?;
+    let (key, warnings) = key(dir, names.key)?;
+    let roots = match optional(dir, names.root, names.key)? {
+        Some(roots) => roots,
+        None => vec![own_root(&certificate, names)?],
+    };
+    Ok(Material { layout: Layout::KubernetesTls, names, certificate, key, chain, roots, warnings })
+}
+
+/// A folder without a root file is complete only if its CA is its own root.
+fn own_root(certificate: &CertificateDer<'static>, names: Names) -> Result<CertificateDer<'static>, CaError> {
+    let parsed = crate::certificate::parse(certificate).map_err(|reason| CaError::Certificate {
+        file: names.cert,
+        index: 1,
+        reason,
+    })?;
+    if parsed.subject().as_raw() == parsed.issuer().as_raw() {
+        return Ok(certificate.clone());
+    }
+    Err(CaError::Missing { file: names.root, hint: "the CA is an intermediate, so its root must be there too" })
+}
+
+fn split_first(
+    mut all: Vec<CertificateDer<'static>>,
+    file: &'static str,
+) -> Result<(CertificateDer<'static>, Vec<CertificateDer<'static>>), CaError> {
+    if all.is_empty() {
+        return Err(CaError::Nothing { file, wanted: "certificate" });
+    }
+    let first = all.remove(0);
+    Ok((first, all))
+}
+
+/// `None`: the file is not there, or it is empty, as in Istio's self-signed secret.
+fn optional(
+    dir: &Path,
+    file: &'static str,
+    key_file: &'static str,
+) -> Result<Option<Vec<CertificateDer<'static>>>, CaError> {
+    match certificates(dir, file, key_file) {
+        Ok(certificates) => Ok(Some(certificates)),
+        Err(CaError::Missing { .. } | CaError::Empty { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn certificates(
+    dir: &Path,
+    file: &'static str,
+    key_file: &'static str,
+) -> Result<Vec<CertificateDer<'static>>, CaError> {
+    let bytes = bytes(dir, file, "the CA's certificates belong there")?;
+    let blocks = blocks(&bytes, file, "x509")?;
+    if blocks.iter().any(|block| block.label.ends_with("PRIVATE KEY")) {
+        return Err(CaError::KeyInCertificateFile { file, key_file });
+    }
+    let certificates: Vec<_> = blocks
+        .iter()
+        .filter(|block| matches!(block.label.as_str(), "CERTIFICATE" | "X509 CERTIFICATE"))
+        .map(|block| CertificateDer::from(block.der.to_vec()))
+        .collect();
+    match certificates.len() {
+        0 => Err(CaError::Nothing { file, wanted: "certificate" }),
+        count if count > MAX_CERTIFICATES => Err(CaError::TooMany { file, count }),
+        _ => Ok(certificates),
+    }
+}
+
+fn key(dir: &Path, file: &'static str) -> Result<(CaKey, Vec<CaWarning>), CaError> {
+    let bytes = bytes(dir, file, "the CA's private key belongs there; a gateway needs none, only the ca role does")?;
+    let blocks = blocks(&bytes, file, "pkey")?;
+    let encrypted = |block: &&pem::Block| block.encrypted || block.label == "ENCRYPTED PRIVATE KEY";
+    if blocks.iter().any(|block| encrypted(&block)) {
+        return Err(CaError::EncryptedKey { file });
+    }
+    let keys: Vec<_> = blocks.iter().filter(|block| block.label.ends_with("PRIVATE KEY")).collect();
+    let [block] = keys.as_slice() else {
+        return Err(match keys.len() {
+            0 => CaError::Nothing { file, wanted: "private key" },
+            count => CaError::SeveralKeys { file, count },
+        });
+    };
+    let secret = block.der.as_slice();
+    let der = match block.label.as_str() {
+        "RSA PRIVATE KEY" => PrivateKeyDer::Pkcs1(PrivatePkcs1KeyDer::from(secret)),
+        "EC PRIVATE KEY" => PrivateKeyDer::Sec1(PrivateSec1KeyDer::from(secret)),
+        _ => PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(secret)),
+    };
+    let key = CaKey::parse(&der).map_err(|error| CaError::Key { file, reason: error.to_string() })?;
+    Ok((key, readable_by_all(dir, file).into_iter().collect()))
+}
+
+fn blocks(bytes: &[u8], file: &'static str, command: &'static str) -> Result<Vec<pem::Block>, CaError> {
+    // 0x30: a DER SEQUENCE, which every binary certificate and key is.
+    if bytes.first() == Some(&0x30) && !bytes.starts_with(b"0-") {
+        return Err(CaError::Der { file, command });
+    }
+    pem::blocks(bytes).map_err(|error| CaError::Pem { file, reason: error.to_string() })
+}
+
+fn bytes(dir: &Path, file: &'static str, hint: &'static str) -> Result<Zeroizing<Vec<u8>>, CaError> {
+    let path = dir.join(file);
+    let failed = |error: std::io::Error| {
+        if error.kind() == std::io::ErrorKind::NotFound {
+            CaError::Missing { file, hint }
+        } else {
+            CaError::Read { file: path.clone(), reason: error.to_string() }
+        }
+    };
+    let open = std::fs::File::open(&path).map_err(failed)?;
+    let mut bytes = Zeroizing::new(Vec::new());
+    open.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(CaError::TooLarge { file });
+    }
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Err(CaError::Empty { file });
+    }
+    Ok(bytes)
+}
+
+#[cfg(unix)]
+fn readable_by_all(dir: &Path, file: &'static str) -> Option<CaWarning> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = std::fs::metadata(dir.join(file)).ok()?.permissions().mode() & 0o777;
+    (mode & 0o004 != 0).then_some(CaWarning::KeyReadable { file, mode })
+}
+
+#[cfg(not(unix))]
+fn readable_by_all(_dir: &Path, _file: &'static str) -> Option<CaWarning> {
+    None
+}

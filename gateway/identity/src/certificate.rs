@@ -1,0 +1,136 @@
+//! Reading the fields of a certificate that decisions need, and writing new certificates.
+
+use rustls_pki_types::CertificateDer;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
+use x509_parser::prelude::FromDer;
+
+use crate::der;
+use crate::key::{CaKey, KeyError};
+use crate::timestamp::Timestamp;
+
+/// Parses exactly one certificate.
+///
+/// # Errors
+/// A text that says what is wrong with the encoding.
+pub(crate) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, String> {
+    match X509Certificate::from_der(der) {
+        Ok(([], certificate)) => Ok(certificate),
+        Ok((rest, _)) => Err(format!("{} bytes follow the certificate", rest.len())),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+pub(crate) fn not_before(certificate: &X509Certificate<'_>) -> Timestamp {
+    Timestamp::from_unix(certificate.validity().not_before.timestamp())
+}
+
+pub(crate) fn not_after(certificate: &X509Certificate<'_>) -> Timestamp {
+    Timestamp::from_unix(certificate.validity().not_after.timestamp())
+}
+
+/// May this certificate issue others: basicConstraints says CA, keyUsage is absent or holds keyCertSign.
+pub(crate) fn may_issue(certificate: &X509Certificate<'_>) -> Result<(), NotACa> {
+    match certificate.basic_constraints() {
+        Ok(Some(constraints)) if constraints.value.ca => {}
+        Ok(_) | Err(_) => return Err(NotACa::BasicConstraints),
+    }
+    match certificate.key_usage() {
+        Ok(Some(usage)) if !usage.value.key_cert_sign() => Err(NotACa::KeyCertSign),
+        Ok(_) => Ok(()),
+        Err(_) => Err(NotACa::KeyCertSign),
+    }
+}
+
+/// Why a certificate may not issue others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotACa {
+    BasicConstraints,
+    KeyCertSign,
+}
+
+/// Number of CAs allowed below this one, if it is limited.
+pub(crate) fn path_length(certificate: &X509Certificate<'_>) -> Option<u32> {
+    certificate.basic_constraints().ok().flatten().and_then(|constraints| constraints.value.path_len_constraint)
+}
+
+/// Does the certificate carry a name constraint on URIs, permitted or excluded? webpki refuses every chain
+/// with one (RUSTSEC-2026-0098).
+pub(crate) fn constrains_uris(certificate: &X509Certificate<'_>) -> bool {
+    certificate.extensions().iter().any(|extension| {
+        let ParsedExtension::NameConstraints(constraints) = extension.parsed_extension() else {
+            return false;
+        };
+        let mut subtrees =
+            [&constraints.permitted_subtrees, &constraints.excluded_subtrees].into_iter().flatten().flatten();
+        subtrees.any(|subtree| matches!(subtree.base, GeneralName::URI(_) | GeneralName::Invalid(..)))
+    })
+}
+
+/// What a new certificate says.
+pub(crate) struct Template<'a> {
+    /// DER Name of the issuer, byte by byte its subject.
+    pub(crate) issuer: &'a [u8],
+    /// DER Name of the subject.
+    pub(crate) subject: &'a [u8],
+    /// DER SubjectPublicKeyInfo of the subject.
+    pub(crate) spki: &'a [u8],
+    pub(crate) not_before: Timestamp,
+    pub(crate) not_after: Timestamp,
+    /// DER extensions, in their order.
+    pub(crate) extensions: Vec<Vec<u8>>,
+}
+
+impl Template<'_> {
+    /// Signs with the issuer's key, under a fresh random serial number of 127 bits (RFC 5280 §4.1.2.2).
+    pub(crate) fn sign(&self, key: &CaKey) -> Result<CertificateDer<'static>, KeyError> {
+        let mut serial = [0_u8; 16];
+        aws_lc_rs::rand::fill(&mut serial).map_err(|_| KeyError::Generate)?;
+        // Positive and of constant length.
+        if let Some(first) = serial.first_mut() {
+            *first = *first & 0x7f | 0x40;
+        }
+        let algorithm = key.signature_algorithm()?;
+        let version_3 = der::tlv(der::CONTEXT_CONSTRUCTED, &der::unsigned(&[2]));
+        let validity = der::sequence(&[der::time(self.not_before), der::time(self.not_after)]);
+        let extensions = der::tlv(der::CONTEXT_CONSTRUCTED | 3, &der::sequence(&self.extensions));
+        let serial = der::unsigned(&serial);
+        let body = der::sequence(&[
+            version_3.as_slice(),
+            &serial,
+            algorithm,
+            self.issuer,
+            &validity,
+            self.subject,
+            self.spki,
+            &extensions,
+        ]);
+        let signature = der::bit_string(&key.sign(&body)?);
+        Ok(CertificateDer::from(der::sequence(&[body.as_slice(), algorithm, &signature])))
+    }
+}
+
+/// Extension numbers below id-ce, `2.5.29` (RFC 5280 §4.2.1).
+pub(crate) mod arc {
+    pub(crate) const SUBJECT_KEY_ID: u8 = 14;
+    pub(crate) const KEY_USAGE: u8 = 15;
+    pub(crate) const SUBJECT_ALT_NAME: u8 = 17;
+    pub(crate) const BASIC_CONSTRAINTS: u8 = 19;
+    pub(crate) const AUTHORITY_KEY_ID: u8 = 35;
+    pub(crate) const EXTENDED_KEY_USAGE: u8 = 37;
+}
+
+/// Key identifier of a public key: the first 20 bytes of the SHA-256 of its SubjectPublicKeyInfo (RFC 7093 §2).
+pub(crate) fn key_identifier(spki: &[u8]) -> Vec<u8> {
+    crate::pin::SpkiPin::of_spki(spki).as_bytes().iter().copied().take(20).collect()
+}
+
+/// The subject key identifier of a CA certificate, as its leaves must repeat it; `None` if it has none.
+pub(crate) fn subject_key_identifier(certificate: &X509Certificate<'_>) -> Option<Vec<u8>> {
+    certificate.extensions().iter().find_map(|extension| {
+        let ParsedExtension::SubjectKeyIdentifier(identifier) = extension.parsed_extension() else {
+            return None;
+        };
+        Some(identifier.0.to_vec())
+    })
+}

@@ -1,0 +1,13 @@
+//! The crate through its public face: CA folders, handshakes, hostile leaves, rotation, revocation.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on must fail at once"
+)]
+
+mod handshake;
+mod reauth;
+mod support;
