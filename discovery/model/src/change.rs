@@ -1,8 +1,9 @@
 //! What happens to the store.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::endpoint::{Endpoint, EndpointId};
+use crate::endpoint::{Endpoint, EndpointId, LocalEndpoint};
 use crate::name::{ClusterName, Label, ServiceKey};
 use crate::service::{LocalService, ServiceRecord};
 use crate::time::UnixMillis;
@@ -45,10 +46,35 @@ pub enum LocalChange {
     Upsert(Arc<LocalService>),
     /// Explicitly removed.
     Remove(ServiceKey),
+    /// Endpoints of a service that was added before: added or changed, and removed ones. Costs the
+    /// change, not the size of the service.
+    Endpoints {
+        /// The service.
+        service: ServiceKey,
+        /// Added or changed.
+        upsert: Vec<LocalEndpoint>,
+        /// Removed.
+        remove: Vec<EndpointId>,
+    },
     /// The registry's complete contents; what is not in it is gone. Also marks it synced.
     Replace(Vec<Arc<LocalService>>),
+    /// All workloads that connect out but stand behind no service; replaces what the registry
+    /// said before.
+    Workloads(Vec<Workload>),
     /// The registry is gone from the configuration, and its services with it.
     Removed,
+}
+
+/// A workload known by its address alone.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Workload {
+    /// Its address in this cluster.
+    pub address: IpAddr,
+    /// Its namespace.
+    pub namespace: Label,
+    /// Its service account.
+    pub service_account: Option<Label>,
 }
 
 /// A change of what a peer exports to us.

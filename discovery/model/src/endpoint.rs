@@ -1,5 +1,13 @@
 //! Endpoints: single workloads behind a service.
 
+mod chunks;
+mod local;
+mod remote;
+
+pub use local::LocalEndpoints;
+pub use remote::{EndpointRef, RemoteEndpoints, Shape, Shapes};
+
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -27,6 +35,12 @@ impl EndpointId {
     /// The text.
     #[must_use]
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Borrow<str> for EndpointId {
+    fn borrow(&self) -> &str {
         &self.0
     }
 }
@@ -118,6 +132,16 @@ pub struct EndpointCondition {
 impl EndpointCondition {
     /// In full service.
     pub const READY: Self = Self { ready: true, serving: true, terminating: false };
+    /// Finishing what it has: new connections only if no other endpoint is ready.
+    pub const DRAINING: Self = Self { ready: false, serving: true, terminating: true };
+    /// Takes nothing.
+    pub const DOWN: Self = Self { ready: false, serving: false, terminating: false };
+
+    /// Not ready any more, but still able to serve while it terminates.
+    #[must_use]
+    pub fn is_draining(self) -> bool {
+        !self.ready && self.serving && self.terminating
+    }
 }
 
 /// One endpoint as it may cross to peers that subscribed to its service.
@@ -151,6 +175,9 @@ pub struct LocalEndpoint {
     pub endpoint: Endpoint,
     /// Its address; never leaves this cluster.
     pub address: IpAddr,
+    /// The service account it runs under, in its service's namespace, as the registry knows it.
+    /// Unlike [`Endpoint::identity`] nothing proves it but the address.
+    pub service_account: Option<Label>,
     /// Service port to the port it listens on; a service port that is missing is not served here.
     pub target_ports: BTreeMap<PortNumber, u16>,
 }

@@ -4,14 +4,27 @@
 //! Nothing here reads a network, a file or a clock; `now` is always an argument. Records come in
 //! as [`Change`]s through one [`store::Writer`] and are read as immutable [`store::Snapshot`]s.
 
+pub mod access;
 pub mod change;
+pub mod describe;
 pub mod endpoint;
+pub mod group;
+pub mod import;
 pub mod name;
+pub mod routing;
+pub mod rules;
 pub mod service;
+pub mod store;
 pub mod time;
+pub mod vip;
 
-pub use change::{Change, LocalChange, Origin, PeerChange, PeerState};
-pub use endpoint::{Endpoint, EndpointCondition, EndpointId, LocalEndpoint, Subset, TlsMode, WorkloadIdentity, Zone};
+pub use access::SourceIdentity;
+pub use change::{Change, LocalChange, Origin, PeerChange, PeerState, Workload};
+pub use endpoint::{
+    Endpoint, EndpointCondition, EndpointId, EndpointRef, LocalEndpoint, LocalEndpoints, RemoteEndpoints, Shape,
+    Subset, TlsMode, WorkloadIdentity, Zone,
+};
+pub use import::{Conflict, ConflictKind, Import, ImportPart};
 pub use name::{ClusterName, Label, NameError, PortName, ServiceKey};
 pub use service::{
     EndpointGroup, InternalTrafficPolicy, IpFamily, LocalService, PortNumber, Protocol, ServiceKind, ServicePort,

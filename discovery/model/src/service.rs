@@ -5,7 +5,8 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::endpoint::{LocalEndpoint, Subset, TlsMode, WorkloadIdentity, Zone};
+use crate::endpoint::{LocalEndpoint, LocalEndpoints, Subset, TlsMode, WorkloadIdentity, Zone};
+use crate::group::GroupIndex;
 use crate::name::{PortName, ServiceKey};
 use crate::time::UnixMillis;
 
@@ -128,14 +129,58 @@ pub struct ServiceRecord {
     pub groups: Vec<EndpointGroup>,
 }
 
+impl ServiceRecord {
+    /// A record with one default for everything but the name and the ports: no affinity, no
+    /// labels, exported at the epoch, no endpoints.
+    #[must_use]
+    pub fn new(key: ServiceKey, ports: Vec<ServicePort>) -> Self {
+        Self {
+            key,
+            kind: ServiceKind::default(),
+            ports,
+            ip_families: Vec::new(),
+            session_affinity: SessionAffinity::default(),
+            internal_traffic_policy: InternalTrafficPolicy::default(),
+            traffic_distribution: None,
+            labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+            exported_at: UnixMillis::default(),
+            groups: Vec::new(),
+        }
+    }
+
+    /// The port of this transport and number.
+    #[must_use]
+    pub fn port(&self, protocol: Protocol, number: PortNumber) -> Option<&ServicePort> {
+        self.ports.iter().find(|port| port.number == number && port.protocol == protocol)
+    }
+}
+
 /// A service of this cluster with the addresses that only its owner knows.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LocalService {
-    /// What may cross. `groups` are those of `endpoints`.
-    pub record: ServiceRecord,
+    /// What may cross. `groups` are those of `endpoints`: [`LocalService::new`] computes them, and
+    /// so does the store, whatever a registry wrote there.
+    pub record: Arc<ServiceRecord>,
     /// Whether it is offered to peers at all.
     pub exported: bool,
     /// Endpoints with addresses, sorted by id.
-    pub endpoints: Vec<LocalEndpoint>,
+    pub endpoints: LocalEndpoints,
+}
+
+impl LocalService {
+    /// A service with these endpoints; the groups of `record` are replaced by theirs.
+    #[must_use]
+    pub fn new(mut record: ServiceRecord, exported: bool, endpoints: impl IntoIterator<Item = LocalEndpoint>) -> Self {
+        let endpoints: LocalEndpoints = endpoints.into_iter().collect();
+        record.groups = GroupIndex::of(&endpoints).groups();
+        Self { record: Arc::new(record), exported, endpoints }
+    }
+
+    /// Namespace and name.
+    #[must_use]
+    pub fn key(&self) -> &ServiceKey {
+        &self.record.key
+    }
 }

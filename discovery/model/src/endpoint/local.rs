@@ -1,0 +1,143 @@
+//! The endpoints of one local service.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::chunks::{Chunk, ChunkList, Edit};
+use super::{EndpointId, LocalEndpoint};
+
+/// Endpoints of a local service, sorted by id and unique. Cheap to clone, and a copy with one
+/// endpoint changed shares all but a chunk of at most 100.
+#[derive(Clone, Default)]
+pub struct LocalEndpoints(ChunkList<LocalChunk>);
+
+struct LocalChunk {
+    items: Box<[Arc<LocalEndpoint>]>,
+    max_weight: u32,
+}
+
+impl Chunk for LocalChunk {
+    type Item<'a> = &'a Arc<LocalEndpoint>;
+
+    fn id<'a>(item: &Self::Item<'a>) -> &'a str {
+        item.endpoint.id.as_str()
+    }
+
+    fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    fn get(&self, index: usize) -> Option<Self::Item<'_>> {
+        self.items.get(index)
+    }
+
+    fn build(items: &[Self::Item<'_>]) -> Self {
+        Self {
+            items: items.iter().map(|item| Arc::clone(item)).collect(),
+            max_weight: items.iter().map(|item| item.endpoint.weight).max().unwrap_or(0),
+        }
+    }
+}
+
+impl LocalEndpoints {
+    /// Number of endpoints.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All, in the order of their ids.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<LocalEndpoint>> {
+        self.0.iter()
+    }
+
+    /// The endpoint of this id.
+    #[must_use]
+    pub fn get(&self, id: &EndpointId) -> Option<&Arc<LocalEndpoint>> {
+        self.0.find(id.as_str())
+    }
+
+    /// The endpoint at `index` in the order of ids.
+    #[must_use]
+    pub fn nth(&self, index: usize) -> Option<&Arc<LocalEndpoint>> {
+        self.0.nth(index)
+    }
+
+    /// The largest weight of any endpoint; 0 if there is none.
+    #[must_use]
+    pub fn max_weight(&self) -> u32 {
+        self.0.chunks().iter().map(|chunk| chunk.max_weight).max().unwrap_or(0)
+    }
+
+    /// Whether both share all memory, and so are equal at no cost.
+    #[must_use]
+    pub fn same(&self, other: &Self) -> bool {
+        self.0.same(&other.0)
+    }
+
+    /// A copy with these ids replaced (`Some`) or removed (`None`). Edits are sorted by id, each id
+    /// once, and each endpoint has the id it is filed under.
+    pub(crate) fn edited(&self, edits: &[(EndpointId, Option<Arc<LocalEndpoint>>)]) -> Self {
+        let edits: Vec<Edit<'_, LocalChunk>> =
+            edits.iter().map(|(id, endpoint)| (id.as_str(), endpoint.as_ref())).collect();
+        Self(self.0.edited(&edits))
+    }
+}
+
+/// Sorted by id; of several edits of one id only the last.
+fn last_of_each<T>(mut edits: Vec<(EndpointId, T)>) -> Vec<(EndpointId, T)> {
+    edits.reverse();
+    edits.sort_by(|a, b| a.0.cmp(&b.0));
+    edits.dedup_by(|later, earlier| later.0 == earlier.0);
+    edits
+}
+
+impl From<Vec<LocalEndpoint>> for LocalEndpoints {
+    fn from(endpoints: Vec<LocalEndpoint>) -> Self {
+        endpoints.into_iter().collect()
+    }
+}
+
+impl FromIterator<LocalEndpoint> for LocalEndpoints {
+    /// Of several endpoints with one id the last stays.
+    fn from_iter<I: IntoIterator<Item = LocalEndpoint>>(endpoints: I) -> Self {
+        endpoints.into_iter().map(Arc::new).collect()
+    }
+}
+
+impl FromIterator<Arc<LocalEndpoint>> for LocalEndpoints {
+    /// Of several endpoints with one id the last stays.
+    fn from_iter<I: IntoIterator<Item = Arc<LocalEndpoint>>>(endpoints: I) -> Self {
+        let endpoints = endpoints.into_iter().map(|endpoint| (endpoint.endpoint.id.clone(), endpoint)).collect();
+        let endpoints = last_of_each(endpoints);
+        let items: Vec<&Arc<LocalEndpoint>> = endpoints.iter().map(|(_, endpoint)| endpoint).collect();
+        Self(ChunkList::of_sorted(&items))
+    }
+}
+
+impl PartialEq for LocalEndpoints {
+    fn eq(&self, other: &Self) -> bool {
+        let same = |a: &Arc<LocalEndpoint>, b: &Arc<LocalEndpoint>| Arc::ptr_eq(a, b) || a == b;
+        self.same(other) || (self.len() == other.len() && self.iter().zip(other.iter()).all(|(a, b)| same(a, b)))
+    }
+}
+
+impl Eq for LocalEndpoints {}
+
+impl fmt::Debug for LocalEndpoints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+impl serde::Serialize for LocalEndpoints {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter())
+    }
+}

@@ -1,0 +1,191 @@
+//! Where a connection goes: pure functions of a snapshot, a request and a source of randomness.
+//!
+//! Order of preference, always: clusters that are up and have ready endpoints, then draining
+//! endpoints, then clusters that are down (their last known state may be wrong, but nothing else is
+//! left). Within each of these the traffic policy's weights, locality and failover apply.
+
+mod affinity;
+mod pick;
+pub(crate) mod plan;
+
+pub use affinity::affinity_key;
+pub use pick::{PickError, PickRequest, pick_endpoint};
+
+use std::net::IpAddr;
+use std::sync::{Arc, LazyLock};
+
+use crate::endpoint::{EndpointId, Subset};
+use crate::import::Import;
+use crate::name::{ClusterName, ServiceKey};
+use crate::service::{PortNumber, Protocol, SessionAffinity};
+use crate::store::Snapshot;
+use plan::{Plan, Share};
+
+/// Most candidates of a [`Route`]: the choice, and one for each of the three retries that a
+/// connection gets before delivery.
+pub const MAX_CANDIDATES: usize = 4;
+
+/// What a client asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct RouteRequest<'a> {
+    /// Transport of the port.
+    pub protocol: Protocol,
+    /// The service's port.
+    pub port: PortNumber,
+    /// Zone of the client, if known.
+    pub zone: Option<&'a str>,
+    /// Only endpoints with these labels; the policy's splits are not applied then.
+    pub subset: Option<&'a Arc<Subset>>,
+    /// Only this cluster, which may be the own one.
+    pub cluster: Option<&'a ClusterName>,
+    /// Exactly this endpoint of `cluster` (none: the own cluster).
+    pub endpoint: Option<&'a EndpointId>,
+    /// Address of the client, for session affinity.
+    pub client: Option<IpAddr>,
+}
+
+impl<'a> RouteRequest<'a> {
+    /// A TCP connection to this port, without further wishes.
+    #[must_use]
+    pub fn tcp(port: PortNumber) -> Self {
+        Self { protocol: Protocol::Tcp, port, zone: None, subset: None, cluster: None, endpoint: None, client: None }
+    }
+
+    /// From this client address.
+    #[must_use]
+    pub fn from_client(self, client: IpAddr) -> Self {
+        Self { client: Some(client), ..self }
+    }
+
+    /// To this cluster only.
+    #[must_use]
+    pub fn to_cluster(self, cluster: &'a ClusterName) -> Self {
+        Self { cluster: Some(cluster), ..self }
+    }
+}
+
+/// Where to try, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The choice first, then what takes over if it cannot be reached; 1 to [`MAX_CANDIDATES`].
+    pub candidates: Vec<Candidate>,
+    /// To be handed to [`pick_endpoint`], here or at the owner: the client's affinity, if the
+    /// service is sticky.
+    pub affinity: Option<u64>,
+}
+
+/// One cluster and a choice of endpoints in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// The peer; none: this cluster.
+    pub cluster: Option<ClusterName>,
+    /// Labels the endpoint must have.
+    pub subset: Arc<Subset>,
+    /// Exactly this endpoint.
+    pub endpoint: Option<EndpointId>,
+    /// The peer is down: the dial will most likely fail at once.
+    pub stale: bool,
+}
+
+/// Why there is no route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RouteError {
+    /// No cluster exports a service of this name to us.
+    #[error("no such import")]
+    UnknownService,
+    /// No cluster that exports it has this port.
+    #[error("the service has no such port")]
+    UnknownPort,
+    /// The cluster asked for does not export it.
+    #[error("the cluster does not export the service")]
+    UnknownCluster,
+    /// No endpoint that the request and the policy admit is left.
+    #[error("no endpoint is left")]
+    NoEndpoints,
+}
+
+/// The labels that every endpoint has: none.
+pub(crate) fn any_subset() -> &'static Arc<Subset> {
+    static ANY: LazyLock<Arc<Subset>> = LazyLock::new(Arc::default);
+    &ANY
+}
+
+/// Chooses where a connection to the import `key` goes. `draw(n)` returns a number below `n`, all
+/// equally likely; it is not used for sticky services of known clients.
+///
+/// # Errors
+/// [`RouteError`]; a service that is only local is unknown here, for it was not exported.
+pub fn route(
+    snapshot: &Snapshot,
+    key: &ServiceKey,
+    request: &RouteRequest<'_>,
+    mut draw: impl FnMut(u64) -> u64,
+) -> Result<Route, RouteError> {
+    let import = snapshot.import(key).ok_or(RouteError::UnknownService)?;
+    if let Some(endpoint) = request.endpoint {
+        return to_endpoint(snapshot, import, request, endpoint);
+    }
+    let affinity = match (import.session_affinity, request.client) {
+        (SessionAffinity::ClientIp { .. }, Some(client)) => Some(affinity_key(client, key)),
+        (SessionAffinity::ClientIp { .. } | SessionAffinity::None, _) => None,
+    };
+    let mut plan = Plan::new(snapshot.cluster(), import, request)?;
+    let mut candidates = Vec::with_capacity(MAX_CANDIDATES);
+    while candidates.len() < MAX_CANDIDATES {
+        plan.compute();
+        let chosen = match affinity {
+            Some(client) => affinity::choose_share(client, &plan),
+            None => choose(plan.shares(), &mut draw),
+        };
+        let Some(chosen) = chosen else { break };
+        candidates.push(plan.candidate(chosen));
+        plan.exclude(chosen);
+    }
+    if candidates.is_empty() { Err(RouteError::NoEndpoints) } else { Ok(Route { candidates, affinity }) }
+}
+
+/// One of the shares, each as likely as its weight says.
+fn choose(shares: &[Share], draw: impl FnOnce(u64) -> u64) -> Option<Share> {
+    if let [only] = shares {
+        return Some(*only);
+    }
+    let total: u64 = shares.iter().map(|share| share.weight).sum();
+    let mut left = if total == 0 { return None } else { draw(total) };
+    for share in shares {
+        match left.checked_sub(share.weight) {
+            Some(rest) => left = rest,
+            None => return Some(*share),
+        }
+    }
+    // Only if `draw` broke its promise.
+    shares.last().copied()
+}
+
+/// The one way to an endpoint that the client names itself.
+fn to_endpoint(
+    snapshot: &Snapshot,
+    import: &Import,
+    request: &RouteRequest<'_>,
+    endpoint: &EndpointId,
+) -> Result<Route, RouteError> {
+    let cluster = request.cluster.filter(|cluster| *cluster != snapshot.cluster());
+    let part = import.part(cluster).ok_or(RouteError::UnknownCluster)?;
+    if !part.serves(request.protocol, request.port) {
+        return Err(RouteError::UnknownPort);
+    }
+    let known = match &part.cluster {
+        None => snapshot.local(&import.key).is_some_and(|local| local.endpoints.get(endpoint).is_some()),
+        // Without records of its endpoints only the owner can tell.
+        Some(_) => part.endpoints.is_empty() || part.endpoints.get(endpoint.as_str()).is_some(),
+    };
+    if !known {
+        return Err(RouteError::NoEndpoints);
+    }
+    let candidate = Candidate {
+        cluster: part.cluster.clone(),
+        subset: Arc::clone(any_subset()),
+        endpoint: Some(endpoint.clone()),
+        stale: part.stale,
+    };
+    Ok(Route { candidates: vec![candidate], affinity: None })
+}

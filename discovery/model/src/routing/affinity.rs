@@ -1,0 +1,58 @@
+//! Session affinity without memory: rendezvous hashing. The same client finds the same cluster and
+//! endpoint in every replica and after every restart, and a change moves only the clients whose
+//! choice it removes or who now have a better one.
+
+use std::net::IpAddr;
+
+use super::plan::{Plan, Share};
+use crate::name::ServiceKey;
+
+/// What stands for a client of a service in all choices; the same in every gateway.
+#[must_use]
+pub fn affinity_key(client: IpAddr, service: &ServiceKey) -> u64 {
+    let hash = match client.to_canonical() {
+        IpAddr::V4(address) => fnv(FNV_START, &address.octets()),
+        IpAddr::V6(address) => fnv(FNV_START, &address.octets()),
+    };
+    let hash = fnv(hash, service.namespace.as_str().as_bytes());
+    mix(fnv(fnv(hash, b"/"), service.name.as_str().as_bytes()))
+}
+
+/// The share with the highest score for this client.
+pub(super) fn choose_share(client: u64, plan: &Plan<'_>) -> Option<Share> {
+    let score = |share: &Share| {
+        let (cluster, subset) = plan.names(*share);
+        let hash = subset.iter().fold(fnv(FNV_START, cluster.as_str().as_bytes()), |hash, (key, value)| {
+            fnv(fnv(fnv(fnv(hash, b","), key.as_bytes()), b"="), value.as_bytes())
+        });
+        score(client, hash, share.weight)
+    };
+    let scored = plan.shares().iter().map(|share| (score(share), share));
+    scored.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, share)| *share)
+}
+
+/// How much a client is drawn to an endpoint.
+pub(super) fn score_endpoint(client: u64, id: &str, weight: u32) -> f64 {
+    score(client, fnv(FNV_START, id.as_bytes()), u64::from(weight))
+}
+
+/// Weighted rendezvous: `-weight / ln(u)`, u uniform in (0, 1); the largest wins with a probability
+/// proportional to its weight.
+fn score(client: u64, item: u64, weight: u64) -> f64 {
+    const UNIT: f64 = 1.0 / (1_u64 << 53) as f64;
+    let uniform = ((mix(client ^ item) >> 11) as f64 + 0.5) * UNIT;
+    -(weight as f64) / uniform.ln()
+}
+
+const FNV_START: u64 = 0xcbf2_9ce4_8422_2325;
+
+fn fnv(start: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(start, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+/// The finalizer of splitmix64: each input bit flips each output bit with probability 1/2.
+fn mix(hash: u64) -> u64 {
+    let hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    hash ^ (hash >> 31)
+}

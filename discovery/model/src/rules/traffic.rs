@@ -1,0 +1,124 @@
+//! How connections to one service are shared out between clusters and versions.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::endpoint::Subset;
+use crate::name::{ClusterName, ServiceKey};
+
+/// Most splits of one policy.
+pub const MAX_SPLITS: usize = 32;
+/// Largest weight of a split.
+pub const MAX_WEIGHT: u32 = 1_000_000;
+
+/// A cluster in a policy.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ClusterRef {
+    /// The cluster that reads the policy, whichever it is.
+    Local,
+    /// The cluster of this name; may be the own one.
+    Named(ClusterName),
+}
+
+impl serde::Serialize for ClusterRef {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Local => serializer.serialize_str("local"),
+            Self::Named(name) => name.serialize(serializer),
+        }
+    }
+}
+
+/// Which of several clusters with ready endpoints is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+pub enum Locality {
+    /// This cluster as long as it has a ready endpoint.
+    PreferLocal,
+    /// All, by the weight of their ready endpoints.
+    Any,
+}
+
+/// A share of the connections.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Split {
+    /// Its weight among all splits, 0 to [`MAX_WEIGHT`]; 0 gets nothing, even on failover.
+    pub weight: u32,
+    /// Only this cluster; none: any that has endpoints of the subset.
+    pub cluster: Option<ClusterRef>,
+    /// Only endpoints with these labels; empty: all.
+    pub subset: Arc<Subset>,
+}
+
+/// The policy of one service.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TrafficPolicy {
+    /// Its name; explanations say `namespace/name`.
+    pub name: Arc<str>,
+    /// The service.
+    pub service: ServiceKey,
+    /// Shares; empty: everything goes where `locality` and `failover` say.
+    pub split: Vec<Split>,
+    /// Where the share of a split without endpoints goes, in this order; empty: any cluster.
+    pub failover: Vec<ClusterRef>,
+    /// Which cluster serves a share that is not pinned to one.
+    pub locality: Locality,
+}
+
+/// Why a policy is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TrafficPolicyError {
+    /// More than [`MAX_SPLITS`].
+    #[error("split has {0} entries; at most {MAX_SPLITS} are allowed")]
+    TooManySplits(usize),
+    /// Above [`MAX_WEIGHT`].
+    #[error("split[{0}].weight is {1}; at most {MAX_WEIGHT} is allowed")]
+    WeightTooLarge(usize, u32),
+    /// Nothing would be routed.
+    #[error("all weights are 0: no connection could be routed")]
+    NoWeight,
+    /// The same cluster and labels in two splits.
+    #[error("split[{0}] selects the same cluster and labels as split[{1}]")]
+    DuplicateSplit(usize, usize),
+    /// A cluster stands twice in the failover order.
+    #[error("failover[{0}] is listed twice")]
+    DuplicateFailover(usize),
+}
+
+impl TrafficPolicy {
+    /// A policy that routes something and says nothing twice. `locality` is `PreferLocal` unless
+    /// given or there is a split: a split says itself where connections go.
+    ///
+    /// # Errors
+    /// [`TrafficPolicyError`] for the first rule it breaks.
+    pub fn new(
+        name: &str,
+        service: ServiceKey,
+        split: Vec<Split>,
+        failover: Vec<ClusterRef>,
+        locality: Option<Locality>,
+    ) -> Result<Self, TrafficPolicyError> {
+        if split.len() > MAX_SPLITS {
+            return Err(TrafficPolicyError::TooManySplits(split.len()));
+        }
+        for (index, entry) in split.iter().enumerate() {
+            if entry.weight > MAX_WEIGHT {
+                return Err(TrafficPolicyError::WeightTooLarge(index, entry.weight));
+            }
+            let same = |other: &Split| other.cluster == entry.cluster && other.subset == entry.subset;
+            if let Some(first) = split.iter().take(index).position(same) {
+                return Err(TrafficPolicyError::DuplicateSplit(index, first));
+            }
+        }
+        if !split.is_empty() && split.iter().all(|entry| entry.weight == 0) {
+            return Err(TrafficPolicyError::NoWeight);
+        }
+        let mut seen = BTreeSet::new();
+        if let Some(index) = failover.iter().position(|cluster| !seen.insert(cluster)) {
+            return Err(TrafficPolicyError::DuplicateFailover(index));
+        }
+        let locality = locality.unwrap_or(if split.is_empty() { Locality::PreferLocal } else { Locality::Any });
+        Ok(Self { name: Arc::from(name), service, split, failover, locality })
+    }
+}

@@ -1,0 +1,307 @@
+//! Local truth: what the registries of this cluster say, merged per service.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::sources::{Claim, Sources};
+use crate::change::{LocalChange, Workload};
+use crate::endpoint::{EndpointId, LocalEndpoint, LocalEndpoints};
+use crate::group::GroupIndex;
+use crate::name::{Label, ServiceKey};
+use crate::service::{LocalService, ServiceRecord};
+
+/// Two registries of this cluster disagree about a service.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RegistryConflict {
+    /// The registry whose word counts: the first by name.
+    pub winner: Label,
+    /// The registry that is not, or not wholly, heard.
+    pub loser: Label,
+    /// What about.
+    #[serde(flatten)]
+    pub kind: RegistryConflictKind,
+}
+
+/// What registries disagree about.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase", tag = "kind")]
+pub enum RegistryConflictKind {
+    /// A field of the service: the loser's endpoints take no part.
+    Service {
+        /// The first field that differs.
+        field: &'static str,
+    },
+    /// Endpoint ids: the loser's endpoints of these ids take no part.
+    Endpoints {
+        /// How many.
+        count: usize,
+    },
+}
+
+/// All registries.
+#[derive(Default)]
+pub(super) struct LocalTable {
+    /// Registries that were awaited or sent something.
+    registries: BTreeMap<Label, Registry>,
+    services: BTreeMap<ServiceKey, Merged>,
+    /// Services whose merged view may have changed.
+    dirty: BTreeSet<ServiceKey>,
+    pub(super) sources: Sources,
+}
+
+#[derive(Default)]
+struct Registry {
+    awaited: bool,
+    /// It sent its complete contents at least once.
+    synced: bool,
+    workloads: Vec<Workload>,
+}
+
+/// One service in all registries.
+#[derive(Default)]
+struct Merged {
+    /// By registry.
+    inputs: BTreeMap<Label, Arc<LocalService>>,
+    /// Those of `inputs` that take part; the first is the one whose record counts.
+    heard: Vec<Label>,
+    view: Option<Arc<LocalService>>,
+    groups: GroupIndex,
+    conflicts: Vec<RegistryConflict>,
+}
+
+impl LocalTable {
+    pub(super) fn await_registries(&mut self, names: impl IntoIterator<Item = Label>) {
+        for name in names {
+            self.registries.entry(name).or_default().awaited = true;
+        }
+    }
+
+    /// Awaited registries that have not sent their complete contents yet.
+    pub(super) fn unsynced(&self) -> impl Iterator<Item = &Label> {
+        self.registries.iter().filter(|(_, registry)| registry.awaited && !registry.synced).map(|(name, _)| name)
+    }
+
+    pub(super) fn take_dirty(&mut self) -> BTreeSet<ServiceKey> {
+        std::mem::take(&mut self.dirty)
+    }
+
+    pub(super) fn view(&self, key: &ServiceKey) -> Option<&Arc<LocalService>> {
+        self.services.get(key)?.view.as_ref()
+    }
+
+    pub(super) fn conflicts(&self, key: &ServiceKey) -> &[RegistryConflict] {
+        self.services.get(key).map_or(&[], |merged| &merged.conflicts)
+    }
+
+    pub(super) fn apply(&mut self, registry: &Label, change: LocalChange) {
+        match change {
+            LocalChange::Upsert(service) => self.set(registry, service.key().clone(), Some(service)),
+            LocalChange::Remove(key) => self.set(registry, key, None),
+            LocalChange::Endpoints { service, upsert, remove } => self.edit(registry, &service, upsert, &remove),
+            LocalChange::Replace(services) => {
+                self.registries.entry(registry.clone()).or_default().synced = true;
+                self.replace(registry, services);
+            }
+            LocalChange::Workloads(workloads) => self.set_workloads(registry, workloads),
+            LocalChange::Removed => {
+                self.replace(registry, Vec::new());
+                self.set_workloads(registry, Vec::new());
+                self.registries.remove(registry);
+            }
+        }
+    }
+
+    fn replace(&mut self, registry: &Label, services: Vec<Arc<LocalService>>) {
+        let new: BTreeMap<ServiceKey, Arc<LocalService>> =
+            services.into_iter().map(|service| (service.key().clone(), service)).collect();
+        let has = |merged: &Merged| merged.inputs.contains_key(registry);
+        let gone = self.services.iter().filter(|(key, merged)| has(merged) && !new.contains_key(key));
+        let gone: Vec<ServiceKey> = gone.map(|(key, _)| key.clone()).collect();
+        for key in gone {
+            self.set(registry, key, None);
+        }
+        for (key, service) in new {
+            self.set(registry, key, Some(service));
+        }
+    }
+
+    fn set_workloads(&mut self, registry: &Label, workloads: Vec<Workload>) {
+        let state = self.registries.entry(registry.clone()).or_default();
+        if state.workloads == workloads {
+            return;
+        }
+        // The new claims first: an address that stays is never without one.
+        for workload in &workloads {
+            self.sources.add(workload.address, Claim::of_workload(workload));
+        }
+        for workload in std::mem::replace(&mut state.workloads, workloads) {
+            self.sources.remove(workload.address, &Claim::of_workload(&workload));
+        }
+    }
+
+    /// What `registry` says about a service as a whole.
+    fn set(&mut self, registry: &Label, key: ServiceKey, service: Option<Arc<LocalService>>) {
+        let merged = self.services.entry(key.clone()).or_default();
+        match service {
+            Some(service) if merged.inputs.get(registry) == Some(&service) => return,
+            Some(service) => {
+                merged.inputs.insert(registry.clone(), service);
+            }
+            None => {
+                merged.inputs.remove(registry);
+            }
+        }
+        let old = merged.view.take();
+        merged.rebuild();
+        if old != merged.view {
+            let endpoints =
+                |view: Option<&Arc<LocalService>>| view.map(|view| view.endpoints.clone()).unwrap_or_default();
+            let (old, new) = (endpoints(old.as_ref()), endpoints(merged.view.as_ref()));
+            for endpoint in new.iter() {
+                self.sources.add(endpoint.address, Claim::of_endpoint(&key.namespace, endpoint));
+            }
+            for endpoint in old.iter() {
+                self.sources.remove(endpoint.address, &Claim::of_endpoint(&key.namespace, endpoint));
+            }
+        }
+        if merged.inputs.is_empty() {
+            self.services.remove(&key);
+        }
+        self.dirty.insert(key);
+    }
+
+    /// Some endpoints of a service that `registry` told before.
+    fn edit(&mut self, registry: &Label, key: &ServiceKey, upsert: Vec<LocalEndpoint>, remove: &[EndpointId]) {
+        let Some(merged) = self.services.get_mut(key) else { return };
+        let Some(input) = merged.inputs.get(registry) else { return };
+        let mut edits: BTreeMap<EndpointId, Option<Arc<LocalEndpoint>>> = BTreeMap::new();
+        for endpoint in upsert {
+            edits.insert(endpoint.endpoint.id.clone(), Some(Arc::new(endpoint)));
+        }
+        for id in remove {
+            edits.insert(id.clone(), None);
+        }
+        edits.retain(|id, new| input.endpoints.get(id) != new.as_ref());
+        if edits.is_empty() {
+            return;
+        }
+        let edits: Vec<(EndpointId, Option<Arc<LocalEndpoint>>)> = edits.into_iter().collect();
+        let endpoints = input.endpoints.edited(&edits);
+        let input = LocalService { record: Arc::clone(&input.record), exported: input.exported, endpoints };
+        merged.inputs.insert(registry.clone(), Arc::new(input));
+        merged.update(&edits, |old, new| {
+            if let Some(new) = new {
+                self.sources.add(new.address, Claim::of_endpoint(&key.namespace, new));
+            }
+            if let Some(old) = old {
+                self.sources.remove(old.address, &Claim::of_endpoint(&key.namespace, old));
+            }
+        });
+        self.dirty.insert(key.clone());
+    }
+}
+
+impl Merged {
+    /// Computes everything but `inputs` from `inputs`.
+    fn rebuild(&mut self) {
+        self.heard.clear();
+        self.conflicts.clear();
+        self.groups = GroupIndex::default();
+        let mut inputs = self.inputs.iter();
+        let Some((first, base)) = inputs.next() else {
+            self.view = None;
+            return;
+        };
+        self.heard.push(first.clone());
+        let mut endpoints = base.endpoints.clone();
+        for (registry, input) in inputs {
+            if let Some(field) = difference(base, input) {
+                let kind = RegistryConflictKind::Service { field };
+                self.conflicts.push(RegistryConflict { winner: first.clone(), loser: registry.clone(), kind });
+                continue;
+            }
+            self.heard.push(registry.clone());
+            let known = |endpoint: &&Arc<LocalEndpoint>| endpoints.get(&endpoint.endpoint.id).is_some();
+            let count = input.endpoints.iter().filter(known).count();
+            if count > 0 {
+                let kind = RegistryConflictKind::Endpoints { count };
+                self.conflicts.push(RegistryConflict { winner: first.clone(), loser: registry.clone(), kind });
+            }
+            let new = input.endpoints.iter().filter(|endpoint| !known(endpoint));
+            let new: Vec<_> = new.map(|endpoint| (endpoint.endpoint.id.clone(), Some(Arc::clone(endpoint)))).collect();
+            endpoints = endpoints.edited(&new);
+        }
+        self.groups = GroupIndex::of(&endpoints);
+        self.view = Some(Arc::new(self.assemble(base, endpoints)));
+    }
+
+    /// Brings the view up to date after `edits` to one of the inputs; `moved` is told each endpoint
+    /// of the view that changed, as it was and as it is.
+    fn update(
+        &mut self,
+        edits: &[(EndpointId, Option<Arc<LocalEndpoint>>)],
+        mut moved: impl FnMut(Option<&Arc<LocalEndpoint>>, Option<&Arc<LocalEndpoint>>),
+    ) {
+        let (Some(old), Some(base)) = (self.view.take(), self.heard.first().and_then(|name| self.inputs.get(name)))
+        else {
+            return self.rebuild();
+        };
+        let mut changed = Vec::with_capacity(edits.len());
+        for (id, _) in edits {
+            let of_registry = |name: &Label| self.inputs.get(name).and_then(|input| input.endpoints.get(id));
+            let (was, is) = (old.endpoints.get(id), self.heard.iter().find_map(of_registry));
+            if was != is {
+                moved(was, is);
+                was.inspect(|endpoint| self.groups.remove(endpoint));
+                is.inspect(|endpoint| self.groups.add(endpoint));
+                changed.push((id.clone(), is.cloned()));
+            }
+        }
+        let endpoints = match self.heard.as_slice() {
+            [_] => base.endpoints.clone(),
+            _ => old.endpoints.edited(&changed),
+        };
+        self.view = Some(Arc::new(self.assemble(base, endpoints)));
+    }
+
+    /// The view with this base and these endpoints; groups are already counted.
+    fn assemble(&self, base: &LocalService, endpoints: LocalEndpoints) -> LocalService {
+        let groups = self.groups.groups();
+        let mut exported_at = base.record.exported_at;
+        let mut ip_families = base.record.ip_families.clone();
+        for input in self.heard.iter().skip(1).filter_map(|name| self.inputs.get(name)) {
+            exported_at = exported_at.min(input.record.exported_at);
+            for family in &input.record.ip_families {
+                if !ip_families.contains(family) {
+                    ip_families.push(*family);
+                }
+            }
+        }
+        let same = groups == base.record.groups
+            && exported_at == base.record.exported_at
+            && ip_families == base.record.ip_families;
+        let record = if same {
+            Arc::clone(&base.record)
+        } else {
+            Arc::new(ServiceRecord { groups, exported_at, ip_families, ..ServiceRecord::clone(&base.record) })
+        };
+        LocalService { record, exported: base.exported, endpoints }
+    }
+}
+
+/// The first field in which two registries' ideas of a service cannot be merged. Labels and
+/// annotations are not among them: the first registry's are taken.
+fn difference(a: &LocalService, b: &LocalService) -> Option<&'static str> {
+    let (x, y) = (&a.record, &b.record);
+    [
+        ("export", a.exported == b.exported),
+        ("type", x.kind == y.kind),
+        ("ports", x.ports == y.ports),
+        ("sessionAffinity", x.session_affinity == y.session_affinity),
+        ("internalTrafficPolicy", x.internal_traffic_policy == y.internal_traffic_policy),
+        ("trafficDistribution", x.traffic_distribution == y.traffic_distribution),
+    ]
+    .into_iter()
+    .find_map(|(field, same)| (!same).then_some(field))
+}
