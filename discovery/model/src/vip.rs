@@ -6,8 +6,6 @@ use std::str::FromStr;
 
 use sha2::{Digest, Sha256};
 
-use crate::name::ServiceKey;
-
 /// Most addresses of a range that are tried. Larger ranges are used as if they had this many
 /// addresses from a starting point of their own, so that exhaustion is always found out.
 const MAX_PROBES: u64 = 1 << 20;
@@ -134,17 +132,16 @@ pub struct Exhausted {
     pub tried: u64,
 }
 
-/// The address of a service: the one its name hashes to, or the next that is not taken. Depends on
-/// nothing but the arguments, so that a cluster that lost its records finds most addresses again.
+/// The address of `key`, which names what it is for (a service, a name, an endpoint): the one it
+/// hashes to, or the next that is not taken. Depends on nothing but the arguments, so that a
+/// cluster that lost its records finds most addresses again.
 ///
 /// # Errors
 /// [`Exhausted`] if every address tried is taken.
-pub fn allocate(range: VipRange, key: &ServiceKey, taken: impl Fn(IpAddr) -> bool) -> Result<IpAddr, Exhausted> {
+pub fn allocate(range: VipRange, key: &str, taken: impl Fn(IpAddr) -> bool) -> Result<IpAddr, Exhausted> {
     let capacity = range.capacity();
     let mut hash = Sha256::new();
-    hash.update(key.namespace.as_str());
-    hash.update(b"/");
-    hash.update(key.name.as_str());
+    hash.update(key);
     let digest: [u8; 32] = hash.finalize().into();
     let start = digest.iter().take(8).fold(0_u64, |start, byte| start << 8 | u64::from(*byte)) % capacity;
     let tried = capacity.min(MAX_PROBES);
