@@ -83,7 +83,7 @@ impl LocalEndpoints {
 
     /// A copy with these ids replaced (`Some`) or removed (`None`). Edits are sorted by id, each id
     /// once, and each endpoint has the id it is filed under.
-    pub(crate) fn edited(&self, edits: &[(EndpointId, Option<Arc<LocalEndpoint>>)]) -> Self {
+    pub fn edited(&self, edits: &[(EndpointId, Option<Arc<LocalEndpoint>>)]) -> Self {
         let edits: Vec<Edit<'_, LocalChunk>> =
             edits.iter().map(|(id, endpoint)| (id.as_str(), endpoint.as_ref())).collect();
         Self(self.0.edited(&edits))
