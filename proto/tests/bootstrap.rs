@@ -5,10 +5,11 @@
 
 use std::path::{Path, PathBuf};
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "eastway/ca/v1/ca.proto",
     "eastway/control/v1/control.proto",
     "eastway/federation/v1/federation.proto",
+    "eastway/federation/v1/image.proto",
     "eastway/tunnel/v1/header.proto",
 ];
 
