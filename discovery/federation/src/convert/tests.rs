@@ -1,0 +1,1 @@
+//! Conversions: every rule of the wire, and every bad record.
