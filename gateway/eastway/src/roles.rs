@@ -1,4 +1,8 @@
-//! What a process does: gateway, controller, certificate authority.
+//! What a process does. A process can hold several roles, but only the certificate authority ever
+//! reads the CA key, and only the gateway faces the WAN.
+
+pub mod ca;
+pub mod enroll;
 
 use crate::cli::RunOptions;
 
