@@ -1,4 +1,5 @@
 //! The HTTP ports against clients that do not behave: raw sockets, because no HTTP library would send this.
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 #[path = "support/fake_gateway.rs"]
 mod fake_gateway;
