@@ -3,39 +3,167 @@
 //! Commands that ask (`status`, `describe`, …) read the admin port of a running gateway; nothing here reaches into
 //! its memory. Errors are one line: what, where, why, what to do.
 
+mod check;
+mod client;
+mod config;
+mod describe;
 pub mod exit;
+mod output;
 mod run;
+mod show;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
 
 pub use self::run::{Role, RunOptions};
+use exit::Failure;
 
-/// Joins services of several clouds without a VPN.
+/// Variables that commands read; others that begin with `EASTWAY_` are mistakes.
+const VARIABLES: [&str; 6] = [
+    "EASTWAY_CONFIG",
+    "EASTWAY_ADMIN",
+    "EASTWAY_LOG_LEVEL",
+    "EASTWAY_LOG_FORMAT",
+    // Set by the demo for its own processes, and by system tests.
+    crate::demo::stage::LAB_FOLDER,
+    "EASTWAY_BIN",
+];
+
+/// Joins services of several clouds without a VPN
 #[derive(Debug, Parser)]
-#[command(name = "eastway", version, propagate_version = true, arg_required_else_help = true)]
-pub struct Cli {
-    /// What to do.
+#[command(
+    name = "eastway",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true,
+    max_term_width = 100,
+    after_help = "\
+First steps:
+  eastway demo                                   three clouds on this machine, joined
+  eastway ca init --config gateway.yaml          make this cluster's CA
+  eastway peer export --config gateway.yaml      the file to give to the other side
+  eastway run --config gateway.yaml              run
+  eastway check                                  what is wrong, why, and what to do
+
+Exit codes: 0 all went well, 1 it did not work, 2 asked wrongly or a bad file, 3 warnings.
+NO_COLOR turns colours off. EASTWAY_CONFIG, EASTWAY_ADMIN, EASTWAY_LOG_LEVEL and
+EASTWAY_LOG_FORMAT stand for the flags of these names."
+)]
+struct Cli {
     #[command(subcommand)]
-    pub command: Command,
+    command: Command,
 }
 
-/// The commands.
 #[derive(Debug, Subcommand)]
-pub enum Command {
-    /// Run a gateway (and what else `--roles` names) from a configuration file
+enum Command {
+    /// Run a gateway, and what else --roles names
     Run(run::RunArgs),
+    /// Run the gateway role alone: links, federation, DNS, virtual addresses
+    Gateway(run::RoleArgs),
+    /// Run the controller role alone: the only one that writes to the Kubernetes API
+    Controller(run::RoleArgs),
+    /// Show a running gateway as a whole
+    Status(show::StatusArgs),
+    /// Show peers: state, links, what crosses
+    Peers(show::ListArgs),
+    /// Show local services and imports, by cluster
+    Services(show::NamespacedArgs),
+    /// Show single endpoints
+    Endpoints(show::NamespacedArgs),
+    /// Explain where a connection would go, and why not elsewhere
+    Describe(describe::DescribeArgs),
+    /// Find out what is wrong, why, and what to do
+    Check(check::CheckArgs),
+    /// Three clouds on this machine, joined; no root, no cluster, no network
+    Demo(crate::demo::Args),
+    /// Print a completion script
+    #[command(after_help = "Example:\n  eastway completion bash > ~/.local/share/bash-completion/completions/eastway")]
+    Completion {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Print the version
+    Version,
 }
 
 /// Runs the command that `arguments` (with the program's name first) ask for.
-pub fn main(arguments: impl IntoIterator<Item = std::ffi::OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(arguments) {
-        Ok(cli) => cli,
-        Err(error) => return exit::usage(&error),
-    };
-    let result = match cli.command {
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    if let Some(name) = unknown_variable(std::env::vars_os().map(|(name, _)| name)) {
+        return exit::code(Err(Failure::usage(format!(
+            "unknown environment variable {name}; `eastway --help` names those that are read"
+        ))));
+    }
+    match Cli::try_parse_from(arguments) {
+        Ok(cli) => exit::code(dispatch(cli.command)),
+        Err(error) => exit::usage(&error),
+    }
+}
+
+fn dispatch(command: Command) -> Result<ExitCode, Failure> {
+    let result = match command {
         Command::Run(args) => run::run(args),
+        Command::Gateway(args) => run::role(Role::Gateway, args),
+        Command::Controller(args) => run::role(Role::Controller, args),
+        Command::Status(args) => show::status(&args),
+        Command::Peers(args) => show::peers(&args),
+        Command::Services(args) => show::services(&args),
+        Command::Endpoints(args) => show::endpoints(&args),
+        Command::Describe(args) => describe::describe(&args),
+        Command::Check(args) => check::check(&args),
+        Command::Demo(args) => return crate::demo::run(&args).map_err(|error| Failure::failed(error.as_ref())),
+        Command::Completion { shell } => completion(shell),
+        Command::Version => output::print(&format!("eastway {}\n", env!("CARGO_PKG_VERSION"))),
     };
-    exit::code(result)
+    result.map(|()| ExitCode::from(exit::OK))
+}
+
+fn completion(shell: Shell) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "eastway", &mut script);
+    output::print(&String::from_utf8_lossy(&script))
+}
+
+/// A variable that begins with `EASTWAY_` and that nobody reads: probably misspelt. Kubernetes sets such variables
+/// for Services called `eastway` and `eastway-…`; those are passed over.
+fn unknown_variable(names: impl Iterator<Item = OsString>) -> Option<String> {
+    names
+        .filter_map(|name| name.into_string().ok())
+        .filter(|name| name.starts_with("EASTWAY_") && !VARIABLES.contains(&name.as_str()))
+        .find(|name| !is_service_link(name))
+}
+
+/// `…_SERVICE_HOST`, `…_SERVICE_PORT`, `…_SERVICE_PORT_<name>`, `…_PORT`, `…_PORT_<n>_<protocol>…` (kubelet).
+fn is_service_link(name: &str) -> bool {
+    name.ends_with("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || name.ends_with("_PORT")
+        || name.split("_PORT_").nth(1).is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_digit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn misspelt_variables_are_found() {
+        let unknown = |names: &[&str]| unknown_variable(names.iter().map(OsString::from));
+        assert_eq!(unknown(&["HOME", "EASTWAY_CONFIG", "EASTWAY_LOG_LEVEL"]), None);
+        assert_eq!(unknown(&["EASTWAY_CONFG"]), Some("EASTWAY_CONFG".to_owned()));
+        let links = [
+            "EASTWAY_SERVICE_HOST",
+            "EASTWAY_SERVICE_PORT",
+            "EASTWAY_SERVICE_PORT_LINK",
+            "EASTWAY_PORT",
+            "EASTWAY_GATEWAY_PORT_15443_UDP_ADDR",
+        ];
+        assert_eq!(unknown(&links), None);
+    }
 }

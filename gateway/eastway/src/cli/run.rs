@@ -1,20 +1,20 @@
-//! `eastway run`: hands over to the roles.
+//! `eastway run` and the roles by their own names: hands over to the roles.
 
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
 use super::exit::Failure;
-use crate::telemetry::LogFormat;
+use crate::telemetry::{LogFormat, log};
 
 /// What a process does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum)]
 pub enum Role {
-    /// Links, federation, DNS, virtual addresses: the only role that faces the outside.
+    /// Links, federation, DNS, virtual addresses: the only role that faces the outside
     Gateway,
-    /// The only role that writes to the Kubernetes API.
+    /// The only role that writes to the Kubernetes API
     Controller,
-    /// The only role that holds the CA key.
+    /// The only role that holds the CA key
     Ca,
 }
 
@@ -37,7 +37,7 @@ pub struct RunOptions {
     pub config: PathBuf,
     /// Sorted, not empty, without duplicates.
     pub roles: Vec<Role>,
-    /// Overrides `log.level` of the file.
+    /// Overrides `log.level` of the file; its grammar is checked.
     pub log_level: Option<String>,
     /// Overrides `log.format` of the file.
     pub log_format: Option<LogFormat>,
@@ -45,22 +45,60 @@ pub struct RunOptions {
 
 /// Arguments of `eastway run`.
 #[derive(Debug, Args)]
-pub struct RunArgs {
-    /// The GatewayConfig file
-    #[arg(long, short, value_name = "FILE", env = "EASTWAY_CONFIG")]
-    config: PathBuf,
+#[command(after_help = "\
+Examples:
+  eastway run --config gateway.yaml                  gateway and ca in one process
+  eastway run --config gateway.yaml --roles gateway  the ca role runs elsewhere
+  eastway run --config gateway.yaml --check          only check the files, as `eastway config check`
+
+It runs until SIGTERM or Ctrl-C, then lets connections finish; a second signal ends it at once.
+Files are watched: a good change is taken over, else the old one goes on and the log says why.")]
+pub(super) struct RunArgs {
     /// Roles this process holds, separated by commas
     #[arg(long, value_delimiter = ',', default_value = "gateway,ca", value_name = "ROLE")]
     roles: Vec<Role>,
+    #[command(flatten)]
+    common: RoleArgs,
+}
+
+/// Arguments of `eastway gateway`, `controller` and `ca`.
+#[derive(Clone, Debug, Args)]
+pub(super) struct RoleArgs {
+    /// The GatewayConfig file
+    #[arg(long, short, value_name = "FILE", env = "EASTWAY_CONFIG")]
+    pub(super) config: PathBuf,
+    /// Check the files and end
+    #[arg(long)]
+    check: bool,
     /// error, warn, info, debug, trace, or target=level,…; overrides the file
-    #[arg(long, value_name = "LEVEL", env = "EASTWAY_LOG_LEVEL")]
+    #[arg(long, value_name = "LEVEL", env = "EASTWAY_LOG_LEVEL", value_parser = level)]
     log_level: Option<String>,
+    /// text or json; overrides the file
+    #[arg(long, value_name = "FORMAT", env = "EASTWAY_LOG_FORMAT")]
+    log_format: Option<LogFormat>,
+}
+
+fn level(text: &str) -> Result<String, log::LogError> {
+    log::check_level(text).map(|()| text.to_owned())
 }
 
 pub(super) fn run(args: RunArgs) -> Result<(), Failure> {
-    let mut roles = args.roles;
+    let RunArgs { mut roles, common } = args;
     roles.sort_unstable();
     roles.dedup();
-    let options = RunOptions { config: args.config, roles, log_level: args.log_level, log_format: None };
+    start(common, roles)
+}
+
+/// Runs one role alone.
+pub(super) fn role(role: Role, args: RoleArgs) -> Result<(), Failure> {
+    start(args, vec![role])
+}
+
+fn start(args: RoleArgs, roles: Vec<Role>) -> Result<(), Failure> {
+    if args.check {
+        return super::config::check_file(&args.config);
+    }
+    let RoleArgs { config, log_level, log_format, .. } = args;
+    let options = RunOptions { config, roles, log_level, log_format };
     crate::roles::run(&options).map_err(|error| Failure::failed(&error))
 }

@@ -17,7 +17,7 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, fmt as lines, reload};
 use self::writer::LineWriter;
 
 /// How lines look.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For people.

@@ -1,9 +1,8 @@
 //! From facts to findings: pure, so that every code has a test.
 
-use std::time::Duration;
-
 use super::catalogue::{self as codes, Code};
 use super::{CheckFacts, CheckReport, DnsFacts, Finding, GatewayFacts, HandshakeFault, PeerFacts, Reach, Severity};
+use crate::human::duration;
 
 /// A CA that ends sooner is reported.
 const ISSUER_WARNING: u64 = 30 * DAY;
@@ -183,7 +182,7 @@ fn path(report: &mut Report, peer: &PeerFacts) {
     }
     if peer.up && !report.complained_since(before) {
         let trip = match &peer.echo {
-            Some(Ok(trip)) => format!("64 KiB there and back in {:.1} ms", trip.as_secs_f64() * 1e3),
+            Some(Ok(trip)) => format!("64 KiB there and back in {}", crate::human::millis(*trip)),
             Some(Err(_)) | None => "link up".to_owned(),
         };
         report.add(&codes::PATH_OK, &subject, &peer.name, &trip);
@@ -283,18 +282,6 @@ fn list(items: &[String]) -> String {
         text.push_str(&format!(" and {} more", items.len() - EXAMPLES));
     }
     text
-}
-
-/// The two largest units, e.g. `3days 4h`.
-fn duration(millis: u64) -> String {
-    let seconds = match millis {
-        0..60_000 => return humantime::format_duration(Duration::from_millis(millis)).to_string(),
-        60_000..HOUR => millis / 1_000,
-        HOUR..DAY => millis / 60_000 * 60,
-        _ => millis / HOUR * 3_600,
-    };
-    let text = humantime::format_duration(Duration::from_secs(seconds)).to_string();
-    text.split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

@@ -1,0 +1,107 @@
+//! `eastway describe`: where a connection would go, and why not elsewhere.
+
+use clap::Args;
+
+use super::client::{self, Target, encode};
+use super::exit::Failure;
+use super::output::{Output, Table};
+use super::show::labels;
+use crate::admin::views::{CandidateView, Description};
+use crate::telemetry::Escaped;
+
+/// Arguments of `eastway describe`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  eastway describe bookinfo/reviews                  by namespace and name
+  eastway describe reviews.shop.example --port 9080  by a name that our DNS answers
+  eastway describe 242.0.13.7                        by a virtual address
+  eastway describe bookinfo/ratings --from bookinfo/bookinfo-reviews --zone a
+
+It uses the same rules as connections do, on what the gateway knows now.")]
+pub(super) struct DescribeArgs {
+    /// NAMESPACE/NAME, a DNS name or a virtual address
+    #[arg(value_name = "SERVICE")]
+    service: String,
+    /// Port of the service [default: its first]
+    #[arg(long)]
+    port: Option<u16>,
+    /// The client: NAMESPACE or NAMESPACE/SERVICEACCOUNT
+    #[arg(long, value_name = "CLIENT")]
+    from: Option<String>,
+    /// The client's topology zone
+    #[arg(long)]
+    zone: Option<String>,
+    #[command(flatten)]
+    target: Target,
+    #[command(flatten)]
+    output: Output,
+}
+
+pub(super) fn describe(args: &DescribeArgs) -> Result<(), Failure> {
+    let mut path = format!("/describe?service={}", encode(&args.service));
+    let mut add = |key: &str, value: &str| path.push_str(&format!("&{key}={}", encode(value)));
+    if let Some(port) = args.port {
+        add("port", &port.to_string());
+    }
+    if let Some(from) = &args.from {
+        match from.split_once('/') {
+            Some((namespace, account)) => {
+                add("namespace", namespace);
+                add("serviceAccount", account);
+            }
+            None => add("namespace", from),
+        }
+    }
+    if let Some(zone) = &args.zone {
+        add("zone", zone);
+    }
+    let answer = args.target.get(&path)?;
+    args.output.print(&answer, || Ok(explain(&client::view(&answer)?)))
+}
+
+fn explain(view: &Description) -> String {
+    let mut text = format!("{}, port {}, from {}\n", Escaped(&view.service), view.port, Escaped(&view.source));
+    let mut line = |name: &str, values: &[String]| {
+        if !values.is_empty() {
+            text.push_str(&format!("{name:<10} {}\n", Escaped(&values.join(", "))));
+        }
+    };
+    line("names", &view.dns_names);
+    line("addresses", &view.vips.iter().map(ToString::to_string).collect::<Vec<_>>());
+    line("rule", std::slice::from_ref(&view.policy));
+    line("access", view.access.as_slice());
+    if view.candidates.is_empty() {
+        text.push_str("\nNo endpoint: connections are refused.\n");
+    } else {
+        let mut table = Table::new(&["SHARE", "CLUSTER", "LABELS", "READY", "PATH", "WHY"]);
+        for candidate in &view.candidates {
+            table.row(candidate_row(candidate));
+        }
+        text.push_str(&format!("\nConnections go to\n{table}"));
+    }
+    if !view.rejected.is_empty() {
+        let mut table = Table::new(&["CLUSTER", "WHAT", "WHY NOT"]);
+        for rejected in &view.rejected {
+            let what = if rejected.what.is_empty() { "all endpoints".to_owned() } else { rejected.what.clone() };
+            table.row([rejected.cluster.clone(), what, rejected.reason.clone()]);
+        }
+        text.push_str(&format!("\nand not to\n{table}"));
+    }
+    for warning in &view.warnings {
+        text.push_str(&format!("\nwarning: {}\n", Escaped(warning)));
+    }
+    text
+}
+
+fn candidate_row(candidate: &CandidateView) -> [String; 6] {
+    let cluster = if candidate.local { format!("{} (here)", candidate.cluster) } else { candidate.cluster.clone() };
+    [
+        format!("{:.1} %", candidate.share),
+        cluster,
+        if candidate.endpoints.is_empty() { labels(&candidate.subset) } else { candidate.endpoints.join(",") },
+        candidate.ready.to_string(),
+        candidate.path.clone(),
+        candidate.reason.clone(),
+    ]
+}

@@ -1,0 +1,300 @@
+//! The command line as users meet it: the real binary, its exit codes and its words.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+#[path = "support/fake_gateway.rs"]
+mod fake_gateway;
+
+use std::net::SocketAddr;
+use std::process::{Command, Output, Stdio};
+
+use fake_gateway::{FakeGateway, FakeSource};
+
+fn eastway() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_eastway"));
+    // Whatever runs the tests may have set these.
+    for name in ["EASTWAY_CONFIG", "EASTWAY_ADMIN", "EASTWAY_LOG_LEVEL", "EASTWAY_LOG_FORMAT", "RUST_BACKTRACE"] {
+        command.env_remove(name);
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    eastway().args(arguments).output().unwrap()
+}
+
+/// Runs a command against a gateway that another thread serves.
+async fn ask(admin: SocketAddr, arguments: &[&str]) -> Output {
+    let mut command = eastway();
+    command.env("EASTWAY_ADMIN", admin.to_string()).args(arguments);
+    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// One line that begins with `error: `, no trace of a panic, and nothing on standard output.
+fn assert_one_line(output: &Output, what: &str) {
+    let text = stderr(output);
+    assert!(text.starts_with("error: ") && text.ends_with('\n'), "{what}: {text}");
+    assert_eq!(text.lines().count(), 1, "{what}: {text}");
+    for trace in ["panicked", "backtrace", "RUST_BACKTRACE", "src/", ".rs:"] {
+        assert!(!text.contains(trace), "{what}: {text}");
+    }
+    assert_eq!(stdout(output), "", "{what}");
+}
+
+#[test]
+fn bad_usage_is_one_line_and_exit_code_2() {
+    let table: &[(&[&str], &str)] = &[
+        (&["frobnicate"], "unrecognized subcommand 'frobnicate'"),
+        (&["statu"], "a similar subcommand exists: 'status'"),
+        (&["status", "--frob"], "unexpected argument '--frob'"),
+        (&["run", "--confg", "x"], "a similar argument exists: '--config'"),
+        (&["run"], "--config <FILE>"),
+        (&["run", "--config"], "a value is required for '--config <FILE>'"),
+        (&["run", "--config", "a", "--config", "b"], "cannot be used multiple times"),
+        (&["run", "--config", "a", "--roles", "king"], "invalid value 'king' for '--roles <ROLE>'"),
+        (&["run", "--config", "a", "--log-level", "loud"], "log level \"loud\""),
+        (&["status", "extra"], "unexpected argument 'extra'"),
+        (&["status", "-o", "xml"], "invalid value 'xml'"),
+        (&["status", "--admin", "localhost"], "invalid value 'localhost'"),
+        (&["status", "--admin", "127.0.0.1:70000"], "invalid value '127.0.0.1:70000'"),
+        (&["status", "--admin", "127.0.0.1:1", "--config", "x"], "cannot be used with"),
+        (&["describe"], "<SERVICE>"),
+        (&["describe", "a/b", "--port", "0x50"], "invalid value '0x50'"),
+        (&["check", "--explain", "EW999"], "not a code"),
+        (&["completion", "klingon"], "invalid value 'klingon'"),
+    ];
+    for (arguments, expected) in table {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", stderr(&output));
+        assert_one_line(&output, &format!("{arguments:?}"));
+        assert!(stderr(&output).contains(expected), "{arguments:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn an_unknown_variable_is_bad_usage() {
+    let output = eastway().env("EASTWAY_CONFG", "x").arg("version").output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert_one_line(&output, "EASTWAY_CONFG");
+    assert!(stderr(&output).contains("EASTWAY_CONFG"));
+    let output = eastway().env("EASTWAY_SERVICE_HOST", "10.0.0.1").arg("version").output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "a variable that Kubernetes sets");
+}
+
+#[test]
+fn help_and_version_succeed_on_standard_output() {
+    for arguments in [&["--help"][..], &["-h"], &["--version"], &["version"], &["help", "run"], &["run", "--help"]] {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        assert!(!output.stdout.is_empty() && output.stderr.is_empty(), "{arguments:?}");
+    }
+    assert_eq!(stdout(&run(&["--version"])), format!("eastway {}\n", env!("CARGO_PKG_VERSION")));
+    assert_eq!(run(&[]).status.code(), Some(2), "no command at all");
+}
+
+#[test]
+fn help_teaches() {
+    for command in ["", "run", "check", "describe"] {
+        let mut arguments: Vec<&str> = Vec::from_iter((!command.is_empty()).then_some(command));
+        arguments.push("--help");
+        let name = if command.is_empty() { "eastway" } else { command };
+        insta::assert_snapshot!(format!("help_{name}"), stdout(&run(&arguments)));
+    }
+}
+
+#[test]
+fn completions_know_the_commands() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = run(&["completion", shell]);
+        assert_eq!(output.status.code(), Some(0), "{shell}");
+        assert!(stdout(&output).contains("describe"), "{shell}");
+    }
+}
+
+#[test]
+fn every_code_can_be_explained() {
+    let all = stdout(&run(&["check", "--explain", "all"]));
+    assert!(all.lines().filter(|line| line.starts_with("EW")).count() >= 55, "{all}");
+    assert!(!all.contains('{'), "{all}");
+    let one = stdout(&run(&["check", "--explain", "ew302"]));
+    assert!(
+        one.starts_with("EW302 (error): no answer to UDP from …\n") && one.contains("  do:  open UDP 15443"),
+        "{one}"
+    );
+}
+
+#[test]
+fn a_gateway_that_does_not_run_is_named() {
+    // A port that was free a moment ago.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for command in [&["status"][..], &["peers"], &["services"], &["endpoints"], &["describe", "a/b"], &["check"]] {
+        let output = eastway().args(command).args(["--admin", &free.to_string()]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{command:?}");
+        assert_one_line(&output, &format!("{command:?}"));
+        let text = stderr(&output);
+        assert!(text.contains(&format!("no gateway at {free}")) && text.contains("eastway run"), "{text}");
+    }
+}
+
+#[test]
+fn something_else_at_the_port_is_told_apart() {
+    use std::io::{Read as _, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let server = std::thread::spawn(move || {
+        for answer in ["SSH-2.0-OpenSSH\r\n", "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi"] {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut request = [0; 1024];
+            assert!(stream.read(&mut request).unwrap() > 0);
+            stream.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    for _ in 0..2 {
+        let output = run(&["status", "--admin", &address]);
+        assert_eq!(output.status.code(), Some(1));
+        assert_one_line(&output, "another server");
+        assert!(stderr(&output).contains("is this its admin port"), "{}", stderr(&output));
+    }
+    server.join().unwrap();
+}
+
+/// Ages depend on the wall clock.
+fn without_ages(text: &str) -> String {
+    let mut shown = String::new();
+    for line in text.lines() {
+        let line: String =
+            line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect::<Vec<_>>().join(" | ");
+        shown.push_str(&line);
+        shown.push('\n');
+    }
+    shown
+}
+
+#[tokio::test]
+async fn tables_show_what_the_gateway_knows() {
+    let gateway = FakeGateway::start(FakeSource::default()).await;
+    let (health, metrics) = (gateway.health, gateway.metrics);
+    assert!(health != metrics && gateway.readiness.is_ready());
+    for (name, command) in [
+        ("services", &["services"][..]),
+        ("endpoints", &["endpoints", "bookinfo/reviews"]),
+        ("describe", &["describe", "bookinfo/reviews", "--from", "bookinfo/productpage"]),
+        ("check", &["check"]),
+    ] {
+        let output = ask(gateway.admin, command).await;
+        assert_eq!(output.status.code(), Some(0), "{command:?}: {}", stderr(&output));
+        insta::assert_snapshot!(format!("table_{name}"), stdout(&output));
+    }
+    let peers = without_ages(&stdout(&ask(gateway.admin, &["peers"]).await));
+    assert!(peers.contains("gke | up | ") && peers.contains(" | 1 | quic | 20.4 ms | 1 | 2 | "), "{peers}");
+    assert!(
+        peers.contains("edge | down | ") && peers.contains("no link; it has to dial us; services as of 1h ago"),
+        "{peers}"
+    );
+    let status = stdout(&ask(gateway.admin, &["status"]).await);
+    for line in [
+        "cluster      onprem (trust domain onprem.example)",
+        "listener     dns 127.0.0.1:15053",
+        "             link 0.0.0.0:15443",
+        "snapshot     version 42, local truth complete",
+        "peers        1 up, 1 down, 0 unknown",
+        "services     2 local (2 exported), 2 imported, 3 virtual addresses",
+    ] {
+        assert!(status.lines().any(|shown| shown == line), "{line:?} is missing in\n{status}");
+    }
+}
+
+#[tokio::test]
+async fn json_and_yaml_carry_version_and_kind() {
+    let gateway = FakeGateway::start(FakeSource::default()).await;
+    for (command, kind) in [
+        (&["status"][..], "Status"),
+        (&["peers"], "Peers"),
+        (&["services"], "Services"),
+        (&["endpoints"], "Endpoints"),
+        (&["describe", "bookinfo/reviews"], "Description"),
+        (&["check"], "Check"),
+    ] {
+        let json = ask(gateway.admin, &[command, &["-o", "json"]].concat()).await;
+        let value: serde_json::Value = serde_json::from_str(&stdout(&json)).expect("one JSON object");
+        assert_eq!(value.get("apiVersion").unwrap(), "eastway.dev/v1alpha1", "{command:?}");
+        assert_eq!(value.get("kind").unwrap(), kind, "{command:?}");
+        let yaml = ask(gateway.admin, &[command, &["-o", "yaml"]].concat()).await;
+        let same: serde_json::Value = serde_saphyr::from_str(&stdout(&yaml)).expect("one YAML document");
+        assert_eq!(same.get("kind"), value.get("kind"), "{command:?}");
+    }
+}
+
+#[tokio::test]
+async fn lists_can_be_narrowed() {
+    let gateway = FakeGateway::start(FakeSource::default()).await;
+    let names = |output: &Output| -> Vec<String> {
+        let value: serde_json::Value = serde_json::from_str(&stdout(output)).unwrap();
+        let items = value.get("items").unwrap().as_array().unwrap().clone();
+        items.iter().map(|item| item.get("name").unwrap().as_str().unwrap().to_owned()).collect()
+    };
+    for (command, expected) in [
+        (&["peers", "gke"][..], &["gke"][..]),
+        (&["services"], &["ratings", "reviews"]),
+        (&["services", "reviews"], &["reviews"]),
+        (&["services", "bookinfo/ratings"], &["ratings"]),
+        (&["services", "-n", "other"], &[]),
+    ] {
+        let output = ask(gateway.admin, &[command, &["-o", "json"]].concat()).await;
+        assert_eq!(names(&output), expected, "{command:?}");
+    }
+    for command in [&["peers", "nobody"][..], &["services", "other/reviews"], &["endpoints", "nothing"]] {
+        let output = ask(gateway.admin, command).await;
+        assert_eq!(output.status.code(), Some(1), "{command:?}");
+        assert_one_line(&output, &format!("{command:?}"));
+    }
+}
+
+#[tokio::test]
+async fn what_the_gateway_refuses_is_said_in_its_words() {
+    let gateway = FakeGateway::start(FakeSource::default()).await;
+    for (command, words) in [
+        (&["describe", "bookinfo/revews"][..], "nothing is called \"bookinfo/revews\"; did you mean bookinfo/reviews?"),
+        (&["describe", "bookinfo/reviews", "--port", "80"], "bookinfo/reviews has no port 80; it has 9080"),
+        (&["check", "gk"], "nothing is called \"gk\"; did you mean edge or gke?"),
+    ] {
+        let output = ask(gateway.admin, command).await;
+        assert_eq!(output.status.code(), Some(1), "{command:?}");
+        assert_one_line(&output, &format!("{command:?}"));
+        assert_eq!(stderr(&output).trim_end(), format!("error: {words}"), "{command:?}");
+    }
+}
+
+#[tokio::test]
+async fn check_tells_errors_from_warnings_by_its_exit_code() {
+    let healthy = FakeGateway::start(FakeSource::default()).await;
+    let output = ask(healthy.admin, &["check", "--quiet"]).await;
+    assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(0), "all is well\n"));
+
+    let broken = FakeGateway::start(FakeSource { broken: true, ..FakeSource::default() }).await;
+    let output = ask(broken.admin, &["check", "--quiet"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    insta::assert_snapshot!("table_check_broken", stdout(&output));
+    assert_eq!(stderr(&output), "", "the findings say it all");
+    // One peer alone.
+    assert_eq!(ask(broken.admin, &["check", "gke"]).await.status.code(), Some(0));
+    // With -o json the exit code is the same.
+    assert_eq!(ask(broken.admin, &["check", "-o", "json"]).await.status.code(), Some(1));
+}
+
+#[tokio::test]
+async fn no_colour_and_no_control_characters_in_a_pipe() {
+    let gateway = FakeGateway::start(FakeSource { broken: true, ..FakeSource::default() }).await;
+    for command in [&["check"][..], &["peers"], &["status"]] {
+        let text = stdout(&ask(gateway.admin, command).await);
+        assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{command:?}: {text:?}");
+    }
+}
