@@ -1,1 +1,35 @@
-//! Links between gateways.
+//! Links between gateways, and the streams inside them.
+//!
+//! - [`Tunnel`]: binds, dials, accepts, drains; publishes a [`LinkTable`] and the state of peers.
+//! - [`Link::open`]: one stream per TCP connection, begun by a [`StreamHeader`](header::StreamHeader) that can
+//!   name services and no addresses (invariant I1).
+//! - [`StreamHandler`]: serves the streams that peers open.
+//! - [`transport`]: what carries a link. quinn is known to its `quic` module only.
+//! - [`control`]: the session that says who is there and whether it still answers, without I/O.
+//!
+//! What is not here: which endpoint a stream is for, who may use it, and TCP (the gateway binary);
+//! certificates (`eastway-identity`); what federation streams carry (`eastway-federation`).
+
+mod code;
+mod config;
+pub mod control;
+pub mod header;
+mod link;
+mod manager;
+mod metrics;
+mod peers;
+mod status;
+mod stream;
+pub mod transport;
+mod tunnel;
+
+pub use code::{CloseCode, ResetCode};
+pub use config::{
+    HostPort, HostPortError, LinkKeys, NoRandomness, PeerTarget, ReplicaId, Timing, TunnelConfig, TunnelLimits,
+};
+pub use link::{Link, LinkState, LinkTable, OpenError};
+pub use metrics::TunnelCounters;
+pub use status::{AddressStatus, LinkStatus, PeerState, PeerStates, PeerStatus};
+pub use stream::{AcceptedStream, LinkInfo, RecvHalf, SendHalf, StreamError, StreamHandler, TunnelStream};
+pub use transport::quic::QuicError as BindError;
+pub use tunnel::Tunnel;

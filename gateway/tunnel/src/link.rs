@@ -1,0 +1,411 @@
+//! Links: authenticated, acknowledged connections between two gateways, on which either side opens streams.
+
+mod balance;
+mod control;
+pub(crate) mod driver;
+mod table;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+pub use table::LinkTable;
+
+pub(crate) use balance::Budget;
+
+use crate::config::{ReplicaId, Timing, TunnelLimits};
+use crate::header::{HeaderTooLong, StreamHeader};
+use crate::metrics::Counters;
+use crate::stream::{Direction, LinkInfo, RecvHalf, SendHalf, StreamShared, TunnelStream};
+use crate::transport::{Connection, Side, StreamError};
+
+/// A link to one replica of a peer. Cheap to clone.
+#[derive(Clone)]
+pub struct Link(pub(crate) Arc<LinkShared>);
+
+impl Link {
+    /// The peer: the name its certificate was matched to.
+    #[must_use]
+    pub fn peer(&self) -> &Arc<str> {
+        &self.0.identity.peer
+    }
+
+    /// The replica at the other end.
+    #[must_use]
+    pub fn replica(&self) -> ReplicaId {
+        self.0.identity.replica
+    }
+
+    /// Where the other end is now.
+    #[must_use]
+    pub fn remote_addr(&self) -> SocketAddr {
+        self.0.connection.remote_addr()
+    }
+
+    /// Smoothed round trip time.
+    #[must_use]
+    pub fn rtt(&self) -> Duration {
+        self.0.connection.rtt()
+    }
+
+    /// Streams opened here that have not ended.
+    #[must_use]
+    pub fn in_flight(&self) -> u32 {
+        self.0.opened.load(Ordering::Relaxed)
+    }
+
+    /// Whether streams may be opened: acknowledged lately and not draining.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        matches!(self.0.state(), LinkState::Fresh | LinkState::Stale) && !self.0.going_away.load(Ordering::Relaxed)
+    }
+
+    /// Opens a stream. The header goes at once; the other side is not waited for.
+    ///
+    /// # Errors
+    /// [`OpenError`]; no byte of the stream was delivered then.
+    pub async fn open(&self, header: &StreamHeader) -> Result<TunnelStream, OpenError> {
+        self.open_with(header, Bytes::new()).await
+    }
+
+    /// As [`Link::open`], with the first bytes of the connection if they are there already: they share the
+    /// header's packet.
+    ///
+    /// # Errors
+    /// As [`Link::open`].
+    pub async fn open_with(&self, header: &StreamHeader, first: Bytes) -> Result<TunnelStream, OpenError> {
+        if !self.is_usable() {
+            return Err(if self.0.state() == LinkState::Closed { OpenError::LinkLost } else { OpenError::Draining });
+        }
+        let header = header.encode()?;
+        let open = async {
+            let (send, recv) = self.0.connection.open().await.map_err(|_| OpenError::LinkLost)?;
+            let shared = StreamShared::new(&self.0, Direction::Opened, recv);
+            let mut send = SendHalf::new(send, Arc::clone(&shared));
+            let recv = RecvHalf::new(shared, true);
+            send.write_chunks(&mut [header, first]).await.map_err(|error| match error {
+                StreamError::Reset(code) => OpenError::Refused(code),
+                StreamError::LinkLost | StreamError::Closed => OpenError::LinkLost,
+            })?;
+            Ok(TunnelStream { send, recv })
+        };
+        tokio::time::timeout(self.0.timing.open, open).await.unwrap_or(Err(OpenError::Overloaded))
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let LinkIdentity { peer, replica, .. } = &self.0.identity;
+        f.debug_struct("Link").field("peer", peer).field("replica", replica).finish_non_exhaustive()
+    }
+}
+
+/// Why a stream was not opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// The link is gone.
+    #[error("the link was lost")]
+    LinkLost,
+    /// The other side takes no new streams.
+    #[error("the link is draining")]
+    Draining,
+    /// The other side admits no more streams, or no more bytes.
+    #[error("the peer admits no more streams")]
+    Overloaded,
+    /// The other side refused while the header was on its way.
+    #[error("the stream was refused: {0}")]
+    Refused(crate::code::ResetCode),
+    /// The header does not fit.
+    #[error(transparent)]
+    Header(#[from] HeaderTooLong),
+}
+
+/// What a link may be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+#[repr(u8)]
+pub enum LinkState {
+    /// Authenticated, and nothing was acknowledged yet.
+    Starting = 0,
+    /// Acknowledged within the last two heartbeats.
+    Fresh = 1,
+    /// Acknowledged, but not lately: used when no fresh link is there.
+    Stale = 2,
+    /// Gone.
+    Closed = 3,
+}
+
+impl LinkState {
+    fn from_u8(number: u8) -> Self {
+        match number {
+            0 => Self::Starting,
+            1 => Self::Fresh,
+            2 => Self::Stale,
+            _ => Self::Closed,
+        }
+    }
+}
+
+/// Which link it is; fixed once Hello was exchanged.
+#[derive(Clone, Debug)]
+pub(crate) struct LinkIdentity {
+    /// Unique in this process, ascending.
+    pub(crate) id: u64,
+    pub(crate) peer: Arc<str>,
+    pub(crate) replica: ReplicaId,
+    pub(crate) side: Side,
+    pub(crate) since: SystemTime,
+}
+
+/// State of a link, shared by its streams, its driver and the manager.
+pub(crate) struct LinkShared {
+    pub(crate) identity: LinkIdentity,
+    pub(crate) connection: Arc<dyn Connection>,
+    pub(crate) limits: TunnelLimits,
+    timing: Timing,
+    counters: Arc<Counters>,
+    /// Streams of this peer over all of its links.
+    peer_streams: Arc<AtomicU32>,
+    state: AtomicU8,
+    /// The other side sent GOAWAY, or the link is superfluous: no new streams from here.
+    going_away: AtomicBool,
+    /// This side drains and its grace is over: no new streams from there.
+    refusing: AtomicBool,
+    opened: AtomicU32,
+    served: AtomicU32,
+    /// Streams whose reader has data in hand.
+    held: AtomicU32,
+    /// Streams that the transport admits now.
+    admitted: AtomicU32,
+    streams: Mutex<HashMap<u64, Weak<StreamShared>>>,
+    next_stream: AtomicU64,
+    /// Advances by one every [`balance::TICK`].
+    tick: AtomicU32,
+    idle: tokio::sync::Notify,
+    pub(crate) bytes_sent: AtomicU64,
+    pub(crate) bytes_received: AtomicU64,
+    pub(crate) live: Mutex<LiveFacts>,
+}
+
+/// What changes while the link lives, for status.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LiveFacts {
+    pub(crate) cert_not_after: SystemTime,
+    pub(crate) last_acknowledged: Option<Instant>,
+    /// The other side's clock minus ours, milliseconds.
+    pub(crate) clock_skew_ms: Option<i64>,
+    /// Unread bytes that the link may hold now.
+    pub(crate) receive_window: u64,
+}
+
+/// What a [`LinkShared`] is made from, beside its identity and its connection.
+pub(crate) struct LinkSurroundings {
+    pub(crate) limits: TunnelLimits,
+    pub(crate) timing: Timing,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) peer_streams: Arc<AtomicU32>,
+}
+
+impl LinkShared {
+    pub(crate) fn new(
+        identity: LinkIdentity,
+        connection: Arc<dyn Connection>,
+        cert_not_after: SystemTime,
+        surroundings: LinkSurroundings,
+    ) -> Arc<Self> {
+        let LinkSurroundings { limits, timing, counters, peer_streams } = surroundings;
+        let live = LiveFacts {
+            cert_not_after,
+            last_acknowledged: None,
+            clock_skew_ms: None,
+            receive_window: u64::from(limits.link_window),
+        };
+        Arc::new(Self {
+            identity,
+            connection,
+            limits,
+            timing,
+            counters,
+            peer_streams,
+            state: AtomicU8::new(LinkState::Starting as u8),
+            going_away: AtomicBool::new(false),
+            refusing: AtomicBool::new(false),
+            opened: AtomicU32::new(0),
+            served: AtomicU32::new(0),
+            held: AtomicU32::new(0),
+            admitted: AtomicU32::new(limits.initial_streams),
+            streams: Mutex::new(HashMap::new()),
+            next_stream: AtomicU64::new(0),
+            tick: AtomicU32::new(0),
+            idle: tokio::sync::Notify::new(),
+            bytes_sent: AtomicU64::new(0),
+            bytes_received: AtomicU64::new(0),
+            live: Mutex::new(live),
+        })
+    }
+
+    pub(crate) fn peer(&self) -> &Arc<str> {
+        &self.identity.peer
+    }
+
+    pub(crate) fn info(&self) -> LinkInfo {
+        LinkInfo {
+            peer: Arc::clone(&self.identity.peer),
+            replica: self.identity.replica,
+            remote: self.connection.remote_addr(),
+        }
+    }
+
+    pub(crate) fn timing(&self) -> &Timing {
+        &self.timing
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    pub(crate) fn state(&self) -> LinkState {
+        LinkState::from_u8(self.state.load(Ordering::Relaxed))
+    }
+
+    /// Returns whether this changed anything. A closed link stays closed.
+    pub(crate) fn set_state(&self, state: LinkState) -> bool {
+        self.state() != LinkState::Closed && self.state.swap(state as u8, Ordering::Relaxed) != state as u8
+    }
+
+    pub(crate) fn going_away(&self) -> bool {
+        self.going_away.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether this changed anything.
+    pub(crate) fn set_going_away(&self) -> bool {
+        !self.going_away.swap(true, Ordering::Relaxed)
+    }
+
+    pub(crate) fn refuses_streams(&self) -> bool {
+        self.refusing.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn refuse_streams(&self) {
+        self.refusing.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn served(&self) -> u32 {
+        self.served.load(Ordering::Relaxed)
+    }
+
+    /// The transport pays for every stream it admits, used or not: so few at first, and more on demand. The
+    /// last raise goes beyond the limit, so that the excess is told `OVERLOADED` and does not wait in silence.
+    pub(crate) fn raise_streams(&self) {
+        let most = self.limits.streams_per_peer.saturating_add(64);
+        let admitted = self.admitted.load(Ordering::Relaxed);
+        if self.served() > admitted / 2 && admitted < most {
+            let more = admitted.saturating_mul(2).min(most);
+            self.admitted.store(more, Ordering::Relaxed);
+            self.connection.set_max_streams(more);
+        }
+    }
+
+    /// A stream's reader took data in hand, or came back for more.
+    pub(crate) fn hold(&self, held: bool) {
+        if held {
+            self.held.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.held.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn any_held(&self) -> bool {
+        self.held.load(Ordering::Relaxed) > 0
+    }
+
+    pub(crate) fn over_stream_limit(&self) -> bool {
+        self.peer_streams.load(Ordering::Relaxed) > self.limits.streams_per_peer
+    }
+
+    pub(crate) fn tick(&self) -> u32 {
+        self.tick.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn next_stream_id(&self) -> u64 {
+        self.next_stream.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(crate) fn received(&self, bytes: usize) {
+        self.bytes_received.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn sent(&self, bytes: usize) {
+        self.bytes_sent.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn register(&self, id: u64, direction: Direction, stream: &Arc<StreamShared>) {
+        match direction {
+            Direction::Opened => {
+                self.opened.fetch_add(1, Ordering::Relaxed);
+                self.counters.stream_opened();
+            }
+            Direction::Served => {
+                self.served.fetch_add(1, Ordering::Relaxed);
+                self.peer_streams.fetch_add(1, Ordering::Relaxed);
+                self.counters.stream_served();
+            }
+        }
+        self.streams().insert(id, Arc::downgrade(stream));
+    }
+
+    pub(crate) fn unregister(&self, id: u64, direction: Direction) {
+        match direction {
+            Direction::Opened => {
+                self.opened.fetch_sub(1, Ordering::Relaxed);
+            }
+            Direction::Served => {
+                self.served.fetch_sub(1, Ordering::Relaxed);
+                self.peer_streams.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        let mut streams = self.streams();
+        streams.remove(&id);
+        if streams.is_empty() {
+            // A burst of streams must not leave its memory behind.
+            streams.shrink_to(64);
+            drop(streams);
+            self.idle.notify_waiters();
+        }
+    }
+
+    fn streams(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Weak<StreamShared>>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether no stream is open in either direction.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.streams().is_empty()
+    }
+
+    /// Waits until no stream is open in either direction.
+    pub(crate) async fn idle(&self) {
+        loop {
+            let mut notified = std::pin::pin!(self.idle.notified());
+            notified.as_mut().enable();
+            if self.streams().is_empty() {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    pub(crate) fn live(&self) -> LiveFacts {
+        *self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn update_live(&self, update: impl FnOnce(&mut LiveFacts)) {
+        update(&mut self.live.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}

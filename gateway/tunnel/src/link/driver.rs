@@ -1,0 +1,450 @@
+//! The task of one link: it feeds the control session, watches the certificate and the windows, and lets
+//! the streams of the other side in.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use eastway_identity::reauth::{self, Exporter, Role};
+use eastway_identity::{CertificateDer, Clock, IdentityStore, TrustStore, VerifyError, VerifyReason};
+use eastway_proto::control::v1::Reauthenticate;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use super::balance::{Balance, Budget, TICK};
+use super::control::{ControlStream, QueueFull};
+use super::{Link, LinkIdentity, LinkShared, LinkState, LinkSurroundings};
+use crate::code::CloseCode;
+use crate::config::{ReplicaId, TunnelConfig};
+use crate::control::{ControlAction, ControlConfig, ControlSession, Now, PeerHello};
+use crate::metrics::Counters;
+use crate::peers::StreamCounts;
+use crate::stream::{self, StreamHandler};
+use crate::transport::{CloseReason, Established, Side};
+
+/// Orders that may wait for a link.
+const ORDERS: usize = 16;
+
+/// What all links of a tunnel share.
+pub(crate) struct Environment {
+    pub(crate) config: Arc<TunnelConfig>,
+    pub(crate) identity: Arc<IdentityStore>,
+    pub(crate) trust: Arc<TrustStore>,
+    pub(crate) clock: Clock,
+    pub(crate) handler: Arc<dyn StreamHandler>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) stream_counts: StreamCounts,
+    /// Live replicas of this cluster.
+    pub(crate) live: watch::Receiver<Arc<[ReplicaId]>>,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) next_link: AtomicU64,
+    /// Fixed point of monotonic time.
+    pub(crate) epoch: Instant,
+}
+
+impl Environment {
+    pub(crate) fn now(&self) -> Now {
+        let wall = (self.clock)().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Now { mono: self.epoch.elapsed(), wall_ms: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX) }
+    }
+}
+
+/// What the manager tells a link.
+#[derive(Clone, Debug)]
+pub(crate) enum Order {
+    /// Tell the other side to open nothing new here, refuse what comes after `grace`, close after `within`
+    /// or, with `close_when_idle`, when the last stream ended after `grace`.
+    GoAway { reason: &'static str, grace: Duration, within: Duration, close_when_idle: bool },
+    /// Close at once.
+    Close(CloseCode, String),
+}
+
+/// What a link tells the manager.
+#[derive(Debug)]
+pub(crate) enum LinkEvent {
+    /// Its state, or the other side's replicas, changed.
+    Changed { id: u64, replicas: Option<Vec<ReplicaId>> },
+    /// It is gone.
+    Ended { id: u64, reason: CloseReason },
+}
+
+/// A link after Hello, not running yet.
+pub(crate) struct Started {
+    pub(crate) link: Link,
+    pub(crate) hello: PeerHello,
+    pub(crate) orders: mpsc::Sender<Order>,
+    pub(crate) driver: Driver,
+}
+
+/// Runs one link.
+pub(crate) struct Driver {
+    environment: Arc<Environment>,
+    shared: Arc<LinkShared>,
+    session: ControlSession,
+    control: ControlStream,
+    orders: mpsc::Receiver<Order>,
+    certificates: Certificates,
+    balance: Balance,
+    /// When the streams of the other side are refused, and when the link is closed, once it drains.
+    drain: Option<Drain>,
+}
+
+struct Drain {
+    refuse_at: Instant,
+    close_at: Instant,
+    close_when_idle: bool,
+}
+
+/// Who the other side has proved to be, and until when; and how this side proves it anew.
+struct Certificates {
+    /// The last chain that was accepted.
+    chain: Vec<CertificateDer<'static>>,
+    not_after: SystemTime,
+    remote_leaf_sha256: [u8; 32],
+    local_leaf_sha256: [u8; 32],
+    /// The leaf that the other side knows of.
+    sent_leaf_sha256: [u8; 32],
+    exporter: Exporter,
+    side: Side,
+}
+
+/// Exchanges Hello on a new connection within the handshake's deadline.
+pub(crate) async fn start(environment: Arc<Environment>, established: Established) -> Result<Started, CloseReason> {
+    let connection = Arc::clone(&established.connection);
+    let deadline = environment.config.timing.handshake;
+    let result = tokio::select! {
+        result = tokio::time::timeout(deadline, exchange(environment, established)) => result,
+        reason = connection.closed() => return Err(reason),
+    };
+    let (code, message) = match result {
+        Ok(Ok(started)) => return Ok(started),
+        Ok(Err(failed)) => failed,
+        Err(_) => (CloseCode::Timeout, "no Hello within the deadline".to_owned()),
+    };
+    connection.close(code, &message);
+    Err(CloseReason::Local { code, message })
+}
+
+async fn exchange(environment: Arc<Environment>, established: Established) -> Result<Started, (CloseCode, String)> {
+    let Established { connection, peer, chain, local_leaf_sha256 } = established;
+    let side = connection.side();
+    let halves = match side {
+        Side::Dialler => connection.open().await,
+        Side::Acceptor => connection.accept().await,
+    };
+    let mut control = ControlStream::new(halves.map_err(|lost| (CloseCode::Internal, lost.to_string()))?);
+    let exporter =
+        connection.export(reauth::EXPORTER_LABEL).map_err(|error| (CloseCode::Internal, error.to_string()))?;
+    let (config, timing) = (&environment.config, &environment.config.timing);
+    let config = ControlConfig {
+        cluster: Arc::clone(&config.cluster),
+        replica: config.replica,
+        live: Arc::clone(&environment.live.borrow()),
+        peer: Arc::clone(&peer.peer),
+        software_version: Arc::clone(&config.software_version),
+        heartbeat: timing.heartbeat,
+        acknowledge: timing.acknowledge,
+        handshake: timing.handshake,
+    };
+    let (mut session, mut actions) = ControlSession::new(config, environment.now());
+    let hello = loop {
+        let mut hello = None;
+        for action in actions {
+            match action {
+                ControlAction::Send(message) => control.push(&message).map_err(|QueueFull| unread())?,
+                ControlAction::Established(peer) => hello = Some(peer),
+                ControlAction::Close(code, message) => {
+                    control.flush_now().await;
+                    return Err((code, message));
+                }
+                ControlAction::Acknowledged { .. }
+                | ControlAction::Stale
+                | ControlAction::Replicas(_)
+                | ControlAction::Verify(_)
+                | ControlAction::GoAway { .. } => {}
+            }
+        }
+        if let Some(hello) = hello {
+            break hello;
+        }
+        let message = control.next().await.map_err(|error| (CloseCode::Protocol, error.to_string()))?;
+        actions = session.handle(message, environment.now());
+    };
+    let identity = LinkIdentity {
+        id: environment.next_link.fetch_add(1, Ordering::Relaxed),
+        peer: Arc::clone(&peer.peer),
+        replica: hello.replica,
+        side,
+        since: (environment.clock)(),
+    };
+    let surroundings = LinkSurroundings {
+        limits: environment.config.limits,
+        timing: *timing,
+        counters: Arc::clone(&environment.counters),
+        peer_streams: environment.stream_counts.of(&peer.peer),
+    };
+    let shared = LinkShared::new(identity, connection, peer.not_after, surroundings);
+    shared.update_live(|live| live.clock_skew_ms = Some(hello.clock_skew_ms));
+    let certificates = Certificates {
+        chain,
+        not_after: peer.not_after,
+        remote_leaf_sha256: peer.leaf_sha256,
+        local_leaf_sha256,
+        sent_leaf_sha256: local_leaf_sha256,
+        exporter: Exporter(exporter),
+        side,
+    };
+    let (orders, receiver) = mpsc::channel(ORDERS);
+    let balance = Balance::new(Arc::clone(&environment.budget), Arc::clone(&shared));
+    let link = Link(Arc::clone(&shared));
+    let driver = Driver { environment, shared, session, control, orders: receiver, certificates, balance, drain: None };
+    Ok(Started { link, hello, orders, driver })
+}
+
+fn unread() -> (CloseCode, String) {
+    (CloseCode::Protocol, "the control stream is not read".to_owned())
+}
+
+/// What ends a link from this side.
+type Stop = Result<(), (CloseCode, String)>;
+
+impl Driver {
+    /// Until the link ends.
+    pub(crate) async fn run(mut self, events: mpsc::Sender<LinkEvent>) {
+        let connection = Arc::clone(&self.shared.connection);
+        let environment = Arc::clone(&self.environment);
+        environment.tasks.spawn(accept_streams(Arc::clone(&self.shared), Arc::clone(&environment)));
+        let reason = tokio::select! {
+            reason = connection.closed() => reason,
+            (code, message) = self.serve(&events) => {
+                self.control.flush_now().await;
+                connection.close(code, &message);
+                CloseReason::Local { code, message }
+            }
+        };
+        self.shared.set_state(LinkState::Closed);
+        self.shared.counters().link_closed(&reason);
+        let id = self.shared.identity.id;
+        // Only when the manager is gone does nobody listen.
+        events.send(LinkEvent::Ended { id, reason }).await.ok();
+    }
+
+    async fn serve(&mut self, events: &mpsc::Sender<LinkEvent>) -> (CloseCode, String) {
+        let mut identity = self.environment.identity.subscribe();
+        let mut trust = self.environment.trust.subscribe();
+        let mut live = self.environment.live.clone();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // Both may have changed since the handshake.
+        let mut result = self.judge().and_then(|()| self.renew());
+        loop {
+            if let Err(stop) = result {
+                return stop;
+            }
+            let timeout = self.session.next_timeout().map(|at| self.environment.epoch + at);
+            result = tokio::select! {
+                message = self.control.next() => match message {
+                    Ok(message) => {
+                        let actions = self.session.handle(message, self.environment.now());
+                        self.act(actions, events).await
+                    }
+                    Err(error) => Err((CloseCode::Protocol, error.to_string())),
+                },
+                () = sleep_until(timeout) => {
+                    let actions = self.session.handle_timeout(self.environment.now());
+                    self.act(actions, events).await
+                }
+                _ = tick.tick() => {
+                    self.balance.tick();
+                    self.expire()
+                }
+                Some(order) = self.orders.recv() => self.obey(order, events).await,
+                Ok(()) = identity.changed() => self.renew(),
+                Ok(()) = trust.changed() => self.judge(),
+                Ok(()) = live.changed() => {
+                    let replicas = Arc::clone(&live.borrow_and_update());
+                    self.session.set_live(replicas, self.environment.now());
+                    Ok(())
+                }
+            };
+        }
+    }
+
+    async fn act(&mut self, actions: Vec<ControlAction>, events: &mpsc::Sender<LinkEvent>) -> Stop {
+        let mut changed = false;
+        let mut replicas = None;
+        let mut pending = std::collections::VecDeque::from(actions);
+        let mut result = Ok(());
+        while let Some(action) = pending.pop_front() {
+            match action {
+                ControlAction::Send(message) => self.control.push(&message).map_err(|QueueFull| unread())?,
+                ControlAction::Acknowledged { clock_skew_ms } => {
+                    self.shared.update_live(|live| {
+                        live.clock_skew_ms = Some(clock_skew_ms);
+                        live.last_acknowledged = Some(Instant::now());
+                    });
+                    changed |= self.shared.set_state(LinkState::Fresh);
+                }
+                ControlAction::Stale => {
+                    changed |= self.shared.state() == LinkState::Fresh && self.shared.set_state(LinkState::Stale);
+                }
+                ControlAction::Replicas(live) => replicas = Some(live),
+                ControlAction::Verify(message) => {
+                    let verdict = self.verify(&message);
+                    pending.extend(self.session.reauthenticated(verdict));
+                }
+                ControlAction::GoAway { reason, .. } => {
+                    tracing::debug!(peer = %self.shared.peer(), reason, "Peer drains a link");
+                    changed |= self.shared.set_going_away();
+                }
+                ControlAction::Close(code, message) => result = Err((code, message)),
+                // The session gives it once, before the link starts.
+                ControlAction::Established(_) => {}
+            }
+        }
+        if changed || replicas.is_some() {
+            events.send(LinkEvent::Changed { id: self.shared.identity.id, replicas }).await.ok();
+        }
+        result
+    }
+
+    async fn obey(&mut self, order: Order, events: &mpsc::Sender<LinkEvent>) -> Stop {
+        match order {
+            Order::Close(code, message) => Err((code, message)),
+            Order::GoAway { reason, grace, within, close_when_idle } => {
+                let now = Instant::now();
+                self.drain = Some(Drain { refuse_at: now + grace, close_at: now + within, close_when_idle });
+                let actions = self.session.go_away(reason, within);
+                self.act(actions, events).await
+            }
+        }
+    }
+
+    /// What is due by the clocks: the end of a drain, the end of the certificate. Called every [`TICK`].
+    fn expire(&mut self) -> Stop {
+        if let Some(drain) = &self.drain {
+            let now = Instant::now();
+            if now >= drain.refuse_at {
+                self.shared.refuse_streams();
+                if drain.close_when_idle && self.shared.is_idle() {
+                    return Err((CloseCode::Done, "no longer needed".to_owned()));
+                }
+            }
+            if now >= drain.close_at {
+                return Err((CloseCode::Done, "the time for draining is over".to_owned()));
+            }
+        }
+        if (self.environment.clock)() >= self.certificates.not_after {
+            return Err((
+                CloseCode::CertificateExpired,
+                "the certificate of the peer ended and was not renewed".to_owned(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Judges the other side's chain again: pins, revocation or the Peer itself may have changed.
+    fn judge(&mut self) -> Stop {
+        let now = (self.environment.clock)();
+        match self.environment.trust.verify_live(&self.certificates.chain, now, self.shared.peer()) {
+            Ok(verified) => {
+                self.accept_until(verified.not_after);
+                Ok(())
+            }
+            Err(error) => Err((close_code(&error), format!("the peer {error}"))),
+        }
+    }
+
+    fn accept_until(&mut self, not_after: SystemTime) {
+        self.certificates.not_after = not_after;
+        self.shared.update_live(|live| live.cert_not_after = not_after);
+    }
+
+    /// Sends this side's certificate if it is another than the one that the other side knows.
+    fn renew(&mut self) -> Stop {
+        let identity = self.environment.identity.current();
+        let certificates = &mut self.certificates;
+        if identity.leaf_sha256() == certificates.sent_leaf_sha256 {
+            return Ok(());
+        }
+        let role = role(certificates.side);
+        let reauth = reauth::sign(&identity, &certificates.exporter, role, certificates.local_leaf_sha256);
+        let reauth = reauth.map_err(|error| (CloseCode::Internal, error.to_string()))?;
+        certificates.sent_leaf_sha256 = identity.leaf_sha256();
+        let message = Reauthenticate {
+            chain: reauth.chain.iter().map(|der| der.to_vec().into()).collect(),
+            scheme: u32::from(reauth.scheme),
+            signature: reauth.signature.into(),
+        };
+        for action in self.session.renew(message) {
+            if let ControlAction::Send(message) = action {
+                self.control.push(&message).map_err(|QueueFull| unread())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn verify(&mut self, message: &Reauthenticate) -> Result<(), (CloseCode, String)> {
+        let certificates = &self.certificates;
+        let scheme = u16::try_from(message.scheme);
+        let scheme =
+            scheme.map_err(|_| (CloseCode::Protocol, "a signature scheme that TLS has no number for".to_owned()))?;
+        let chain = message.chain.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
+        let reauth = reauth::Reauth { chain, scheme, signature: message.signature.to_vec() };
+        let other = match certificates.side {
+            Side::Dialler => Role::Acceptor,
+            Side::Acceptor => Role::Dialler,
+        };
+        let now = (self.environment.clock)();
+        let (exporter, leaf) = (&certificates.exporter, certificates.remote_leaf_sha256);
+        let verified = reauth::verify(&self.environment.trust, &reauth, exporter, other, leaf, self.shared.peer(), now);
+        let verified = verified.map_err(|error| (close_code(&error), format!("the peer {error}")))?;
+        self.certificates.chain = reauth.chain;
+        self.accept_until(verified.not_after);
+        tracing::debug!(peer = %self.shared.peer(), "Peer renewed its certificate");
+        Ok(())
+    }
+}
+
+fn role(side: Side) -> Role {
+    match side {
+        Side::Dialler => Role::Dialler,
+        Side::Acceptor => Role::Acceptor,
+    }
+}
+
+fn close_code(error: &VerifyError) -> CloseCode {
+    match error.reason() {
+        VerifyReason::CertExpired | VerifyReason::CertNotYetValid => CloseCode::CertificateExpired,
+        VerifyReason::PeerIdentityConflict => CloseCode::PeerIdentityConflict,
+        VerifyReason::BadChain
+        | VerifyReason::NotPinned
+        | VerifyReason::WrongPeer
+        | VerifyReason::UnknownPeer
+        | VerifyReason::NotTheGateway
+        | VerifyReason::BadSan
+        | VerifyReason::BadPurpose
+        | VerifyReason::CertRevoked
+        | VerifyReason::CrlExpired
+        | VerifyReason::BadSignature
+        | VerifyReason::BadReauth => CloseCode::Revoked,
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Lets the streams of the other side in, each into a task of its own.
+async fn accept_streams(link: Arc<LinkShared>, environment: Arc<Environment>) {
+    while let Ok(halves) = link.connection.accept().await {
+        let handler = Arc::clone(&environment.handler);
+        environment.tasks.spawn(stream::serve(Arc::clone(&link), halves, handler));
+        link.raise_streams();
+    }
+}

@@ -1,0 +1,38 @@
+//! The links that streams may be opened on, as one immutable table for the hot path.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::{Link, LinkState};
+
+/// Links by peer. Readers take one load of it per connection and never wait.
+#[derive(Debug, Default)]
+pub struct LinkTable {
+    peers: HashMap<Arc<str>, Vec<Link>>,
+}
+
+impl LinkTable {
+    /// Only links that take new streams count; those acknowledged lately come first, and among them the
+    /// order is that of their age.
+    pub(crate) fn new(links: impl IntoIterator<Item = Link>) -> Self {
+        let mut peers: HashMap<Arc<str>, Vec<Link>> = HashMap::new();
+        for link in links.into_iter().filter(Link::is_usable) {
+            peers.entry(Arc::clone(link.peer())).or_default().push(link);
+        }
+        for links in peers.values_mut() {
+            links.sort_by_key(|link| (link.0.state() != LinkState::Fresh, link.0.identity.id));
+        }
+        Self { peers }
+    }
+
+    /// Links to `peer`, those that were acknowledged lately first. Empty: the peer is down.
+    #[must_use]
+    pub fn to(&self, peer: &str) -> &[Link] {
+        self.peers.get(peer).map_or(&[], Vec::as_slice)
+    }
+
+    /// Peers that can be reached, in no order.
+    pub fn peers(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.peers.keys()
+    }
+}

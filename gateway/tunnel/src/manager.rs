@@ -1,0 +1,352 @@
+//! The task that decides over links: it dials, takes over what comes in, drops what is superfluous, and
+//! publishes what is there. All of its state is in [`Peers`]; all waiting is here.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::code::CloseCode;
+use crate::config::{HostPort, PeerTarget};
+use crate::link::driver::{self, Environment, LinkEvent, Order, Started};
+use crate::link::{Link, LinkState, LinkTable};
+use crate::peers::{Dial, FailureKind, LinkFacts, Peers};
+use crate::status::{PeerState, PeerStates};
+use crate::transport::{CloseReason, DialError, Transport};
+
+/// For the lookup of a peer's name.
+const RESOLVE: Duration = Duration::from_secs(2);
+/// Events and reports that may wait for the manager.
+const QUEUE: usize = 1_024;
+/// A superfluous link refuses streams after this long: the other side's last ones are on their way.
+const DUPLICATE_GRACE: Duration = Duration::from_secs(1);
+/// And is closed after this long, with streams or without.
+const DUPLICATE_LIFE: Duration = Duration::from_secs(30);
+
+/// What the tunnel and its manager share.
+pub(crate) struct Board {
+    pub(crate) peers: Mutex<Peers>,
+    /// Every link, whatever its state.
+    pub(crate) links: Mutex<HashMap<u64, Entry>>,
+    pub(crate) table: ArcSwap<LinkTable>,
+    pub(crate) states: watch::Sender<Arc<PeerStates>>,
+}
+
+/// A link as the manager holds it.
+pub(crate) struct Entry {
+    pub(crate) link: Link,
+    orders: mpsc::Sender<Order>,
+}
+
+impl Board {
+    pub(crate) fn peers(&self) -> MutexGuard<'_, Peers> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn links(&self) -> MutexGuard<'_, HashMap<u64, Entry>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All links, in the order of their age.
+    pub(crate) fn all_links(&self) -> Vec<Link> {
+        let mut links: Vec<_> = self.links().values().map(|entry| entry.link.clone()).collect();
+        links.sort_by_key(|link| link.0.identity.id);
+        links
+    }
+
+    /// Gives an order; a link that takes no orders any more is at its end anyway.
+    pub(crate) fn order(&self, id: u64, order: Order) {
+        if let Some(entry) = self.links().get(&id) {
+            entry.orders.try_send(order).ok();
+        }
+    }
+
+    /// Gives an order to every link.
+    pub(crate) fn order_all(&self, order: &Order) {
+        for entry in self.links().values() {
+            entry.orders.try_send(order.clone()).ok();
+        }
+    }
+
+    fn publish(&self) {
+        self.table.store(Arc::new(LinkTable::new(self.all_links())));
+        let states: PeerStates = self
+            .peers()
+            .iter()
+            .map(|(name, peer)| {
+                let links = peer.links.values().filter(|link| link.up).count();
+                (Arc::clone(name), PeerState { up: peer.up, since: peer.since, links })
+            })
+            .collect();
+        self.states.send_if_modified(|current| {
+            let changed = **current != states;
+            if changed {
+                *current = Arc::new(states);
+            }
+            changed
+        });
+    }
+}
+
+/// How an attempt at a link ended. `dial`: it was made from here.
+enum Report {
+    Started { started: Box<Started>, dial: Option<Dial> },
+    Failed { dial: Dial, kind: FailureKind, error: String },
+}
+
+pub(crate) struct Manager {
+    pub(crate) environment: Arc<Environment>,
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) board: Arc<Board>,
+    pub(crate) targets: watch::Receiver<Vec<PeerTarget>>,
+    /// No new links.
+    pub(crate) draining: CancellationToken,
+    /// The end.
+    pub(crate) stop: CancellationToken,
+}
+
+impl Manager {
+    pub(crate) async fn run(mut self) {
+        let (reports, mut reported) = mpsc::channel(QUEUE);
+        let (events, mut happened) = mpsc::channel(QUEUE);
+        let accept = accept_all(Arc::clone(&self.environment), Arc::clone(&self.transport), reports.clone());
+        let (stop, tasks) = (self.stop.clone(), self.environment.tasks.clone());
+        tasks.spawn(async move { stop.run_until_cancelled(accept).await });
+        self.targets.mark_changed();
+        loop {
+            self.dial_due(&reports);
+            let next = self.next_dial();
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                Some(report) = reported.recv() => self.report(report, &events),
+                Some(event) = happened.recv() => self.event(event),
+                Ok(()) = self.targets.changed() => self.retarget(),
+                () = next => {}
+            }
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.environment.epoch.elapsed()
+    }
+
+    fn retarget(&mut self) {
+        let targets = self.targets.borrow_and_update().clone();
+        let (now, wall) = (self.now(), (self.environment.clock)());
+        let gone = self.board.peers().set_targets(targets, now, wall);
+        for id in gone {
+            self.board.order(id, Order::Close(CloseCode::Revoked, "the peer is no longer configured".to_owned()));
+        }
+        let peers: Vec<_> = self.board.peers().iter().map(|(name, _)| Arc::clone(name)).collect();
+        self.environment.stream_counts.retain(|name| peers.iter().any(|peer| **peer == *name));
+        self.board.publish();
+    }
+
+    fn dial_due(&self, reports: &mpsc::Sender<Report>) {
+        if self.draining.is_cancelled() {
+            return;
+        }
+        let dials = self.board.peers().due(self.now());
+        for dial in dials {
+            self.environment.counters.dial();
+            let attempt = attempt(Arc::clone(&self.environment), Arc::clone(&self.transport), dial, reports.clone());
+            let stop = self.stop.clone();
+            self.environment.tasks.spawn(async move { stop.run_until_cancelled(attempt).await });
+        }
+    }
+
+    fn next_dial(&self) -> impl Future<Output = ()> + use<> {
+        let due = if self.draining.is_cancelled() { None } else { self.board.peers().next_due() };
+        let due = due.map(|due| self.environment.epoch + due);
+        async move {
+            match due {
+                Some(due) => tokio::time::sleep_until(due).await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    fn report(&self, report: Report, events: &mpsc::Sender<LinkEvent>) {
+        match report {
+            Report::Failed { dial, kind, error } => {
+                self.environment.counters.dial_failed();
+                tracing::debug!(peer = %dial.peer, address = %dial.address, error, "Dial failed");
+                self.board.peers().dial_failed(&dial, kind, error, self.now());
+            }
+            Report::Started { started, dial } => self.started(*started, dial, events),
+        }
+    }
+
+    fn started(&self, started: Started, dial: Option<Dial>, events: &mpsc::Sender<LinkEvent>) {
+        let Started { link, hello, orders, driver } = started;
+        let (now, wall) = (self.now(), (self.environment.clock)());
+        let facts = LinkFacts {
+            id: link.0.identity.id,
+            replica: link.replica(),
+            side: link.0.identity.side,
+            address: dial.as_ref().map(|dial| dial.address.clone()),
+            since: now,
+            fresh: false,
+            up: false,
+            going_away: false,
+        };
+        let taken = if self.draining.is_cancelled() {
+            Err((CloseCode::Draining, "the gateway is on its way out"))
+        } else {
+            self.board.peers().link_started(link.peer(), facts, hello.live, now, wall)
+        };
+        if let Err((code, message)) = taken {
+            link.0.connection.close(code, message);
+            if let Some(dial) = dial {
+                self.board.peers().dial_failed(&dial, FailureKind::Unreachable, message.to_owned(), now);
+            }
+            return;
+        }
+        let (peer, replica, remote) = (link.peer(), link.replica(), link.remote_addr());
+        tracing::info!(%peer, %replica, %remote, dialled = dial.is_some(), version = hello.software_version, "Link established");
+        self.environment.counters.link();
+        self.board.links().insert(link.0.identity.id, Entry { link: link.clone(), orders });
+        self.environment.tasks.spawn(driver.run(events.clone()));
+    }
+
+    fn event(&self, event: LinkEvent) {
+        let (now, wall) = (self.now(), (self.environment.clock)());
+        match event {
+            LinkEvent::Changed { id, replicas } => {
+                let state = self.board.links().get(&id).map(|entry| (entry.link.0.state(), entry.link.0.going_away()));
+                let Some((state, going_away)) = state else { return };
+                let update = |facts: &mut LinkFacts| {
+                    facts.fresh = state == LinkState::Fresh;
+                    facts.up = matches!(state, LinkState::Fresh | LinkState::Stale);
+                    facts.going_away = going_away;
+                };
+                self.board.peers().link_changed(id, update, replicas, wall);
+            }
+            LinkEvent::Ended { id, reason } => {
+                if let Some(Entry { link, .. }) = self.board.links().remove(&id) {
+                    let (peer, replica) = (link.peer(), link.replica());
+                    tracing::info!(%peer, %replica, %reason, "Link ended");
+                }
+                self.board.peers().link_ended(id, failure_kind(&reason), reason.to_string(), now, wall);
+            }
+        }
+        self.retire_duplicates();
+        self.board.publish();
+    }
+
+    fn retire_duplicates(&self) {
+        let retire = self.board.peers().superfluous();
+        for id in retire {
+            let Some(link) = self.board.links().get(&id).map(|entry| entry.link.clone()) else { continue };
+            if link.0.set_going_away() {
+                let order = Order::GoAway {
+                    reason: "another link to the same replica is there",
+                    grace: DUPLICATE_GRACE,
+                    within: DUPLICATE_LIFE,
+                    close_when_idle: true,
+                };
+                self.board.order(id, order);
+                self.board.peers().link_changed(id, |facts| facts.going_away = true, None, (self.environment.clock)());
+            }
+        }
+    }
+}
+
+/// Takes over the connections of others.
+async fn accept_all(environment: Arc<Environment>, transport: Arc<dyn Transport>, reports: mpsc::Sender<Report>) {
+    while let Some(established) = transport.accept().await {
+        let (environment, reports) = (Arc::clone(&environment), reports.clone());
+        let tasks = environment.tasks.clone();
+        tasks.spawn(async move {
+            let (peer, remote) = (Arc::clone(&established.peer.peer), established.connection.remote_addr());
+            match driver::start(environment, established).await {
+                Ok(started) => {
+                    reports.send(Report::Started { started: Box::new(started), dial: None }).await.ok();
+                }
+                Err(reason) => tracing::warn!(%peer, %remote, %reason, "Link refused"),
+            }
+        });
+    }
+}
+
+/// One dial, from the name to Hello.
+async fn attempt(
+    environment: Arc<Environment>,
+    transport: Arc<dyn Transport>,
+    dial: Dial,
+    reports: mpsc::Sender<Report>,
+) {
+    let result = async {
+        let remote = resolve(&dial.address, dial.attempt).await.map_err(|error| (FailureKind::Unreachable, error))?;
+        let established = transport.dial(Arc::clone(&dial.peer), remote).await.map_err(|error| {
+            let kind = match error {
+                DialError::NoReply { .. } | DialError::Local { .. } => FailureKind::Unreachable,
+                DialError::Refused { .. } => FailureKind::Refused,
+            };
+            (kind, error.to_string())
+        })?;
+        let started = driver::start(environment, established).await;
+        started.map_err(|reason| (failure_kind(&reason), format!("{remote}: {reason}")))
+    };
+    let report = match result.await {
+        Ok(started) => Report::Started { started: Box::new(started), dial: Some(dial) },
+        Err((kind, error)) => Report::Failed { dial, kind, error },
+    };
+    reports.send(report).await.ok();
+}
+
+/// Asks for the addresses anew each time: they may have moved (fault F12). Successive dials take
+/// successive addresses.
+async fn resolve(address: &HostPort, attempt: u32) -> Result<SocketAddr, String> {
+    if let Ok(ip) = address.host.parse() {
+        return Ok(SocketAddr::new(ip, address.port));
+    }
+    let lookup = tokio::net::lookup_host((&*address.host, address.port));
+    let found = match tokio::time::timeout(RESOLVE, lookup).await {
+        Ok(Ok(found)) => found.collect::<Vec<_>>(),
+        Ok(Err(error)) => return Err(format!("cannot resolve {}: {error}", address.host)),
+        Err(_) => return Err(format!("no answer from DNS for {} in {RESOLVE:?}", address.host)),
+    };
+    let index = usize::try_from(attempt).unwrap_or_default().checked_rem(found.len()).unwrap_or_default();
+    found.get(index).copied().ok_or_else(|| format!("{} has no address", address.host))
+}
+
+/// Whether trying again soon makes sense.
+fn failure_kind(reason: &CloseReason) -> FailureKind {
+    match reason {
+        CloseReason::Local { code: CloseCode::Done, .. } | CloseReason::Remote { code: CloseCode::Done, .. } => {
+            FailureKind::Wanted
+        }
+        CloseReason::Local { code, .. } | CloseReason::Remote { code, .. } => match code {
+            CloseCode::Timeout
+            | CloseCode::Draining
+            | CloseCode::Overloaded
+            | CloseCode::Internal
+            | CloseCode::Done => FailureKind::Unreachable,
+            CloseCode::Protocol
+            | CloseCode::VersionUnsupported
+            | CloseCode::ClusterMismatch
+            | CloseCode::PeerIdentityConflict
+            | CloseCode::CertificateExpired
+            | CloseCode::Revoked => FailureKind::Refused,
+        },
+        CloseReason::Reset | CloseReason::Silent => FailureKind::Unreachable,
+        // A certificate that the other side refuses shows only after our own handshake is done.
+        CloseReason::Transport(_) => FailureKind::Refused,
+    }
+}
+
+/// Waits until no link has streams, or the deadline.
+pub(crate) async fn until_idle(board: &Board, deadline: Instant) -> bool {
+    for link in board.all_links() {
+        if tokio::time::timeout_at(deadline, link.0.idle()).await.is_err() {
+            return false;
+        }
+    }
+    true
+}

@@ -1,0 +1,111 @@
+//! Counters of a tunnel, for metrics and status. All count since the start of the process.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::code::ResetCode;
+use crate::transport::CloseReason;
+
+/// What is counted while the tunnel runs.
+#[derive(Default)]
+pub(crate) struct Counters {
+    opened: AtomicU64,
+    served: AtomicU64,
+    header_errors: AtomicU64,
+    dials: AtomicU64,
+    dial_failures: AtomicU64,
+    links: AtomicU64,
+    resets_sent: [AtomicU64; ResetCode::ALL.len()],
+    resets_received: [AtomicU64; ResetCode::ALL.len()],
+    closed: Mutex<BTreeMap<&'static str, u64>>,
+}
+
+impl Counters {
+    pub(crate) fn stream_opened(&self) {
+        add(&self.opened);
+    }
+
+    pub(crate) fn stream_served(&self) {
+        add(&self.served);
+    }
+
+    pub(crate) fn header_error(&self) {
+        add(&self.header_errors);
+    }
+
+    pub(crate) fn dial(&self) {
+        add(&self.dials);
+    }
+
+    pub(crate) fn dial_failed(&self) {
+        add(&self.dial_failures);
+    }
+
+    pub(crate) fn link(&self) {
+        add(&self.links);
+    }
+
+    pub(crate) fn reset_sent(&self, code: ResetCode) {
+        self.resets_sent.get(code.index()).into_iter().for_each(add);
+    }
+
+    pub(crate) fn reset_received(&self, code: ResetCode) {
+        self.resets_received.get(code.index()).into_iter().for_each(add);
+    }
+
+    pub(crate) fn link_closed(&self, reason: &CloseReason) {
+        let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        *closed.entry(reason.label()).or_default() += 1;
+    }
+
+    pub(crate) fn snapshot(&self, handshake_failures: Vec<(&'static str, u64)>) -> TunnelCounters {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let by_code = |counters: &[AtomicU64]| {
+            let counts = ResetCode::ALL.into_iter().zip(counters).map(|(code, count)| (code.name(), get(count)));
+            counts.filter(|(_, count)| *count > 0).collect()
+        };
+        TunnelCounters {
+            streams_opened: get(&self.opened),
+            streams_served: get(&self.served),
+            header_errors: get(&self.header_errors),
+            dials: get(&self.dials),
+            dial_failures: get(&self.dial_failures),
+            links: get(&self.links),
+            resets_sent: by_code(&self.resets_sent),
+            resets_received: by_code(&self.resets_received),
+            links_closed: self.closed.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            handshake_failures: handshake_failures.into_iter().collect(),
+        }
+    }
+}
+
+fn add(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// What was counted; labels are from small fixed sets, and what never occurred is left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TunnelCounters {
+    /// Streams opened from here.
+    pub streams_opened: u64,
+    /// Streams opened by peers.
+    pub streams_served: u64,
+    /// Of those, with a header that could not be taken.
+    pub header_errors: u64,
+    /// Dials begun.
+    pub dials: u64,
+    /// Dials that gave no link.
+    pub dial_failures: u64,
+    /// Links that came up, in either direction.
+    pub links: u64,
+    /// Streams cut from here, by [`ResetCode`].
+    pub resets_sent: BTreeMap<&'static str, u64>,
+    /// Streams cut by peers, by [`ResetCode`].
+    pub resets_received: BTreeMap<&'static str, u64>,
+    /// Links that ended, by reason.
+    pub links_closed: BTreeMap<&'static str, u64>,
+    /// Connections of others that did not become links, by reason.
+    pub handshake_failures: BTreeMap<&'static str, u64>,
+}

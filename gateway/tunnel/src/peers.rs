@@ -1,0 +1,315 @@
+//! Which peers there are, which of their replicas are linked, and what is to be dialled next.
+//!
+//! A pure data structure: the time and the randomness are arguments, and nothing is dialled here. The
+//! manager asks it what to do and tells it what happened.
+
+mod address;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::time::{Duration, SystemTime};
+
+use dashmap::DashMap;
+
+use self::address::{Address, Moment, Outcome, RateLimit};
+use crate::code::CloseCode;
+use crate::config::{HostPort, PeerTarget, ReplicaId, Timing};
+use crate::transport::Side;
+
+pub(crate) use self::address::FailureKind;
+
+/// Dials in search of a replica that is not linked yet, for each replica that the peer has.
+const SEARCH_PER_REPLICA: u32 = 4;
+
+/// Streams that each peer has open to us, over all of its links.
+#[derive(Clone, Default)]
+pub(crate) struct StreamCounts(Arc<DashMap<Arc<str>, Arc<AtomicU32>>>);
+
+impl StreamCounts {
+    pub(crate) fn of(&self, peer: &Arc<str>) -> Arc<AtomicU32> {
+        Arc::clone(&self.0.entry(Arc::clone(peer)).or_default())
+    }
+
+    /// Forgets peers that are gone; links that still live keep their counter.
+    pub(crate) fn retain(&self, keep: impl Fn(&str) -> bool) {
+        self.0.retain(|peer, _| keep(peer));
+    }
+}
+
+/// One dial to make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Dial {
+    pub(crate) peer: Arc<str>,
+    pub(crate) address: HostPort,
+    /// Counts the dials of this address: which of a name's addresses to take.
+    pub(crate) attempt: u32,
+}
+
+/// A link as far as it matters here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LinkFacts {
+    pub(crate) id: u64,
+    pub(crate) replica: ReplicaId,
+    pub(crate) side: Side,
+    /// The address it was dialled at, if it was dialled here.
+    pub(crate) address: Option<HostPort>,
+    pub(crate) since: Duration,
+    /// Acknowledged within the last heartbeats.
+    pub(crate) fresh: bool,
+    /// Acknowledged at all, and not too long ago.
+    pub(crate) up: bool,
+    /// Either side drains it.
+    pub(crate) going_away: bool,
+}
+
+/// All peers.
+pub(crate) struct Peers {
+    cluster: Arc<str>,
+    replica: ReplicaId,
+    timing: Timing,
+    links_per_peer: usize,
+    peers: BTreeMap<Arc<str>, Peer>,
+    random: fastrand::Rng,
+}
+
+/// One peer.
+pub(crate) struct Peer {
+    /// Configured, not merely trusted.
+    listed: bool,
+    pub(crate) addresses: Vec<Address>,
+    pub(crate) links: BTreeMap<u64, LinkFacts>,
+    /// What the peer says of itself, last.
+    pub(crate) replicas: BTreeSet<ReplicaId>,
+    /// Dials made in search of replicas since the last one was found.
+    searched: u32,
+    rate: RateLimit,
+    pub(crate) up: bool,
+    pub(crate) since: SystemTime,
+    pub(crate) dials: u64,
+    pub(crate) last_error: Option<String>,
+}
+
+impl Peers {
+    pub(crate) fn new(
+        cluster: Arc<str>,
+        replica: ReplicaId,
+        timing: Timing,
+        links_per_peer: usize,
+        random: fastrand::Rng,
+    ) -> Self {
+        Self { cluster, replica, timing, links_per_peer, peers: BTreeMap::new(), random }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Peer)> {
+        self.peers.iter()
+    }
+
+    /// Replaces the configured peers. What stayed the same is not disturbed; returns the links of peers
+    /// that are gone.
+    pub(crate) fn set_targets(&mut self, targets: Vec<PeerTarget>, now: Duration, wall: SystemTime) -> Vec<u64> {
+        let mut old = std::mem::take(&mut self.peers);
+        for PeerTarget { name, addresses } in targets {
+            let mut peer = old.remove(&name).unwrap_or_else(|| Peer::new(wall));
+            peer.listed = true;
+            let mut known = std::mem::take(&mut peer.addresses);
+            for address in addresses {
+                let position = known.iter().position(|known| known.host == address);
+                peer.addresses.push(position.map_or_else(|| Address::new(address, now), |at| known.swap_remove(at)));
+            }
+            self.peers.insert(name, peer);
+        }
+        // A peer that is trusted but not listed yet may have dialled us: the trust store decides over it.
+        let (gone, unlisted): (BTreeMap<_, _>, BTreeMap<_, _>) = old.into_iter().partition(|(_, peer)| peer.listed);
+        self.peers.extend(unlisted);
+        gone.into_values().flat_map(|peer| peer.links.into_keys()).collect()
+    }
+
+    /// Takes the dials that are due now.
+    pub(crate) fn due(&mut self, now: Duration) -> Vec<Dial> {
+        let mut dials = Vec::new();
+        for (name, peer) in &mut self.peers {
+            while let Some(index) = peer.next_due(now) {
+                let searching = peer.is_search(index);
+                let Some(address) = peer.addresses.get_mut(index) else { break };
+                peer.rate.take(now);
+                peer.dials += 1;
+                peer.searched += u32::from(searching);
+                dials.push(Dial { peer: Arc::clone(name), address: address.host.clone(), attempt: address.begin() });
+            }
+        }
+        dials
+    }
+
+    /// When [`Peers::due`] may have something to say.
+    pub(crate) fn next_due(&self) -> Option<Duration> {
+        self.peers.values().filter_map(Peer::earliest).min()
+    }
+
+    /// A dial gave no link.
+    pub(crate) fn dial_failed(&mut self, dial: &Dial, kind: FailureKind, error: String, now: Duration) {
+        let mut at = Moment { now, timing: &self.timing, random: &mut self.random };
+        let Some(peer) = self.peers.get_mut(&dial.peer) else { return };
+        peer.last_error = Some(error.clone());
+        if let Some(address) = peer.address(&dial.address) {
+            address.dialled(Outcome::Failed(kind), Some(error), &mut at);
+        }
+    }
+
+    /// A link is there.
+    ///
+    /// # Errors
+    /// Why it is to be closed.
+    pub(crate) fn link_started(
+        &mut self,
+        name: &Arc<str>,
+        facts: LinkFacts,
+        replicas: Vec<ReplicaId>,
+        now: Duration,
+        wall: SystemTime,
+    ) -> Result<(), (CloseCode, &'static str)> {
+        if facts.replica == self.replica {
+            return Err((CloseCode::Protocol, "the peer has our own replica id"));
+        }
+        let mut at = Moment { now, timing: &self.timing, random: &mut self.random };
+        let peer = self.peers.entry(Arc::clone(name)).or_insert_with(|| Peer::new(wall));
+        if let Some(address) = facts.address.clone().and_then(|address| peer.address(&address)) {
+            address.dialled(Outcome::Reached(facts.replica), None, &mut at);
+        }
+        if peer.links.len() >= self.links_per_peer {
+            return Err((CloseCode::Overloaded, "too many links of this peer"));
+        }
+        if !peer.is_linked(&facts.replica) {
+            peer.searched = 0;
+        }
+        peer.links.insert(facts.id, facts);
+        peer.set_replicas(replicas);
+        Ok(())
+    }
+
+    /// A link's state, or the replicas that the other side tells of, changed.
+    pub(crate) fn link_changed(
+        &mut self,
+        id: u64,
+        update: impl FnOnce(&mut LinkFacts),
+        replicas: Option<Vec<ReplicaId>>,
+        wall: SystemTime,
+    ) {
+        let Some(peer) = self.peers.values_mut().find(|peer| peer.links.contains_key(&id)) else { return };
+        if let Some(facts) = peer.links.get_mut(&id) {
+            update(facts);
+        }
+        if let Some(replicas) = replicas {
+            peer.set_replicas(replicas);
+        }
+        peer.refresh(wall);
+    }
+
+    /// A link is gone.
+    pub(crate) fn link_ended(&mut self, id: u64, kind: FailureKind, error: String, now: Duration, wall: SystemTime) {
+        let mut at = Moment { now, timing: &self.timing, random: &mut self.random };
+        let Some(peer) = self.peers.values_mut().find(|peer| peer.links.contains_key(&id)) else { return };
+        let Some(facts) = peer.links.remove(&id) else { return };
+        peer.searched = 0;
+        if kind != FailureKind::Wanted {
+            peer.last_error = Some(error.clone());
+        }
+        let lasted = now.saturating_sub(facts.since) >= at.timing.acknowledge;
+        if let Some(address) = facts.address.and_then(|address| peer.address(&address)) {
+            address.lost(kind, lasted, (kind != FailureKind::Wanted).then_some(error), &mut at);
+        }
+        peer.refresh(wall);
+        self.peers.retain(|_, peer| peer.listed || !peer.links.is_empty());
+    }
+
+    /// Links dialled here that another link to the same replica makes superfluous. Of two, the one dialled by
+    /// the smaller (cluster, replica) stays, of two dialled by one side the older; both sides come to the same
+    /// end, and each retires only what it dialled itself.
+    pub(crate) fn superfluous(&self) -> Vec<u64> {
+        let mut retire = Vec::new();
+        for (name, peer) in &self.peers {
+            let ours_first = (&self.cluster, self.replica);
+            let links = || peer.links.values().filter(|link| link.up && !link.going_away);
+            for link in links().filter(|link| link.side == Side::Dialler) {
+                let beaten = links().filter(|other| other.replica == link.replica && other.fresh).any(|other| {
+                    match other.side {
+                        Side::Dialler => other.id < link.id,
+                        Side::Acceptor => (name, other.replica) < ours_first,
+                    }
+                });
+                if beaten {
+                    retire.push(link.id);
+                }
+            }
+        }
+        retire
+    }
+}
+
+impl Peer {
+    fn new(wall: SystemTime) -> Self {
+        Self {
+            listed: false,
+            addresses: Vec::new(),
+            links: BTreeMap::new(),
+            replicas: BTreeSet::new(),
+            searched: 0,
+            rate: RateLimit::default(),
+            up: false,
+            since: wall,
+            dials: 0,
+            last_error: None,
+        }
+    }
+
+    fn address(&mut self, host: &HostPort) -> Option<&mut Address> {
+        self.addresses.iter_mut().find(|address| address.host == *host)
+    }
+
+    fn is_linked(&self, replica: &ReplicaId) -> bool {
+        self.links.values().any(|link| link.replica == *replica && !link.going_away)
+    }
+
+    /// Replicas that the peer says it has and that no link leads to.
+    pub(crate) fn missing(&self) -> Vec<ReplicaId> {
+        self.replicas.iter().filter(|replica| !self.is_linked(replica)).copied().collect()
+    }
+
+    fn set_replicas(&mut self, replicas: Vec<ReplicaId>) {
+        let replicas: BTreeSet<_> = replicas.into_iter().collect();
+        if replicas != self.replicas {
+            self.replicas = replicas;
+            self.searched = 0;
+        }
+    }
+
+    /// The address leads to a replica that is linked already: dialling it can only find another one.
+    fn is_search(&self, index: usize) -> bool {
+        let replica = self.addresses.get(index).and_then(|address| address.replica);
+        replica.is_some_and(|replica| self.is_linked(&replica))
+    }
+
+    fn wants(&self, index: usize) -> bool {
+        let dialling = self.addresses.get(index).is_none_or(|address| address.dialling);
+        let search = self.searched < SEARCH_PER_REPLICA * u32::try_from(self.replicas.len()).unwrap_or(u32::MAX);
+        !dialling && (!self.is_search(index) || (search && !self.missing().is_empty()))
+    }
+
+    fn next_due(&self, now: Duration) -> Option<usize> {
+        let due = |index: &usize| self.addresses.get(*index).is_some_and(|address| address.not_before <= now);
+        (0..self.addresses.len()).filter(|_| self.rate.next() <= now).filter(due).find(|index| self.wants(*index))
+    }
+
+    fn earliest(&self) -> Option<Duration> {
+        let wanted = self.addresses.iter().enumerate().filter(|(index, _)| self.wants(*index));
+        let first = wanted.map(|(_, address)| address.not_before).min()?;
+        Some(first.max(self.rate.next()))
+    }
+
+    fn refresh(&mut self, wall: SystemTime) {
+        let up = self.links.values().any(|link| link.up);
+        if up != self.up {
+            (self.up, self.since) = (up, wall);
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! One address of a peer: when it may be dialled again.
+
+use std::time::Duration;
+
+use crate::config::{HostPort, ReplicaId, Timing};
+
+/// Dials of one peer in a second.
+const MAX_RATE: usize = 2;
+
+pub(crate) struct Address {
+    pub(crate) host: HostPort,
+    /// The replica that the last dial reached.
+    pub(crate) replica: Option<ReplicaId>,
+    pub(crate) dialling: bool,
+    pub(crate) not_before: Duration,
+    pub(crate) failures: u32,
+    attempts: u32,
+    pub(crate) last_error: Option<String>,
+}
+
+/// What a failure says about the next try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FailureKind {
+    /// Nothing answers, or not now: keep trying at a steady pace.
+    Unreachable,
+    /// The other side answers and does not fit: trying often does not help.
+    Refused,
+    /// This side wanted it so.
+    Wanted,
+}
+
+/// How a dial ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Outcome {
+    Reached(ReplicaId),
+    Failed(FailureKind),
+}
+
+impl Address {
+    pub(crate) fn new(host: HostPort, now: Duration) -> Self {
+        Self { host, replica: None, dialling: false, not_before: now, failures: 0, attempts: 0, last_error: None }
+    }
+
+    /// Begins a dial; returns its number.
+    pub(crate) fn begin(&mut self) -> u32 {
+        self.dialling = true;
+        self.attempts = self.attempts.wrapping_add(1);
+        self.attempts - 1
+    }
+
+    /// The dial begun last has ended.
+    pub(crate) fn dialled(&mut self, outcome: Outcome, error: Option<String>, at: &mut Moment<'_>) {
+        self.dialling = false;
+        match outcome {
+            Outcome::Reached(replica) => {
+                self.replica = Some(replica);
+                self.last_error = None;
+                self.not_before = at.now + at.jitter(at.timing.redial);
+            }
+            Outcome::Failed(kind) => self.pause(kind, error, at),
+        }
+    }
+
+    /// A link dialled here has ended. `lasted`: it had been good for a while.
+    pub(crate) fn lost(&mut self, kind: FailureKind, lasted: bool, error: Option<String>, at: &mut Moment<'_>) {
+        if lasted || kind == FailureKind::Wanted {
+            self.failures = 0;
+        }
+        self.pause(kind, error, at);
+    }
+
+    fn pause(&mut self, kind: FailureKind, error: Option<String>, at: &mut Moment<'_>) {
+        self.last_error = error;
+        let most = match kind {
+            FailureKind::Unreachable | FailureKind::Wanted => at.timing.redial_max,
+            FailureKind::Refused => at.timing.refused_max,
+        };
+        let pause = at.timing.redial.saturating_mul(1 << self.failures.min(16)).min(most);
+        self.failures = self.failures.saturating_add(1);
+        self.not_before = at.now + at.jitter(pause);
+    }
+}
+
+/// When something happened, and what decides over the pause after it.
+pub(crate) struct Moment<'a> {
+    pub(crate) now: Duration,
+    pub(crate) timing: &'a Timing,
+    pub(crate) random: &'a mut fastrand::Rng,
+}
+
+impl Moment<'_> {
+    /// A quarter up or down, so that peers who lost each other together do not meet again together.
+    fn jitter(&mut self, pause: Duration) -> Duration {
+        pause.mul_f64(0.75 + self.random.f64() / 2.0)
+    }
+}
+
+/// Dials of one peer, all of its addresses together: never more than [`MAX_RATE`] in any second.
+#[derive(Default)]
+pub(crate) struct RateLimit {
+    /// The last dials, oldest first.
+    last: [Option<Duration>; MAX_RATE],
+}
+
+impl RateLimit {
+    /// When the next dial may begin.
+    pub(crate) fn next(&self) -> Duration {
+        let [oldest, _] = self.last;
+        oldest.map_or(Duration::ZERO, |oldest| oldest + Duration::from_secs(1))
+    }
+
+    pub(crate) fn take(&mut self, now: Duration) {
+        let [_, newest] = self.last;
+        self.last = [newest, Some(now)];
+    }
+}

@@ -1,0 +1,175 @@
+//! What there is to see: peers, links, and how they do. For `eastway status`, the admin port and metrics.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use serde::{Serialize, Serializer};
+
+use crate::config::{HostPort, ReplicaId};
+use crate::link::{Link, LinkState};
+use crate::peers::Peer;
+use crate::transport::Side;
+
+/// Peers by name, as the events tell them: latest wins.
+pub type PeerStates = BTreeMap<Arc<str>, PeerState>;
+
+/// Whether a peer can be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerState {
+    /// A link to it was acknowledged within the last five seconds (invariant I13).
+    pub up: bool,
+    /// Since when it is so.
+    pub since: SystemTime,
+    /// Links that are up.
+    pub links: usize,
+}
+
+/// One peer.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerStatus {
+    /// Its name.
+    pub name: Arc<str>,
+    /// A link to it was acknowledged within the last five seconds (invariant I13).
+    pub up: bool,
+    /// Since when it is so.
+    #[serde(serialize_with = "unix_ms")]
+    pub since: SystemTime,
+    /// Its links.
+    pub links: Vec<LinkStatus>,
+    /// Where it is dialled; empty: it dials us.
+    pub addresses: Vec<AddressStatus>,
+    /// Replicas that the peer says it has and that no link leads to.
+    pub missing_replicas: Vec<ReplicaId>,
+    /// Dials made.
+    pub dials: u64,
+    /// Why the last dial failed or the last link ended.
+    pub last_error: Option<String>,
+    /// Its clock minus ours, milliseconds, by its youngest link.
+    pub clock_skew_ms: Option<i64>,
+}
+
+/// One address of a peer.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AddressStatus {
+    /// The address.
+    pub address: HostPort,
+    /// The replica that the last dial reached.
+    pub replica: Option<ReplicaId>,
+    /// Dials in a row that gave no lasting link.
+    pub failures: u32,
+    /// Why the last one failed.
+    pub last_error: Option<String>,
+}
+
+/// One link.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LinkStatus {
+    /// Where the other end is.
+    pub remote: SocketAddr,
+    /// The replica at the other end.
+    pub replica: ReplicaId,
+    /// Dialled from here, not from there.
+    pub dialled: bool,
+    /// Since when it is authenticated.
+    #[serde(serialize_with = "unix_ms")]
+    pub since: SystemTime,
+    /// Whether it is acknowledged.
+    pub state: LinkState,
+    /// Takes no new streams.
+    pub draining: bool,
+    /// What carries it.
+    pub transport: &'static str,
+    /// End of life of the other side's certificate: the link ends then unless it is renewed.
+    #[serde(serialize_with = "unix_ms")]
+    pub cert_not_after: SystemTime,
+    /// Milliseconds since the last acknowledgement.
+    pub last_acknowledged_ms: Option<u64>,
+    /// The other side's clock minus ours, milliseconds.
+    pub clock_skew_ms: Option<i64>,
+    /// Smoothed round trip time, microseconds.
+    pub rtt_us: u64,
+    /// Streams opened from here that have not ended.
+    pub streams_opened: u32,
+    /// Streams opened by the peer that have not ended.
+    pub streams_served: u32,
+    /// Bytes of streams sent.
+    pub bytes_sent: u64,
+    /// Bytes of streams received.
+    pub bytes_received: u64,
+    /// Datagrams sent.
+    pub packets_sent: u64,
+    /// Datagrams lost.
+    pub packets_lost: u64,
+    /// Congestion window, bytes.
+    pub congestion_window: u64,
+    /// Largest datagram that the path carries, bytes.
+    pub mtu: u16,
+    /// Unread bytes that the link may hold.
+    pub receive_window: u64,
+}
+
+impl PeerStatus {
+    pub(crate) fn new(name: &Arc<str>, peer: &Peer, links: &[Link], transport: &'static str) -> Self {
+        let links: Vec<_> =
+            links.iter().filter(|link| link.peer() == name).map(|link| LinkStatus::new(link, transport)).collect();
+        let addresses = peer.addresses.iter().map(|address| AddressStatus {
+            address: address.host.clone(),
+            replica: address.replica,
+            failures: address.failures,
+            last_error: address.last_error.clone(),
+        });
+        Self {
+            name: Arc::clone(name),
+            up: peer.up,
+            since: peer.since,
+            clock_skew_ms: links.iter().rev().find_map(|link| link.clock_skew_ms),
+            addresses: addresses.collect(),
+            missing_replicas: peer.missing(),
+            dials: peer.dials,
+            last_error: peer.last_error.clone(),
+            links,
+        }
+    }
+}
+
+impl LinkStatus {
+    fn new(link: &Link, transport: &'static str) -> Self {
+        let shared = &link.0;
+        let (live, path) = (shared.live(), shared.connection.path());
+        let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        Self {
+            remote: link.remote_addr(),
+            replica: link.replica(),
+            dialled: shared.identity.side == Side::Dialler,
+            since: shared.identity.since,
+            state: shared.state(),
+            draining: shared.going_away(),
+            transport,
+            cert_not_after: live.cert_not_after,
+            last_acknowledged_ms: live.last_acknowledged.map(|at| micros(at.elapsed()) / 1_000),
+            clock_skew_ms: live.clock_skew_ms,
+            rtt_us: micros(path.rtt),
+            streams_opened: link.in_flight(),
+            streams_served: shared.served(),
+            bytes_sent: shared.bytes_sent.load(Ordering::Relaxed),
+            bytes_received: shared.bytes_received.load(Ordering::Relaxed),
+            packets_sent: path.sent_packets,
+            packets_lost: path.lost_packets,
+            congestion_window: path.congestion_window,
+            mtu: path.mtu,
+            receive_window: live.receive_window,
+        }
+    }
+}
+
+/// Milliseconds since the Unix epoch.
+fn unix_ms<S: Serializer>(at: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    serializer.serialize_u64(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,236 @@
+//! Streams as their users see them: two halves that move whole chunks, ended by FIN or by a
+//! [`ResetCode`], each direction on its own.
+//!
+//! The reply direction begins with one status byte, `0x01`: the endpoint was reached. What fails before
+//! that is a reset. [`RecvHalf`] takes the byte off; nobody else sees it.
+
+mod accepted;
+mod shared;
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+
+pub use crate::transport::StreamError;
+pub(crate) use accepted::serve;
+pub use accepted::{AcceptedStream, LinkInfo, StreamHandler};
+pub(crate) use shared::{Direction, StreamShared};
+
+use crate::code::ResetCode;
+use crate::transport::SendStream;
+
+/// First byte of the reply direction.
+pub(crate) const STATUS_ACCEPTED: u8 = 0x01;
+
+/// A stream inside a link.
+pub struct TunnelStream {
+    /// Towards the other side.
+    pub send: SendHalf,
+    /// From the other side.
+    pub recv: RecvHalf,
+}
+
+impl TunnelStream {
+    /// Both halves, to be moved into two tasks.
+    #[must_use]
+    pub fn split(self) -> (SendHalf, RecvHalf) {
+        (self.send, self.recv)
+    }
+
+    /// Waits until the other side has reached the endpoint. At once on the accepting side.
+    ///
+    /// # Errors
+    /// [`StreamError::Reset`] with the reason of the other side.
+    pub async fn accepted(&mut self) -> Result<(), StreamError> {
+        self.recv.accepted().await
+    }
+}
+
+/// The writing half. Dropped before [`SendHalf::finish`], it resets its direction with `CANCELLED`, so that
+/// a part is never taken for the whole.
+pub struct SendHalf {
+    inner: Box<dyn SendStream>,
+    shared: Arc<StreamShared>,
+    ended: bool,
+}
+
+impl SendHalf {
+    pub(crate) fn new(inner: Box<dyn SendStream>, shared: Arc<StreamShared>) -> Self {
+        Self { inner, shared, ended: false }
+    }
+
+    /// Writes all of `chunk` without copying it. Not cancel-safe: a part may have been written.
+    ///
+    /// # Errors
+    /// [`StreamError`]: the other side stopped reading, or the link is gone.
+    pub async fn write(&mut self, chunk: Bytes) -> Result<(), StreamError> {
+        self.write_chunks(&mut [chunk]).await
+    }
+
+    /// Writes all of `chunks` in order without copying them, and leaves each empty. When dropped half-way,
+    /// what was not written is still in `chunks`.
+    ///
+    /// # Errors
+    /// As [`SendHalf::write`].
+    pub async fn write_chunks(&mut self, chunks: &mut [Bytes]) -> Result<(), StreamError> {
+        let mut rest = chunks;
+        loop {
+            let empty = rest.iter().take_while(|chunk| chunk.is_empty()).count();
+            rest = rest.split_at_mut(empty).1;
+            if rest.is_empty() {
+                return Ok(());
+            }
+            poll_fn(|cx| self.poll_write(cx, rest)).await?;
+        }
+    }
+
+    /// Writes as much of `chunks` as there is room for, and takes it off their fronts.
+    pub fn poll_write(&mut self, cx: &mut Context<'_>, chunks: &mut [Bytes]) -> Poll<Result<usize, StreamError>> {
+        if self.ended {
+            return Poll::Ready(Err(StreamError::Closed));
+        }
+        let written = ready!(self.inner.poll_write(cx, chunks))?;
+        self.shared.sent(written);
+        Poll::Ready(Ok(written))
+    }
+
+    /// Ends this direction in order; the other direction goes on.
+    pub fn finish(&mut self) {
+        if !self.ended {
+            self.ended = true;
+            self.inner.finish();
+        }
+    }
+
+    /// Cuts this direction: what the other side has not read yet may be lost.
+    pub fn reset(&mut self, code: ResetCode) {
+        if !self.ended {
+            self.ended = true;
+            self.inner.reset(code);
+            self.shared.cut(code);
+        }
+    }
+
+    /// Waits until the other side stops reading (`Some`), or has got everything after [`SendHalf::finish`]
+    /// (`None`).
+    ///
+    /// # Errors
+    /// [`StreamError::LinkLost`].
+    pub async fn stopped(&mut self) -> Result<Option<ResetCode>, StreamError> {
+        poll_fn(|cx| self.inner.poll_stopped(cx)).await
+    }
+}
+
+impl Drop for SendHalf {
+    fn drop(&mut self) {
+        self.reset(ResetCode::Cancelled);
+    }
+}
+
+/// The reading half. Dropped before its end, it tells the other side to stop with `CANCELLED`.
+pub struct RecvHalf {
+    shared: Arc<StreamShared>,
+    /// The status byte is still to come.
+    status: bool,
+    ended: bool,
+}
+
+impl RecvHalf {
+    /// `status`: a status byte comes before the data.
+    pub(crate) fn new(shared: Arc<StreamShared>, status: bool) -> Self {
+        Self { shared, status, ended: false }
+    }
+
+    /// Waits until the other side has reached the endpoint. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`StreamError::Reset`] with the reason of the other side.
+    pub async fn accepted(&mut self) -> Result<(), StreamError> {
+        poll_fn(|cx| self.poll_accepted(cx)).await
+    }
+
+    /// As [`RecvHalf::accepted`].
+    pub fn poll_accepted(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        if !self.status {
+            return Poll::Ready(Ok(()));
+        }
+        match ready!(self.shared.poll_read(cx, 1)) {
+            Ok(Some(byte)) if *byte == [STATUS_ACCEPTED] => {
+                self.status = false;
+                Poll::Ready(Ok(()))
+            }
+            Ok(Some(_)) => {
+                self.stop(ResetCode::Internal);
+                Poll::Ready(Err(StreamError::Reset(ResetCode::Internal)))
+            }
+            // The other side ended the reply in order without a status: it gave up.
+            Ok(None) => {
+                self.ended = true;
+                Poll::Ready(Err(StreamError::Reset(ResetCode::Cancelled)))
+            }
+            Err(error) => {
+                self.ended = true;
+                Poll::Ready(Err(error))
+            }
+        }
+    }
+
+    /// The next chunk in order, as it arrived; `None` when the other side finished. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`StreamError`]: the other side cut the stream, or the link is gone.
+    pub async fn read(&mut self) -> Result<Option<Bytes>, StreamError> {
+        poll_fn(|cx| self.poll_read(cx)).await
+    }
+
+    /// As [`RecvHalf::read`].
+    pub fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamError>> {
+        ready!(self.poll_accepted(cx))?;
+        let result = ready!(self.shared.poll_read(cx, usize::MAX));
+        self.ended |= !matches!(result, Ok(Some(_)));
+        Poll::Ready(result)
+    }
+
+    /// Fills `chunks` from the front with what has arrived and returns how many were filled: one system
+    /// call can then write them all. `None` when the other side finished. Cancel-safe.
+    ///
+    /// # Errors
+    /// As [`RecvHalf::read`].
+    pub async fn read_chunks(&mut self, chunks: &mut [Bytes]) -> Result<Option<usize>, StreamError> {
+        poll_fn(|cx| self.poll_read_chunks(cx, chunks)).await
+    }
+
+    /// As [`RecvHalf::read_chunks`].
+    pub fn poll_read_chunks(
+        &mut self,
+        cx: &mut Context<'_>,
+        chunks: &mut [Bytes],
+    ) -> Poll<Result<Option<usize>, StreamError>> {
+        ready!(self.poll_accepted(cx))?;
+        let result = ready!(self.shared.poll_read_chunks(cx, chunks));
+        self.ended |= !matches!(result, Ok(Some(_)));
+        Poll::Ready(result)
+    }
+
+    /// Resolves when the stream is cut from outside, by the other side or by a limit, while nothing is
+    /// read here: to be awaited beside a slow write to what is behind the stream. Cancel-safe.
+    pub async fn aborted(&mut self) -> StreamError {
+        poll_fn(|cx| self.shared.poll_abort(cx)).await
+    }
+
+    /// Drops what is unread and tells the other side to send no more; the other direction goes on.
+    pub fn stop(&mut self, code: ResetCode) {
+        if !self.ended {
+            self.ended = true;
+            self.shared.stop(code);
+        }
+    }
+}
+
+impl Drop for RecvHalf {
+    fn drop(&mut self) {
+        self.stop(ResetCode::Cancelled);
+    }
+}

@@ -1,0 +1,130 @@
+//! Streams that the other side opened: their header is read here, then they go to the [`StreamHandler`].
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{Direction, RecvHalf, STATUS_ACCEPTED, SendHalf, StreamError, StreamShared, TunnelStream};
+use crate::code::ResetCode;
+use crate::config::ReplicaId;
+use crate::header::{self, HeaderError, StreamHeader};
+use crate::link::LinkShared;
+use crate::transport::{BoxFuture, Halves};
+
+/// Where a stream comes from.
+#[derive(Clone, Debug)]
+pub struct LinkInfo {
+    /// The authenticated peer: the only source of the cluster's name (threat P3).
+    pub peer: Arc<str>,
+    /// Its replica.
+    pub replica: ReplicaId,
+    /// Its address now. For people: nothing may be decided by it.
+    pub remote: SocketAddr,
+}
+
+/// Serves the streams that peers open. Called for each in a task of its own, which the tunnel owns.
+pub trait StreamHandler: Send + Sync + 'static {
+    /// Serves one stream to its end. When the future ends, what it still holds of the stream is cut.
+    fn handle(&self, link: LinkInfo, header: StreamHeader, stream: AcceptedStream) -> BoxFuture<'static, ()>;
+}
+
+/// A stream that the other side opened and that waits for an answer. Dropped without one, it is rejected
+/// with `INTERNAL`.
+pub struct AcceptedStream {
+    halves: Option<(SendHalf, RecvHalf)>,
+}
+
+impl AcceptedStream {
+    /// Tells the other side that the endpoint was reached, and hands the stream over.
+    ///
+    /// # Errors
+    /// [`StreamError`]: the other side has given up, or the link is gone.
+    pub async fn accept(mut self) -> Result<TunnelStream, StreamError> {
+        let (mut send, recv) = self.halves.take().ok_or(StreamError::Closed)?;
+        send.write(Bytes::from_static(&[STATUS_ACCEPTED])).await?;
+        Ok(TunnelStream { send, recv })
+    }
+
+    /// Refuses the stream in both directions.
+    pub fn reject(mut self, code: ResetCode) {
+        self.cut(code);
+    }
+
+    /// Waits until the other side gives up on a stream that is not answered yet: to be awaited beside a dial.
+    pub async fn aborted(&mut self) -> StreamError {
+        match &mut self.halves {
+            Some((_, recv)) => recv.aborted().await,
+            None => StreamError::Closed,
+        }
+    }
+
+    fn cut(&mut self, code: ResetCode) {
+        if let Some((mut send, mut recv)) = self.halves.take() {
+            send.reset(code);
+            recv.stop(code);
+        }
+    }
+}
+
+impl Drop for AcceptedStream {
+    fn drop(&mut self) {
+        self.cut(ResetCode::Internal);
+    }
+}
+
+/// Reads the header of a new stream within the deadline and hands the stream to the handler.
+pub(crate) async fn serve(link: Arc<LinkShared>, halves: Halves, handler: Arc<dyn StreamHandler>) {
+    let (send, recv) = halves;
+    let shared = StreamShared::new(&link, Direction::Served, recv);
+    let halves = (SendHalf::new(send, Arc::clone(&shared)), RecvHalf::new(Arc::clone(&shared), false));
+    let mut stream = AcceptedStream { halves: Some(halves) };
+    match admit(&link, &shared).await {
+        Ok(header) => {
+            drop(shared);
+            handler.handle(link.info(), header, stream).await;
+        }
+        Err(code) => stream.cut(code),
+    }
+}
+
+async fn admit(link: &LinkShared, shared: &StreamShared) -> Result<StreamHeader, ResetCode> {
+    if link.over_stream_limit() {
+        return Err(ResetCode::Overloaded);
+    }
+    let header = tokio::time::timeout(link.timing().header, read_header(shared)).await;
+    let header = header.unwrap_or(Err(HeaderError::Deadline)).map_err(|error| {
+        link.counters().header_error();
+        tracing::debug!(peer = %link.peer(), %error, "Stream refused");
+        error.code()
+    })?;
+    if link.refuses_streams() { Err(ResetCode::Draining) } else { Ok(header) }
+}
+
+/// Reads exactly one header: not a byte of what follows it.
+async fn read_header(stream: &StreamShared) -> Result<StreamHeader, HeaderError> {
+    let mut buffer = Vec::with_capacity(header::PREFIX);
+    let mut missing = header::PREFIX;
+    let mut length = None;
+    loop {
+        while missing > 0 {
+            let chunk = poll_fn(|cx| stream.poll_read(cx, missing)).await;
+            let chunk = chunk.ok().flatten().ok_or(HeaderError::Truncated)?;
+            missing = missing.saturating_sub(chunk.len());
+            buffer.extend_from_slice(&chunk);
+            if length.is_none() {
+                // A wrong byte is answered at once, not when the prefix is complete.
+                length = header::decode_prefix(&buffer)?;
+            }
+        }
+        match length {
+            Some(length) if buffer.len() == header::PREFIX => {
+                buffer.reserve_exact(length);
+                missing = length;
+            }
+            Some(_) => return header::decode_message(buffer.get(header::PREFIX..).unwrap_or_default()),
+            None => return Err(HeaderError::Malformed),
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! What both halves of a stream and the watch over unread bytes share.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Wake, Waker, ready};
+
+use bytes::Bytes;
+use futures_util::task::AtomicWaker;
+
+use super::StreamError;
+use crate::code::ResetCode;
+use crate::link::LinkShared;
+use crate::transport::RecvStream;
+
+/// The reader waits for data: it holds nothing up.
+const WAITING: u32 = u32::MAX;
+
+/// Who opened a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// This side.
+    Opened,
+    /// The other side.
+    Served,
+}
+
+/// State of one stream, kept as long as one of its halves.
+pub(crate) struct StreamShared {
+    link: Arc<LinkShared>,
+    id: u64,
+    direction: Direction,
+    recv: Mutex<Receiver>,
+    /// Tick of the link at which the reader last took data and did not come back for more, or [`WAITING`].
+    held_since: AtomicU32,
+    /// A limit cut the stream.
+    shed: AtomicBool,
+    abort: AtomicWaker,
+}
+
+struct Receiver {
+    inner: Box<dyn RecvStream>,
+    /// Taken off the transport to see whether there is any; at most one chunk.
+    stash: Option<Bytes>,
+}
+
+impl StreamShared {
+    pub(crate) fn new(link: &Arc<LinkShared>, direction: Direction, inner: Box<dyn RecvStream>) -> Arc<Self> {
+        let shared = Arc::new(Self {
+            id: link.next_stream_id(),
+            link: Arc::clone(link),
+            direction,
+            recv: Mutex::new(Receiver { inner, stash: None }),
+            held_since: AtomicU32::new(WAITING),
+            shed: AtomicBool::new(false),
+            abort: AtomicWaker::new(),
+        });
+        link.register(shared.id, direction, &shared);
+        // Until the first read it is unread, not waited for.
+        shared.mark(link.tick());
+        shared
+    }
+
+    /// Notes since when data is in the reader's hands, or that it waits for more.
+    fn mark(&self, since: u32) {
+        let before = self.held_since.swap(since, Ordering::Relaxed);
+        if (before == WAITING) != (since == WAITING) {
+            self.link.hold(since != WAITING);
+        }
+    }
+
+    fn receiver(&self) -> MutexGuard<'_, Receiver> {
+        // Nothing panics while the lock is held; if it did, the stream is still consistent.
+        self.recv.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn poll_read(&self, cx: &mut Context<'_>, max: usize) -> Poll<Result<Option<Bytes>, StreamError>> {
+        self.poll(cx, |receiver, cx| match receiver.stash.take() {
+            Some(mut chunk) => {
+                if chunk.len() > max {
+                    receiver.stash = Some(chunk.split_off(max));
+                }
+                Poll::Ready(Ok(Some((chunk.len(), chunk))))
+            }
+            None => receiver.inner.poll_read(cx, max).map_ok(|chunk| chunk.map(|chunk| (chunk.len(), chunk))),
+        })
+    }
+
+    pub(super) fn poll_read_chunks(
+        &self,
+        cx: &mut Context<'_>,
+        chunks: &mut [Bytes],
+    ) -> Poll<Result<Option<usize>, StreamError>> {
+        self.poll(cx, |receiver, cx| {
+            if let Some(slot) = chunks.first_mut()
+                && let Some(chunk) = receiver.stash.take()
+            {
+                *slot = chunk;
+                return Poll::Ready(Ok(Some((slot.len(), 1))));
+            }
+            let count = ready!(receiver.inner.poll_read_chunks(cx, chunks))?;
+            let bytes = |count| chunks.iter().take(count).map(Bytes::len).sum();
+            Poll::Ready(Ok(count.map(|count| (bytes(count), count))))
+        })
+    }
+
+    /// Runs one read and keeps the books: who waits holds nothing up, who took data has to come back.
+    fn poll<T>(
+        &self,
+        cx: &mut Context<'_>,
+        read: impl FnOnce(&mut Receiver, &mut Context<'_>) -> Poll<Result<Option<(usize, T)>, StreamError>>,
+    ) -> Poll<Result<Option<T>, StreamError>> {
+        let mut receiver = self.receiver();
+        if self.shed.load(Ordering::Relaxed) {
+            return Poll::Ready(Err(StreamError::Reset(ResetCode::Overloaded)));
+        }
+        let result = read(&mut receiver, cx);
+        match &result {
+            Poll::Ready(Ok(Some((bytes, _)))) => {
+                self.mark(self.link.tick());
+                self.link.received(*bytes);
+            }
+            Poll::Pending | Poll::Ready(Ok(None)) => self.mark(WAITING),
+            Poll::Ready(Err(error)) => {
+                self.mark(WAITING);
+                self.note(*error);
+            }
+        }
+        result.map_ok(|read| read.map(|(_, value)| value))
+    }
+
+    pub(super) fn poll_abort(&self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        self.abort.register(cx.waker());
+        let mut receiver = self.receiver();
+        if self.shed.load(Ordering::Relaxed) {
+            return Poll::Ready(StreamError::Reset(ResetCode::Overloaded));
+        }
+        let error = ready!(receiver.inner.poll_reset(cx));
+        self.note(error);
+        Poll::Ready(error)
+    }
+
+    pub(super) fn stop(&self, code: ResetCode) {
+        let mut receiver = self.receiver();
+        receiver.stash = None;
+        receiver.inner.stop(code);
+        self.mark(WAITING);
+    }
+
+    /// For how many ticks, at least `at_least`, the reader has not come back although more is unread.
+    /// `None`: it holds nothing up.
+    pub(crate) fn stalled_for(self: &Arc<Self>, now: u32, at_least: u32) -> Option<u32> {
+        let held = || {
+            let since = self.held_since.load(Ordering::Relaxed);
+            (since != WAITING).then(|| now.wrapping_sub(since)).filter(|ticks| *ticks >= at_least)
+        };
+        held()?;
+        let mut receiver = self.receiver();
+        // Again under the lock: a reader that waits has its waker registered with the transport, and that
+        // one must not be replaced.
+        let ticks = held()?;
+        if receiver.stash.is_none() {
+            let waker = Waker::from(Arc::clone(self));
+            match receiver.inner.poll_read(&mut Context::from_waker(&waker), usize::MAX) {
+                Poll::Ready(Ok(Some(chunk))) => receiver.stash = Some(chunk),
+                Poll::Ready(Ok(None) | Err(_)) | Poll::Pending => {}
+            }
+        }
+        receiver.stash.as_ref().map(|_| ticks)
+    }
+
+    /// Cuts a stalled stream to make room for those that move.
+    pub(crate) fn shed(&self) {
+        let mut receiver = self.receiver();
+        if !self.shed.swap(true, Ordering::Relaxed) {
+            receiver.stash = None;
+            receiver.inner.stop(ResetCode::Overloaded);
+            self.mark(WAITING);
+            self.link.counters().reset_sent(ResetCode::Overloaded);
+        }
+        drop(receiver);
+        self.abort.wake();
+    }
+
+    pub(super) fn sent(&self, bytes: usize) {
+        self.link.sent(bytes);
+    }
+
+    /// Counts a cut made on this side.
+    pub(super) fn cut(&self, code: ResetCode) {
+        self.link.counters().reset_sent(code);
+    }
+
+    /// Counts a cut made on the other side.
+    fn note(&self, error: StreamError) {
+        if let StreamError::Reset(code) = error {
+            self.link.counters().reset_received(code);
+        }
+    }
+}
+
+/// Wakes whoever waits for an abort while a look at the transport has replaced its waker there.
+impl Wake for StreamShared {
+    fn wake(self: Arc<Self>) {
+        self.abort.wake();
+    }
+}
+
+impl Drop for StreamShared {
+    fn drop(&mut self) {
+        self.mark(WAITING);
+        self.link.unregister(self.id, self.direction);
+    }
+}

@@ -1,0 +1,275 @@
+//! What a link needs from whatever carries it. The control session, the manager and the streams know
+//! these traits and nothing of QUIC.
+//!
+//! `quic` carries links today.
+
+pub(crate) mod quic;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use eastway_identity::{CertificateDer, VerifiedPeer};
+
+use crate::code::{CloseCode, ResetCode};
+
+/// A future that may be sent between threads.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// One way of carrying links.
+pub trait Transport: Send + Sync + 'static {
+    /// As shown in status: `quic`, `memory`.
+    fn name(&self) -> &'static str;
+
+    /// Where links are taken.
+    fn local_addr(&self) -> SocketAddr;
+
+    /// Connects to `remote` from a local port that was not used before, and authenticates it as `peer`. The
+    /// transport keeps the handshake's deadline.
+    fn dial(&self, peer: Arc<str>, remote: SocketAddr) -> BoxFuture<'static, Result<Established, DialError>>;
+
+    /// The next connection whose other side is authenticated. `None`: the transport is closed.
+    fn accept(&self) -> BoxFuture<'_, Option<Established>>;
+
+    /// What happened to connections that did not come about.
+    fn handshake_failures(&self) -> Vec<(&'static str, u64)>;
+
+    /// Ends everything and waits until the other sides were told.
+    fn close(&self) -> BoxFuture<'_, ()>;
+}
+
+/// A connection whose other side is authenticated.
+pub struct Established {
+    /// The connection.
+    pub connection: Arc<dyn Connection>,
+    /// Who is on the other side.
+    pub peer: VerifiedPeer,
+    /// The chain it presented, leaf first.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// SHA-256 of the leaf that this side presented.
+    pub local_leaf_sha256: [u8; 32],
+}
+
+/// Why a dial failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DialError {
+    /// Nothing came back.
+    #[error("no reply from {remote} in {after:?}: is UDP port {} blocked?", .remote.port())]
+    NoReply {
+        /// What was dialled.
+        remote: SocketAddr,
+        /// How long.
+        after: Duration,
+    },
+    /// The other side answered and the handshake failed: identities, versions, protocols.
+    #[error("{remote} was refused or refused us: {reason}")]
+    Refused {
+        /// What was dialled.
+        remote: SocketAddr,
+        /// Why, in words.
+        reason: String,
+    },
+    /// This side could not even try.
+    #[error("cannot dial {remote}: {reason}")]
+    Local {
+        /// What was to be dialled.
+        remote: SocketAddr,
+        /// Why, in words.
+        reason: String,
+    },
+}
+
+/// Which end of a connection this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// The end that connected.
+    Dialler,
+    /// The end that was connected to.
+    Acceptor,
+}
+
+/// Both halves of a new stream.
+pub type Halves = (Box<dyn SendStream>, Box<dyn RecvStream>);
+
+/// One authenticated connection between two gateways.
+pub trait Connection: Send + Sync + 'static {
+    /// Which end this is.
+    fn side(&self) -> Side;
+
+    /// Where the other side is now; changes when a NAT rebinds it.
+    fn remote_addr(&self) -> SocketAddr;
+
+    /// Opens a stream; waits while the other side admits none.
+    fn open(&self) -> BoxFuture<'_, Result<Halves, Lost>>;
+
+    /// The next stream of the other side, in the order it opened them.
+    fn accept(&self) -> BoxFuture<'_, Result<Halves, Lost>>;
+
+    /// Keying material of this very session (RFC 5705), the same on both sides.
+    ///
+    /// # Errors
+    /// [`ExporterError`] if the transport has none.
+    fn export(&self, label: &[u8]) -> Result<[u8; 32], ExporterError>;
+
+    /// Closes at once; the other side is told.
+    fn close(&self, code: CloseCode, reason: &str);
+
+    /// Resolves when the connection has ended, with the reason.
+    fn closed(&self) -> BoxFuture<'_, CloseReason>;
+
+    /// How the path does.
+    fn path(&self) -> PathStats;
+
+    /// Smoothed round trip time; cheaper than [`Connection::path`].
+    fn rtt(&self) -> Duration {
+        self.path().rtt
+    }
+
+    /// Sets how many unread bytes of all streams together the other side may send.
+    fn set_receive_window(&self, bytes: u64);
+
+    /// Sets how many bytes may be in flight or wait to be sent.
+    fn set_send_window(&self, bytes: u64);
+
+    /// Sets how many streams of the other side may be open at one time.
+    fn set_max_streams(&self, streams: u32);
+}
+
+/// The writing half of a stream.
+pub trait SendStream: Send + Sync + 'static {
+    /// Takes whole or partial chunks off the front of `chunks`; what was taken is left empty. Returns the number of
+    /// bytes taken, more than 0.
+    fn poll_write(&mut self, cx: &mut Context<'_>, chunks: &mut [Bytes]) -> Poll<Result<usize, StreamError>>;
+
+    /// Resolves when the other side stops reading (`Some`) or has got everything after [`Self::finish`] (`None`).
+    fn poll_stopped(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<ResetCode>, StreamError>>;
+
+    /// Ends this direction in order. Further calls do nothing.
+    fn finish(&mut self);
+
+    /// Cuts this direction.
+    fn reset(&mut self, code: ResetCode);
+
+    /// Bytes of streams with a higher priority go first; 0 at first.
+    fn set_priority(&self, priority: i32);
+}
+
+/// The reading half of a stream.
+pub trait RecvStream: Send + Sync + 'static {
+    /// The next bytes in order, at most `max`. `None`: the other side finished.
+    fn poll_read(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<Result<Option<Bytes>, StreamError>>;
+
+    /// As [`Self::poll_read`], as many chunks as are there and `chunks` can hold.
+    fn poll_read_chunks(
+        &mut self,
+        cx: &mut Context<'_>,
+        chunks: &mut [Bytes],
+    ) -> Poll<Result<Option<usize>, StreamError>>;
+
+    /// Resolves when the other side cut the stream, even while nothing is read.
+    fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<StreamError>;
+
+    /// Drops what is unread and tells the other side to send no more.
+    fn stop(&mut self, code: ResetCode);
+}
+
+/// Why a stream ended out of order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StreamError {
+    /// The other side cut it, or stopped reading it.
+    #[error("the stream was reset: {0}")]
+    Reset(ResetCode),
+    /// The link under it is gone.
+    #[error("the link was lost")]
+    LinkLost,
+    /// This side had ended it already.
+    #[error("the stream was already ended on this side")]
+    Closed,
+}
+
+impl StreamError {
+    /// The code to hand on to whatever is behind the stream.
+    #[must_use]
+    pub const fn code(self) -> ResetCode {
+        match self {
+            Self::Reset(code) => code,
+            Self::LinkLost | Self::Closed => ResetCode::Cancelled,
+        }
+    }
+}
+
+/// The connection is gone; [`Connection::closed`] says why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the link was lost")]
+pub struct Lost;
+
+/// The transport cannot export keying material.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the transport exports no keying material")]
+pub struct ExporterError;
+
+/// Why a connection ended.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CloseReason {
+    /// This side closed it.
+    #[error("closed here: {code}: {message}")]
+    Local {
+        /// Why.
+        code: CloseCode,
+        /// In words.
+        message: String,
+    },
+    /// The other side closed it.
+    #[error("closed by the peer: {code}: {message}")]
+    Remote {
+        /// Why.
+        code: CloseCode,
+        /// In words, as the other side puts it.
+        message: String,
+    },
+    /// The other side does not know the connection any more: it has restarted.
+    #[error("the peer has restarted (stateless reset)")]
+    Reset,
+    /// Nothing came for longer than the idle timeout.
+    #[error("the peer fell silent")]
+    Silent,
+    /// The transport itself found a fault.
+    #[error("transport: {0}")]
+    Transport(String),
+}
+
+impl CloseReason {
+    /// The reason as a label of metrics: a small fixed set.
+    #[must_use]
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Local { code, .. } | Self::Remote { code, .. } => code.name(),
+            Self::Reset => "STATELESS_RESET",
+            Self::Silent => "SILENT",
+            Self::Transport(_) => "TRANSPORT",
+        }
+    }
+}
+
+/// How the path of a connection does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PathStats {
+    /// Smoothed round trip time.
+    pub rtt: Duration,
+    /// Congestion window, bytes; 0 if the transport has none.
+    pub congestion_window: u64,
+    /// Datagrams sent.
+    pub sent_packets: u64,
+    /// Datagrams that were lost.
+    pub lost_packets: u64,
+    /// Bytes sent in datagrams, overhead included.
+    pub sent_bytes: u64,
+    /// Bytes received in datagrams, overhead included.
+    pub received_bytes: u64,
+    /// Largest datagram that the path carries.
+    pub mtu: u16,
+}

@@ -1,0 +1,197 @@
+//! Links over QUIC v1 with quinn's own driver. quinn is known here and nowhere else.
+//!
+//! One endpoint takes links; each dial has an endpoint and so a UDP port of its own, because a port whose
+//! conntrack entry went stale stays a black hole as long as it is used. Nothing is left at quinn's defaults
+//! that a peer could profit from; see [`config`].
+
+mod cid;
+mod config;
+mod connection;
+mod floor;
+mod handshake;
+mod runtime;
+mod socket;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use eastway_identity::{Clock, IdentityStore, TrustStore, tls};
+use tokio::sync::{Mutex, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::handshake::{Failures, Handshakes};
+use self::runtime::TrackedRuntime;
+use super::{BoxFuture, DialError, Established, Transport};
+use crate::code::CloseCode;
+use crate::config::TunnelConfig;
+
+pub(crate) use cid::LiveReplicas;
+
+/// Pause before a listener that ended is opened again.
+const REBIND_PAUSE: Duration = Duration::from_millis(200);
+/// Established connections that may wait to be taken over.
+const ACCEPT_QUEUE: usize = 64;
+
+/// What this transport shares with its connections.
+struct Shared {
+    config: Arc<TunnelConfig>,
+    identity: Arc<IdentityStore>,
+    trust: Arc<TrustStore>,
+    clock: Clock,
+    endpoint: quinn::EndpointConfig,
+    transport: Arc<quinn::TransportConfig>,
+    runtime: Arc<TrackedRuntime>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    failures: Failures,
+    /// Handshakes of others under way.
+    handshakes: Arc<Semaphore>,
+}
+
+/// Takes and dials links over UDP.
+pub(crate) struct QuicTransport {
+    shared: Arc<Shared>,
+    local_addr: SocketAddr,
+    accepted: Mutex<mpsc::Receiver<Established>>,
+}
+
+/// The transport could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum QuicError {
+    /// The UDP socket.
+    #[error("cannot listen on UDP {address}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The TLS configuration.
+    #[error("cannot set up TLS for links")]
+    Tls(#[source] rustls::Error),
+    /// The provider lacks what QUIC needs for its first packets.
+    #[error("the crypto provider lacks TLS_AES_128_GCM_SHA256, which QUIC needs")]
+    InitialSuite,
+    /// A limit or a time that QUIC cannot express.
+    #[error("a limit or a time of the tunnel is out of range")]
+    OutOfRange,
+}
+
+impl QuicTransport {
+    pub(crate) fn bind(
+        config: Arc<TunnelConfig>,
+        identity: Arc<IdentityStore>,
+        trust: Arc<TrustStore>,
+        clock: Clock,
+        live: LiveReplicas,
+    ) -> Result<Self, QuicError> {
+        let tasks = TaskTracker::new();
+        let shared = Arc::new(Shared {
+            endpoint: config::endpoint(&config, live)?,
+            transport: Arc::new(config::transport(&config)?),
+            runtime: Arc::new(TrackedRuntime::new(tasks.clone())),
+            handshakes: Arc::new(Semaphore::new(usize::from(config.limits.handshakes))),
+            config,
+            identity,
+            trust,
+            clock,
+            tasks,
+            stop: CancellationToken::new(),
+            failures: Failures::default(),
+        });
+        let listen = shared.config.listen;
+        let endpoint = shared.listen(listen)?;
+        let local_addr = endpoint.local_addr().map_err(|source| QuicError::Bind { address: listen, source })?;
+        let (sender, accepted) = mpsc::channel(ACCEPT_QUEUE);
+        shared.tasks.spawn(supervise(Arc::clone(&shared), endpoint, local_addr, sender));
+        Ok(Self { shared, local_addr, accepted: Mutex::new(accepted) })
+    }
+}
+
+impl Transport for QuicTransport {
+    fn name(&self) -> &'static str {
+        "quic"
+    }
+
+    fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    fn dial(&self, peer: Arc<str>, remote: SocketAddr) -> BoxFuture<'static, Result<Established, DialError>> {
+        Box::pin(handshake::dial(Arc::clone(&self.shared), peer, remote))
+    }
+
+    fn accept(&self) -> BoxFuture<'_, Option<Established>> {
+        Box::pin(async { self.accepted.lock().await.recv().await })
+    }
+
+    fn handshake_failures(&self) -> Vec<(&'static str, u64)> {
+        self.shared.failures.counts()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            self.shared.stop.cancel();
+            self.shared.tasks.close();
+            self.shared.tasks.wait().await;
+        })
+    }
+}
+
+impl Shared {
+    fn listen(&self, address: SocketAddr) -> Result<quinn::Endpoint, QuicError> {
+        let server = self.server_config()?;
+        socket::bind(address, self.config.limits.socket_buffer)
+            .and_then(|socket| {
+                let runtime = Arc::clone(&self.runtime) as Arc<dyn quinn::Runtime>;
+                quinn::Endpoint::new(self.endpoint.clone(), Some(server), socket, runtime)
+            })
+            .map_err(|source| QuicError::Bind { address, source })
+    }
+
+    fn server_config(&self) -> Result<quinn::ServerConfig, QuicError> {
+        let (identity, trust) = (Arc::clone(&self.identity), Arc::clone(&self.trust));
+        let tls = tls::server_config(identity, trust, Arc::clone(&self.clock)).map_err(QuicError::Tls)?;
+        config::server(&self.config, tls, Arc::clone(&self.transport))
+    }
+
+    fn client_config(&self, peer: Arc<str>) -> Result<quinn::ClientConfig, QuicError> {
+        let (identity, trust) = (Arc::clone(&self.identity), Arc::clone(&self.trust));
+        let tls = tls::client_config(identity, trust, Arc::clone(&self.clock), peer).map_err(QuicError::Tls)?;
+        config::client(&self.config, tls, Arc::clone(&self.transport))
+    }
+}
+
+/// Keeps the listener alive: should quinn's driver end, by an I/O error or a panic, it is opened again. Its
+/// connections are lost then, and the peers learn it by stateless resets.
+async fn supervise(
+    shared: Arc<Shared>,
+    endpoint: quinn::Endpoint,
+    address: SocketAddr,
+    accepted: mpsc::Sender<Established>,
+) {
+    let mut endpoint = Some(endpoint);
+    while !shared.stop.is_cancelled() {
+        if let Some(endpoint) = endpoint.take() {
+            Handshakes::new(Arc::clone(&shared), accepted.clone()).accept_all(&endpoint).await;
+            if shared.stop.is_cancelled() {
+                let done = quinn::VarInt::from_u32(CloseCode::Done.to_wire());
+                endpoint.close(done, b"shutting down");
+                endpoint.wait_idle().await;
+                return;
+            }
+            tracing::error!(%address, "The listener for links ended; opening it again");
+        }
+        if shared.stop.run_until_cancelled(tokio::time::sleep(REBIND_PAUSE)).await.is_none() {
+            return;
+        }
+        match shared.listen(address) {
+            Ok(opened) => endpoint = Some(opened),
+            Err(error) => tracing::error!(%address, %error, "The listener for links cannot be opened yet"),
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! QUIC's settings. Every one that a peer could profit from is set here, with the reason.
+
+use std::sync::Arc;
+
+use aws_lc_rs::{hkdf, hmac};
+use quinn::congestion::CubicConfig;
+use quinn::{
+    ClientConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, NoneTokenStore, ServerConfig, TransportConfig,
+    ValidationTokenConfig, VarInt,
+};
+use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+
+use super::QuicError;
+use super::cid::{KeyedConnectionIds, LiveReplicas};
+use super::floor::Floored;
+use crate::config::TunnelConfig;
+
+/// QUIC version 1 (RFC 9000) and no other: there is nothing to negotiate and nothing to downgrade to.
+const QUIC_V1: u32 = 1;
+/// Payload that every path carries (RFC 9000 §14).
+const MIN_DATAGRAM: u16 = 1_200;
+/// Most payload for which ten segments still fit in one system call; above it sends fail in silence and
+/// black-hole detection throttles the link.
+const MAX_DATAGRAM: u16 = 6_500;
+/// First congestion window, in datagrams: RFC 6928's ten are made for strangers; a link joins two gateways
+/// that paid for their network.
+const INITIAL_WINDOW: u64 = 32 * MIN_DATAGRAM as u64;
+/// Before the first sample of the round trip: lost first packets are repeated after three times this.
+const INITIAL_RTT: std::time::Duration = std::time::Duration::from_millis(200);
+/// Bytes of a DATAGRAM that are taken only to see that there was one.
+const DATAGRAM_BUFFER: usize = 2_048;
+
+pub(super) fn endpoint(config: &TunnelConfig, live: LiveReplicas) -> Result<EndpointConfig, QuicError> {
+    let keys = &config.keys;
+    let mut endpoint = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &keys.reset)));
+    let key = hmac::Key::new(hmac::HMAC_SHA256, &keys.connection_id);
+    let replica = config.replica;
+    endpoint
+        .cid_generator(move || Box::new(KeyedConnectionIds::new(key.clone(), replica, Arc::clone(&live))))
+        .supported_versions(vec![QUIC_V1])
+        .max_udp_payload_size(config.limits.max_datagram.clamp(1_472, MAX_DATAGRAM))
+        .map_err(|_| QuicError::OutOfRange)?;
+    Ok(endpoint)
+}
+
+pub(super) fn transport(config: &TunnelConfig) -> Result<TransportConfig, QuicError> {
+    let (limits, timing) = (&config.limits, &config.timing);
+    let idle = IdleTimeout::try_from(timing.idle).map_err(|_| QuicError::OutOfRange)?;
+    let mut congestion = CubicConfig::default();
+    congestion.initial_window(INITIAL_WINDOW);
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(limits.max_datagram.clamp(MIN_DATAGRAM, MAX_DATAGRAM));
+    let mut transport = TransportConfig::default();
+    transport
+        .max_idle_timeout(Some(idle))
+        .keep_alive_interval(Some(timing.keep_alive))
+        // quinn pays for every stream it admits, used or not.
+        .max_concurrent_bidi_streams(VarInt::from_u32(limits.initial_streams))
+        // One, and only to close the link with PROTOCOL when it comes.
+        .max_concurrent_uni_streams(VarInt::from_u32(1))
+        .stream_receive_window(VarInt::from_u32(limits.stream_window))
+        // quinn's default is without a bound; what is above it moves with `link::balance`.
+        .receive_window(VarInt::from_u32(limits.link_window))
+        .send_window(u64::from(limits.send_window))
+        .send_fairness(true)
+        .initial_mtu(MIN_DATAGRAM)
+        .min_mtu(MIN_DATAGRAM)
+        .mtu_discovery_config(Some(discovery))
+        .initial_rtt(INITIAL_RTT)
+        .congestion_controller_factory(Arc::new(congestion))
+        // Likewise: a datagram closes the link.
+        .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER))
+        .datagram_send_buffer_size(0)
+        .allow_spin(false)
+        .enable_segmentation_offload(true);
+    Ok(transport)
+}
+
+pub(super) fn server(
+    config: &TunnelConfig,
+    tls: Arc<rustls::ServerConfig>,
+    transport: Arc<TransportConfig>,
+) -> Result<ServerConfig, QuicError> {
+    let crypto = QuicServerConfig::try_from(tls).map_err(|_| QuicError::InitialSuite)?;
+    let crypto = Floored { inner: Arc::new(crypto), idle: config.timing.idle_floor };
+    let token_key = hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(&config.keys.token);
+    let mut validation = ValidationTokenConfig::default();
+    // Tokens of earlier connections would stand in for Retry (invariant I9).
+    validation.sent(0);
+    let limits = &config.limits;
+    let mut server = ServerConfig::new(Arc::new(crypto), Arc::new(token_key));
+    server
+        .transport_config(transport)
+        .validation_token_config(validation)
+        .retry_token_lifetime(config.timing.handshake)
+        // A NAT that rebinds must not cost the link (fault F10).
+        .migration(true)
+        .max_incoming(usize::from(limits.incoming))
+        .incoming_buffer_size(limits.incoming_bytes / u64::from(limits.incoming.max(1)))
+        .incoming_buffer_size_total(limits.incoming_bytes);
+    Ok(server)
+}
+
+pub(super) fn client(
+    config: &TunnelConfig,
+    tls: Arc<rustls::ClientConfig>,
+    transport: Arc<TransportConfig>,
+) -> Result<ClientConfig, QuicError> {
+    let crypto = QuicClientConfig::try_from(tls).map_err(|_| QuicError::InitialSuite)?;
+    let crypto = Floored { inner: Arc::new(crypto), idle: config.timing.idle_floor };
+    let mut client = ClientConfig::new(Arc::new(crypto));
+    client.transport_config(transport).token_store(Arc::new(NoneTokenStore)).version(QUIC_V1);
+    Ok(client)
+}

@@ -1,0 +1,234 @@
+//! quinn's connections and streams as the traits of [`crate::transport`].
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use quinn::{ReadError, ResetError, StoppedError, VarInt, WriteError};
+
+use crate::code::{CloseCode, ResetCode};
+use crate::control::printable;
+use crate::transport::{
+    BoxFuture, CloseReason, Connection, ExporterError, Halves, Lost, PathStats, RecvStream, SendStream, Side,
+    StreamError,
+};
+
+/// A quinn connection.
+pub(super) struct QuicConnection {
+    inner: quinn::Connection,
+    side: Side,
+    /// Why this side closed it.
+    closed: Mutex<Option<CloseReason>>,
+}
+
+impl QuicConnection {
+    pub(super) fn new(inner: quinn::Connection, side: Side) -> Self {
+        Self { inner, side, closed: Mutex::new(None) }
+    }
+
+    fn reason(&self, error: quinn::ConnectionError) -> CloseReason {
+        use quinn::ConnectionError as E;
+        match error {
+            E::ApplicationClosed(close) => CloseReason::Remote {
+                code: CloseCode::from_wire(close.error_code.into_inner()),
+                message: printable(&String::from_utf8_lossy(&close.reason)),
+            },
+            E::ConnectionClosed(close) => CloseReason::Transport(printable(&close.to_string())),
+            E::Reset => CloseReason::Reset,
+            E::TimedOut => CloseReason::Silent,
+            E::LocallyClosed => {
+                let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let unknown = || CloseReason::Local { code: CloseCode::Done, message: "shutting down".to_owned() };
+                closed.unwrap_or_else(unknown)
+            }
+            error @ (E::VersionMismatch | E::TransportError(_) | E::CidsExhausted) => {
+                CloseReason::Transport(printable(&error.to_string()))
+            }
+        }
+    }
+}
+
+impl Connection for QuicConnection {
+    fn side(&self) -> Side {
+        self.side
+    }
+
+    fn remote_addr(&self) -> SocketAddr {
+        canonical(self.inner.remote_address())
+    }
+
+    fn open(&self) -> BoxFuture<'_, Result<Halves, Lost>> {
+        Box::pin(async { self.inner.open_bi().await.map(halves).map_err(|_| Lost) })
+    }
+
+    fn accept(&self) -> BoxFuture<'_, Result<Halves, Lost>> {
+        Box::pin(async { self.inner.accept_bi().await.map(halves).map_err(|_| Lost) })
+    }
+
+    fn export(&self, label: &[u8]) -> Result<[u8; 32], ExporterError> {
+        let mut out = [0; 32];
+        self.inner.export_keying_material(&mut out, label, &[]).map_err(|_| ExporterError)?;
+        Ok(out)
+    }
+
+    fn close(&self, code: CloseCode, reason: &str) {
+        let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        if closed.is_none() {
+            *closed = Some(CloseReason::Local { code, message: reason.to_owned() });
+        }
+        drop(closed);
+        self.inner.close(VarInt::from_u32(code.to_wire()), reason.as_bytes());
+    }
+
+    fn closed(&self) -> BoxFuture<'_, CloseReason> {
+        Box::pin(async { self.reason(self.inner.closed().await) })
+    }
+
+    fn path(&self) -> PathStats {
+        let stats = self.inner.stats();
+        PathStats {
+            rtt: stats.path.rtt,
+            congestion_window: stats.path.cwnd,
+            sent_packets: stats.path.sent_packets,
+            lost_packets: stats.path.lost_packets,
+            sent_bytes: stats.udp_tx.bytes,
+            received_bytes: stats.udp_rx.bytes,
+            mtu: stats.path.current_mtu,
+        }
+    }
+
+    fn rtt(&self) -> std::time::Duration {
+        self.inner.rtt()
+    }
+
+    fn set_receive_window(&self, bytes: u64) {
+        self.inner.set_receive_window(VarInt::from_u64(bytes).unwrap_or(VarInt::MAX));
+    }
+
+    fn set_send_window(&self, bytes: u64) {
+        self.inner.set_send_window(bytes);
+    }
+
+    fn set_max_streams(&self, streams: u32) {
+        self.inner.set_max_concurrent_bi_streams(VarInt::from_u32(streams));
+    }
+}
+
+/// An IPv4 address as such, also when the socket is an IPv6 one.
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+fn halves((send, recv): (quinn::SendStream, quinn::RecvStream)) -> Halves {
+    (Box::new(QuicSend { inner: send, stopped: None }), Box::new(QuicRecv { inner: recv, reset: None }))
+}
+
+type Stopped = Pin<Box<dyn Future<Output = Result<Option<VarInt>, StoppedError>> + Send + Sync>>;
+
+struct QuicSend {
+    inner: quinn::SendStream,
+    /// Made when somebody waits for it.
+    stopped: Option<Stopped>,
+}
+
+impl SendStream for QuicSend {
+    fn poll_write(&mut self, cx: &mut Context<'_>, chunks: &mut [Bytes]) -> Poll<Result<usize, StreamError>> {
+        // The future keeps nothing between two polls, so a fresh one does.
+        let written = ready!(pin!(self.inner.write_chunks(chunks)).poll(cx));
+        Poll::Ready(written.map(|written| written.bytes).map_err(|error| match error {
+            WriteError::Stopped(code) => StreamError::Reset(reset_code(code)),
+            WriteError::ConnectionLost(_) | WriteError::ZeroRttRejected => StreamError::LinkLost,
+            WriteError::ClosedStream => StreamError::Closed,
+        }))
+    }
+
+    fn poll_stopped(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<ResetCode>, StreamError>> {
+        let inner = &self.inner;
+        let stopped = self.stopped.get_or_insert_with(|| Box::pin(inner.stopped()));
+        let result = ready!(stopped.as_mut().poll(cx));
+        self.stopped = None;
+        Poll::Ready(result.map(|code| code.map(reset_code)).map_err(|_| StreamError::LinkLost))
+    }
+
+    fn finish(&mut self) {
+        // Fails only if it was ended before.
+        self.inner.finish().ok();
+    }
+
+    fn reset(&mut self, code: ResetCode) {
+        self.inner.reset(wire_code(code)).ok();
+    }
+
+    fn set_priority(&self, priority: i32) {
+        self.inner.set_priority(priority).ok();
+    }
+}
+
+struct QuicRecv {
+    inner: quinn::RecvStream,
+    /// Once seen, it stays: quinn forgets the stream.
+    reset: Option<ResetCode>,
+}
+
+impl QuicRecv {
+    fn error(&mut self, error: &ReadError) -> StreamError {
+        match error {
+            ReadError::Reset(code) => {
+                let code = reset_code(*code);
+                self.reset = Some(code);
+                StreamError::Reset(code)
+            }
+            ReadError::ConnectionLost(_) | ReadError::ZeroRttRejected => StreamError::LinkLost,
+            ReadError::ClosedStream | ReadError::IllegalOrderedRead => {
+                self.reset.map_or(StreamError::Closed, StreamError::Reset)
+            }
+        }
+    }
+}
+
+impl RecvStream for QuicRecv {
+    fn poll_read(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<Result<Option<Bytes>, StreamError>> {
+        let result = ready!(pin!(self.inner.read_chunk(max, true)).poll(cx));
+        Poll::Ready(result.map(|chunk| chunk.map(|chunk| chunk.bytes)).map_err(|error| self.error(&error)))
+    }
+
+    fn poll_read_chunks(
+        &mut self,
+        cx: &mut Context<'_>,
+        chunks: &mut [Bytes],
+    ) -> Poll<Result<Option<usize>, StreamError>> {
+        let result = ready!(pin!(self.inner.read_chunks(chunks)).poll(cx));
+        Poll::Ready(result.map_err(|error| self.error(&error)))
+    }
+
+    fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        if let Some(code) = self.reset {
+            return Poll::Ready(StreamError::Reset(code));
+        }
+        match ready!(pin!(self.inner.received_reset()).poll(cx)) {
+            Ok(Some(code)) => {
+                let code = reset_code(code);
+                self.reset = Some(code);
+                Poll::Ready(StreamError::Reset(code))
+            }
+            // All has arrived: nothing can cut it any more.
+            Ok(None) => Poll::Pending,
+            Err(ResetError::ConnectionLost(_) | ResetError::ZeroRttRejected) => Poll::Ready(StreamError::LinkLost),
+        }
+    }
+
+    fn stop(&mut self, code: ResetCode) {
+        self.inner.stop(wire_code(code)).ok();
+    }
+}
+
+fn wire_code(code: ResetCode) -> VarInt {
+    VarInt::from_u64(code.to_wire()).unwrap_or(VarInt::MAX)
+}
+
+fn reset_code(code: VarInt) -> ResetCode {
+    ResetCode::from_wire(code.into_inner())
+}

@@ -1,0 +1,238 @@
+//! The tunnel as the rest of the gateway uses it.
+
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, Guard};
+use eastway_identity::{Clock, IdentityStore, TrustStore, system_clock};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::{PeerTarget, ReplicaId, TunnelConfig};
+use crate::link::driver::{Environment, Order};
+use crate::link::{Budget, Link, LinkTable};
+use crate::manager::{Board, Manager, until_idle};
+use crate::metrics::{Counters, TunnelCounters};
+use crate::peers::{Peers, StreamCounts};
+use crate::status::{PeerStates, PeerStatus};
+use crate::stream::StreamHandler;
+use crate::transport::Transport;
+use crate::transport::quic::{LiveReplicas, QuicError, QuicTransport};
+
+/// After GOAWAY, streams that were on their way are still served for this long, or two round trips.
+const GRACE: Duration = Duration::from_millis(250);
+/// And never longer than this.
+const MAX_GRACE: Duration = Duration::from_secs(1);
+
+/// All links of this gateway.
+pub struct Tunnel {
+    board: Arc<Board>,
+    environment: Arc<Environment>,
+    transport: Arc<dyn Transport>,
+    targets: watch::Sender<Vec<PeerTarget>>,
+    live: watch::Sender<Arc<[ReplicaId]>>,
+    connection_ids: LiveReplicas,
+    draining: CancellationToken,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Tunnel {
+    /// Opens the UDP socket and takes links. Nobody is dialled before [`Tunnel::set_peers`]. Must be called
+    /// within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`QuicError`] if the socket or TLS cannot be set up.
+    pub fn bind(
+        config: TunnelConfig,
+        identity: Arc<IdentityStore>,
+        trust: Arc<TrustStore>,
+        handler: Arc<dyn StreamHandler>,
+    ) -> Result<Self, QuicError> {
+        Self::bind_with_clock(config, identity, trust, handler, system_clock())
+    }
+
+    /// [`Tunnel::bind`] by another wall clock.
+    ///
+    /// # Errors
+    /// As [`Tunnel::bind`].
+    pub fn bind_with_clock(
+        config: TunnelConfig,
+        identity: Arc<IdentityStore>,
+        trust: Arc<TrustStore>,
+        handler: Arc<dyn StreamHandler>,
+        clock: Clock,
+    ) -> Result<Self, QuicError> {
+        let config = Arc::new(config);
+        let live = Arc::new(ArcSwap::from_pointee(vec![config.replica]));
+        let transport = QuicTransport::bind(
+            Arc::clone(&config),
+            Arc::clone(&identity),
+            Arc::clone(&trust),
+            Arc::clone(&clock),
+            Arc::clone(&live),
+        )?;
+        Ok(Self::start(config, identity, trust, handler, clock, Arc::new(transport), live))
+    }
+
+    /// A tunnel on another transport.
+    #[must_use]
+    pub fn with_transport(
+        config: TunnelConfig,
+        identity: Arc<IdentityStore>,
+        trust: Arc<TrustStore>,
+        handler: Arc<dyn StreamHandler>,
+        clock: Clock,
+        transport: Arc<dyn Transport>,
+    ) -> Self {
+        let live = Arc::new(ArcSwap::from_pointee(vec![config.replica]));
+        Self::start(Arc::new(config), identity, trust, handler, clock, transport, live)
+    }
+
+    fn start(
+        config: Arc<TunnelConfig>,
+        identity: Arc<IdentityStore>,
+        trust: Arc<TrustStore>,
+        handler: Arc<dyn StreamHandler>,
+        clock: Clock,
+        transport: Arc<dyn Transport>,
+        connection_ids: LiveReplicas,
+    ) -> Self {
+        let tasks = TaskTracker::new();
+        let (live, live_receiver) = watch::channel(Arc::from([config.replica]));
+        let (targets, target_receiver) = watch::channel(Vec::new());
+        let (draining, stop) = (CancellationToken::new(), CancellationToken::new());
+        let links_per_peer = usize::from(config.limits.links_per_peer);
+        let cluster = Arc::clone(&config.cluster);
+        let peers = Peers::new(cluster, config.replica, config.timing, links_per_peer, fastrand::Rng::new());
+        let board = Arc::new(Board {
+            peers: Mutex::new(peers),
+            links: Mutex::default(),
+            table: ArcSwap::default(),
+            states: watch::Sender::new(Arc::default()),
+        });
+        let environment = Arc::new(Environment {
+            budget: Budget::new(config.limits.total_window),
+            config,
+            identity,
+            trust,
+            clock,
+            handler,
+            counters: Arc::new(Counters::default()),
+            stream_counts: StreamCounts::default(),
+            live: live_receiver,
+            tasks: tasks.clone(),
+            next_link: AtomicU64::new(0),
+            epoch: Instant::now(),
+        });
+        let manager = Manager {
+            environment: Arc::clone(&environment),
+            transport: Arc::clone(&transport),
+            board: Arc::clone(&board),
+            targets: target_receiver,
+            draining: draining.clone(),
+            stop: stop.clone(),
+        };
+        tasks.spawn(manager.run());
+        Self { board, environment, transport, targets, live, connection_ids, draining, stop, tasks }
+    }
+
+    /// Where links are taken.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.transport.local_addr()
+    }
+
+    /// Replaces the peers that links shall exist to; what stays the same is not disturbed, and links to
+    /// peers that are gone are closed at once. Latest wins. The trust store decides who is accepted.
+    pub fn set_peers(&self, peers: Vec<PeerTarget>) {
+        self.targets.send_replace(peers);
+    }
+
+    /// Sets the live replicas of this cluster's gateway. Peers are told, and packets for them are left alone.
+    pub fn set_live_replicas(&self, replicas: &[ReplicaId]) {
+        let mut all = replicas.to_vec();
+        all.push(self.environment.config.replica);
+        all.sort_unstable();
+        all.dedup();
+        self.connection_ids.store(Arc::new(all.clone()));
+        self.live.send_if_modified(|live| {
+            let changed = **live != *all;
+            if changed {
+                *live = all.into();
+            }
+            changed
+        });
+    }
+
+    /// The links that streams may be opened on. One load, no waiting: for the path of every connection.
+    #[must_use]
+    pub fn links(&self) -> Guard<Arc<LinkTable>> {
+        self.board.table.load()
+    }
+
+    /// Which peers can be reached, from now on: latest wins, nothing is queued.
+    #[must_use]
+    pub fn events(&self) -> watch::Receiver<Arc<PeerStates>> {
+        self.board.states.subscribe()
+    }
+
+    /// All peers and their links, by name.
+    #[must_use]
+    pub fn status(&self) -> Vec<PeerStatus> {
+        let links = self.board.all_links();
+        let peers = self.board.peers();
+        peers.iter().map(|(name, peer)| PeerStatus::new(name, peer, &links, self.transport.name())).collect()
+    }
+
+    /// What was counted since the start.
+    #[must_use]
+    pub fn counters(&self) -> TunnelCounters {
+        self.environment.counters.snapshot(self.transport.handshake_failures())
+    }
+
+    /// Leaves in order: peers are told to open nothing new here, what is open may finish until `within`, late
+    /// streams get `DRAINING`, no link is taken or dialled any more. Then everything is closed. Returns
+    /// whether every stream had ended.
+    pub async fn drain(&self, within: Duration) -> bool {
+        self.draining.cancel();
+        let deadline = Instant::now() + within;
+        let rtt = self.board.all_links().iter().map(Link::rtt).max().unwrap_or_default();
+        let grace = (rtt * 2).max(GRACE).min(MAX_GRACE).min(within);
+        let close = within + self.environment.config.timing.close;
+        let order = Order::GoAway { reason: "shutting down", grace, within: close, close_when_idle: false };
+        self.board.order_all(&order);
+        tokio::time::sleep(grace).await;
+        let clean = until_idle(&self.board, deadline).await;
+        self.close().await;
+        clean
+    }
+
+    /// Closes everything at once and waits, for a bounded time, until peers were told.
+    pub async fn close(&self) {
+        self.draining.cancel();
+        let message = "shutting down".to_owned();
+        for link in self.board.all_links() {
+            link.0.connection.close(crate::code::CloseCode::Done, &message);
+        }
+        self.stop.cancel();
+        self.tasks.close();
+        let ended = async {
+            tokio::join!(self.transport.close(), self.tasks.wait());
+        };
+        if tokio::time::timeout(self.environment.config.timing.close, ended).await.is_err() {
+            tracing::warn!("Links were closed, but not all of their tasks ended in time");
+        }
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.draining.cancel();
+        self.stop.cancel();
+    }
+}

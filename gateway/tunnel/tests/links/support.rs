@@ -1,0 +1,290 @@
+//! Clouds to test with: a CA each, gateways on loopback, and a handler that does what the service's name says.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use eastway_identity::ca::{Ca, InitOptions};
+use eastway_identity::{Clock, IdentityStore, PeerTrust, SpiffeId, TrustStore, system_clock};
+use eastway_tunnel::header::{FederationHeader, Label, ServiceHeader, Source, StreamHeader};
+use eastway_tunnel::transport::BoxFuture;
+use eastway_tunnel::{
+    AcceptedStream, HostPort, Link, LinkInfo, LinkKeys, PeerTarget, ReplicaId, ResetCode, StreamHandler, Timing,
+    Tunnel, TunnelConfig, TunnelLimits, TunnelStream,
+};
+use tokio::time::Instant;
+
+/// Longest wait for anything that is to happen; generous, because other work may hold both cores.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A cluster: its CA, and what its gateways share.
+pub(crate) struct Cloud {
+    pub(crate) name: Arc<str>,
+    pub(crate) ca: Ca,
+    pub(crate) trust: Arc<TrustStore>,
+    pub(crate) limits: TunnelLimits,
+    pub(crate) timing: Timing,
+    pub(crate) clock: Clock,
+    pub(crate) leaf_ttl: Duration,
+    _folder: tempfile::TempDir,
+}
+
+impl Cloud {
+    pub(crate) fn new(name: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let ca = Ca::init(&folder.path().join("ca"), &InitOptions::new(&format!("{name}.example"))).unwrap();
+        Self {
+            name: name.into(),
+            ca,
+            trust: TrustStore::new(Vec::new()).unwrap(),
+            limits: TunnelLimits { socket_buffer: 1 << 20, ..TunnelLimits::default() },
+            timing: Timing::default(),
+            clock: system_clock(),
+            leaf_ttl: Duration::from_secs(3_600),
+            _folder: folder,
+        }
+    }
+
+    pub(crate) fn id(&self) -> SpiffeId {
+        SpiffeId::gateway(&format!("{}.example", self.name)).unwrap()
+    }
+
+    /// How others know this cloud.
+    pub(crate) fn as_peer(&self) -> PeerTrust {
+        PeerTrust {
+            name: Arc::clone(&self.name),
+            gateway: self.id(),
+            pins: vec![self.ca.pin()],
+            bundle: Vec::new(),
+            crls: Vec::new(),
+        }
+    }
+
+    pub(crate) fn trusts(&self, others: &[&Self]) {
+        self.trust.replace(others.iter().map(|other| other.as_peer()).collect()).unwrap();
+    }
+
+    pub(crate) fn identity(&self) -> eastway_identity::Identity {
+        self.ca.issue_identity(&self.id(), self.leaf_ttl, (self.clock)()).unwrap()
+    }
+
+    pub(crate) fn config(&self, listen: SocketAddr) -> TunnelConfig {
+        TunnelConfig {
+            listen,
+            cluster: Arc::clone(&self.name),
+            replica: ReplicaId::random().unwrap(),
+            keys: self.ca.link_keys(),
+            limits: self.limits,
+            timing: self.timing,
+            software_version: "test".into(),
+        }
+    }
+
+    /// A gateway of this cloud on a port of its own.
+    pub(crate) fn gateway(&self) -> Gateway {
+        self.gateway_with(self.config(any_port()))
+    }
+
+    pub(crate) fn gateway_with(&self, config: TunnelConfig) -> Gateway {
+        let identity = IdentityStore::new(self.identity());
+        let (trust, clock) = (Arc::clone(&self.trust), Arc::clone(&self.clock));
+        let handler = Arc::new(ByName);
+        let replica = config.replica;
+        let tunnel = Tunnel::bind_with_clock(config, Arc::clone(&identity), trust, handler, clock).unwrap();
+        Gateway { cloud: Arc::clone(&self.name), identity, replica, tunnel }
+    }
+}
+
+/// Keys that no other process has.
+pub(crate) fn own_keys() -> LinkKeys {
+    let mut keys = LinkKeys { reset: [0; 64], connection_id: [0; 64], token: [0; 64] };
+    for key in [&mut keys.reset, &mut keys.connection_id, &mut keys.token] {
+        key.fill_with(|| fastrand::u8(..));
+    }
+    keys
+}
+
+pub(crate) fn any_port() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, 0).into()
+}
+
+/// Two clouds that trust each other, with a gateway each; the first dials the second.
+pub(crate) fn pair() -> (Cloud, Cloud) {
+    let (a, b) = (Cloud::new("a"), Cloud::new("b"));
+    a.trusts(&[&b]);
+    b.trusts(&[&a]);
+    (a, b)
+}
+
+pub(crate) async fn linked_pair() -> (Gateway, Gateway) {
+    let (a, b) = pair();
+    let (a, b) = (a.gateway(), b.gateway());
+    b.knows(&[("a", &[])]);
+    a.knows(&[("b", &[b.tunnel.local_addr()])]);
+    a.link_to("b").await;
+    b.link_to("a").await;
+    (a, b)
+}
+
+pub(crate) struct Gateway {
+    pub(crate) cloud: Arc<str>,
+    pub(crate) identity: Arc<IdentityStore>,
+    pub(crate) replica: ReplicaId,
+    pub(crate) tunnel: Tunnel,
+}
+
+impl Gateway {
+    pub(crate) fn knows(&self, peers: &[(&str, &[SocketAddr])]) {
+        let target = |(name, addresses): &(&str, &[SocketAddr])| PeerTarget {
+            name: Arc::from(*name),
+            addresses: addresses.iter().map(|address| HostPort::from(*address)).collect(),
+        };
+        self.tunnel.set_peers(peers.iter().map(target).collect());
+    }
+
+    pub(crate) fn links_to(&self, peer: &str) -> Vec<Link> {
+        self.tunnel.links().to(peer).to_vec()
+    }
+
+    /// Waits for a link to `peer`.
+    pub(crate) async fn link_to(&self, peer: &str) -> Link {
+        let what = format!("{} has a link to {peer}", self.cloud);
+        until(&what, || self.links_to(peer).first().cloned()).await
+    }
+
+    pub(crate) async fn no_link_to(&self, peer: &str) {
+        let what = format!("{} has no link to {peer}", self.cloud);
+        until(&what, || self.links_to(peer).is_empty().then_some(())).await;
+    }
+
+    pub(crate) async fn open(&self, peer: &str, service: &str) -> TunnelStream {
+        self.link_to(peer).await.open(&header(service)).await.unwrap()
+    }
+
+    pub(crate) fn is_up(&self, peer: &str) -> bool {
+        self.tunnel.events().borrow().get(peer).is_some_and(|state| state.up)
+    }
+}
+
+/// Looks until there is something, at most [`PATIENCE`] long.
+pub(crate) async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Awaits `future`, at most [`PATIENCE`] long.
+pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"))
+}
+
+pub(crate) fn header(service: &str) -> StreamHeader {
+    StreamHeader::Service(ServiceHeader {
+        namespace: Label::parse("test").unwrap(),
+        service: Label::parse(service).unwrap(),
+        port: NonZeroU16::MIN,
+        subset: BTreeMap::new(),
+        endpoint: None,
+        source: Source::default(),
+        traceparent: None,
+    })
+}
+
+pub(crate) fn federation() -> StreamHeader {
+    StreamHeader::Federation(FederationHeader { min_version: 1, max_version: 1 })
+}
+
+/// Serves streams as the name of the service says.
+pub(crate) struct ByName;
+
+impl StreamHandler for ByName {
+    fn handle(&self, _link: LinkInfo, header: StreamHeader, stream: AcceptedStream) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            let name = match &header {
+                StreamHeader::Service(header) => header.service.as_str().to_owned(),
+                StreamHeader::Federation(_) | StreamHeader::Probe => "echo".to_owned(),
+            };
+            serve(&name, stream).await;
+        })
+    }
+}
+
+async fn serve(name: &str, mut stream: AcceptedStream) {
+    match name {
+        "refused" => return stream.reject(ResetCode::UpstreamRefused),
+        "dropped" => return drop(stream),
+        "panics" => panic!("a handler may panic"),
+        "never" => {
+            stream.aborted().await;
+            return;
+        }
+        _ => {}
+    }
+    let Ok(TunnelStream { mut send, mut recv }) = stream.accept().await else { return };
+    match name {
+        // Answers with what it gets.
+        "echo" => {
+            while let Ok(Some(chunk)) = recv.read().await {
+                if send.write(chunk).await.is_err() {
+                    return;
+                }
+            }
+            send.finish();
+            send.stopped().await.ok();
+        }
+        // Speaks first.
+        "greet" => {
+            send.write(Bytes::from_static(b"220 ready\r\n")).await.ok();
+            send.finish();
+            send.stopped().await.ok();
+        }
+        // Reads to the end, then says how much it was.
+        "count" => {
+            let mut bytes = 0;
+            while let Ok(Some(chunk)) = recv.read().await {
+                bytes += chunk.len();
+            }
+            send.write(bytes.to_string().into()).await.ok();
+            send.finish();
+            send.stopped().await.ok();
+        }
+        // Never reads, and holds on until it is cut.
+        "stalls" => {
+            recv.aborted().await;
+        }
+        "resets" => send.reset(ResetCode::UpstreamReset),
+        // Stops reading, yet goes on to write.
+        "stops" => {
+            recv.stop(ResetCode::UpstreamReset);
+            send.write(Bytes::from_static(b"last words")).await.ok();
+            send.finish();
+            send.stopped().await.ok();
+        }
+        _ => panic!("no test service is called {name}"),
+    }
+}
+
+/// All that comes until the end.
+pub(crate) async fn read_all(stream: &mut eastway_tunnel::RecvHalf) -> Result<Vec<u8>, eastway_tunnel::StreamError> {
+    let mut all = Vec::new();
+    while let Some(chunk) = stream.read().await? {
+        all.extend_from_slice(&chunk);
+    }
+    Ok(all)
+}
+
+/// The wall clock of a test: starts now, moves when told, and with tokio's time.
+pub(crate) fn moving_clock() -> (Clock, Arc<std::sync::Mutex<Duration>>) {
+    let offset = Arc::new(std::sync::Mutex::new(Duration::ZERO));
+    let (start, epoch) = (SystemTime::now(), Instant::now());
+    let shared = Arc::clone(&offset);
+    (Arc::new(move || start + epoch.elapsed() + *shared.lock().unwrap()), offset)
+}
