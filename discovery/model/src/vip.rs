@@ -41,6 +41,12 @@ impl VipRange {
         self.is_ipv4() == address.is_ipv4() && mask(address, self.prefix) == self.network
     }
 
+    /// Whether the two share an address.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.contains(other.network) || other.contains(self.network)
+    }
+
     /// Whether it is a range of IPv4 addresses.
     #[must_use]
     pub fn is_ipv4(&self) -> bool {

@@ -75,7 +75,8 @@ pub fn from_bytes(name: &str, bytes: Vec<u8>, max_bytes: usize) -> Result<Source
 }
 
 /// Why a read failed, in the words of the operating system without its numbers.
-fn reason(error: &std::io::Error) -> String {
+#[must_use]
+pub fn reason(error: &std::io::Error) -> String {
     let known = [
         (ErrorKind::NotFound, "no such file or folder"),
         (ErrorKind::PermissionDenied, "permission denied"),

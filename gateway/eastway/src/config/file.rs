@@ -11,7 +11,8 @@ pub use gateway::{
 };
 pub use peer::{NameFilterSection, Peer, PeerMetadata, PeerSpec};
 pub use policy::{
-    AccessAllow, AccessPolicy, AccessPolicySpec, PolicyMetadata, SplitSection, TrafficPolicy, TrafficPolicySpec,
+    AccessAllow, AccessPolicy, AccessPolicySpec, LocalityWord, PolicyMetadata, SplitSection, TrafficPolicy,
+    TrafficPolicySpec,
 };
 
 /// `apiVersion` of all our files.

@@ -7,13 +7,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use eastway_model::{ClusterName, Label, ServiceKey};
+use eastway_model::rules::{AccessMode, NameRule};
+use eastway_model::vip::VipRange;
+use eastway_model::{ClusterName, Label};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::value::{Fqdn, HostPort, IpRange};
+use super::value::{Fqdn, HostPort};
 
-pub(super) use convert::{convert, header};
+pub(super) use convert::{convert, duration_in, header};
 
 /// What one `kind: GatewayConfig` file says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -40,7 +42,7 @@ pub struct Settings {
     /// Virtual addresses.
     pub vip: VipSettings,
     /// Whether refusals by access policies are carried out.
-    pub authorization: Authorization,
+    pub authorization: AccessMode,
     /// Folder for what survives a restart.
     pub state: PathBuf,
     /// Logs.
@@ -132,19 +134,7 @@ pub struct DnsSettings {
     /// Own zones, none inside another.
     pub zones: Vec<Fqdn>,
     /// Own names, each in one of the zones, each once.
-    pub names: Vec<NameSettings>,
-}
-
-/// A name of one's own.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct NameSettings {
-    /// The name.
-    pub name: Fqdn,
-    /// The service.
-    pub service: ServiceKey,
-    /// Only this cluster's endpoints.
-    pub cluster: Option<ClusterName>,
+    pub names: Vec<NameRule>,
 }
 
 /// Virtual addresses.
@@ -152,20 +142,9 @@ pub struct NameSettings {
 #[serde(rename_all = "camelCase")]
 pub struct VipSettings {
     /// Ranges that do not overlap.
-    pub ranges: Vec<IpRange>,
+    pub ranges: Vec<VipRange>,
     /// Whether this gateway decides and keeps them.
     pub owner: bool,
-}
-
-/// What happens to connections that no access policy allows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Authorization {
-    /// Refused.
-    #[default]
-    Enforce,
-    /// Counted and logged.
-    DryRun,
 }
 
 /// Logs.

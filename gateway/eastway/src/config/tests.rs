@@ -54,3 +54,51 @@ fn all_mistakes_of_a_file_are_reported_at_once() {
     )]);
     insta::assert_snapshot!(folder.errors());
 }
+
+const PEER: &str = "\
+apiVersion: eastway.dev/v1alpha1
+kind: Peer
+metadata: {name: gke}
+spec:
+  addresses: ['198.51.100.12:15443']
+  trustDomain: gke.example
+  pins: ['sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa']
+  export: [{namespace: bookinfo, services: ['*']}]
+  import: [{namespace: bookinfo}]
+";
+
+const POLICIES: &str = "\
+apiVersion: eastway.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: reviews, namespace: bookinfo}
+spec:
+  service: reviews
+  split:
+  - {weight: 50, subset: {version: v1}}
+  - {weight: 30, subset: {version: v2}}
+  - {weight: 20, cluster: gke, subset: {version: v3}}
+  failover: [local, gke]
+---
+apiVersion: eastway.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: ratings, namespace: bookinfo}
+spec:
+  services: [ratings]
+  allow: [{cluster: gke, namespace: bookinfo, serviceAccounts: ['*']}]
+";
+
+#[test]
+fn peers_and_policies_become_rules() {
+    let files = [("gateway.yaml", MINIMAL), ("peers/gke.yaml", PEER), ("policies/bookinfo.yaml", POLICIES)];
+    let folder = Folder::new(&files);
+    let loaded = load(&folder.path("gateway.yaml")).unwrap();
+    assert_eq!(loaded.warnings.iter().count(), 0, "{}", loaded.warnings);
+    let rules = loaded.rules(|_| eastway_model::UnixMillis(7));
+    assert!(rules.may_import("gke", &"bookinfo/reviews".parse().unwrap()));
+    assert!(!rules.may_import("gke", &"shop/cart".parse().unwrap()));
+    assert_eq!(rules.traffic.len(), 1);
+    assert_eq!(rules.access.len(), 1);
+    let peer = loaded.peers.values().next().unwrap();
+    assert_eq!(peer.gateway.as_str(), "spiffe://gke.example/ns/eastway-system/sa/eastway-gateway");
+    assert_eq!(peer.withdraw_after, std::time::Duration::from_secs(86_400));
+}

@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use eastway_identity::SpiffeId;
+use eastway_model::ClusterName;
 use eastway_registry::value::PortError;
 
 /// Where a peer's gateway can be dialled.
@@ -180,115 +182,21 @@ impl serde::Serialize for Fqdn {
 /// # Errors
 /// What its grammar is (SPIFFE-ID standard §2.1).
 pub fn trust_domain(text: &str) -> Result<Arc<str>, &'static str> {
-    let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'.' | b'-' | b'_');
-    if text.is_empty() || text.len() > 255 || !text.bytes().all(good) {
-        return Err("must be 1 to 255 characters of a-z, 0-9, '.', '-' and '_', e.g. onprem.example");
-    }
-    Ok(Arc::from(text))
-}
-
-/// A range of addresses, `base/length`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct IpRange {
-    base: IpAddr,
-    length: u8,
-}
-
-/// Why a text is not a range for virtual addresses.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum IpRangeError {
-    /// Not `address/length`.
-    #[error("must be a range such as 242.0.0.0/16 or fd65:6173:7477::/48")]
-    Format,
-    /// Bits beyond the length are set.
-    #[error("has bits set beyond /{1}; did you mean {0}/{1}?")]
-    HostBits(IpAddr, u8),
-    /// Too small or too large.
-    #[error("the length must be /{0} to /{1}")]
-    Length(u8, u8),
-    /// A range that the system keeps for something else.
-    #[error("{0} addresses cannot be virtual addresses")]
-    Reserved(&'static str),
-}
-
-impl IpRange {
-    /// Parses a range that virtual addresses can be taken from.
-    ///
-    /// # Errors
-    /// [`IpRangeError`] says what to write instead.
-    pub fn parse(text: &str) -> Result<Self, IpRangeError> {
-        let (base, length) = text.split_once('/').ok_or(IpRangeError::Format)?;
-        let base: IpAddr = base.parse().map_err(|_| IpRangeError::Format)?;
-        let digits = length.bytes().all(|byte| byte.is_ascii_digit());
-        let length: u8 = length.parse().ok().filter(|_| digits).ok_or(IpRangeError::Format)?;
-        let (min, max) = if base.is_ipv4() { (8, 30) } else { (16, 126) };
-        if !(min..=max).contains(&length) {
-            return Err(IpRangeError::Length(min, max));
-        }
-        let network = masked(base, length);
-        if network != base {
-            return Err(IpRangeError::HostBits(network, length));
-        }
-        let reserved = match base {
-            _ if base.is_multicast() => Some("multicast"),
-            IpAddr::V4(v4) if v4.is_link_local() => Some("link-local"),
-            IpAddr::V4(v4) if v4.octets()[0] == 0 => Some("unspecified"),
-            IpAddr::V4(v4) if v4.octets()[0] == 255 => Some("broadcast"),
-            IpAddr::V6(v6) if v6.is_unicast_link_local() => Some("link-local"),
-            IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() || v6.segments()[0] == 0 => Some("mapped IPv4"),
-            IpAddr::V4(_) | IpAddr::V6(_) => None,
-        };
-        reserved.map_or(Ok(Self { base, length }), |kind| Err(IpRangeError::Reserved(kind)))
-    }
-
-    /// The first address.
-    #[must_use]
-    pub fn base(&self) -> IpAddr {
-        self.base
-    }
-
-    /// How many leading bits are fixed.
-    #[must_use]
-    pub fn length(&self) -> u8 {
-        self.length
-    }
-
-    /// Whether `address` is in it.
-    #[must_use]
-    pub fn contains(&self, address: IpAddr) -> bool {
-        address.is_ipv4() == self.base.is_ipv4() && masked(address, self.length) == self.base
-    }
-
-    /// Whether the two share an address.
-    #[must_use]
-    pub fn overlaps(&self, other: &Self) -> bool {
-        self.contains(other.base) || other.contains(self.base)
+    match SpiffeId::gateway(text) {
+        Ok(id) if id.trust_domain() == text => Ok(Arc::from(text)),
+        _ => Err("must be 1 to 255 characters of a-z, 0-9, '.', '-' and '_', e.g. onprem.example"),
     }
 }
 
-fn masked(address: IpAddr, length: u8) -> IpAddr {
-    match address {
-        IpAddr::V4(v4) => {
-            let mask = u32::MAX.checked_shl(32_u32.saturating_sub(length.into())).unwrap_or(0);
-            IpAddr::V4((u32::from(v4) & mask).into())
-        }
-        IpAddr::V6(v6) => {
-            let mask = u128::MAX.checked_shl(128_u32.saturating_sub(length.into())).unwrap_or(0);
-            IpAddr::V6((u128::from(v6) & mask).into())
-        }
+/// A name of a cluster. `local` stands for one's own cluster in policies and cannot be one.
+///
+/// # Errors
+/// What its grammar is.
+pub fn cluster_name(text: &str) -> Result<ClusterName, String> {
+    if text == "local" {
+        return Err("local means one's own cluster in policies; choose another name".to_owned());
     }
-}
-
-impl fmt::Display for IpRange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.base, self.length)
-    }
-}
-
-impl serde::Serialize for IpRange {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
+    ClusterName::parse(text).map_err(|error| error.to_string())
 }
 
 /// A number of bytes: `4096`, `64KiB`, `256MiB`, `1GiB`.
@@ -368,36 +276,6 @@ mod tests {
         assert!(!name("workshop.example").is_in(&name("shop.example")));
         for bad in ["", ".", "a..b", ".a", "a b", "*.a", &"a".repeat(64), &"a.".repeat(128)] {
             assert!(Fqdn::parse(bad).is_err(), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn ranges_are_networks() {
-        let range = |text: &str| IpRange::parse(text);
-        assert!(range("242.0.0.0/16").unwrap().contains("242.0.255.255".parse().unwrap()));
-        assert!(!range("242.0.0.0/16").unwrap().contains("242.1.0.0".parse().unwrap()));
-        assert!(!range("242.0.0.0/16").unwrap().contains("::1".parse().unwrap()));
-        assert!(range("fd65:6173:7477::/48").unwrap().contains("fd65:6173:7477:ffff::1".parse().unwrap()));
-        assert!(range("242.0.0.0/8").unwrap().overlaps(&range("242.5.0.0/16").unwrap()));
-        assert!(range("127.64.0.0/10").is_ok());
-        assert_eq!(range("242.0.0.1/16"), Err(IpRangeError::HostBits("242.0.0.0".parse().unwrap(), 16)));
-        for bad in [
-            "",
-            "242.0.0.0",
-            "242.0.0.0/",
-            "242.0.0.0/33",
-            "242.0.0.0/+8",
-            "0.0.0.0/8",
-            "224.0.0.0/8",
-            "169.254.0.0/16",
-            "255.0.0.0/8",
-            "fe80::/64",
-            "ff00::/16",
-            "::ffff:0:0/96",
-            "::/16",
-            "a/8",
-        ] {
-            assert!(range(bad).is_err(), "{bad:?}");
         }
     }
 

@@ -5,20 +5,22 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use eastway_model::rules::{AccessMode, NameRule};
+use eastway_model::vip::VipRange;
 use eastway_model::{ClusterName, Label, ServiceKey};
 use eastway_registry::diagnostic::{Code, did_you_mean};
 use eastway_registry::value::duration;
 use eastway_registry::yaml::{At, Context, Field, NodeId, Text};
 
 use super::{
-    Authorization, CaAddress, DnsSettings, Folder, Limits, LinkSettings, ListenSettings, LogSettings, NameSettings,
-    RegistrySettings, Settings, TrustSettings, VipSettings, folder_of,
+    CaAddress, DnsSettings, Folder, Limits, LinkSettings, ListenSettings, LogSettings, RegistrySettings, Settings,
+    TrustSettings, VipSettings, folder_of,
 };
 use crate::config::file::{
     AuthorizationWord, DnsSection, GatewayConfig, LimitsSection, LinkSection, ListenSection, LogSection, NameSection,
     TrustSection, VipSection,
 };
-use crate::config::value::{Fqdn, HostPort, IpRange, byte_size, trust_domain};
+use crate::config::value::{Fqdn, HostPort, byte_size, cluster_name, trust_domain};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -28,7 +30,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 pub(in crate::config) fn convert(file: &Path, config: &GatewayConfig, cx: &mut Context<'_>) -> Option<Settings> {
     let root = cx.root();
     let base = folder_of(file);
-    let cluster = cx.required_parse(root, "cluster", &config.cluster, "the name of this cluster", ClusterName::parse);
+    let cluster = cx.required_parse(root, "cluster", &config.cluster, "the name of this cluster", cluster_name);
     let trust = cx.required(root, "trust", &config.trust, "at least trust.domain, e.g. onprem.example");
     let trust = trust.and_then(|section| trust_settings(section, base, cx));
     let listen = listen_settings(config.listen.value(), cx);
@@ -39,8 +41,8 @@ pub(in crate::config) fn convert(file: &Path, config: &GatewayConfig, cx: &mut C
     let log = log_settings(config.log.value(), cx);
     let limits = limits(config.limits.value(), cx);
     let authorization = match config.authorization.value() {
-        None | Some(AuthorizationWord::Enforce) => Authorization::Enforce,
-        Some(AuthorizationWord::DryRun) => Authorization::DryRun,
+        None | Some(AuthorizationWord::Enforce) => AccessMode::Enforce,
+        Some(AuthorizationWord::DryRun) => AccessMode::DryRun,
     };
     let peers = folder(&config.peers, base, "peers", cx);
     let policies = folder(&config.policies, base, "policies", cx);
@@ -197,11 +199,11 @@ fn dns_settings(section: Option<&DnsSection>, cx: &mut Context<'_>) -> DnsSettin
             zones.push(zone.value);
         }
     }
-    let mut names: Vec<NameSettings> = Vec::new();
+    let mut names: Vec<NameRule> = Vec::new();
     for section in dns.names.items() {
         if let Some(name) = name_settings(section, &zones, cx) {
             if names.contains(&name) {
-                cx.error(section.at, Code::Duplicate, format!("{} already leads to {}", name.name, name.service));
+                cx.error(section.at, Code::Duplicate, format!("{} already leads to {}", name.fqdn, name.service));
             } else {
                 names.push(name);
             }
@@ -210,7 +212,7 @@ fn dns_settings(section: Option<&DnsSection>, cx: &mut Context<'_>) -> DnsSettin
     DnsSettings { zones, names }
 }
 
-fn name_settings(section: &At<NameSection>, zones: &[Fqdn], cx: &mut Context<'_>) -> Option<NameSettings> {
+fn name_settings(section: &At<NameSection>, zones: &[Fqdn], cx: &mut Context<'_>) -> Option<NameRule> {
     let rule = &section.value;
     let what = "the DNS name, e.g. reviews.shop.example";
     let name = cx.required_parse(section.at, "name", &rule.name, what, Fqdn::parse);
@@ -223,13 +225,13 @@ fn name_settings(section: &At<NameSection>, zones: &[Fqdn], cx: &mut Context<'_>
         let help = format!("add {parent} to dns.zones");
         cx.error_help(at, Code::Conflict, format!("{name} is in none of dns.zones"), help);
     }
-    Some(NameSettings { name, service: service?, cluster })
+    Some(NameRule { fqdn: name.as_str().into(), service: service?, cluster })
 }
 
 fn vip_settings(section: Option<&VipSection>, cx: &mut Context<'_>) -> VipSettings {
-    let mut ranges: Vec<IpRange> = Vec::new();
+    let mut ranges: Vec<VipRange> = Vec::new();
     if let Some(vip) = section {
-        for range in cx.parse_items(&vip.ranges, IpRange::parse) {
+        for range in cx.parse_items(&vip.ranges, str::parse::<VipRange>) {
             if let Some(other) = ranges.iter().find(|other| other.overlaps(&range.value)) {
                 cx.error(range.at, Code::Duplicate, format!("overlaps with {other}"));
             } else {
@@ -238,7 +240,7 @@ fn vip_settings(section: Option<&VipSection>, cx: &mut Context<'_>) -> VipSettin
         }
     }
     if ranges.is_empty() {
-        ranges = ["242.0.0.0/16", "fd65:6173:7477::/48"].iter().flat_map(|text| IpRange::parse(text)).collect();
+        ranges = ["242.0.0.0/16", "fd65:6173:7477::/48"].iter().flat_map(|text| text.parse()).collect();
     }
     let owner = section.and_then(|vip| vip.owner.value().copied()).unwrap_or(true);
     VipSettings { ranges, owner }

@@ -1,0 +1,247 @@
+//! Policies after all checks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use eastway_model::rules::{
+    AccessPolicy, AccessRule, ClusterRef, Locality, MAX_WEIGHT, Match, Split, TrafficPolicy, TrafficPolicyError,
+};
+use eastway_model::{Label, ServiceKey, Subset};
+use eastway_registry::diagnostic::{Code, Diagnostics, quoted};
+use eastway_registry::yaml::{At, Context, Document, Field, List, NodeId, Place};
+
+use super::file::{self, AccessAllow, LocalityWord, PolicyMetadata, SplitSection};
+use super::settings::header;
+
+/// Most label pairs of a subset.
+const MAX_LABELS: usize = 16;
+
+/// All policies of a folder.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policies {
+    /// By service; one each.
+    pub traffic: BTreeMap<ServiceKey, Arc<TrafficPolicy>>,
+    /// In the order of namespace and name.
+    pub access: Vec<Arc<AccessPolicy>>,
+}
+
+/// Policies while their files are read.
+#[derive(Default)]
+pub(super) struct Collected {
+    traffic: BTreeMap<ServiceKey, (Arc<TrafficPolicy>, Place)>,
+    access: BTreeMap<(Label, Label), (Arc<AccessPolicy>, Place)>,
+    traffic_names: BTreeMap<(Label, Label), Place>,
+    /// Clusters that policies name, to be compared with the Peers.
+    pub(super) clusters: Vec<(Label, Place)>,
+}
+
+impl Collected {
+    pub(super) fn finish(self) -> Policies {
+        Policies {
+            traffic: self.traffic.into_iter().map(|(key, (policy, _))| (key, policy)).collect(),
+            access: self.access.into_values().map(|(policy, _)| policy).collect(),
+        }
+    }
+
+    /// Takes in one document of a file in the policies folder.
+    pub(super) fn document(&mut self, document: &Arc<Document>, sink: &mut Diagnostics) {
+        let kind = document.text(&["kind"]).unwrap_or_default();
+        match kind {
+            "TrafficPolicy" => {
+                if let Some(policy) = document.decode::<file::TrafficPolicy>(sink) {
+                    self.traffic_policy(&policy, &mut Context::new(document, sink));
+                }
+            }
+            "AccessPolicy" => {
+                if let Some(policy) = document.decode::<file::AccessPolicy>(sink) {
+                    self.access_policy(&policy, &mut Context::new(document, sink));
+                }
+            }
+            _ => {
+                let mut cx = Context::new(document, sink);
+                let root = cx.root();
+                match document.child(root, "kind") {
+                    Some(at) => {
+                        let message = format!("must be TrafficPolicy or AccessPolicy, not {}", quoted(kind));
+                        cx.error(at, Code::Kind, message);
+                    }
+                    None => cx.error(root, Code::Missing, "kind is required (TrafficPolicy or AccessPolicy)"),
+                }
+            }
+        }
+    }
+
+    fn traffic_policy(&mut self, policy: &file::TrafficPolicy, cx: &mut Context<'_>) {
+        let root = cx.root();
+        header(root, &policy.api_version, &policy.kind, "TrafficPolicy", cx);
+        let names = metadata(root, &policy.metadata, cx);
+        let Some(section) = cx.required(root, "spec", &policy.spec, "at least spec.service") else { return };
+        let spec = &section.value;
+        let service = cx.required(section.at, "service", &spec.service, "the name of a service");
+        let service = service.and_then(|text| Some(At { value: cx.parse(text, Label::parse)?, at: text.at }));
+        let split: Vec<Split> = spec.split.items().filter_map(|section| self.split(section, cx)).collect();
+        let failover: Vec<ClusterRef> = spec.failover.items().filter_map(|text| self.cluster_ref(text, cx)).collect();
+        let locality = spec.locality.value().map(|word| match word {
+            LocalityWord::PreferLocal => Locality::PreferLocal,
+            LocalityWord::Any => Locality::Any,
+        });
+        let (Some((namespace, name)), Some(service)) = (names, service) else { return };
+        let place = cx.place(service.at);
+        if let Some(earlier) = self.traffic_names.get(&(namespace.clone(), name.clone())) {
+            let message = format!("TrafficPolicy {namespace}/{name} is already defined in {earlier}");
+            cx.error(service.at, Code::Duplicate, message);
+            return;
+        }
+        self.traffic_names.insert((namespace.clone(), name.clone()), place.clone());
+        let key = ServiceKey { namespace, name: service.value };
+        if let Some((_, earlier)) = self.traffic.get(&key) {
+            cx.error(service.at, Code::Duplicate, format!("{key} already has a policy in {earlier}; merge the two"));
+            return;
+        }
+        match TrafficPolicy::new(name.as_str(), key.clone(), split, failover, locality) {
+            Ok(policy) => {
+                self.traffic.insert(key, (Arc::new(policy), place));
+            }
+            Err(error) => cx.error(at_of(&error, spec, section.at), Code::Value, error.to_string()),
+        }
+    }
+
+    fn split(&mut self, section: &At<SplitSection>, cx: &mut Context<'_>) -> Option<Split> {
+        let split = &section.value;
+        let weight = cx.required(section.at, "weight", &split.weight, "a share, e.g. 50").and_then(|weight| {
+            let number = u32::try_from(weight.value).ok().filter(|number| *number <= MAX_WEIGHT);
+            if number.is_none() {
+                cx.error(weight.at, Code::Value, format!("must be 0 to {MAX_WEIGHT}"));
+            }
+            number
+        });
+        let cluster = split.cluster.get().and_then(|text| self.cluster_ref(text, cx));
+        Some(Split { weight: weight?, cluster, subset: Arc::new(subset(&split.subset, cx)) })
+    }
+
+    fn cluster_ref(&mut self, text: &At<String>, cx: &mut Context<'_>) -> Option<ClusterRef> {
+        if text.value == "local" {
+            return Some(ClusterRef::Local);
+        }
+        let name = cx.parse(text, Label::parse)?;
+        self.clusters.push((name.clone(), cx.place(text.at)));
+        Some(ClusterRef::Named(name))
+    }
+
+    fn access_policy(&mut self, policy: &file::AccessPolicy, cx: &mut Context<'_>) {
+        let root = cx.root();
+        header(root, &policy.api_version, &policy.kind, "AccessPolicy", cx);
+        let names = metadata(root, &policy.metadata, cx);
+        let what = "spec.services and spec.allow";
+        let Some(section) = cx.required(root, "spec", &policy.spec, what) else { return };
+        let spec = &section.value;
+        let services = matches(section.at, "services", &spec.services, cx);
+        let what = "who may connect; [] for nobody";
+        let allow = cx.required(section.at, "allow", &spec.allow, what);
+        if let Some(empty) = allow.filter(|list| list.value.is_empty()) {
+            cx.warn(empty.at, Code::Empty, "the list is empty: this policy allows nobody");
+        }
+        let allow: Vec<AccessRule> = spec.allow.items().filter_map(|section| self.access_rule(section, cx)).collect();
+        let Some((namespace, name)) = names else { return };
+        let key = (namespace.clone(), name.clone());
+        if let Some((_, earlier)) = self.access.get(&key) {
+            let message = format!("AccessPolicy {namespace}/{name} is already defined in {earlier}");
+            cx.error(section.at, Code::Duplicate, message);
+            return;
+        }
+        let dry_run = spec.dry_run.value().copied().unwrap_or(false);
+        let policy = AccessPolicy { name: name.as_str().into(), namespace, services, dry_run, allow };
+        self.access.insert(key, (Arc::new(policy), cx.place(section.at)));
+    }
+
+    fn access_rule(&mut self, section: &At<AccessAllow>, cx: &mut Context<'_>) -> Option<AccessRule> {
+        let rule = &section.value;
+        let cluster = cx.required(section.at, "cluster", &rule.cluster, "a cluster's name, or \"*\" for every peer");
+        let cluster = cluster.and_then(|text| {
+            let found = cx.parse(text, exact_or_any)?;
+            if let Match::Exact(name) = &found {
+                self.clusters.push((name.clone(), cx.place(text.at)));
+            }
+            Some(found)
+        });
+        let namespace = rule.namespace.get().map_or(Some(Match::Any), |text| cx.parse(text, exact_or_any));
+        let service_accounts = match rule.service_accounts {
+            Field::Absent => vec![Match::Any],
+            Field::Invalid | Field::Set(_) => matches(section.at, "serviceAccounts", &rule.service_accounts, cx),
+        };
+        Some(AccessRule { cluster: cluster?, namespace: namespace?, service_accounts })
+    }
+}
+
+fn metadata(root: NodeId, field: &Field<PolicyMetadata>, cx: &mut Context<'_>) -> Option<(Label, Label)> {
+    let metadata = cx.required(root, "metadata", field, "name and namespace of the policy")?;
+    let (at, metadata) = (metadata.at, &metadata.value);
+    let name = cx.required_parse(at, "name", &metadata.name, "a name of your choice", Label::parse);
+    let what = "the namespace of the services";
+    let namespace = cx.required_parse(at, "namespace", &metadata.namespace, what, Label::parse);
+    Some((namespace?, name?))
+}
+
+/// A list of exact names or `*`; empty is an error.
+fn matches(parent: NodeId, key: &str, list: &List<String>, cx: &mut Context<'_>) -> Vec<Match> {
+    let Some(found) = cx.required(parent, key, list, "names, or [\"*\"] for all") else { return Vec::new() };
+    if found.value.is_empty() {
+        cx.error(found.at, Code::Empty, "the list is empty; write [\"*\"] for all");
+    }
+    cx.parse_items(list, exact_or_any).into_iter().map(|at| at.value).collect()
+}
+
+/// Access is decided by exact comparison alone (threat P14).
+fn exact_or_any(text: &str) -> Result<Match, String> {
+    match text {
+        "*" => Ok(Match::Any),
+        _ if text.contains('*') => Err("must be a whole name or * alone; access rules know no patterns".to_owned()),
+        _ => Label::parse(text).map(Match::Exact).map_err(|error| error.to_string()),
+    }
+}
+
+fn subset(field: &Field<BTreeMap<String, Field<String>>>, cx: &mut Context<'_>) -> Subset {
+    let mut subset = Subset::new();
+    let Some(labels) = field.get() else { return subset };
+    if labels.value.len() > MAX_LABELS {
+        cx.error(
+            labels.at,
+            Code::Value,
+            format!("has {} labels; at most {MAX_LABELS} are allowed", labels.value.len()),
+        );
+    }
+    for (key, value) in &labels.value {
+        let Some(value) = value.get() else { continue };
+        if let Err(error) = eastway_registry::value::label_pair(key, &value.value) {
+            cx.error(value.at, Code::Value, error.to_string());
+        }
+        subset.insert(key.as_str().into(), value.value.as_str().into());
+    }
+    subset
+}
+
+/// The field that `error` is about.
+fn at_of(error: &TrafficPolicyError, spec: &file::TrafficPolicySpec, spec_at: NodeId) -> NodeId {
+    let split = |index: usize| spec.split.items().nth(index).map(|item| item.at);
+    let list = || spec.split.get().map(|list| list.at);
+    let at = match error {
+        TrafficPolicyError::TooManySplits(_) | TrafficPolicyError::NoWeight => list(),
+        TrafficPolicyError::WeightTooLarge(index, _) | TrafficPolicyError::DuplicateSplit(index, _) => split(*index),
+        TrafficPolicyError::DuplicateFailover(index) => spec.failover.items().nth(*index).map(|item| item.at),
+    };
+    at.unwrap_or(spec_at)
+}
+
+/// Warns of clusters in policies that no Peer is named after.
+pub(super) fn unknown_clusters(collected: &Collected, known: &BTreeSet<&Label>, sink: &mut Diagnostics) {
+    for (name, place) in &collected.clusters {
+        if !known.contains(name) {
+            let mut message = format!("no Peer is named {name}");
+            let names = known.iter().map(|known| known.as_str());
+            if let Some(meant) = eastway_registry::diagnostic::did_you_mean(name.as_str(), names) {
+                message.push_str(&format!(" (did you mean {meant}?)"));
+            }
+            sink.push(place.warning(Code::Value, message));
+        }
+    }
+}
