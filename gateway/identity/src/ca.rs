@@ -28,7 +28,7 @@ pub mod rotate;
 mod trial;
 
 pub use crate::key::KeyKind;
-pub use error::{CaError, CaWarning, IssueError};
+pub use error::{CaError, CaWarning, ChainHint, IssueError};
 pub use init::{InitError, InitOptions, Root};
 pub use link_keys::LinkKeys;
 
@@ -108,7 +108,14 @@ impl Ca {
         let source = rotate::current(dir);
         let material = files::read(&source)?;
         let mut ca = check::check(material, Timestamp::from(now))?;
-        ca.announced = rotate::announced(dir, &source)?;
+        for other in rotate::announced(dir, &source)? {
+            ca.announced.push(other.certificate);
+            for root in other.roots {
+                if !ca.roots.contains(&root) {
+                    ca.roots.push(root);
+                }
+            }
+        }
         Ok(ca)
     }
 
@@ -192,7 +199,7 @@ impl Ca {
         &self.chain
     }
 
-    /// The root certificates of the folder.
+    /// The root certificates of the folder, and those of a rotation.
     #[must_use]
     pub fn roots(&self) -> &[CertificateDer<'static>] {
         &self.roots
@@ -216,7 +223,9 @@ impl Ca {
         &self.warnings
     }
 
-    /// Keys that all gateway replicas share, derived from the CA key and so the same after every restart.
+    /// Keys that all gateway replicas share, derived from the issuing key and so the same after every restart. They
+    /// change when a rotation is activated: a connection whose replica is gone then ends by its idle timeout instead of
+    /// a stateless reset.
     #[must_use]
     pub fn link_keys(&self) -> LinkKeys {
         self.link_keys.clone()

@@ -14,7 +14,7 @@ pub enum PinError {
     #[error("a pin has the form sha256:<64 hexadecimal digits>; `eastway peer export` prints it")]
     Format,
     /// Not a DER certificate.
-    #[error("the certificate cannot be read: {0}")]
+    #[error("not a certificate that can be read: {0}")]
     Certificate(String),
 }
 

@@ -92,7 +92,7 @@ pub enum TrustProblem {
         pin: SpkiPin,
     },
     /// A certificate of the bundle cannot be read.
-    #[error("peer {name}: bundle: certificate {index} cannot be read: {reason}")]
+    #[error("peer {name}: bundle: certificate {index}: {reason}")]
     Bundle {
         /// The Peer.
         name: Arc<str>,
@@ -229,8 +229,11 @@ struct Peer {
     trust: PeerTrust,
     /// Certificates of the bundle whose key is pinned for this Peer.
     anchors: Vec<(SpkiPin, CertificateDer<'static>)>,
-    crls: Vec<revocation::Crl>,
+    crls: Vec<Arc<revocation::Crl>>,
 }
+
+/// Lists by their DER: one file usually serves all Peers, and may be large.
+type ParsedCrls = HashMap<Vec<u8>, Arc<revocation::Crl>>;
 
 impl State {
     fn build(peers: Vec<PeerTrust>) -> Result<Self, TrustError> {
@@ -239,6 +242,7 @@ impl State {
         let mut by_pin: HashMap<SpkiPin, usize> = HashMap::new();
         let mut names: Vec<Arc<str>> = Vec::new();
         let mut built = Vec::new();
+        let mut parsed_crls = HashMap::new();
         for (index, trust) in peers.into_iter().enumerate() {
             let name = Arc::clone(&trust.name);
             if by_name.insert(Arc::clone(&name), index).is_some() {
@@ -255,14 +259,14 @@ impl State {
                 }
             }
             names.push(name);
-            built.push(Peer::build(trust, &mut problems));
+            built.push(Peer::build(trust, &mut parsed_crls, &mut problems));
         }
         if problems.is_empty() { Ok(Self { peers: built, by_pin }) } else { Err(TrustError(problems)) }
     }
 }
 
 impl Peer {
-    fn build(trust: PeerTrust, problems: &mut Vec<TrustProblem>) -> Self {
+    fn build(trust: PeerTrust, parsed: &mut ParsedCrls, problems: &mut Vec<TrustProblem>) -> Self {
         let name = || Arc::clone(&trust.name);
         if trust.bundle.len() > MAX_BUNDLE {
             problems.push(TrustProblem::BundleTooLarge { name: name(), count: trust.bundle.len() });
@@ -279,8 +283,12 @@ impl Peer {
         }
         let mut crls = Vec::new();
         for (index, der) in trust.crls.iter().enumerate() {
-            match revocation::Crl::parse(der) {
-                Ok(crl) => crls.push(crl),
+            let known = parsed.get(der.as_ref()).map(|crl| Ok(Arc::clone(crl)));
+            match known.unwrap_or_else(|| revocation::Crl::parse(der).map(Arc::new)) {
+                Ok(crl) => {
+                    parsed.insert(der.to_vec(), Arc::clone(&crl));
+                    crls.push(crl);
+                }
                 Err(reason) => problems.push(TrustProblem::Crl { name: name(), index: index + 1, reason }),
             }
         }

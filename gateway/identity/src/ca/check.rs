@@ -1,15 +1,16 @@
 //! Judging a CA folder before anything is issued from it, so that a mistake shows here and not at every peer.
 
+use std::time::Duration;
+
 use rustls_pki_types::CertificateDer;
 use x509_parser::certificate::X509Certificate;
 
-use super::error::{CaError, CaWarning};
-use super::files::{Material, Names};
+use super::error::{CaError, CaWarning, ChainHint};
+use super::files::Material;
 use super::{Ca, Issuer, LinkKeys, request};
 use crate::certificate::{self, NotACa};
 use crate::pin::SpkiPin;
 use crate::timestamp::Timestamp;
-use std::time::Duration;
 
 /// Below this much remaining life a warning is given.
 const SOON: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -74,45 +75,66 @@ fn check_issuing(material: &Material, now: Timestamp) -> Result<(), CaError> {
 fn check_chain(material: &Material, now: Timestamp) -> Result<Vec<CertificateDer<'static>>, CaError> {
     let names = material.names;
     for (index, root) in material.roots.iter().enumerate() {
-        let parsed = parse(root, names.root, index + 1)?;
-        if !issued(&parsed, &parsed) {
-            let (subject, issuer) = (parsed.subject().to_string(), parsed.issuer().to_string());
-            return Err(CaError::RootNotSelfSigned { file: names.root, subject, issuer });
-        }
+        check_root(&parse(root, names.root, index + 1)?, names.root)?;
     }
     let mut presented = vec![material.certificate.clone()];
+    let mut current = &material.certificate;
     let mut rest = material.chain.iter();
-    loop {
-        let below = presented.len();
-        let last = presented.last().cloned().unwrap_or_else(|| material.certificate.clone());
-        let current = parse(&last, names.cert, 1)?;
-        if material.roots.contains(&last) {
-            return Ok(presented);
+    while !material.roots.contains(current) {
+        let child = parse(current, names.cert, 1)?;
+        if let Some(root) = material.roots.iter().find(|root| issuer_fits(&child, root)) {
+            check_above(root, names.root, presented.len(), now)?;
+            break;
         }
-        if let Some(root) = material.roots.iter().find(|root| issuer_fits(&current, root)) {
-            let root = parse(root, names.root, 1)?;
-            check_ca(&root, names.root)?;
-            check_time(&root, names.root, now)?;
-            check_path_length(&root, names.root, below)?;
-            return Ok(presented);
-        }
-        let next = rest.next().filter(|next| issuer_fits(&current, next));
-        let next = next.ok_or_else(|| broken(&current, &material.chain, names))?;
-        let parsed = parse(next, names.chain, 1)?;
-        check_ca(&parsed, names.chain)?;
-        check_time(&parsed, names.chain, now)?;
-        check_path_length(&parsed, names.chain, below)?;
+        let next = rest.next().filter(|next| issuer_fits(&child, next));
+        let next = next.ok_or_else(|| broken(&child, material))?;
+        check_above(next, names.chain, presented.len(), now)?;
         presented.push(next.clone());
+        current = next;
     }
+    Ok(presented)
 }
 
-fn broken(current: &X509Certificate<'_>, chain: &[CertificateDer<'_>], names: Names) -> CaError {
-    CaError::BrokenChain {
-        chain_file: names.chain,
-        root_file: names.root,
-        issuer: current.issuer().to_string(),
-        out_of_order: chain.iter().any(|candidate| issuer_fits(current, candidate)),
+/// A CA above the issuing one, with `below` CAs under it.
+fn check_above(der: &CertificateDer<'_>, file: &'static str, below: usize, now: Timestamp) -> Result<(), CaError> {
+    let ca = parse(der, file, 1)?;
+    check_ca(&ca, file)?;
+    check_time(&ca, file, now)?;
+    check_path_length(&ca, file, below)
+}
+
+fn check_root(root: &X509Certificate<'_>, file: &'static str) -> Result<(), CaError> {
+    let named = root.subject().as_raw() == root.issuer().as_raw();
+    // The signature of a root whose kind of key is not supported cannot be checked; if it is needed, that is an error
+    // of its own.
+    if named && (request::check_key(root.public_key()).is_err() || issued(root, root)) {
+        return Ok(());
     }
+    Err(CaError::RootNotSelfSigned { file, subject: root.subject().to_string(), issuer: root.issuer().to_string() })
+}
+
+/// Why nobody continues the chain above `child`.
+fn broken(child: &X509Certificate<'_>, material: &Material) -> CaError {
+    let names = material.names;
+    let of_that_name = |der: &&CertificateDer<'_>| {
+        certificate::parse(der).is_ok_and(|ca| ca.subject().as_raw() == child.issuer().as_raw())
+    };
+    let named: Vec<_> = material.roots.iter().chain(&material.chain).filter(of_that_name).collect();
+    // A key too weak to verify with looks like a wrong key.
+    for der in &named {
+        let file = if material.roots.contains(*der) { names.root } else { names.chain };
+        if let Some(error) = certificate::parse(der).ok().and_then(|ca| check_ca(&ca, file).err()) {
+            return error;
+        }
+    }
+    let hint = if named.iter().any(|der| issuer_fits(child, der)) {
+        ChainHint::OutOfOrder
+    } else if named.is_empty() {
+        ChainHint::Missing
+    } else {
+        ChainHint::OtherKey
+    };
+    CaError::BrokenChain { chain_file: names.chain, root_file: names.root, issuer: child.issuer().to_string(), hint }
 }
 
 fn parse<'a>(der: &'a CertificateDer<'_>, file: &'static str, index: usize) -> Result<X509Certificate<'a>, CaError> {

@@ -201,7 +201,7 @@ pub enum CaError {
         now: Timestamp,
     },
     /// A link of the chain is missing or out of order.
-    #[error("{chain_file} does not lead to {root_file} (issuer \"{issuer}\" not found){}", if *.out_of_order { "; it is there, but each certificate must come right before its issuer's" } else { "; add the missing intermediate, or the right root" })]
+    #[error("{chain_file} does not lead to {root_file} (issuer \"{issuer}\" not found); {hint}")]
     BrokenChain {
         /// Name of the chain file.
         chain_file: &'static str,
@@ -209,8 +209,8 @@ pub enum CaError {
         root_file: &'static str,
         /// Who is missing.
         issuer: String,
-        /// It is in the chain file, at another place.
-        out_of_order: bool,
+        /// What seems to have happened.
+        hint: ChainHint,
     },
     /// An intermediate in the root file.
     #[error(
@@ -234,6 +234,29 @@ pub enum CaError {
     },
 }
 
+/// What seems to be wrong with a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChainHint {
+    /// No certificate of the issuer's name is there.
+    Missing,
+    /// The issuer is in the chain file, at another place.
+    OutOfOrder,
+    /// A certificate of the issuer's name is there, but its key did not sign.
+    OtherKey,
+}
+
+impl std::fmt::Display for ChainHint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Missing => "add the missing intermediate, or the right root",
+            Self::OutOfOrder => "it is there, but each certificate must come right before its issuer's",
+            Self::OtherKey => {
+                "a certificate of that name is there, but with another key: the files are of different CAs"
+            }
+        })
+    }
+}
+
 /// What is doubtful about a CA folder, but stops nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CaWarning {
@@ -254,7 +277,9 @@ pub enum CaWarning {
         count: usize,
     },
     /// The key file can be read by others than its owner and group.
-    #[error("{file} can be read by every user of this machine (mode {mode:03o}); chmod 600 it")]
+    #[error(
+        "{file} can be read by every user of this machine (mode {mode:03o}); chmod 600 it, or set defaultMode: 0400 on the secret volume"
+    )]
     KeyReadable {
         /// Its name.
         file: &'static str,

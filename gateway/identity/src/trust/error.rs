@@ -266,6 +266,16 @@ impl VerifyReason {
     }
 }
 
+impl VerifyReason {
+    /// The reason that the other side gave for refusing us, if the text of a failed handshake holds one.
+    #[must_use]
+    pub fn told_in(text: &str) -> Option<Self> {
+        let (before, _) = text.split_once(super::refusals::MARK)?;
+        let word = before.trim_end_matches([' ', '(']).rsplit(|c: char| !c.is_ascii_uppercase() && c != '_').next()?;
+        Self::ALL.into_iter().find(|reason| reason.as_str() == word)
+    }
+}
+
 impl std::fmt::Display for VerifyReason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.as_str())

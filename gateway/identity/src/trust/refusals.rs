@@ -10,7 +10,7 @@ use super::error::{VerifyError, VerifyReason};
 
 /// How many refusals are kept. A flood of bad handshakes costs this much memory and no more.
 const KEPT: usize = 256;
-const MARK: &str = "refusal ";
+pub(super) const MARK: &str = "refusal ";
 
 /// One refused handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]

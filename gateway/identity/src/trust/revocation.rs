@@ -52,7 +52,7 @@ impl Problem {
 
 /// Checks one certificate of a path against every list of its issuer's name.
 pub(super) fn check(
-    crls: &[Crl],
+    crls: &[Arc<Crl>],
     path: &Path<'_>,
     der: &CertificateDer<'_>,
     now: Timestamp,
@@ -80,7 +80,8 @@ pub(super) fn check(
                 problem = Some(Problem::Expired { next_update: Timestamp::from_unix(seconds) });
             }
             Err(error) => {
-                problem.get_or_insert(Problem::Unusable { reason: format!("{error:?}") });
+                let reason = super::verify::quoted(&format!("{error:?}"));
+                problem.get_or_insert(Problem::Unusable { reason });
             }
         }
     }
@@ -102,7 +103,7 @@ fn apply(crl: &Crl, path: &Path<'_>, now: Timestamp, enforce_expiry: bool) -> Re
 }
 
 /// Does any list of the certificate's issuer name it?
-pub(super) fn lists(crls: &[Crl], der: &CertificateDer<'_>) -> bool {
+pub(super) fn lists(crls: &[Arc<Crl>], der: &CertificateDer<'_>) -> bool {
     certificate::parse(der).is_ok_and(|certificate| {
         crls.iter()
             .filter(|crl| crl.issuer == certificate.issuer().as_raw())

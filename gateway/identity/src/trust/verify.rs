@@ -56,7 +56,7 @@ impl State {
         if let Some(name) = expected.filter(|name| self.peers.iter().all(|peer| &*peer.trust.name != *name)) {
             return Err(VerifyError::UnknownPeer { name: Arc::from(name) });
         }
-        let leaf = certificate::parse(leaf_der).map_err(|reason| VerifyError::Malformed { what: LEAF, reason })?;
+        let leaf = certificate::parse(leaf_der).map_err(|reason| malformed(LEAF, &reason))?;
         let now = Timestamp::from(now);
 
         let candidates = self.candidates(others, now)?;
@@ -100,8 +100,7 @@ impl State {
             }
         }
         for der in presented {
-            let pin = SpkiPin::of_certificate(der)
-                .map_err(|error| VerifyError::Malformed { what: CA, reason: error.to_string() })?;
+            let pin = SpkiPin::of_certificate(der).map_err(|error| malformed(CA, &error.to_string()))?;
             if !self.by_pin.contains_key(&pin) {
                 continue;
             }
@@ -131,7 +130,7 @@ impl State {
 
 /// May a certificate with a pinned key end a chain at `now`? Gives the end of its life.
 fn check_anchor(der: &CertificateDer<'_>, now: Timestamp) -> Result<Timestamp, VerifyError> {
-    let parsed = certificate::parse(der).map_err(|reason| VerifyError::Malformed { what: CA, reason })?;
+    let parsed = certificate::parse(der).map_err(|reason| malformed(CA, &reason))?;
     check_time(&parsed, CA, now)?;
     certificate::may_issue(&parsed).map_err(|problem| VerifyError::Chain {
         reason: match problem {
@@ -184,7 +183,7 @@ impl<'a> Path<'a> {
         let mut anchors = Vec::new();
         for candidate in candidates {
             let mut anchor = webpki::anchor_from_trusted_cert(candidate.der)
-                .map_err(|error| VerifyError::Malformed { what: CA, reason: format!("{error:?}") })?;
+                .map_err(|error| malformed(CA, &format!("{error:?}")))?;
             // A pin says more than a name constraint could, and webpki refuses every constraint on URIs, which is
             // what the anchors that sidecars get carry.
             anchor.name_constraints = None;
@@ -269,7 +268,7 @@ impl State {
         now: Timestamp,
     ) -> VerifyError {
         use webpki::Error as E;
-        let reason = format!("{error:?}");
+        let reason = quoted(&format!("{error:?}"));
         #[expect(clippy::wildcard_enum_match_arm, reason = "webpki adds variants; what is not named is a bad chain")]
         match error {
             E::UnknownIssuer => self.not_pinned(leaf, others),
@@ -301,9 +300,7 @@ impl State {
             | E::UnsupportedSignatureAlgorithmContext(_)
             | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_)
             | E::MaximumSignatureChecksExceeded => VerifyError::Signature { reason },
-            E::BadDer | E::BadDerTime | E::TrailingData(_) | E::MalformedExtensions => {
-                VerifyError::Malformed { what: "chain", reason }
-            }
+            E::BadDer | E::BadDerTime | E::TrailingData(_) | E::MalformedExtensions => malformed("chain", &reason),
             _ => VerifyError::Chain { reason },
         }
     }
@@ -405,7 +402,11 @@ pub(crate) fn algorithms() -> &'static [&'static dyn SignatureVerificationAlgori
     webpki::ALL_VERIFICATION_ALGS
 }
 
-/// Text of the other side, cut and without control characters, safe to log.
-fn quoted(text: &str) -> String {
+fn malformed(what: &'static str, reason: &str) -> VerifyError {
+    VerifyError::Malformed { what, reason: quoted(reason) }
+}
+
+/// Text that the other side has a hand in, cut and without control characters, safe to log.
+pub(super) fn quoted(text: &str) -> String {
     text.chars().take(MAX_QUOTED).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
