@@ -8,6 +8,13 @@
     reason = "a test that cannot go on must fail at once"
 )]
 
+mod cacerts;
 mod handshake;
+mod hostile;
+mod issuing;
+mod pki;
 mod reauth;
+mod revocation;
+mod rotation;
+mod stores;
 mod support;

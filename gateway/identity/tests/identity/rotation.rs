@@ -1,0 +1,150 @@
+//! Rotation of the issuing key: at no moment is there a leaf that a peer with the exported pins would refuse (F27).
+
+use std::path::Path;
+
+use eastway_identity::ca::rotate::{self, RotateError, Stage};
+use eastway_identity::ca::{Ca, InitOptions, Root};
+use eastway_identity::{Identity, PeerTrust, TrustStore, VerifyReason};
+
+use crate::support::{Cloud, DAY, noon};
+
+fn options() -> InitOptions {
+    InitOptions { now: noon(), ..InitOptions::new("onprem.example") }
+}
+
+fn identity(cloud: &Cloud, ca: &Ca) -> Identity {
+    ca.issue_identity(&cloud.gateway, DAY, noon()).unwrap()
+}
+
+/// What a peer thinks of a leaf if it holds what `exported` exports.
+fn judge(cloud: &Cloud, exported: &Ca, identity: &Identity) -> Result<(), VerifyReason> {
+    let peer = PeerTrust { pins: exported.pins(), ..cloud.peer() };
+    let trust = TrustStore::new(vec![peer]).unwrap();
+    trust.verify(identity.chain(), noon(), Some("onprem")).map(drop).map_err(|error| error.reason())
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn f27_old_and_new_overlap_from_end_to_end() {
+    for shared in [false, true] {
+        let corp = Cloud::new("corp");
+        let cloud = if shared { Cloud::under("onprem", corp.dir.path()) } else { Cloud::new("onprem") };
+        let root = if shared { Root::Shared(corp.dir.path().to_owned()) } else { Root::Own };
+        let dir = cloud.dir.path();
+        let before = names(dir);
+        let old_leaf = identity(&cloud, &cloud.ca);
+        assert_eq!(rotate::stage(dir).unwrap(), Stage::Idle);
+
+        // Announced: both pins are exported, the old key issues. Peers that have not read the new export lose nothing.
+        let begun = rotate::begin(dir, &InitOptions { root, ..options() }).unwrap();
+        assert_eq!(begun.pin(), cloud.ca.pin());
+        let next = begun.pins()[1];
+        assert_eq!(rotate::stage(dir).unwrap(), Stage::Begun { next });
+        assert_eq!(begun.bundle_pem().matches("BEGIN CERTIFICATE").count(), 2);
+        judge(&cloud, &cloud.ca, &identity(&cloud, &begun)).unwrap();
+
+        // Active: peers with the announced pins accept leaves of both.
+        let active = rotate::activate(dir, noon()).unwrap();
+        assert_eq!(active.pins(), [next, cloud.ca.pin()]);
+        let new_leaf = identity(&cloud, &active);
+        for exported in [&begun, &active] {
+            judge(&cloud, exported, &old_leaf).unwrap();
+            judge(&cloud, exported, &new_leaf).unwrap();
+        }
+        assert_eq!(judge(&cloud, &cloud.ca, &new_leaf), Err(VerifyReason::PeerIdentityConflict));
+        let roots = if shared { 1 } else { 2 };
+        assert_eq!(active.roots().len(), roots, "workloads trust both roots meanwhile");
+        assert_eq!(rotate::stage(dir).unwrap(), Stage::Activated { previous: cloud.ca.pin(), since: noon().into() });
+
+        // Finished, once the last old leaf is gone.
+        let early = rotate::finish(dir, noon() + DAY / 2, false).unwrap_err();
+        assert_eq!(
+            early.to_string(),
+            "leaves of the previous CA may live until 2030-03-18T17:46:40Z (clock says 2030-03-18T05:46:40Z); finish then, \
+             or force it to cut them"
+        );
+        let done = rotate::finish(dir, noon() + DAY, false).unwrap();
+        assert_eq!(done.pins(), [next]);
+        assert_eq!(judge(&cloud, &done, &old_leaf), Err(VerifyReason::PeerIdentityConflict));
+        judge(&cloud, &done, &new_leaf).unwrap();
+        assert_eq!(rotate::stage(dir).unwrap(), Stage::Idle);
+        assert_eq!(names(dir), before, "nothing is left behind");
+    }
+}
+
+#[test]
+fn steps_out_of_order_change_nothing() {
+    let cloud = Cloud::new("onprem");
+    let dir = cloud.dir.path();
+    let wrong = |result: Result<Ca, RotateError>| match result {
+        Err(RotateError::Stage { found, .. }) => found,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(wrong(rotate::activate(dir, noon())), "no rotation is announced; begin one");
+    assert_eq!(wrong(rotate::finish(dir, noon(), true)), "no rotation is under way");
+    rotate::begin(dir, &options()).unwrap();
+    assert_eq!(wrong(rotate::begin(dir, &options())), "a rotation is announced; activate it");
+    assert_eq!(wrong(rotate::finish(dir, noon(), true)), "the announced rotation is not active yet; activate it");
+    rotate::activate(dir, noon()).unwrap();
+    assert_eq!(wrong(rotate::begin(dir, &options())), "a rotation is not finished; finish it");
+    assert_eq!(wrong(rotate::activate(dir, noon())), "it is active already; finish it");
+    assert_eq!(rotate::finish(dir, noon(), true).unwrap().pins().len(), 1);
+}
+
+#[test]
+fn an_activation_cut_off_anywhere_leaves_a_whole_ca_and_can_be_run_again() {
+    // The states between the renames of `activate`, as a crash would leave them.
+    for files_copied in 0..=4 {
+        let cloud = Cloud::new("onprem");
+        let dir = cloud.dir.path();
+        let begun = rotate::begin(dir, &options()).unwrap();
+        let next = begun.pins()[1];
+        let all = ["ca-key.pem", "cert-chain.pem", "root-cert.pem", "ca-cert.pem"];
+        std::fs::create_dir(dir.join("previous")).unwrap();
+        for name in all {
+            std::fs::copy(dir.join(name), dir.join("previous").join(name)).unwrap();
+        }
+        std::fs::write(dir.join("ca-cert.pem.new"), "half").unwrap();
+        for name in &all[..files_copied] {
+            std::fs::copy(dir.join("next").join(name), dir.join(name)).unwrap();
+        }
+        let cut = Ca::load_at(dir, noon()).unwrap();
+        assert_eq!(cut.pins(), [next, cloud.ca.pin()], "after {files_copied} files");
+        judge(&cloud, &begun, &identity(&cloud, &cut)).unwrap();
+
+        let resumed = rotate::activate(dir, noon()).unwrap();
+        assert_eq!(resumed.pins(), [next, cloud.ca.pin()]);
+        rotate::finish(dir, noon(), true).unwrap();
+        let rest: Vec<_> = names(dir).into_iter().filter(|name| !all.contains(&name.as_str())).collect();
+        assert!(rest.is_empty(), "{rest:?}");
+    }
+}
+
+#[test]
+fn a_next_ca_that_is_broken_does_not_take_over() {
+    let cloud = Cloud::new("onprem");
+    let dir = cloud.dir.path();
+    rotate::begin(dir, &options()).unwrap();
+    std::fs::write(dir.join("next/cert-chain.pem"), "").unwrap();
+    std::fs::copy(dir.join("ca-key.pem"), dir.join("next/ca-key.pem")).unwrap();
+    let error = rotate::activate(dir, noon()).unwrap_err().to_string();
+    assert!(error.contains("ca-key.pem does not belong to ca-cert.pem"), "{error}");
+    assert_eq!(Ca::load_at(dir, noon()).unwrap().pin(), cloud.ca.pin());
+}
+
+#[test]
+fn a_kubernetes_secret_is_left_to_its_writer() {
+    let cloud = Cloud::new("onprem");
+    let dir = tempfile::tempdir().unwrap();
+    for (from, to) in [("ca-cert.pem", "tls.crt"), ("ca-key.pem", "tls.key"), ("root-cert.pem", "ca.crt")] {
+        std::fs::copy(cloud.dir.path().join(from), dir.path().join(to)).unwrap();
+    }
+    assert!(matches!(rotate::begin(dir.path(), &options()), Err(RotateError::Layout { .. })));
+    assert_eq!(names(dir.path()), ["ca.crt", "tls.crt", "tls.key"]);
+}
