@@ -328,10 +328,9 @@ impl ExportSession {
                 }
             }
         }
-        // A listing may not come before its service.
-        if self.dirty.is_empty() {
-            bytes += self.add_endpoints(snapshot, &mut update, bytes);
-        }
+        // Services that change without end must not keep endpoints waiting.
+        let room = self.limits.chunk_bytes.saturating_sub(bytes).max(self.limits.chunk_bytes / 4);
+        bytes += self.add_endpoints(snapshot, &mut update, room);
         if bytes == 0 {
             return false;
         }
@@ -340,15 +339,16 @@ impl ExportSession {
         true
     }
 
-    fn add_endpoints(&mut self, snapshot: &Snapshot, update: &mut wire::Update, already: usize) -> usize {
+    /// Adds parts of listings and changed endpoints, about `room` bytes.
+    fn add_endpoints(&mut self, snapshot: &Snapshot, update: &mut wire::Update, room: usize) -> usize {
         let mut bytes = 0;
-        while already + bytes < self.limits.chunk_bytes
+        while bytes < room
             && let Some(key) = self.dirty_endpoints.pop_first()
         {
+            // Endpoints of a service follow the service: it may be exported later.
             let Some(subscription) = self.subscriptions.get_mut(&key).filter(|_| self.sent.has(&key)) else { continue };
             let Some(service) = snapshot.export_to(&self.peer, &key) else { continue };
-            let room = self.limits.chunk_bytes.saturating_sub(already + bytes);
-            if let Some(part) = subscription.next_part(&key, &service.endpoints, room) {
+            if let Some(part) = subscription.next_part(&key, &service.endpoints, room - bytes) {
                 bytes += part.encoded_len();
                 update.endpoints.push(part);
             }

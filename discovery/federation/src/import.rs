@@ -302,7 +302,8 @@ impl ImportSession {
         }
         self.sequence = self.sequence.max(sequence);
         if !awaited && !next {
-            return self.resync("OUT_OF_SEQUENCE", now, actions);
+            self.resync("OUT_OF_SEQUENCE", now, actions);
+            return self.flush(table, now, actions);
         }
         match body {
             FromExporter::Unchanged(_) => self.unchanged(table, now, actions),

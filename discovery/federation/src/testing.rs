@@ -242,7 +242,6 @@ impl Pair {
         decoder.next_message().unwrap().unwrap()
     }
 
-    #[expect(dead_code, reason = "for the tests that come with the next change")]
     /// Hands the importer a message that no exporter of ours would send.
     pub(crate) fn forge(&mut self, body: wire::exporter_message::Body) {
         let actions = self.import.handle(&mut self.table, wire::ExporterMessage { body: Some(body) }, self.now);

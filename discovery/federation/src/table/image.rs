@@ -5,6 +5,8 @@
 //! or an old backup leaves there, reading it gives a whole table or an error (fault F20). Every
 //! record is checked again like one from the peer: rules may have changed meanwhile.
 
+use std::time::Duration;
+
 use eastway_model::rules::PeerRules;
 use eastway_model::{ClusterName, ServiceKey, UnixMillis};
 use eastway_proto::federation::v1 as wire;
@@ -17,7 +19,7 @@ use super::{ImportTable, Source, Subscribed};
 use crate::convert::{
     EncodedService, endpoint_to_wire, key_from_wire, key_to_wire, record_from_wire, service_from_wire,
 };
-use crate::limits::Limits;
+use crate::limits::{Limits, Now};
 use crate::reject::RejectReason;
 
 const MAGIC: &[u8; 8] = b"EWIMPORT";
@@ -40,6 +42,9 @@ pub enum ImageError {
     /// Whole, but not of this peer.
     #[error("snapshot rejected: it is of another peer")]
     OtherPeer,
+    /// The peer was last heard longer ago than its `withdrawAfter`.
+    #[error("snapshot rejected: the peer was last heard {0:?} ago")]
+    Withdrawn(Duration),
 }
 
 impl ImportTable {
@@ -76,12 +81,17 @@ impl ImportTable {
         peer: ClusterName,
         rules: &PeerRules,
         limits: Limits,
+        now: Now,
     ) -> Result<Self, ImageError> {
         let body = body_of(image)?;
         let body = wire::ImportImage::decode(body).map_err(|_| ImageError::Checksum)?;
         let wire::ImportImage { peer: of, epoch, sequence, heard_at_ms, untracked, services, endpoints } = body;
         if of != peer.as_str() {
             return Err(ImageError::OtherPeer);
+        }
+        let away = now.wall.since(UnixMillis(heard_at_ms));
+        if away > rules.withdraw_after {
+            return Err(ImageError::Withdrawn(away));
         }
         let mut table = Self::new(cluster, peer, limits);
         table.heard_at = UnixMillis(heard_at_ms);

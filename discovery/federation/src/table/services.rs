@@ -190,6 +190,12 @@ impl Staging {
         Self { buckets, services: BTreeMap::new(), newcomers: Vec::new(), untracked: false, over_quota: false }
     }
 
+    /// Services that wait for the end.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.services.len()
+    }
+
     /// Reads one record; `services` is what the table holds.
     pub(crate) fn take(
         &mut self,
