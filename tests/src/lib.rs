@@ -17,9 +17,12 @@
     reason = "this is test code: a panic is a verdict"
 )]
 
+pub mod load;
+pub mod mesh;
 pub mod relay;
 pub mod run;
 
+pub mod servers;
 pub mod until;
 
 pub use eastway::demo::lab;

@@ -22,7 +22,7 @@ pub use self::run::{Role, RunOptions};
 use exit::Failure;
 
 /// Variables that commands read; others that begin with `EASTWAY_` are mistakes.
-const VARIABLES: [&str; 6] = [
+const VARIABLES: [&str; 7] = [
     "EASTWAY_CONFIG",
     "EASTWAY_ADMIN",
     "EASTWAY_LOG_LEVEL",
@@ -30,6 +30,8 @@ const VARIABLES: [&str; 6] = [
     // Set by the demo for its own processes, and by system tests.
     crate::demo::stage::LAB_FOLDER,
     "EASTWAY_BIN",
+    // Set by the Makefile for everything it runs.
+    "EASTWAY_TOOLS",
 ];
 
 /// Joins services of several clouds without a VPN

@@ -19,10 +19,16 @@ use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 
 pub mod bookinfo;
+mod browser;
+mod failover;
 mod inside;
 pub mod lab;
+mod live;
 pub mod names;
+mod report;
+mod script;
 pub mod stage;
+mod story;
 
 use lab::Isolation;
 

@@ -209,6 +209,15 @@ impl Call {
             Outcome::Error(_) => None,
         }
     }
+
+    /// Why there is no answer.
+    #[must_use]
+    pub fn error(&self) -> Option<&str> {
+        match &self.outcome {
+            Outcome::Answer(_) => None,
+            Outcome::Error(error) => Some(error),
+        }
+    }
 }
 
 impl Answer {

@@ -1,14 +1,24 @@
 //! The process inside: builds the clouds, then runs the script or the live table.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::io::Write;
+use std::net::TcpListener;
+use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::ValueEnum;
+use tokio::signal::unix::{SignalKind, signal};
 
-use super::Output;
-use super::lab::Isolation;
+use super::lab::cloud::Cloud;
+use super::lab::{Isolation, Lab};
+use super::report::{CloudReport, GatewayReport, LinkReport, Report, Step};
+use super::script::Script;
+use super::story::Story;
+use super::{Output, THIS_BINARY, browser, live};
 
 /// Arguments of the hidden command `demo-lab`.
 #[derive(Debug, clap::Parser)]
@@ -50,7 +60,142 @@ fn value_name(value: &impl ValueEnum) -> String {
 
 /// Runs it.
 pub(super) fn run(args: Args) -> Result<ExitCode> {
-    let started = UNIX_EPOCH + Duration::from_micros(args.started);
-    let Args { isolation, reason, once, output, .. } = args;
-    bail!("not built yet: {isolation:?} {reason:?} {once} {output:?} {started:?}")
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(until_told_to_stop(args))
+}
+
+async fn until_told_to_stop(args: Args) -> Result<ExitCode> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let browser = handed_in()?;
+    let lab = match args.isolation {
+        Isolation::Namespaces => Lab::in_namespaces(Path::new(THIS_BINARY)).await?,
+        Isolation::Loopback => Lab::on_loopback(Path::new(THIS_BINARY)).await?,
+    };
+    let mut story = None;
+    let result = tokio::select! {
+        result = perform(&args, lab, browser, &mut story) => result,
+        _ = terminate.recv() => Ok(ExitCode::from(130)),
+    };
+    if let Some(story) = &mut story {
+        if result.is_err() {
+            eprintln!("{}", story.logs());
+        }
+        story.stop().await?;
+    }
+    result
+}
+
+/// The browser's listener, which the outer process made on the host's network.
+fn handed_in() -> Result<TcpListener> {
+    let descriptor = std::io::stdin().as_fd().try_clone_to_owned().context("no listener was handed in")?;
+    Ok(TcpListener::from(descriptor))
+}
+
+/// `kept` outlives a cancelled performance, so that its clouds can be stopped in order.
+async fn perform(args: &Args, lab: Lab, browser: TcpListener, kept: &mut Option<Story>) -> Result<ExitCode> {
+    let start = UNIX_EPOCH + Duration::from_micros(args.started);
+    eprintln!("starting three clouds ({})", value_name(&args.isolation));
+    let story = kept.insert(Story::prepare(lab).await?);
+    story.start().await?;
+    eprintln!("three clouds run after {} ms", milliseconds_since(start));
+    let script = Script::new(story);
+    let first = script.first_answer(start).await?;
+    eprintln!("first answer across clouds after {} ms", first.as_millis());
+    if !args.once {
+        let url = browser::serve(story, browser)?;
+        eprintln!("productpage for your browser: {url} (Ctrl-C ends the demo and leaves nothing behind)");
+        live::run(story, &script).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    drop(browser);
+    let steps = script.run(|step| eprintln!("{}", line(step))).await;
+    let ok = steps.iter().all(|step| step.ok);
+    if !ok {
+        eprintln!("{}", story.logs());
+    }
+    let report = Report {
+        version: env!("CARGO_PKG_VERSION"),
+        isolation: args.isolation,
+        isolation_reason: args.reason.clone(),
+        clouds: clouds(story, &script).await?,
+        first_cross_cloud_answer_ms: first.as_secs_f64() * 1000.0,
+        steps,
+        requests: script.requests(),
+    };
+    print(args.output, &report)?;
+    Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn milliseconds_since(start: SystemTime) -> u128 {
+    start.elapsed().unwrap_or_default().as_millis()
+}
+
+fn line(step: &Step) -> String {
+    format!("{:4} {:16} {}", if step.ok { "ok" } else { "FAIL" }, step.name, step.detail)
+}
+
+fn print(output: Output, report: &Report) -> Result<()> {
+    let mut text = match output {
+        Output::Json => serde_json::to_string_pretty(report)?,
+        Output::Table => live::summary(report),
+    };
+    text.push('\n');
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    Ok(stdout.flush()?)
+}
+
+async fn clouds(story: &Story, script: &Script<'_>) -> Result<Vec<CloudReport>> {
+    let mut reports = Vec::new();
+    for (cloud, ready) in story.clouds.iter().zip(&story.ready) {
+        reports.push(cloud_report(story, cloud, *ready, script).await?);
+    }
+    Ok(reports)
+}
+
+async fn cloud_report(story: &Story, cloud: &Cloud, ready: Duration, script: &Script<'_>) -> Result<CloudReport> {
+    let (mut routes, mut ways_out) = (Vec::new(), BTreeMap::new());
+    if story.lab.isolation() == Isolation::Namespaces {
+        routes = cloud.net().routes().await?;
+        for other in story.clouds.iter().filter(|other| other.name() != cloud.name()) {
+            for gateway in other.net().gateways() {
+                let reason = cloud.net().no_route_to(gateway.wan).await?;
+                ways_out.insert(gateway.wan, reason.unwrap_or_else(|| "there is a route".to_owned()));
+            }
+        }
+    }
+    let status = cloud.status(0).await?;
+    let process = cloud.gateway(0)?;
+    Ok(CloudReport {
+        name: cloud.name().to_owned(),
+        inbound: cloud.advertised().first().cloned(),
+        inbound_guard: (!cloud.is_inbound()).then(|| story.edge_guard.clone()),
+        pod_range: cloud.net().pod_range(),
+        vip_range: cloud.net().vip_range(),
+        pods: script.pods_of(cloud).await?,
+        routes,
+        ways_out,
+        gateway: GatewayReport {
+            version: status.version,
+            pid: process.pid(),
+            rss_bytes: process.rss()?,
+            ready_ms: ready.as_secs_f64() * 1000.0,
+            links: links(cloud).await?,
+        },
+    })
+}
+
+/// The live links of a cloud's gateway.
+pub(super) async fn links(cloud: &Cloud) -> Result<Vec<LinkReport>> {
+    let peers = cloud.peers(0).await?;
+    let of_peer = |peer: crate::admin::views::PeerView| {
+        peer.links.into_iter().map(move |link| LinkReport {
+            peer: peer.name.clone(),
+            remote: link.remote,
+            transport: link.transport,
+            dialled: link.dialled,
+            rtt_ms: link.rtt_us.map(|rtt| Duration::from_micros(rtt).as_secs_f64() * 1000.0),
+        })
+    };
+    Ok(peers.into_iter().flat_map(of_peer).collect())
 }

@@ -29,24 +29,42 @@ pub struct Client {
 }
 
 impl Client {
-    /// Calls `service` and says how it went.
+    /// Calls `service` by its name and says how it went.
     pub async fn call(&self, service: Service) -> Call {
+        self.call_as(&service.fqdn(), service).await
+    }
+
+    /// Calls `service` by another name that leads to it.
+    pub async fn call_as(&self, name: &str, service: Service) -> Call {
         let started = Instant::now();
-        let name = service.fqdn();
         let mut address = None;
         let attempt = async {
-            let found = names::address_of(self.dns, &name).await?;
+            let found = names::address_of(self.dns, name).await?;
             address = Some(found);
-            get(self.source, SocketAddr::new(found, PORT), &name, service.path()).await
+            get(self.source, SocketAddr::new(found, PORT), name, service.path()).await
         };
-        let ended = tokio::time::timeout(PATIENCE, attempt).await;
-        let ended = ended.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {PATIENCE:?}")));
-        let outcome = match ended {
-            Ok(answer) => Outcome::Answer(Box::new(answer)),
-            Err(error) => Outcome::Error(format!("{error:#}")),
-        };
-        Call { name, address, ms: started.elapsed().as_secs_f64() * 1000.0, outcome }
+        let outcome = settle(attempt).await;
+        Call { name: name.to_owned(), address, ms: milliseconds(started), outcome }
     }
+
+    /// Calls `service` at the address of its pod, as those do who are beside it.
+    pub async fn call_at(&self, address: SocketAddr, service: Service) -> Call {
+        let started = Instant::now();
+        let outcome = settle(get(self.source, address, service.name(), service.path())).await;
+        Call { name: service.name().to_owned(), address: Some(address.ip()), ms: milliseconds(started), outcome }
+    }
+}
+
+async fn settle(attempt: impl Future<Output = Result<Answer>>) -> Outcome {
+    let ended = tokio::time::timeout(PATIENCE, attempt).await;
+    match ended.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {PATIENCE:?}"))) {
+        Ok(answer) => Outcome::Answer(Box::new(answer)),
+        Err(error) => Outcome::Error(format!("{error:#}")),
+    }
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1000.0
 }
 
 /// Asks the service at `to` for `path`, from the address `source`.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use eastway_identity::ca::{Ca, InitOptions};
 use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -31,7 +32,7 @@ pub struct CloudSpec {
     pub number: u8,
     /// Gateway replicas, 1 to [`super::net::MAX_REPLICAS`].
     pub replicas: u8,
-    /// Whether its peers know an address of it.
+    /// Whether it listens on the WAN and its peers know where.
     pub inbound: bool,
     /// Changes to each gateway's main file ([`files::merge`]).
     pub settings: Value,
@@ -179,15 +180,21 @@ impl Cloud {
         let spec = GatewaySpec {
             cluster: self.spec.name.clone(),
             replica,
-            link: gateway.wan,
+            link: self.link_listener(gateway.wan),
             advertise: self.advertised(),
             inside: gateway.inside,
             operator: self.operator(replica)?.1,
             vip_ranges: vec![self.net.vip_range()],
+            loopback: self.isolation == Isolation::Loopback,
         };
         let mut value = spec.value();
         files::merge(&mut value, &self.spec.settings);
         Ok(value)
+    }
+
+    /// Where a gateway's link listens: a cloud without an inbound address does not listen on the WAN at all.
+    fn link_listener(&self, wan: IpAddr) -> IpAddr {
+        if self.spec.inbound || self.isolation == Isolation::Loopback { wan } else { IpAddr::from([127, 0, 0, 1]) }
     }
 
     /// Writes its `services.yaml`.
@@ -417,7 +424,9 @@ impl Cloud {
 
 /// Makes a CA for the cluster and returns its pin.
 fn init_ca(folder: &Path, cluster: &str) -> Result<String> {
-    bail!("no CA for {cluster} in {} yet", folder.display())
+    let options = InitOptions::new(&files::trust_domain(cluster));
+    let ca = Ca::init(folder, &options).with_context(|| format!("make the CA of {cluster}"))?;
+    Ok(ca.pin().to_string())
 }
 
 fn run_arguments(config: &Path, roles: &str) -> Vec<OsString> {

@@ -122,6 +122,8 @@ pub struct GatewaySpec {
     pub operator: IpAddr,
     /// Ranges of virtual addresses.
     pub vip_ranges: Vec<String>,
+    /// Whether endpoints are on loopback addresses.
+    pub loopback: bool,
 }
 
 /// Port of the link.
@@ -146,7 +148,7 @@ impl GatewaySpec {
     #[must_use]
     pub fn value(&self) -> Value {
         let at = |address: IpAddr, port: u16| std::net::SocketAddr::new(address, port).to_string();
-        json!({
+        let mut value = json!({
             "apiVersion": API_VERSION,
             "kind": "GatewayConfig",
             "cluster": self.cluster,
@@ -168,7 +170,11 @@ impl GatewaySpec {
             "policies": "./policies",
             "vip": {"ranges": self.vip_ranges, "owner": self.replica == 0},
             "state": format!("./state-{}", self.replica),
-        })
+        });
+        if self.loopback {
+            set(&mut value, "allowLoopback", json!(true));
+        }
+        value
     }
 }
 
@@ -204,13 +210,13 @@ pub fn traffic_policy(namespace: &str, service: &str, spec: &Value) -> Value {
     value
 }
 
-/// A `kind: AccessPolicy` file that lets the given clusters reach `services` of `namespace` from that
-/// namespace.
+/// A `kind: AccessPolicy` file that lets the given service accounts (cluster, account) of `namespace`
+/// reach the services `services` of that namespace.
 #[must_use]
-pub fn access_policy(namespace: &str, name: &str, services: &[&str], clusters: &[&str]) -> Value {
-    let allow: Vec<Value> = clusters
+pub fn access_policy(namespace: &str, name: &str, services: &[&str], allow: &[(&str, &str)]) -> Value {
+    let allow: Vec<Value> = allow
         .iter()
-        .map(|cluster| json!({"cluster": cluster, "namespace": namespace, "serviceAccounts": ["*"]}))
+        .map(|(cluster, account)| json!({"cluster": cluster, "namespace": namespace, "serviceAccounts": [account]}))
         .collect();
     json!({
         "apiVersion": API_VERSION,
@@ -262,4 +268,59 @@ pub fn replace(path: &Path, contents: &[u8]) -> Result<()> {
     let draft = path.with_file_name(format!(".{name}.draft"));
     std::fs::write(&draft, contents).with_context(|| format!("write {}", draft.display()))?;
     std::fs::rename(&draft, path).with_context(|| format!("rename to {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gateway(loopback: bool) -> Value {
+        let address = if loopback { [127, 1, 2, 1] } else { [198, 51, 100, 11] };
+        GatewaySpec {
+            cluster: "onprem".to_owned(),
+            replica: 0,
+            link: address.into(),
+            advertise: vec!["198.51.100.11:15443".to_owned()],
+            inside: if loopback { [127, 1, 0, 1].into() } else { [10, 244, 0, 1].into() },
+            operator: [127, 0, 0, 1].into(),
+            vip_ranges: vec![if loopback { "127.65.0.0/16" } else { "242.0.0.0/16" }.to_owned()],
+            loopback,
+        }
+        .value()
+    }
+
+    /// What a lab writes is what users may write: no more leniency than the parser's.
+    #[test]
+    fn main_files_are_accepted() {
+        for loopback in [false, true] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("gateway.yaml");
+            for inner in ["peers", "policies"] {
+                std::fs::create_dir(folder.path().join(inner)).unwrap();
+            }
+            write(&folder.path().join("services.yaml"), &service_list(&[], &[])).unwrap();
+            write(&path, &gateway(loopback)).unwrap();
+            let loaded = crate::config::load(&path).unwrap_or_else(|errors| panic!("{errors}"));
+            assert_eq!(loaded.settings.cluster.as_str(), "onprem");
+        }
+    }
+
+    #[test]
+    fn merge_changes_adds_and_removes_at_any_depth() {
+        let mut value = json!({"a": {"b": 1, "c": 2}, "d": [1]});
+        merge(&mut value, &json!({"a": {"b": null, "e": {"f": 3}}, "d": [2]}));
+        assert_eq!(value, json!({"a": {"c": 2, "e": {"f": 3}}, "d": [2]}));
+        merge(&mut value, &Value::Null);
+        assert_eq!(value["d"], json!([2]));
+    }
+
+    #[test]
+    fn replaced_files_are_never_half_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file.yaml");
+        replace(&path, b"one").unwrap();
+        replace(&path, b"two").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
 }

@@ -1,0 +1,321 @@
+//! An open-loop HTTP client that forgives nothing.
+//!
+//! Requests are sent at a fixed rate, whether or not earlier ones have been answered: half on a new
+//! connection each, half on kept-alive connections. Nothing is ever retried. A refusal, a reset, a
+//! status other than 200, a short or altered body and an answer later than [`PATIENCE`] are failures,
+//! each recorded with its time. The one thing that is none: a server may close a kept-alive connection
+//! while nothing is asked of it (RFC 9112 §9.3); a client that sees that before it sends opens another.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::lab::place::Place;
+use crate::servers::body;
+
+/// Longest wait for an answer, the connection's set-up included.
+pub const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What to ask, from where, how often.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// The client's address.
+    pub source: IpAddr,
+    /// Where to, usually a virtual address.
+    pub target: SocketAddr,
+    /// Requests per second.
+    pub rate: u32,
+    /// Bytes of each answer.
+    pub size: usize,
+}
+
+/// A load that runs until it is stopped.
+#[derive(Debug)]
+pub struct Load {
+    stop: watch::Sender<bool>,
+    record: Arc<Mutex<Record>>,
+    task: JoinHandle<()>,
+    started: Instant,
+}
+
+/// What became of the requests.
+#[derive(Clone, Debug, Default)]
+pub struct Record {
+    /// Requests sent.
+    pub sent: u64,
+    /// Requests answered as they should be.
+    pub ok: u64,
+    /// The others.
+    pub failures: Vec<Failure>,
+    /// Answers by the name of the server.
+    pub by_server: BTreeMap<String, u64>,
+    /// New connections.
+    pub connections: u64,
+    /// Slowest good answer.
+    pub slowest: Duration,
+}
+
+/// A request that failed.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// When it was sent, since the start of the load.
+    pub sent: Duration,
+    /// When it failed, since the start of the load.
+    pub failed: Duration,
+    /// Whether its connection had carried requests before.
+    pub kept_alive: bool,
+    /// Why.
+    pub reason: String,
+}
+
+impl Record {
+    /// Fails unless every request was answered.
+    ///
+    /// # Errors
+    /// The failures, with raw counts.
+    pub fn none_failed(&self) -> Result<()> {
+        ensure!(self.sent > 0, "nothing was sent");
+        self.failed_only(|_| false)
+    }
+
+    /// Fails if a request failed that is not `excused`.
+    ///
+    /// # Errors
+    /// The failures, with raw counts.
+    pub fn failed_only(&self, excused: impl Fn(&Failure) -> bool) -> Result<()> {
+        let bad: Vec<&Failure> = self.failures.iter().filter(|failure| !excused(failure)).collect();
+        let shown: Vec<&&Failure> = bad.iter().take(5).collect();
+        ensure!(bad.is_empty(), "{} of {} requests failed: {shown:#?}", bad.len(), self.sent);
+        Ok(())
+    }
+}
+
+impl Load {
+    /// Starts sending at `place`.
+    #[must_use]
+    pub fn start(place: &Place, plan: Plan) -> Self {
+        let (stop, stopped) = watch::channel(false);
+        let record = Arc::new(Mutex::new(Record::default()));
+        let started = Instant::now();
+        let task = place.spawn(send(plan, Arc::clone(&record), stopped, started));
+        Self { stop, record, task, started }
+    }
+
+    /// Time since the start, as [`Failure`]s count it.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// What became of the requests so far.
+    #[must_use]
+    pub fn so_far(&self) -> Record {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sends no more, waits for the last answers.
+    ///
+    /// # Errors
+    /// The load itself broke.
+    pub async fn stop(self) -> Result<Record> {
+        self.stop.send_replace(true);
+        self.task.await.context("the load broke")?;
+        let record = self.record.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Ok(record)
+    }
+}
+
+type Idle = Arc<Mutex<Vec<Connection>>>;
+
+async fn send(plan: Plan, record: Arc<Mutex<Record>>, mut stopped: watch::Receiver<bool>, started: Instant) {
+    let idle: Idle = Arc::default();
+    let mut requests = JoinSet::new();
+    let mut clock = tokio::time::interval(Duration::from_secs_f64(1.0 / f64::from(plan.rate)));
+    // Open loop: a client that was held up makes up for it.
+    clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
+    for id in 0_u64.. {
+        tokio::select! {
+            _ = clock.tick() => {}
+            _ = stopped.changed() => break,
+        }
+        lock(&record).sent += 1;
+        requests.spawn(one(plan, id, Arc::clone(&idle), Arc::clone(&record), started));
+        while requests.try_join_next().is_some() {}
+    }
+    requests.join_all().await;
+}
+
+fn lock(record: &Mutex<Record>) -> std::sync::MutexGuard<'_, Record> {
+    record.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn one(plan: Plan, id: u64, idle: Idle, record: Arc<Mutex<Record>>, started: Instant) {
+    let sent = started.elapsed();
+    let keep = id.is_multiple_of(2);
+    let reused = if keep { usable(&idle) } else { None };
+    let kept_alive = reused.is_some();
+    let exchange = async {
+        let mut connection = match reused {
+            Some(connection) => connection,
+            None => {
+                lock(&record).connections += 1;
+                Connection::open(plan).await?
+            }
+        };
+        let server = connection.ask(id, plan.size).await?;
+        anyhow::Ok((connection, server))
+    };
+    let result = tokio::time::timeout(PATIENCE, exchange).await;
+    let took = started.elapsed().saturating_sub(sent);
+    let result = result.unwrap_or_else(|_| bail!("no answer within {PATIENCE:?}"));
+    match result {
+        Ok((connection, server)) => {
+            if keep {
+                idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+            }
+            let mut record = lock(&record);
+            record.ok += 1;
+            record.slowest = record.slowest.max(took);
+            *record.by_server.entry(server).or_default() += 1;
+        }
+        Err(error) => {
+            let failure = Failure { sent, failed: started.elapsed(), kept_alive, reason: format!("{error:#}") };
+            lock(&record).failures.push(failure);
+        }
+    }
+}
+
+/// A kept connection that the server has not closed.
+fn usable(idle: &Idle) -> Option<Connection> {
+    let mut idle = idle.lock().unwrap_or_else(PoisonError::into_inner);
+    loop {
+        let connection = idle.pop()?;
+        if connection.is_open() {
+            return Some(connection);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Connection {
+    read: BufReader<OwnedReadHalf>,
+    write: OwnedWriteHalf,
+}
+
+impl Connection {
+    async fn open(plan: Plan) -> Result<Self> {
+        let stream = connect(plan.source, plan.target).await.context("connect")?;
+        let (read, write) = stream.into_split();
+        Ok(Self { read: BufReader::new(read), write })
+    }
+
+    /// Whether the server has neither closed nor reset it. A reset is left for the request to meet.
+    fn is_open(&self) -> bool {
+        !matches!(self.read.get_ref().try_read(&mut [0]), Ok(0))
+    }
+
+    async fn ask(&mut self, id: u64, size: usize) -> Result<String> {
+        let request = format!("GET /{id}/{size} HTTP/1.1\r\nhost: test\r\n\r\n");
+        self.write.write_all(request.as_bytes()).await.context("send")?;
+        let mut line = String::new();
+        self.read.read_line(&mut line).await.context("read status")?;
+        ensure!(line.starts_with("HTTP/1.1 200 "), "status line {line:?}");
+        let (mut server, mut length) = (String::new(), None);
+        loop {
+            line.clear();
+            self.read.read_line(&mut line).await.context("read header")?;
+            match line.trim_end().split_once(": ") {
+                Some(("server", name)) => name.clone_into(&mut server),
+                Some(("content-length", text)) => length = text.parse().ok(),
+                Some(_) => {}
+                None if line == "\r\n" => break,
+                None => bail!("header cut short: {line:?}"),
+            }
+        }
+        ensure!(length == Some(size), "length {length:?} instead of {size}");
+        let mut content = vec![0; size];
+        self.read.read_exact(&mut content).await.context("read body")?;
+        ensure!(content == body(id, size), "altered body");
+        Ok(server)
+    }
+}
+
+/// One request on a new connection; gives the name of the server. Must run at the client's place.
+///
+/// # Errors
+/// As for every request of a [`Load`].
+pub async fn ask_once(source: IpAddr, target: SocketAddr, size: usize) -> Result<String> {
+    let plan = Plan { source, target, rate: 1, size };
+    let exchange = async { Connection::open(plan).await?.ask(fastrand::u64(..), size).await };
+    tokio::time::timeout(PATIENCE, exchange).await.with_context(|| format!("no answer within {PATIENCE:?}"))?
+}
+
+/// A TCP connection from `source` to `target`. Must run at the client's place.
+///
+/// # Errors
+/// The connection is refused.
+pub async fn connect(source: IpAddr, target: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = if target.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if source.is_ipv4() == target.is_ipv4() {
+        socket.bind(SocketAddr::new(source, 0))?;
+    }
+    let stream = socket.connect(target).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::servers::{Habit, Server};
+
+    async fn bench(last: u8) -> (Place, Plan) {
+        let place = Place::host("load").await.unwrap();
+        let target = SocketAddr::from(([127, 201, 0, last], 8080));
+        let source = IpAddr::from([127, 201, 1, last]);
+        (place, Plan { source, target, rate: 500, size: 3000 })
+    }
+
+    #[tokio::test]
+    async fn counts_every_answer_and_keeps_half_of_the_connections() {
+        let (place, plan) = bench(1).await;
+        let server = Server::start(&place, plan.target, "s1", Habit::Http).await.unwrap();
+        let load = Load::start(&place, plan);
+        while load.so_far().ok < 300 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let record = load.stop().await.unwrap();
+        record.none_failed().unwrap();
+        assert_eq!((record.sent, record.by_server["s1"]), (record.ok, record.ok));
+        assert!(record.connections >= record.sent / 2 && record.connections < record.sent * 3 / 4, "{record:?}");
+        assert_eq!(server.accepted(), record.connections);
+    }
+
+    #[tokio::test]
+    async fn forgives_neither_refusals_nor_silence() {
+        let (place, plan) = bench(2).await;
+        let load = Load::start(&place, plan);
+        while load.so_far().failures.len() < 5 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let error = load.stop().await.unwrap().none_failed().unwrap_err().to_string();
+        assert!(error.contains("connect: Connection refused"), "{error}");
+
+        let _server = Server::start(&place, plan.target, "s2", Habit::Silent).await.unwrap();
+        let load = Load::start(&place, Plan { rate: 5, ..plan });
+        while load.so_far().failures.is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let failure = load.stop().await.unwrap().failures.remove(0);
+        assert!(failure.reason.contains("no answer within 2s"), "{failure:?}");
+        assert!(failure.failed - failure.sent >= PATIENCE);
+    }
+}
