@@ -1,5 +1,5 @@
 //! The command line as users meet it: the real binary, its exit codes and its words.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "support/fake_gateway.rs"]
 mod fake_gateway;
