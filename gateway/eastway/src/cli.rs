@@ -3,6 +3,7 @@
 //! Commands that ask (`status`, `describe`, …) read the admin port of a running gateway; nothing here reaches into
 //! its memory. Errors are one line: what, where, why, what to do.
 
+mod ca;
 mod check;
 mod client;
 mod config;
@@ -67,6 +68,11 @@ enum Command {
     Gateway(run::RoleArgs),
     /// Run the controller role alone: the only one that writes to the Kubernetes API
     Controller(run::RoleArgs),
+    /// Run the ca role alone, or make a CA: the only role that holds the CA key
+    Ca(ca::CaArgs),
+    /// Check configuration files
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
     /// Show a running gateway as a whole
     Status(show::StatusArgs),
     /// Show peers: state, links, what crosses
@@ -109,6 +115,8 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Run(args) => run::run(args),
         Command::Gateway(args) => run::role(Role::Gateway, args),
         Command::Controller(args) => run::role(Role::Controller, args),
+        Command::Ca(args) => ca::run(args),
+        Command::Config(command) => config::run(&command),
         Command::Status(args) => show::status(&args),
         Command::Peers(args) => show::peers(&args),
         Command::Services(args) => show::services(&args),

@@ -102,7 +102,7 @@ fn help_and_version_succeed_on_standard_output() {
 
 #[test]
 fn help_teaches() {
-    for command in ["", "run", "check", "describe"] {
+    for command in ["", "run", "ca", "check", "describe"] {
         let mut arguments: Vec<&str> = Vec::from_iter((!command.is_empty()).then_some(command));
         arguments.push("--help");
         let name = if command.is_empty() { "eastway" } else { command };
@@ -129,6 +129,86 @@ fn every_code_can_be_explained() {
         one.starts_with("EW302 (error): no answer to UDP from …\n") && one.contains("  do:  open UDP 15443"),
         "{one}"
     );
+}
+
+const CONFIG: &str = "\
+apiVersion: eastway.dev/v1alpha1
+kind: GatewayConfig
+cluster: onprem
+trust:
+  domain: onprem.example
+";
+
+/// A folder with a good `gateway.yaml`.
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("gateway.yaml"), CONFIG).unwrap();
+    folder
+}
+
+fn run_in(folder: &tempfile::TempDir, arguments: &[&str]) -> Output {
+    eastway().current_dir(folder.path()).args(arguments).output().unwrap()
+}
+
+#[test]
+fn a_bad_file_is_exit_code_2_everywhere() {
+    let folder = folder();
+    std::fs::write(folder.path().join("bad.yaml"), format!("{CONFIG}lissten: {{}}\ncluster: b\n")).unwrap();
+    std::fs::create_dir(folder.path().join("folder.yaml")).unwrap();
+    for command in [&["config", "check"][..], &["run", "--check"], &["ca", "init"], &["status"], &["check"]] {
+        for file in ["missing.yaml", "folder.yaml"] {
+            let output = run_in(&folder, &[command, &["--config", file]].concat());
+            assert_eq!(output.status.code(), Some(2), "{command:?} {file}: {}", stderr(&output));
+            assert_one_line(&output, &format!("{command:?} {file}"));
+            assert!(stderr(&output).contains(file), "{command:?}: {}", stderr(&output));
+        }
+        let output = run_in(&folder, &[command, &["--config", "bad.yaml"]].concat());
+        assert_eq!(output.status.code(), Some(2), "{command:?}: {}", stderr(&output));
+        let text = stderr(&output);
+        assert!(text.contains("did you mean listen?") && text.contains("bad.yaml:6:1"), "{text}");
+        let last = text.lines().last().unwrap();
+        assert!(last.starts_with("error: bad.yaml cannot be used: "), "{text}");
+    }
+}
+
+#[test]
+fn config_check_says_good_and_speaks_json() {
+    let folder = folder();
+    let output = run_in(&folder, &["config", "check", "--config", "gateway.yaml"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).contains("gateway.yaml: good, cluster onprem"), "{}", stdout(&output));
+    std::fs::write(folder.path().join("gateway.yaml"), "cluster: 5\n").unwrap();
+    let output = run_in(&folder, &["config", "check", "--config", "gateway.yaml", "-o", "json"]);
+    assert_eq!(output.status.code(), Some(2));
+    let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(report.get("usable"), Some(&serde_json::Value::Bool(false)));
+    assert!(!report.get("diagnostics").unwrap().as_array().unwrap().is_empty());
+}
+
+#[test]
+fn c5_ca_init_makes_a_ca_once() {
+    let folder = folder();
+    let output = run_in(&folder, &["ca", "init", "--config", "gateway.yaml"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = stdout(&output);
+    assert!(text.contains("for onprem.example") && text.contains("pin  sha256:"), "{text}");
+    assert!(!text.contains("PRIVATE"), "{text}");
+    let key = folder.path().join("cacerts/ca-key.pem");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&key).unwrap().permissions());
+    assert_eq!(mode & 0o077, 0, "the key is for its owner only");
+    let before = std::fs::read(&key).unwrap();
+    let output = run_in(&folder, &["ca", "init", "--config", "gateway.yaml"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_one_line(&output, "a second init");
+    assert_eq!(std::fs::read(&key).unwrap(), before, "an existing CA was touched");
+    // Without a configuration file, and in spite of the variable that names one.
+    let arguments = ["ca", "init", "--dir", "other", "--trust-domain", "gke.example"];
+    let output =
+        eastway().current_dir(folder.path()).env("EASTWAY_CONFIG", "missing.yaml").args(arguments).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let output = run_in(&folder, &["ca", "init", "--dir", "third", "--trust-domain", "Not A Domain"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_one_line(&output, "a bad trust domain");
 }
 
 #[test]

@@ -1,0 +1,135 @@
+//! `eastway ca`: the role, and the CA folder by hand.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
+
+use clap::{Args, Subcommand, ValueEnum};
+use eastway_identity::Ca;
+use eastway_identity::ca::{InitOptions, KeyKind, Root};
+
+use super::config::ConfigFile;
+use super::exit::Failure;
+use super::output::print;
+use super::run::{self, Role, RoleArgs};
+
+/// Arguments of `eastway ca`.
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "\
+Examples:
+  eastway ca init --config gateway.yaml      make the CA that `trust` describes
+  eastway ca --config gateway.yaml           run the ca role alone
+
+The ca role is the only process that reads the CA key. Istio's `cacerts` folders work as they are."
+)]
+pub(super) struct CaArgs {
+    #[command(subcommand)]
+    command: Option<CaCommand>,
+    #[command(flatten)]
+    role: Option<RoleArgs>,
+}
+
+/// `eastway ca …`
+#[derive(Debug, Subcommand)]
+enum CaCommand {
+    /// Make a new CA in the folder `trust.cacerts`
+    #[command(after_help = "\
+Examples:
+  eastway ca init --config gateway.yaml
+  eastway ca init --dir ./cacerts --trust-domain onprem.example
+  eastway ca init --config gateway.yaml --shared-root ./root    clusters that share a root, as with Istio
+
+An existing CA is never overwritten. Keep the key: whoever has it is this cluster.")]
+    Init(InitArgs),
+}
+
+/// Where a CA folder is.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+struct Folder {
+    /// The GatewayConfig file; its `trust` names folder and trust domain
+    #[arg(long, short, value_name = "FILE", env = "EASTWAY_CONFIG")]
+    config: Option<PathBuf>,
+    /// The folder; the configuration file is not read then
+    #[arg(long, value_name = "FOLDER", requires = "trust_domain")]
+    dir: Option<PathBuf>,
+    /// Trust domain for --dir, e.g. onprem.example
+    #[arg(long, value_name = "DOMAIN", requires = "dir")]
+    trust_domain: Option<String>,
+}
+
+impl Folder {
+    /// Folder and trust domain.
+    fn resolve(&self) -> Result<(PathBuf, String), Failure> {
+        if let (Some(dir), Some(domain)) = (&self.dir, &self.trust_domain) {
+            return Ok((dir.clone(), domain.clone()));
+        }
+        let Some(path) = &self.config else {
+            return Err(Failure::usage("--config FILE is required, or --dir FOLDER with --trust-domain DOMAIN"));
+        };
+        let settings = ConfigFile::at(path).load()?.settings;
+        Ok((settings.trust.cacerts.clone(), settings.trust.domain.to_string()))
+    }
+}
+
+/// Arguments of `eastway ca init`.
+#[derive(Debug, Args)]
+struct InitArgs {
+    #[command(flatten)]
+    folder: Folder,
+    /// Sign the new CA by the CA or root in this folder instead of by itself
+    #[arg(long, value_name = "FOLDER")]
+    shared_root: Option<PathBuf>,
+    /// Life of the CA's certificate, e.g. 5years or 90days
+    #[arg(long, value_name = "DURATION", default_value = "5years", value_parser = humantime::parse_duration)]
+    lifetime: Duration,
+    /// Kind of its key
+    #[arg(long, value_enum, default_value_t, value_name = "KIND")]
+    key: Key,
+}
+
+/// Kinds of keys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Key {
+    /// ECDSA on P-256: small, fast, accepted by everything
+    #[default]
+    P256,
+    /// ECDSA on P-384
+    P384,
+}
+
+pub(super) fn run(args: CaArgs) -> Result<(), Failure> {
+    match (args.command, args.role) {
+        (Some(CaCommand::Init(args)), _) => init(&args),
+        (None, Some(role)) => run::role(Role::Ca, role),
+        (None, None) => Err(Failure::usage("--config FILE is required; see `eastway ca --help`")),
+    }
+}
+
+fn init(args: &InitArgs) -> Result<(), Failure> {
+    let (dir, trust_domain) = args.folder.resolve()?;
+    let options = InitOptions {
+        key: match args.key {
+            Key::P256 => KeyKind::P256,
+            Key::P384 => KeyKind::P384,
+        },
+        root: args.shared_root.clone().map_or(Root::Own, Root::Shared),
+        lifetime: args.lifetime,
+        ..InitOptions::new(&trust_domain)
+    };
+    let ca = Ca::init(&dir, &options).map_err(|error| Failure::failed(&error))?;
+    print(&summary(&ca, &dir, &trust_domain))
+}
+
+fn summary(ca: &Ca, dir: &Path, trust_domain: &str) -> String {
+    let mut text = format!("made a CA for {trust_domain} in {}\n", dir.display());
+    text.push_str(&format!("  pin  {}\n", ca.pin()));
+    text.push_str(&format!("  ends {}\n", humantime::format_rfc3339_seconds(ca.not_after().max(UNIX_EPOCH))));
+    for warning in ca.warnings() {
+        text.push_str(&format!("  warning: {warning}\n"));
+    }
+    text.push_str("next: run the gateway, and give the output of `eastway peer export` to the other side\n");
+    text
+}
