@@ -107,3 +107,57 @@ pub(crate) fn ca_constraints(path_len: Option<u8>) -> Vec<u8> {
         None => sequence(&[TRUE]),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use x509_parser::prelude::FromDer;
+    use x509_parser::time::ASN1Time;
+
+    use super::*;
+
+    #[test]
+    fn lengths_are_minimal() {
+        for (length, head) in [
+            (0, vec![0x04, 0x00]),
+            (127, vec![0x04, 0x7f]),
+            (128, vec![0x04, 0x81, 0x80]),
+            (255, vec![0x04, 0x81, 0xff]),
+            (256, vec![0x04, 0x82, 0x01, 0x00]),
+            (65_536, vec![0x04, 0x83, 0x01, 0x00, 0x00]),
+        ] {
+            let written = tlv(OCTET_STRING, &vec![7; length]);
+            assert_eq!(&written[..head.len()], head, "{length}");
+            assert_eq!(written.len(), head.len() + length);
+        }
+    }
+
+    #[test]
+    fn integers_are_positive_and_minimal() {
+        assert_eq!(unsigned(&[]), [2, 1, 0]);
+        assert_eq!(unsigned(&[0, 0]), [2, 1, 0]);
+        assert_eq!(unsigned(&[0, 0x7f]), [2, 1, 0x7f]);
+        assert_eq!(unsigned(&[0x80]), [2, 2, 0, 0x80]);
+        assert_eq!(unsigned(&[1, 0]), [2, 2, 1, 0]);
+    }
+
+    #[test]
+    fn named_bits_have_no_trailing_zeros() {
+        assert_eq!(named_bits(&[0]), [3, 2, 7, 0x80]);
+        assert_eq!(named_bits(&[5, 6]), [3, 2, 1, 0x06]);
+    }
+
+    #[test]
+    fn times_change_their_form_in_2050() {
+        // 2049-12-31T23:59:59Z
+        let last = Timestamp::from_unix(2_524_607_999);
+        let first = last.plus(Duration::from_secs(1));
+        assert_eq!(time(last), [&[0x17, 13][..], b"491231235959Z"].concat());
+        assert_eq!(time(first), [&[0x18, 15][..], b"20500101000000Z"].concat());
+        for at in [Timestamp::from_unix(0), last, first, Timestamp::from_unix(i64::MAX)] {
+            let (_, read) = ASN1Time::from_der(&time(at)).unwrap();
+            assert_eq!(read.timestamp(), at.unix());
+        }
+    }
+}

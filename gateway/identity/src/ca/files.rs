@@ -152,7 +152,7 @@ fn certificates(
     }
     let certificates: Vec<_> = blocks
         .iter()
-        .filter(|block| matches!(block.label.as_str(), "CERTIFICATE" | "X509 CERTIFICATE"))
+        .filter(|block| block.is_certificate())
         .map(|block| CertificateDer::from(block.der.to_vec()))
         .collect();
     match certificates.len() {

@@ -72,9 +72,8 @@ pub(super) fn check(
             }
             // Whatever scope the list claims for itself: what it lists is revoked.
             _ if listed => return Err(Problem::Revoked),
+            Err(webpki::Error::CertRevoked) => return Err(Problem::Revoked),
             Ok(()) => covered = true,
-            // Another certificate of this path, which is judged in its own turn.
-            Err(webpki::Error::CertRevoked) => covered = true,
             Err(webpki::Error::CrlExpired { next_update, .. }) => {
                 let seconds = i64::try_from(next_update.as_secs()).unwrap_or(i64::MAX);
                 problem = Some(Problem::Expired { next_update: Timestamp::from_unix(seconds) });

@@ -9,6 +9,8 @@
 )]
 
 mod cacerts;
+mod formats;
+mod garbage;
 mod handshake;
 mod hostile;
 mod issuing;

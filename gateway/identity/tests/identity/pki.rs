@@ -5,9 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use eastway_identity::{CertificateDer, CertificateRevocationListDer, Identity, PrivateKey, SpkiPin};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, CustomExtension, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
-    SerialNumber, SignatureAlgorithm,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CrlDistributionPoint,
+    CrlIssuingDistributionPoint, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber, SignatureAlgorithm,
 };
 
 use crate::support::{DAY, noon};
@@ -82,6 +82,25 @@ impl Authority {
         made: SystemTime,
         life: Duration,
     ) -> CertificateRevocationListDer<'static> {
+        self.make_crl(serials, made, life, None)
+    }
+
+    /// A revocation list that claims to be for certificates of one distribution point.
+    pub(crate) fn scoped_crl(&self, serials: &[u64], uri: &str) -> CertificateRevocationListDer<'static> {
+        let scope = CrlIssuingDistributionPoint {
+            distribution_point: CrlDistributionPoint { uris: vec![uri.to_owned()] },
+            scope: None,
+        };
+        self.make_crl(serials, noon() - DAY, 30 * DAY, Some(scope))
+    }
+
+    fn make_crl(
+        &self,
+        serials: &[u64],
+        made: SystemTime,
+        life: Duration,
+        issuing_distribution_point: Option<CrlIssuingDistributionPoint>,
+    ) -> CertificateRevocationListDer<'static> {
         let revoked = serials.iter().map(|serial| RevokedCertParams {
             serial_number: SerialNumber::from(*serial),
             revocation_time: made.into(),
@@ -92,7 +111,7 @@ impl Authority {
             this_update: made.into(),
             next_update: (made + life).into(),
             crl_number: SerialNumber::from(1_u64),
-            issuing_distribution_point: None,
+            issuing_distribution_point,
             revoked_certs: revoked.collect(),
             key_identifier_method: KeyIdMethod::Sha256,
         };

@@ -191,3 +191,40 @@ fn unreadable_lists_are_named() {
     let error = crl::load(&dir.path().join("absent")).unwrap_err().to_string();
     assert!(error.starts_with("crl: cannot read "), "{error}");
 }
+
+#[test]
+fn serial_numbers_are_compared_whatever_their_first_bit() {
+    for serial in [1, 0x7f, 0x80, 0xff, 0x100, 0x8000, u64::MAX, u64::MAX >> 1] {
+        let root = Authority::root("root", |_| {});
+        let issuing = root.child("issuing", |p| p.serial_number = Some(SerialNumber::from(serial)));
+        let revoked = issuing.leaf(GATEWAY, |p| p.serial_number = Some(SerialNumber::from(serial))).under(&[&issuing]);
+        // By webpki's reading at the leaf, by ours for a list whose scope excludes it and for the pinned CA.
+        let plain = issuing.crl(&[serial], noon() - DAY, MONTH);
+        let scoped = issuing.scoped_crl(&[serial], "http://crl.example/other");
+        let above = root.crl(&[serial], noon() - DAY, MONTH);
+        for list in [plain, scoped, above] {
+            let store = trust(&issuing, vec![list]);
+            assert_eq!(
+                store.verify(&revoked, noon(), None).unwrap_err().reason(),
+                VerifyReason::CertRevoked,
+                "{serial}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_list_for_another_distribution_point_still_revokes_what_it_names() {
+    let ca = Authority::root("onprem", |_| {});
+    let elsewhere = |serial: u64| {
+        ca.leaf(GATEWAY, |p| {
+            p.serial_number = Some(SerialNumber::from(serial));
+            p.crl_distribution_points =
+                vec![rcgen::CrlDistributionPoint { uris: vec!["http://crl.example/mine".to_owned()] }];
+        })
+        .under(&[&ca])
+    };
+    let store = trust(&ca, vec![ca.scoped_crl(&[0xc8], "http://crl.example/other")]);
+    assert_eq!(store.verify(&elsewhere(0xc8), noon(), None).unwrap_err().reason(), VerifyReason::CertRevoked);
+    store.verify(&elsewhere(9), noon(), None).unwrap();
+}
