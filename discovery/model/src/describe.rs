@@ -1,11 +1,17 @@
 //! Explains a routing decision by the engine that makes it.
 
+use std::fmt;
+
 use crate::endpoint::Subset;
 use crate::import::Conflict;
 use crate::name::{ClusterName, ServiceKey};
 use crate::routing::plan::{Level, Plan, Row, Standing};
-use crate::routing::{RouteError, RouteRequest};
+use crate::routing::{self, PickReject, PickRequest, RouteError, RouteRequest};
+use crate::service::SessionAffinity;
 use crate::store::Snapshot;
+
+/// Most endpoints that are listed for a candidate.
+pub const MAX_ENDPOINTS_SHOWN: usize = 200;
 
 /// Where connections to a service would go, and why nowhere else.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -41,12 +47,29 @@ pub struct ExplainedCandidate {
     pub local: bool,
     /// Labels that its endpoints must have.
     pub subset: Subset,
-    /// Of all connections, 0 to 100.
+    /// Of all connections, 0 to 100. Shares of all candidates add up to 100.
     pub share_percent: f64,
+    /// Endpoints that are ready.
+    pub ready: u64,
+    /// Endpoints that drain.
+    pub draining: u64,
     /// The cluster is down; nothing better is left.
     pub stale: bool,
-    /// Only draining endpoints are left.
-    pub draining: bool,
+    /// Single endpoints, at most [`MAX_ENDPOINTS_SHOWN`]: all of them in this cluster; in a peer
+    /// those we subscribed to.
+    pub endpoints: Vec<ExplainedEndpoint>,
+}
+
+/// An endpoint of a candidate.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainedEndpoint {
+    /// Its id.
+    pub id: String,
+    /// Of all connections to the service, in an idle service. None: its owner decides.
+    pub share_percent: Option<f64>,
+    /// Why it gets none.
+    pub reason: Option<PickReject>,
 }
 
 /// A cluster and subset that gets none.
@@ -79,8 +102,26 @@ pub enum RejectReason {
     PeerDown,
     /// No endpoint is ready.
     NoReadyEndpoint,
+    /// The failover order does not have the cluster.
+    NotInFailover,
     /// This cluster, or one nearer, is preferred.
     FartherAway,
+}
+
+impl fmt::Display for RejectReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::WeightZero => "its split has weight 0",
+            Self::OtherCluster => "its split names another cluster",
+            Self::NotRequested => "the request names another cluster",
+            Self::PortNotOffered => "the cluster does not have this port",
+            Self::SubsetNotFound => "no endpoint has these labels",
+            Self::PeerDown => "no link to the cluster",
+            Self::NoReadyEndpoint => "no endpoint is ready",
+            Self::NotInFailover => "the policy's failover order leaves the cluster out",
+            Self::FartherAway => "a nearer cluster has ready endpoints",
+        })
+    }
 }
 
 /// Explains where a connection would go. Never fails: errors are part of the explanation.
@@ -97,13 +138,18 @@ pub fn explain(snapshot: &Snapshot, key: &ServiceKey, request: &RouteRequest<'_>
         conflicts: Vec::new(),
         sticky: false,
     };
+    // An endpoint id is one of a cluster; without a name, of this one.
+    let cluster = request.cluster.or(request.endpoint.map(|_| snapshot.cluster()));
+    let request = &RouteRequest { cluster, ..*request };
     let Some(import) = snapshot.import(key) else {
-        explanation.error = Some(RouteError::UnknownService.to_string());
+        let unexported = snapshot.local(key).is_some();
+        let hint = if unexported { ": it exists in this cluster, but is not exported" } else { "" };
+        explanation.error = Some(format!("{}{hint}", RouteError::UnknownService));
         return explanation;
     };
     explanation.conflicts.clone_from(&import.conflicts);
     explanation.policy = import.policy.as_ref().map(|policy| format!("{}/{}", key.namespace, policy.name));
-    explanation.sticky = import.session_affinity != crate::service::SessionAffinity::None;
+    explanation.sticky = import.session_affinity != SessionAffinity::None;
     let mut plan = match Plan::new(snapshot.cluster(), import, request) {
         Ok(plan) => plan,
         Err(error) => {
@@ -112,50 +158,93 @@ pub fn explain(snapshot: &Snapshot, key: &ServiceKey, request: &RouteRequest<'_>
         }
     };
     let level = plan.compute();
-    let shares = plan.shares();
-    if shares.is_empty() {
+    if plan.shares().is_empty() {
         explanation.error = Some(RouteError::NoEndpoints.to_string());
     }
-    let total: u64 = shares.iter().map(|share| share.weight).sum();
-    for share in shares {
-        let (cluster, subset) = plan.names(*share);
-        let percent = share.weight as f64 * 100.0 / total as f64;
-        let known =
-            explanation.candidates.iter_mut().find(|known| known.cluster == *cluster && known.subset == *subset);
-        match known {
-            Some(known) => known.share_percent += percent,
-            None => explanation.candidates.push(ExplainedCandidate {
-                cluster: cluster.clone(),
-                local: cluster == snapshot.cluster(),
-                subset: subset.clone(),
-                share_percent: percent,
-                stale: level == Level::Stale,
-                draining: level == Level::Draining,
-            }),
-        }
+    explanation.candidates = candidates(snapshot, &plan, level);
+    for candidate in &mut explanation.candidates {
+        candidate.endpoints = endpoints(snapshot, key, request, candidate);
     }
-    explanation.candidates.sort_by(|a, b| b.share_percent.total_cmp(&a.share_percent));
-    for (row, _, part, standing) in plan.table() {
-        let cluster = part.cluster.as_ref().unwrap_or(snapshot.cluster());
-        let taken =
-            explanation.candidates.iter().any(|known| known.cluster == *cluster && known.subset == **row.subset);
-        if !taken {
-            let reason = reason(row, plan.fits(row, part), standing);
-            let (cluster, subset) = (cluster.clone(), row.subset.as_ref().clone());
-            explanation.rejected.push(Rejected { cluster, subset, reason });
-        }
-    }
+    explanation.rejected = rejected(snapshot, &plan, &explanation.candidates);
     explanation
 }
 
-fn reason(row: &Row<'_>, fits: bool, standing: &Standing) -> RejectReason {
+fn candidates(snapshot: &Snapshot, plan: &Plan<'_>, level: Level) -> Vec<ExplainedCandidate> {
+    let total: u64 = plan.shares().iter().map(|share| share.weight).sum();
+    let mut candidates: Vec<ExplainedCandidate> = Vec::new();
+    for share in plan.shares() {
+        let (cluster, subset, standing) = plan.detail(*share);
+        let share_percent = share.weight as f64 * 100.0 / total as f64;
+        match candidates.iter_mut().find(|known| known.cluster == *cluster && known.subset == *subset) {
+            Some(known) => known.share_percent += share_percent,
+            None => candidates.push(ExplainedCandidate {
+                cluster: cluster.clone(),
+                local: cluster == snapshot.cluster(),
+                subset: subset.clone(),
+                share_percent,
+                ready: standing.ready_endpoints,
+                draining: standing.draining,
+                stale: level == Level::Stale,
+                endpoints: Vec::new(),
+            }),
+        }
+    }
+    candidates.sort_by(|a, b| b.share_percent.total_cmp(&a.share_percent));
+    candidates
+}
+
+fn endpoints(
+    snapshot: &Snapshot,
+    key: &ServiceKey,
+    request: &RouteRequest<'_>,
+    candidate: &ExplainedCandidate,
+) -> Vec<ExplainedEndpoint> {
+    if !candidate.local {
+        let part = snapshot.import(key).and_then(|import| import.part(Some(&candidate.cluster)));
+        let known = part.iter().flat_map(|part| part.endpoints.iter()).take(MAX_ENDPOINTS_SHOWN);
+        let explained = |id: &str| ExplainedEndpoint { id: id.to_owned(), share_percent: None, reason: None };
+        return known.map(|endpoint| explained(endpoint.id)).collect();
+    }
+    let Some(service) = snapshot.local(key) else { return Vec::new() };
+    let request = PickRequest {
+        protocol: request.protocol,
+        zone: request.zone,
+        endpoint: request.endpoint,
+        ..PickRequest::tcp(request.port, &candidate.subset)
+    };
+    let assessed = routing::assess(service, &request);
+    let total: u64 = assessed.iter().filter_map(|(_, weight)| weight.ok()).map(u64::from).sum();
+    let share = |weight: u32| candidate.share_percent * f64::from(weight) / total as f64;
+    let explained = assessed.into_iter().take(MAX_ENDPOINTS_SHOWN).map(|(endpoint, weight)| ExplainedEndpoint {
+        id: endpoint.endpoint.id.to_string(),
+        share_percent: weight.ok().map(share),
+        reason: weight.err(),
+    });
+    explained.collect()
+}
+
+/// What the splits ask for and no candidate is.
+fn rejected(snapshot: &Snapshot, plan: &Plan<'_>, candidates: &[ExplainedCandidate]) -> Vec<Rejected> {
+    let mut rejected: Vec<Rejected> = Vec::new();
+    for (row, part, standing) in plan.table() {
+        let cluster = part.cluster.as_ref().unwrap_or(snapshot.cluster());
+        let taken = candidates.iter().any(|known| known.cluster == *cluster && known.subset == **row.subset);
+        if !taken {
+            let reason = reason(row, standing, plan.fits(row, part), plan.left_out_of_failover(part));
+            rejected.push(Rejected { cluster: cluster.clone(), subset: row.subset.as_ref().clone(), reason });
+        }
+    }
+    rejected
+}
+
+fn reason(row: &Row<'_>, standing: &Standing, fits: bool, left_out: bool) -> RejectReason {
     if row.weight == 0 {
         RejectReason::WeightZero
     } else if standing.excluded {
         RejectReason::NotRequested
     } else if !standing.port {
         RejectReason::PortNotOffered
-    } else if !standing.subset {
+    } else if !standing.subset && !row.subset.is_empty() {
         RejectReason::SubsetNotFound
     } else if standing.stale {
         RejectReason::PeerDown
@@ -163,6 +252,8 @@ fn reason(row: &Row<'_>, fits: bool, standing: &Standing) -> RejectReason {
         RejectReason::NoReadyEndpoint
     } else if !fits {
         RejectReason::OtherCluster
+    } else if left_out {
+        RejectReason::NotInFailover
     } else {
         RejectReason::FartherAway
     }

@@ -9,7 +9,8 @@ mod pick;
 pub(crate) mod plan;
 
 pub use affinity::affinity_key;
-pub use pick::{PickError, PickRequest, pick_endpoint};
+pub(crate) use pick::assess;
+pub use pick::{PickError, PickReject, PickRequest, pick_endpoint};
 
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};

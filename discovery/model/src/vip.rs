@@ -57,9 +57,9 @@ impl VipRange {
     /// the subnet-router anycast address (IPv6, RFC 4291 §2.6.1).
     #[must_use]
     pub fn capacity(&self) -> u64 {
-        let bits = if self.is_ipv4() { 32 } else { 128 } - u32::from(self.prefix);
-        let reserved = if self.is_ipv4() { 2 } else { 1 };
-        1_u64.checked_shl(bits).unwrap_or(u64::MAX).saturating_sub(reserved)
+        let (bits, reserved) = if self.is_ipv4() { (32, 2) } else { (128, 1) };
+        let all = 1_u128.checked_shl(bits - u32::from(self.prefix)).unwrap_or(u128::MAX);
+        u64::try_from(all - reserved).unwrap_or(u64::MAX)
     }
 
     /// The address at `index`, 0 being the first that may be given out.

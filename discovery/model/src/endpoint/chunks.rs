@@ -83,12 +83,24 @@ impl<C: Chunk> ChunkList<C> {
         Arc::ptr_eq(&self.inner, &other.inner)
     }
 
+    /// Whether both have equal items. Chunks that are shared cost nothing.
+    pub(super) fn equal<'a>(&'a self, other: &'a Self, same: impl Fn(C::Item<'a>, C::Item<'a>) -> bool) -> bool {
+        if self.same(other) || self.len() != other.len() {
+            return self.len() == other.len();
+        }
+        if self.inner.starts != other.inner.starts {
+            return self.iter().zip(other.iter()).all(|(a, b)| same(a, b));
+        }
+        let mut pairs = self.inner.chunks.iter().zip(&other.inner.chunks);
+        pairs.all(|(a, b)| Arc::ptr_eq(a, b) || items(&**a).zip(items(&**b)).all(|(a, b)| same(a, b)))
+    }
+
     pub(super) fn chunks(&self) -> &[Arc<C>] {
         &self.inner.chunks
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = C::Item<'_>> {
-        self.inner.chunks.iter().flat_map(|chunk| (0..chunk.len()).filter_map(move |index| chunk.get(index)))
+        self.inner.chunks.iter().flat_map(|chunk| items(&**chunk))
     }
 
     /// The item with this id.
@@ -147,20 +159,22 @@ impl<C: Chunk> ChunkList<C> {
         chunks.extend(self.inner.chunks.iter().skip(copied).cloned());
         if chunks.len() > 8 && chunks.len() * (MAX_CHUNK / 4) > chunks.iter().map(|chunk| chunk.len()).sum() {
             // Removals left the chunks nearly empty; pack them again.
-            let items: Vec<C::Item<'_>> =
-                chunks.iter().flat_map(|chunk| (0..chunk.len()).filter_map(move |index| chunk.get(index))).collect();
+            let items: Vec<C::Item<'_>> = chunks.iter().flat_map(|chunk| items(&**chunk)).collect();
             return Self::of_sorted(&items);
         }
         Self::of_chunks(chunks)
     }
 }
 
+fn items<C: Chunk>(chunk: &C) -> impl Iterator<Item = C::Item<'_>> {
+    (0..chunk.len()).filter_map(|index| chunk.get(index))
+}
+
 /// The items of `chunk` after `edits`, both sorted.
 fn merged<'a, C: Chunk>(chunk: &'a C, edits: &[Edit<'a, C>]) -> Vec<C::Item<'a>> {
     let mut items = Vec::with_capacity(chunk.len() + edits.len());
     let mut edits = edits.iter().peekable();
-    for index in 0..chunk.len() {
-        let Some(item) = chunk.get(index) else { break };
+    for item in self::items(chunk) {
         let id = C::id(&item);
         while let Some((_, added)) = edits.next_if(|(edit, _)| *edit < id) {
             items.extend(added.clone());

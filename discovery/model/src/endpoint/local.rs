@@ -81,9 +81,17 @@ impl LocalEndpoints {
         self.0.same(&other.0)
     }
 
-    /// A copy with these ids replaced (`Some`) or removed (`None`). Edits are sorted by id, each id
-    /// once, and each endpoint has the id it is filed under.
+    /// A copy with these ids replaced (`Some`) or removed (`None`); each endpoint has the id it is
+    /// filed under. Of several edits of an id the last counts.
+    #[must_use]
     pub fn edited(&self, edits: &[(EndpointId, Option<Arc<LocalEndpoint>>)]) -> Self {
+        let sorted;
+        let edits = if edits.is_sorted_by(|a, b| a.0 < b.0) {
+            edits
+        } else {
+            sorted = last_of_each(edits.to_vec());
+            &sorted
+        };
         let edits: Vec<Edit<'_, LocalChunk>> =
             edits.iter().map(|(id, endpoint)| (id.as_str(), endpoint.as_ref())).collect();
         Self(self.0.edited(&edits))
@@ -123,8 +131,7 @@ impl FromIterator<Arc<LocalEndpoint>> for LocalEndpoints {
 
 impl PartialEq for LocalEndpoints {
     fn eq(&self, other: &Self) -> bool {
-        let same = |a: &Arc<LocalEndpoint>, b: &Arc<LocalEndpoint>| Arc::ptr_eq(a, b) || a == b;
-        self.same(other) || (self.len() == other.len() && self.iter().zip(other.iter()).all(|(a, b)| same(a, b)))
+        self.0.equal(&other.0, |a, b| Arc::ptr_eq(a, b) || a == b)
     }
 }
 

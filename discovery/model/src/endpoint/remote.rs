@@ -221,7 +221,7 @@ impl Shapes {
 
 impl PartialEq for RemoteEndpoints {
     fn eq(&self, other: &Self) -> bool {
-        self.same(other) || (self.len() == other.len() && self.iter().eq(other.iter()))
+        self.0.equal(&other.0, |a, b| a == b)
     }
 }
 

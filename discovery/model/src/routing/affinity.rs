@@ -25,23 +25,40 @@ pub(super) fn choose_share(client: u64, plan: &Plan<'_>) -> Option<Share> {
         let hash = subset.iter().fold(fnv(FNV_START, cluster.as_str().as_bytes()), |hash, (key, value)| {
             fnv(fnv(fnv(fnv(hash, b","), key.as_bytes()), b"="), value.as_bytes())
         });
-        score(client, hash, share.weight)
+        Score::new(client, hash, share.weight)
     };
-    let scored = plan.shares().iter().map(|share| (score(share), share));
-    scored.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, share)| *share)
+    let mut scored = plan.shares().iter().map(|share| (score(share), *share));
+    let first = scored.next()?;
+    Some(scored.fold(first, |best, next| if next.0.beats(&best.0) { next } else { best }).1)
 }
 
-/// How much a client is drawn to an endpoint.
-pub(super) fn score_endpoint(client: u64, id: &str, weight: u32) -> f64 {
-    score(client, fnv(FNV_START, id.as_bytes()), u64::from(weight))
+/// How much a client is drawn to something: weighted rendezvous, `-weight / ln(u)` with u uniform
+/// in (0, 1). The largest wins with a probability proportional to its weight.
+pub(super) struct Score {
+    /// u, times 2^64.
+    uniform: u64,
+    weight: u64,
 }
 
-/// Weighted rendezvous: `-weight / ln(u)`, u uniform in (0, 1); the largest wins with a probability
-/// proportional to its weight.
-fn score(client: u64, item: u64, weight: u64) -> f64 {
-    const UNIT: f64 = 1.0 / (1_u64 << 53) as f64;
-    let uniform = ((mix(client ^ item) >> 11) as f64 + 0.5) * UNIT;
-    -(weight as f64) / uniform.ln()
+impl Score {
+    fn new(client: u64, item: u64, weight: u64) -> Self {
+        Self { uniform: mix(client ^ item), weight }
+    }
+
+    pub(super) fn of_endpoint(client: u64, id: &str, weight: u32) -> Self {
+        Self::new(client, fnv(FNV_START, id.as_bytes()), u64::from(weight))
+    }
+
+    /// Most weights are equal, and then u alone decides without a logarithm.
+    pub(super) fn beats(&self, other: &Self) -> bool {
+        if self.weight == other.weight { self.uniform > other.uniform } else { self.value() > other.value() }
+    }
+
+    fn value(&self) -> f64 {
+        const UNIT: f64 = 1.0 / (1_u64 << 53) as f64;
+        let uniform = ((self.uniform >> 11) as f64 + 0.5) * UNIT;
+        -(self.weight as f64) / uniform.ln()
+    }
 }
 
 const FNV_START: u64 = 0xcbf2_9ce4_8422_2325;

@@ -1,12 +1,12 @@
 //! The endpoint that takes a connection, chosen by its owner.
 
-use super::affinity::score_endpoint;
+use super::affinity::Score;
 use crate::endpoint::{EndpointId, LocalEndpoint, LocalEndpoints, Subset};
 use crate::service::{LocalService, PortNumber, Protocol};
 
-/// How many endpoints are drawn blindly before all are looked at. With one in four eligible, 16
-/// draws miss in 1 % of all cases.
-const DRAWS: usize = 16;
+/// How many endpoints are drawn blindly before all are looked at: at least these, and one for each
+/// 16 endpoints, so that blind draws never cost more than a small part of the look at all.
+const MIN_DRAWS: usize = 16;
 
 /// What an endpoint is wanted for.
 #[derive(Clone, Copy, Debug)]
@@ -62,20 +62,68 @@ impl<'a> PickRequest<'a> {
 
     /// The best tier the endpoint belongs to.
     fn tier(&self, endpoint: &LocalEndpoint) -> Option<Tier> {
+        self.assess(endpoint).ok()
+    }
+
+    fn assess(&self, endpoint: &LocalEndpoint) -> Result<Tier, PickReject> {
         let LocalEndpoint { endpoint, target_ports, .. } = endpoint;
         let condition = endpoint.condition;
-        let matches = || self.subset.iter().all(|(key, value)| endpoint.subset.get(key) == Some(value));
-        if !(condition.ready || condition.is_draining()) || !target_ports.contains_key(&self.port) || !matches() {
-            return None;
+        if self.endpoint.is_some_and(|id| *id != endpoint.id) {
+            return Err(PickReject::NotRequested);
+        }
+        if !condition.ready && !condition.is_draining() {
+            return Err(PickReject::NotReady);
+        }
+        if !self.subset.iter().all(|(key, value)| endpoint.subset.get(key) == Some(value)) {
+            return Err(PickReject::OtherLabels);
+        }
+        if !target_ports.contains_key(&self.port) {
+            return Err(PickReject::PortNotServed);
         }
         let near = self.zone.is_some() && endpoint.zone.as_deref() == self.zone;
-        Some(match condition.ready {
+        Ok(match condition.ready {
             _ if self.avoid.contains(&endpoint.id) => Tier::Tried,
             true if near => Tier::Near,
             true => Tier::Ready,
             false => Tier::Draining,
         })
     }
+}
+
+/// Why an endpoint takes no connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PickReject {
+    /// It fails its health check, or is on its way out.
+    NotReady,
+    /// It drains, and others are ready.
+    Draining,
+    /// It lies in another zone, and others are ready in the client's.
+    OtherZone,
+    /// It does not have the labels.
+    OtherLabels,
+    /// It does not have the port.
+    PortNotServed,
+    /// It was tried already.
+    Tried,
+    /// The client named another endpoint.
+    NotRequested,
+}
+
+/// For each endpoint its weight among those that connections are shared out to (in an idle
+/// service), or why it gets none: [`pick_endpoint`] without the draw.
+pub(crate) fn assess<'s>(
+    service: &'s LocalService,
+    request: &PickRequest<'_>,
+) -> Vec<(&'s LocalEndpoint, Result<u32, PickReject>)> {
+    let best = service.endpoints.iter().filter_map(|endpoint| request.tier(endpoint)).min();
+    let verdict = |endpoint: &LocalEndpoint| match request.assess(endpoint)? {
+        tier if Some(tier) == best => Ok(endpoint.endpoint.weight.max(1)),
+        Tier::Near | Tier::Ready => Err(PickReject::OtherZone),
+        Tier::Draining => Err(PickReject::Draining),
+        Tier::Tried => Err(PickReject::Tried),
+    };
+    service.endpoints.iter().map(|endpoint| (&**endpoint, verdict(endpoint))).collect()
 }
 
 /// Chooses an endpoint: of two drawn by weight the one with fewer connections for its weight.
@@ -114,11 +162,14 @@ pub fn pick_endpoint<'s>(
 
 /// The endpoint of the best tier with the highest score for this client.
 fn stick<'s>(endpoints: &'s LocalEndpoints, request: &PickRequest<'_>, client: u64) -> Option<&'s LocalEndpoint> {
-    let mut best: Option<(Tier, f64, &LocalEndpoint)> = None;
+    let mut best: Option<(Tier, Score, &LocalEndpoint)> = None;
     for endpoint in endpoints.iter() {
         let Some(tier) = request.tier(endpoint) else { continue };
-        let score = score_endpoint(client, endpoint.endpoint.id.as_str(), endpoint.endpoint.weight);
-        if best.is_none_or(|(best, highest, _)| tier < best || (tier == best && score > highest)) {
+        if best.as_ref().is_some_and(|(best, _, _)| tier > *best) {
+            continue;
+        }
+        let score = Score::of_endpoint(client, endpoint.endpoint.id.as_str(), endpoint.endpoint.weight);
+        if best.as_ref().is_none_or(|(best, highest, _)| tier < *best || score.beats(highest)) {
             best = Some((tier, score, endpoint));
         }
     }
@@ -133,11 +184,12 @@ fn draw_two<'s>(
 ) -> Option<(&'s LocalEndpoint, &'s LocalEndpoint)> {
     let best = if request.zone.is_some() { Tier::Near } else { Tier::Ready };
     let (len, max_weight) = (u64::try_from(endpoints.len()).ok()?, u64::from(endpoints.max_weight()));
-    if len <= DRAWS as u64 || max_weight == 0 {
+    let draws = endpoints.len() / 16;
+    if endpoints.len() <= MIN_DRAWS || max_weight == 0 {
         return None;
     }
     let mut first: Option<&LocalEndpoint> = None;
-    for _ in 0..DRAWS {
+    for _ in 0..draws.max(MIN_DRAWS) {
         let endpoint = endpoints.nth(usize::try_from(draw(len)).ok()?)?;
         let weight = u64::from(endpoint.endpoint.weight);
         if request.tier(endpoint) != Some(best) || (weight < max_weight && draw(max_weight) >= weight) {

@@ -6,7 +6,7 @@ use super::{Candidate, RouteError, RouteRequest, any_subset};
 use crate::endpoint::Subset;
 use crate::import::{Import, ImportPart};
 use crate::name::ClusterName;
-use crate::rules::{ClusterRef, Locality, TrafficPolicy};
+use crate::rules::{ClusterRef, Locality, MAX_WEIGHT, TrafficPolicy};
 
 /// A weight of 1 in a policy, in the units of [`Share::weight`]. Leaves room below for dividing it
 /// among clusters, and above for 32 splits of a million.
@@ -42,7 +42,9 @@ pub(crate) struct Standing {
     /// Weight of its ready endpoints, and of those in the client's zone.
     pub(crate) ready: u64,
     pub(crate) near: u64,
-    /// Endpoints that drain.
+    /// How many are ready.
+    pub(crate) ready_endpoints: u64,
+    /// How many drain.
     pub(crate) draining: u64,
 }
 
@@ -159,6 +161,19 @@ impl<'a> Plan<'a> {
         }
     }
 
+    /// Cluster, labels and standing of a share.
+    pub(crate) fn detail(&self, share: Share) -> (&ClusterName, &Subset, Standing) {
+        let (cluster, subset) = self.names(share);
+        (cluster, subset, self.standing(share.row, share.part))
+    }
+
+    /// Whether a failover order is given that the part is not in.
+    pub(crate) fn left_out_of_failover(&self, part: &ImportPart) -> bool {
+        part.cluster.is_some()
+            && !self.failover.is_empty()
+            && !self.failover.iter().any(|cluster| self.is(cluster, part))
+    }
+
     /// Cluster and labels of a share.
     pub(crate) fn names(&self, share: Share) -> (&ClusterName, &Subset) {
         let cluster = self.import.parts.get(share.part).map_or(self.own, |part| self.name(part));
@@ -166,11 +181,11 @@ impl<'a> Plan<'a> {
     }
 
     /// All rows with the standing of each part, for explanations.
-    pub(crate) fn table(&self) -> impl Iterator<Item = (&Row<'a>, usize, &'a ImportPart, &Standing)> {
+    pub(crate) fn table(&self) -> impl Iterator<Item = (&Row<'a>, &'a ImportPart, &Standing)> {
         let rows = self.rows.iter().take(self.splits).zip(self.table.chunks(self.import.parts.len()));
         rows.flat_map(|(row, standings)| {
-            let parts = self.import.parts.iter().zip(standings).enumerate();
-            parts.map(move |(index, (part, standing))| (row, index, part, standing))
+            let parts = self.import.parts.iter().zip(standings);
+            parts.map(move |(part, standing)| (row, part, standing))
         })
     }
 
@@ -200,15 +215,13 @@ impl<'a> Plan<'a> {
 
     fn share_out(&mut self, level: Level) {
         self.shares.clear();
-        let mut homeless = 0_u64;
+        let mut homeless = false;
         for index in 0..self.splits {
             let Some(row) = self.rows.get(index).copied() else { break };
             let weight = u64::from(row.weight) * UNIT;
-            if weight > 0 && !self.share_row(index, row.pin, weight, level) {
-                homeless += 1;
-            }
+            homeless |= weight > 0 && !self.share_row(index, row.pin, weight, level);
         }
-        if homeless == 0 {
+        if !homeless {
             return;
         }
         // Failing over must not depend on what failed over before: only splits that found a place
@@ -225,24 +238,33 @@ impl<'a> Plan<'a> {
 
     /// Shares `weight` out among the clusters that can serve a row. False: there is none.
     fn share_row(&mut self, row: usize, pin: Option<&ClusterRef>, weight: u64, level: Level) -> bool {
-        let fits = |plan: &Self, part: usize| {
-            let fits = |pin| plan.import.parts.get(part).is_some_and(|part| plan.is(pin, part));
-            pin.is_none_or(fits)
-        };
-        let parts = self.import.parts.len();
-        let strength = |plan: &Self, part: usize| if fits(plan, part) { plan.strength(row, part, level) } else { 0 };
+        if let Some(pin) = pin {
+            return self.give_first(row, std::slice::from_ref(pin), weight, level);
+        }
+        let strength = |plan: &Self, part: usize| plan.strength(row, part, level);
         if self.locality == Locality::PreferLocal {
-            let local = self.import.parts.first().is_some_and(|part| part.cluster.is_none());
-            if local && strength(self, 0) > 0 {
-                self.shares.push(Share { row, part: 0, weight });
+            if self.give_first(row, &[ClusterRef::Local], weight, level) {
                 return true;
             }
-            let near = |plan: &Self, part: usize| strength(plan, part).min(plan.standing(row, part).near);
-            if (0..parts).any(|part| near(self, part) > 0) {
-                return self.divide(row, weight, near);
+            if !self.failover.is_empty() {
+                return self.give_first(row, self.failover, weight, level);
             }
+            let near = |plan: &Self, part: usize| strength(plan, part).min(plan.standing(row, part).near);
+            return self.divide(row, weight, near) || self.divide(row, weight, strength);
         }
         self.divide(row, weight, strength)
+    }
+
+    /// Gives all of `weight` to the first of `clusters` that can serve the row. False: none can.
+    fn give_first(&mut self, row: usize, clusters: &[ClusterRef], weight: u64, level: Level) -> bool {
+        let able = |part: &usize| self.strength(row, *part, level) > 0;
+        let part = clusters.iter().filter_map(|cluster| self.place(cluster)).find(able);
+        self.shares.extend(part.map(|part| Share { row, part, weight }));
+        part.is_some()
+    }
+
+    fn place(&self, cluster: &ClusterRef) -> Option<usize> {
+        self.import.parts.iter().position(|part| self.is(cluster, part))
     }
 
     /// Divides `weight` among the parts in proportion to their strength.
@@ -284,53 +306,33 @@ impl<'a> Plan<'a> {
     /// The clusters of the failover order: first one with the same labels, then one with another
     /// split's, then one with any endpoint. False: there is none.
     fn fail_over_in_order(&mut self, row: usize, weight: u64, level: Level) -> bool {
-        let order = self.failover;
-        let import = self.import;
-        let place = |plan: &Self, cluster: &ClusterRef| import.parts.iter().position(|part| plan.is(cluster, part));
-        for part in order.iter().filter_map(|cluster| place(self, cluster)) {
-            if self.strength(row, part, level) > 0 {
-                self.shares.push(Share { row, part, weight });
-                return true;
-            }
+        if self.give_first(row, self.failover, weight, level) {
+            return true;
         }
-        for (cluster, part) in order.iter().filter_map(|cluster| Some((cluster, place(self, cluster)?))) {
-            let admitted = |plan: &Self, other: usize| match plan.rows.get(other) {
-                Some(row)
-                    if row.pin.is_none_or(|pin| {
-                        pin == cluster || import.parts.get(part).is_some_and(|part| plan.is(pin, part))
-                    }) =>
-                {
-                    if plan.strength(other, part, level) > 0 {
-                        u64::from(row.weight)
-                    } else {
-                        0
-                    }
-                }
-                Some(_) | None => 0,
-            };
-            let total: u64 = (0..self.splits).map(|other| admitted(self, other)).sum();
+        for part in self.failover.iter().filter_map(|cluster| self.place(cluster)) {
+            let weights = |other: usize| self.admitted_weight(other, part, level);
+            let total: u64 = (0..self.splits).map(weights).sum();
             if total == 0 {
                 continue;
             }
             for other in 0..self.splits {
-                let portion = admitted(self, other);
+                let portion = u128::from(self.admitted_weight(other, part, level));
                 if portion > 0 {
-                    let weight = u128::from(weight) * u128::from(portion) / u128::from(total);
-                    let weight = u64::try_from(weight).unwrap_or(u64::MAX).max(1);
-                    self.shares.push(Share { row: other, part, weight });
+                    let weight = u64::try_from(u128::from(weight) * portion / u128::from(total)).unwrap_or(weight);
+                    self.shares.push(Share { row: other, part, weight: weight.max(1) });
                 }
             }
             return true;
         }
         // The row for any endpoint follows the splits, if there is one.
-        let any = self.splits;
-        for part in order.iter().filter_map(|cluster| place(self, cluster)) {
-            if self.rows.len() > any && self.strength(any, part, level) > 0 {
-                self.shares.push(Share { row: any, part, weight });
-                return true;
-            }
-        }
-        false
+        self.give_first(self.splits, self.failover, weight, level)
+    }
+
+    /// The weight of a split that a cluster can serve and is meant to; 0: it cannot, or is not.
+    fn admitted_weight(&self, row: usize, part: usize, level: Level) -> u64 {
+        let (Some(split), Some(cluster)) = (self.rows.get(row), self.import.parts.get(part)) else { return 0 };
+        let admitted = self.fits(split, cluster) && self.strength(row, part, level) > 0;
+        if admitted { u64::from(split.weight) } else { 0 }
     }
 }
 
@@ -362,7 +364,10 @@ fn standing(part: &ImportPart, subset: &Subset, request: &RouteRequest<'_>) -> S
         standing.subset = true;
         standing.draining = standing.draining.saturating_add(u64::from(group.draining));
         if group.ready > 0 {
-            let weight = group.weight.max(u64::from(group.ready));
+            // A peer's sum of weights is a claim: no more than its endpoints could have.
+            let ready = u64::from(group.ready);
+            let weight = group.weight.clamp(ready, ready.saturating_mul(u64::from(MAX_WEIGHT)));
+            standing.ready_endpoints = standing.ready_endpoints.saturating_add(ready);
             standing.ready = standing.ready.saturating_add(weight);
             if request.zone.is_some() && group.zone.as_deref() == request.zone {
                 standing.near = standing.near.saturating_add(weight);

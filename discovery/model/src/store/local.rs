@@ -58,6 +58,9 @@ struct Registry {
     workloads: Vec<Workload>,
 }
 
+/// What an endpoint becomes; none: it goes.
+type EndpointEdit = (EndpointId, Option<Arc<LocalEndpoint>>);
+
 /// One service in all registries.
 #[derive(Default)]
 struct Merged {
@@ -152,19 +155,7 @@ impl LocalTable {
                 merged.inputs.remove(registry);
             }
         }
-        let old = merged.view.take();
-        merged.rebuild();
-        if old != merged.view {
-            let endpoints =
-                |view: Option<&Arc<LocalService>>| view.map(|view| view.endpoints.clone()).unwrap_or_default();
-            let (old, new) = (endpoints(old.as_ref()), endpoints(merged.view.as_ref()));
-            for endpoint in new.iter() {
-                self.sources.add(endpoint.address, Claim::of_endpoint(&key.namespace, endpoint));
-            }
-            for endpoint in old.iter() {
-                self.sources.remove(endpoint.address, &Claim::of_endpoint(&key.namespace, endpoint));
-            }
-        }
+        merged.rebuild(&key.namespace, &mut self.sources);
         if merged.inputs.is_empty() {
             self.services.remove(&key);
         }
@@ -186,33 +177,41 @@ impl LocalTable {
         if edits.is_empty() {
             return;
         }
-        let edits: Vec<(EndpointId, Option<Arc<LocalEndpoint>>)> = edits.into_iter().collect();
+        let edits: Vec<EndpointEdit> = edits.into_iter().collect();
         let endpoints = input.endpoints.edited(&edits);
         let input = LocalService { record: Arc::clone(&input.record), exported: input.exported, endpoints };
         merged.inputs.insert(registry.clone(), Arc::new(input));
-        merged.update(&edits, |old, new| {
-            if let Some(new) = new {
-                self.sources.add(new.address, Claim::of_endpoint(&key.namespace, new));
-            }
-            if let Some(old) = old {
-                self.sources.remove(old.address, &Claim::of_endpoint(&key.namespace, old));
-            }
-        });
+        match merged.inputs.len() {
+            1 => merged.update(&edits, &key.namespace, &mut self.sources),
+            _ => merged.rebuild(&key.namespace, &mut self.sources),
+        }
         self.dirty.insert(key.clone());
     }
 }
 
 impl Merged {
-    /// Computes everything but `inputs` from `inputs`.
-    fn rebuild(&mut self) {
+    /// Computes everything but `inputs` from `inputs`, and tells `sources` what that changes.
+    fn rebuild(&mut self, namespace: &Label, sources: &mut Sources) {
+        let old = self.view.take();
+        self.merge();
+        if old == self.view {
+            return;
+        }
+        // The new claims first: an address that stays is never without one.
+        for endpoint in self.view.iter().flat_map(|view| view.endpoints.iter()) {
+            sources.add(endpoint.address, Claim::of_endpoint(namespace, endpoint));
+        }
+        for endpoint in old.iter().flat_map(|view| view.endpoints.iter()) {
+            sources.remove(endpoint.address, &Claim::of_endpoint(namespace, endpoint));
+        }
+    }
+
+    fn merge(&mut self) {
         self.heard.clear();
         self.conflicts.clear();
         self.groups = GroupIndex::default();
         let mut inputs = self.inputs.iter();
-        let Some((first, base)) = inputs.next() else {
-            self.view = None;
-            return;
-        };
+        let Some((first, base)) = inputs.next() else { return };
         self.heard.push(first.clone());
         let mut endpoints = base.endpoints.clone();
         for (registry, input) in inputs {
@@ -236,33 +235,23 @@ impl Merged {
         self.view = Some(Arc::new(self.assemble(base, endpoints)));
     }
 
-    /// Brings the view up to date after `edits` to one of the inputs; `moved` is told each endpoint
-    /// of the view that changed, as it was and as it is.
-    fn update(
-        &mut self,
-        edits: &[(EndpointId, Option<Arc<LocalEndpoint>>)],
-        mut moved: impl FnMut(Option<&Arc<LocalEndpoint>>, Option<&Arc<LocalEndpoint>>),
-    ) {
-        let (Some(old), Some(base)) = (self.view.take(), self.heard.first().and_then(|name| self.inputs.get(name)))
-        else {
-            return self.rebuild();
+    /// Brings the view up to date after `edits` to the one input there is: what [`Self::rebuild`]
+    /// would make of it, at the cost of the edits.
+    fn update(&mut self, edits: &[EndpointEdit], namespace: &Label, sources: &mut Sources) {
+        let (Some(old), Some(input)) = (&self.view, self.inputs.values().next()) else {
+            return self.rebuild(namespace, sources);
         };
-        let mut changed = Vec::with_capacity(edits.len());
-        for (id, _) in edits {
-            let of_registry = |name: &Label| self.inputs.get(name).and_then(|input| input.endpoints.get(id));
-            let (was, is) = (old.endpoints.get(id), self.heard.iter().find_map(of_registry));
-            if was != is {
-                moved(was, is);
-                was.inspect(|endpoint| self.groups.remove(endpoint));
-                is.inspect(|endpoint| self.groups.add(endpoint));
-                changed.push((id.clone(), is.cloned()));
+        for (id, new) in edits {
+            if let Some(new) = new {
+                self.groups.add(new);
+                sources.add(new.address, Claim::of_endpoint(namespace, new));
+            }
+            if let Some(old) = old.endpoints.get(id) {
+                self.groups.remove(old);
+                sources.remove(old.address, &Claim::of_endpoint(namespace, old));
             }
         }
-        let endpoints = match self.heard.as_slice() {
-            [_] => base.endpoints.clone(),
-            _ => old.endpoints.edited(&changed),
-        };
-        self.view = Some(Arc::new(self.assemble(base, endpoints)));
+        self.view = Some(Arc::new(self.assemble(input, input.endpoints.clone())));
     }
 
     /// The view with this base and these endpoints; groups are already counted.

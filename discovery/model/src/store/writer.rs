@@ -68,6 +68,8 @@ impl Writer {
         for change in batch {
             match change {
                 Change::Local { registry, change } => self.local.apply(&registry, change),
+                // A peer of our own name could only be meant to pass for us (invariant I6).
+                Change::Peer { cluster, .. } if cluster == self.snapshot.cluster => {}
                 Change::Peer { cluster, change } => self.peers.apply(cluster, change, now),
             }
         }
