@@ -3,5 +3,15 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that meets the unexpected has to fail")]
 
+mod access;
+mod describe;
+mod merge;
+mod pick;
+mod properties;
+mod random;
+mod registries;
+mod route;
 mod store;
 mod support;
+mod view;
+mod vip;
