@@ -8,6 +8,7 @@ mod check;
 mod client;
 mod config;
 mod describe;
+mod dns;
 pub mod exit;
 mod output;
 mod run;
@@ -81,6 +82,9 @@ enum Command {
     Services(show::NamespacedArgs),
     /// Show single endpoints
     Endpoints(show::NamespacedArgs),
+    /// Ask the gateway's DNS server, or see what it does
+    #[command(subcommand)]
+    Dns(dns::DnsCommand),
     /// Explain where a connection would go, and why not elsewhere
     Describe(describe::DescribeArgs),
     /// Find out what is wrong, why, and what to do
@@ -121,6 +125,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Peers(args) => show::peers(&args),
         Command::Services(args) => show::services(&args),
         Command::Endpoints(args) => show::endpoints(&args),
+        Command::Dns(command) => dns::run(&command),
         Command::Describe(args) => describe::describe(&args),
         Command::Check(args) => check::check(&args),
         Command::Demo(args) => return crate::demo::run(&args).map_err(|error| Failure::failed(error.as_ref())),

@@ -212,6 +212,81 @@ fn c5_ca_init_makes_a_ca_once() {
 }
 
 #[test]
+fn ca_rotate_leads_through_its_steps() {
+    let folder = folder();
+    assert!(run_in(&folder, &["ca", "init", "--config", "gateway.yaml"]).status.success());
+    let rotate = |step: &[&str]| run_in(&folder, &[&["ca", "rotate", "--config", "gateway.yaml"], step].concat());
+    let says = |output: &Output, words: &str| {
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
+        assert!(stdout(output).contains(words), "{words:?} is missing in {}", stdout(output));
+    };
+    says(&rotate(&[]), "next: `begin`");
+    for step in ["activate", "finish"] {
+        let output = rotate(&[step]);
+        assert_eq!(output.status.code(), Some(1), "{step}");
+        assert_one_line(&output, step);
+    }
+    says(&rotate(&["begin"]), "then `activate`");
+    says(&rotate(&[]), "is announced");
+    says(&rotate(&["activate"]), "counts still");
+    let early = rotate(&["finish"]);
+    assert_eq!(early.status.code(), Some(1));
+    assert_one_line(&early, "finish too early");
+    says(&rotate(&["finish", "--force"]), "no rotation is under way");
+}
+
+#[tokio::test]
+async fn dns_query_asks_a_real_server() {
+    use eastway_dns::{
+        DnsConfig, Fqdn, Limits, PortEntry, Protocol, Readiness, Server, ServiceEntry, ServiceKind, ZoneStore,
+    };
+    let store = ZoneStore::new([Fqdn::parse("shop.example").unwrap()]).unwrap();
+    store.set_readiness(Readiness::complete());
+    store
+        .upsert_service(&ServiceEntry {
+            namespace: "bookinfo".to_owned(),
+            name: "reviews".to_owned(),
+            kind: ServiceKind::ClusterSet { addresses: vec!["242.0.1.2".parse().unwrap()] },
+            ports: vec![PortEntry { name: Some("http".to_owned()), protocol: Protocol::Tcp, port: 9_080 }],
+        })
+        .unwrap();
+    let config = DnsConfig { listen: vec!["127.0.0.1:0".parse().unwrap()], limits: Limits::default() };
+    let server = Server::bind(&config, store).unwrap();
+    let address = server.local_addrs().first().unwrap().to_string();
+    let stop = tokio_util::sync::CancellationToken::new();
+    let task = tokio::spawn(server.run(stop.clone()));
+    let gateway = FakeGateway::start(FakeSource::default()).await;
+
+    for (command, code, words) in [
+        (&["bookinfo/reviews"][..], 0, "reviews.bookinfo.svc.clusterset.local.  5    A     242.0.1.2\nNOERROR from "),
+        (&["bookinfo/reviews", "--tcp"], 0, " over tcp in "),
+        (
+            &["_http._tcp.reviews.bookinfo.svc.clusterset.local", "SRV"],
+            0,
+            "9080 reviews.bookinfo.svc.clusterset.local.",
+        ),
+        (&["bookinfo/reviews", "AAAA"], 1, "the name exists, but has no record of this type"),
+        (&["bookinfo/nothing"], 1, "NXDOMAIN"),
+        (&["example.com"], 1, "REFUSED"),
+    ] {
+        let output = ask(gateway.admin, &[&["dns", "query", "--server", &address], command].concat()).await;
+        assert_eq!(output.status.code(), Some(code), "{command:?}: {}", stderr(&output));
+        assert!(stdout(&output).contains(words), "{command:?}: {}", stdout(&output));
+        assert_eq!(stderr(&output), "", "{command:?}");
+    }
+    let output = ask(gateway.admin, &["dns", "query", "a b", "--server", &address]).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert_one_line(&output, "a bad name");
+    let output = ask(gateway.admin, &["dns", "query", "bookinfo/reviews", "-o", "json", "--server", &address]).await;
+    let answers: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(answers.pointer("/answers/0/records/0/data").unwrap(), "242.0.1.2");
+    let status = stdout(&ask(gateway.admin, &["dns", "status"]).await);
+    assert!(status.contains("zones      clusterset.local, shop.example\n"), "{status}");
+    stop.cancel();
+    task.await.unwrap();
+}
+
+#[test]
 fn a_gateway_that_does_not_run_is_named() {
     // A port that was free a moment ago.
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

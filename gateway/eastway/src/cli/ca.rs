@@ -1,7 +1,9 @@
 //! `eastway ca`: the role, and the CA folder by hand.
 
+mod rotate;
+
 use std::path::{Path, PathBuf};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Subcommand, ValueEnum};
 use eastway_identity::Ca;
@@ -20,6 +22,7 @@ use super::run::{self, Role, RoleArgs};
     after_help = "\
 Examples:
   eastway ca init --config gateway.yaml      make the CA that `trust` describes
+  eastway ca rotate --config gateway.yaml    see where a rotation stands, and what comes next
   eastway ca --config gateway.yaml           run the ca role alone
 
 The ca role is the only process that reads the CA key. Istio's `cacerts` folders work as they are."
@@ -43,6 +46,8 @@ Examples:
 
 An existing CA is never overwritten. Keep the key: whoever has it is this cluster.")]
     Init(InitArgs),
+    /// Replace the CA's key in three steps, without cutting a link
+    Rotate(rotate::RotateArgs),
 }
 
 /// Where a CA folder is.
@@ -79,6 +84,13 @@ impl Folder {
 struct InitArgs {
     #[command(flatten)]
     folder: Folder,
+    #[command(flatten)]
+    new: NewCa,
+}
+
+/// What a new CA is to be.
+#[derive(Debug, Args)]
+struct NewCa {
     /// Sign the new CA by the CA or root in this folder instead of by itself
     #[arg(long, value_name = "FOLDER")]
     shared_root: Option<PathBuf>,
@@ -103,22 +115,29 @@ enum Key {
 pub(super) fn run(args: CaArgs) -> Result<(), Failure> {
     match (args.command, args.role) {
         (Some(CaCommand::Init(args)), _) => init(&args),
+        (Some(CaCommand::Rotate(args)), _) => rotate::run(&args),
         (None, Some(role)) => run::role(Role::Ca, role),
         (None, None) => Err(Failure::usage("--config FILE is required; see `eastway ca --help`")),
     }
 }
 
+impl NewCa {
+    fn options(&self, trust_domain: &str) -> InitOptions {
+        InitOptions {
+            key: match self.key {
+                Key::P256 => KeyKind::P256,
+                Key::P384 => KeyKind::P384,
+            },
+            root: self.shared_root.clone().map_or(Root::Own, Root::Shared),
+            lifetime: self.lifetime,
+            ..InitOptions::new(trust_domain)
+        }
+    }
+}
+
 fn init(args: &InitArgs) -> Result<(), Failure> {
     let (dir, trust_domain) = args.folder.resolve()?;
-    let options = InitOptions {
-        key: match args.key {
-            Key::P256 => KeyKind::P256,
-            Key::P384 => KeyKind::P384,
-        },
-        root: args.shared_root.clone().map_or(Root::Own, Root::Shared),
-        lifetime: args.lifetime,
-        ..InitOptions::new(&trust_domain)
-    };
+    let options = args.new.options(&trust_domain);
     let ca = Ca::init(&dir, &options).map_err(|error| Failure::failed(&error))?;
     print(&summary(&ca, &dir, &trust_domain))
 }
@@ -126,10 +145,14 @@ fn init(args: &InitArgs) -> Result<(), Failure> {
 fn summary(ca: &Ca, dir: &Path, trust_domain: &str) -> String {
     let mut text = format!("made a CA for {trust_domain} in {}\n", dir.display());
     text.push_str(&format!("  pin  {}\n", ca.pin()));
-    text.push_str(&format!("  ends {}\n", humantime::format_rfc3339_seconds(ca.not_after().max(UNIX_EPOCH))));
+    text.push_str(&format!("  ends {}\n", date(ca.not_after())));
     for warning in ca.warnings() {
         text.push_str(&format!("  warning: {warning}\n"));
     }
     text.push_str("next: run the gateway, and give the output of `eastway peer export` to the other side\n");
     text
+}
+
+fn date(time: SystemTime) -> impl std::fmt::Display {
+    humantime::format_rfc3339_seconds(time.max(UNIX_EPOCH))
 }
