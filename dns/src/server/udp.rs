@@ -177,3 +177,61 @@ fn to_std(address: &SockaddrStorage) -> Option<SocketAddr> {
     }
     address.as_sockaddr_in6().map(|v6| SocketAddr::from(*v6))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
+
+    use socket2::{Domain, Type};
+
+    use super::*;
+    use crate::counters::Counters;
+    use crate::limit::RateLimiter;
+    use crate::{Responder, ZoneStore};
+
+    fn responder(counters: &Counters) -> Responder {
+        let limiter = Arc::new(RateLimiter::new(0, Instant::now()));
+        Responder::new(ZoneStore::new([]).unwrap(), limiter).for_worker(counters.worker(0))
+    }
+
+    #[test]
+    fn u6_a_socket_that_fails_does_not_end_the_loop() {
+        let counters = Counters::new(1);
+        // Not connected, and not a datagram socket: every receive is an error.
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let cancel = CancellationToken::new();
+        std::thread::scope(|scope| {
+            let worker = scope.spawn(|| serve(&socket, &responder(&counters), &cancel));
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while counters.snapshot().socket_errors < 3 {
+                assert!(Instant::now() < deadline && !worker.is_finished());
+                std::thread::yield_now();
+            }
+            cancel.cancel();
+        });
+    }
+
+    #[test]
+    fn u6_a_reply_that_cannot_be_sent_does_not_keep_back_the_others() {
+        let counters = Counters::new(1);
+        let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+        let to_client = client.local_addr().unwrap();
+        // Broadcasting is not allowed on this socket.
+        let refused: SocketAddr = "255.255.255.255:53".parse().unwrap();
+        let mut batch = Batch::new();
+        for (index, to) in [refused, to_client, refused, refused, to_client, refused].into_iter().enumerate() {
+            batch.replies[index] = vec![u8::try_from(index).unwrap(); 20];
+            batch.targets.push(Target { to, from: None });
+        }
+        batch.send(&socket, &responder(&counters));
+        let mut received = [0; 64];
+        for expected in [1, 4] {
+            assert_eq!(client.recv(&mut received).unwrap(), 20);
+            assert_eq!(received[0], expected);
+        }
+        assert_eq!(counters.snapshot().dropped(DropReason::Send), 4);
+    }
+}

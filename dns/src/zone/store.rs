@@ -436,3 +436,6 @@ fn now_unix() -> u32 {
     // Serials wrap (RFC 1982); the low 32 bits are the serial.
     u32::try_from(seconds & 0xffff_ffff).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests;

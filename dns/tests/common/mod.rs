@@ -1,8 +1,9 @@
 //! What the tests share: entries in few words, and a client without a network.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -62,6 +63,30 @@ fn ports(ports: &[Port<'_>]) -> Vec<PortEntry> {
         .iter()
         .map(|(name, protocol, port)| PortEntry { name: name.map(Into::into), protocol: *protocol, port: *port })
         .collect()
+}
+
+/// A service of each kind and a name of one's own.
+pub(crate) fn sample() -> Arc<ZoneStore> {
+    let store = store(&["shop.example"]);
+    let http = [(Some("http"), Protocol::Tcp, 80)];
+    store.upsert_service(&clusterset("demo", "web", &["242.0.0.1", "fd65:6173:7477::1"], &http)).unwrap();
+    let pods = (0..100).map(|i| headless_endpoint(Some(&format!("pod-{i}")), "c-a", &[&format!("10.0.0.{i}")]));
+    store.upsert_service(&headless("demo", "big", pods.collect(), &http)).unwrap();
+    store.upsert_name(&own_name("reviews.shop.example", &["242.0.0.2"], &http)).unwrap();
+    store
+}
+
+/// The fuzz corpus, by file name.
+pub(crate) fn corpus() -> Vec<(String, Vec<u8>)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/dns_query");
+    let mut files: Vec<_> = std::fs::read_dir(&folder)
+        .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
+        .map(|file| file.unwrap().path())
+        .map(|path| (path.file_name().unwrap().to_string_lossy().into_owned(), std::fs::read(path).unwrap()))
+        .collect();
+    files.sort();
+    assert!(files.len() >= 40, "the corpus is not whole");
+    files
 }
 
 /// A client that hands its packets to a responder.
