@@ -7,7 +7,7 @@
 //! | [`finish`] | `previous/` is gone | new | new |
 //!
 //! Between begin and activate the peers take the new pin into their Peer files; between activate and finish the last
-//! leaves of the old CA expire (at most [`MAX_LEAF_TTL`](super::MAX_LEAF_TTL)). The roots of both CAs are trusted all
+//! leaves of the old CA expire (at most [`MAX_LEAF_TTL`]). The roots of both CAs are trusted all
 //! along. Each step can be run again after an interruption: folders appear and vanish by one rename, and while
 //! `next/` and `previous/` are both there the new CA is read from `next/`, where it is complete.
 

@@ -6,7 +6,7 @@ use crate::pin::SpkiPin;
 use crate::spiffe::{SpiffeId, SpiffeIdError};
 use crate::timestamp::Timestamp;
 
-/// Why a chain was refused. `Display` completes the sentence "peer at <address> …".
+/// Why a chain was refused. `Display` completes the sentence "peer at *address* …".
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum VerifyError {
     /// No certificate was presented.
