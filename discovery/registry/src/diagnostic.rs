@@ -1,5 +1,6 @@
 //! What is wrong with a file, said so that its author can mend it: where, what, and what to do.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// Most diagnostics that are kept; further ones are only counted. A generated file with one
@@ -267,6 +268,8 @@ pub struct Diagnostics {
     kept: Vec<Diagnostic>,
     errors: usize,
     dropped: usize,
+    /// `file: path` of keys that are there under a wrong name: that they are missing is no news.
+    misspelt: BTreeSet<String>,
 }
 
 impl Diagnostics {
@@ -292,6 +295,19 @@ impl Diagnostics {
         other.kept.into_iter().for_each(|each| self.push(each));
         self.errors += dropped_errors;
         self.dropped += other.dropped;
+        self.misspelt.extend(other.misspelt);
+    }
+
+    /// Notes that the key `path` of `file` was reported as written wrong.
+    pub(crate) fn misspelt(&mut self, file: &str, path: &str) {
+        if self.misspelt.len() < MAX_KEPT {
+            self.misspelt.insert(format!("{file}: {path}"));
+        }
+    }
+
+    /// Whether [`Diagnostics::misspelt`] was told of this key.
+    pub(crate) fn is_misspelt(&self, file: &str, path: &str) -> bool {
+        self.misspelt.contains(&format!("{file}: {path}"))
     }
 
     /// Whether one of them is an error.

@@ -7,5 +7,7 @@
 //! Nothing here knows peers, policies or routes.
 
 pub mod diagnostic;
+pub mod file;
 pub mod value;
+pub mod watch;
 pub mod yaml;

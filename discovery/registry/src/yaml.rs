@@ -26,6 +26,9 @@ pub use tree::{Document, NodeId};
 
 use crate::diagnostic::{Code, Diagnostic, Diagnostics, Severity, Source, Span};
 
+/// `apiVersion` of all our files.
+pub const API_VERSION: &str = "eastway.dev/v1alpha1";
+
 /// Largest configuration file, bytes.
 pub const MAX_CONFIG_BYTES: usize = 1 << 20;
 
@@ -38,19 +41,36 @@ const MAX_DEPTH: usize = 32;
 /// A diagnostic that says why: it cannot be read, is too large, or is not text.
 pub fn read_file(path: &Path, max_bytes: usize) -> Result<Arc<Source>, Box<Diagnostic>> {
     let name = path.display().to_string();
-    let failed = |code, message: String| {
-        Box::new(Diagnostic::of_file(Severity::Error, code, path.display().to_string(), message))
-    };
-    let unreadable = |error: std::io::Error| failed(Code::Unreadable, format!("cannot read: {}", reason(&error)));
-    let file = std::fs::File::open(path).map_err(unreadable)?;
-    if file.metadata().map_err(unreadable)?.is_dir() {
-        return Err(failed(Code::Unreadable, "cannot read: it is a folder, not a file".to_owned()));
-    }
-    let mut bytes = Vec::new();
-    // One byte more than allowed tells "full" from "too large", whatever the metadata claims.
-    let limit = u64::try_from(max_bytes).unwrap_or(u64::MAX).saturating_add(1);
-    file.take(limit).read_to_end(&mut bytes).map_err(unreadable)?;
+    let bytes = read_bytes(path, max_bytes).map_err(|reason| Box::new(unreadable(&name, &reason)))?;
     from_bytes(&name, bytes, max_bytes).map(Arc::new)
+}
+
+/// Reads at most `max_bytes` and one more, which tells "full" from "too large" whatever the
+/// metadata claims.
+///
+/// # Errors
+/// Why it cannot be read, in words.
+pub fn read_bytes(path: &Path, max_bytes: usize) -> Result<Vec<u8>, String> {
+    let reason = |error: std::io::Error| reason(&error);
+    // Before it is opened: opening a FIFO would wait for a writer.
+    let metadata = std::fs::metadata(path).map_err(reason)?;
+    if metadata.is_dir() {
+        return Err("it is a folder, not a file".to_owned());
+    }
+    if !metadata.is_file() {
+        return Err("it is not a regular file".to_owned());
+    }
+    let file = std::fs::File::open(path).map_err(reason)?;
+    let mut bytes = Vec::new();
+    let limit = u64::try_from(max_bytes).unwrap_or(u64::MAX).saturating_add(1);
+    file.take(limit).read_to_end(&mut bytes).map_err(reason)?;
+    Ok(bytes)
+}
+
+/// A file or folder cannot be read, for a reason as [`read_bytes`] gives it.
+#[must_use]
+pub fn unreadable(name: &str, reason: &str) -> Diagnostic {
+    Diagnostic::of_file(Severity::Error, Code::Unreadable, name, format!("cannot read: {reason}"))
 }
 
 /// Takes `bytes` as the contents of a file named `name`.

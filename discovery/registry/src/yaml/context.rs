@@ -50,9 +50,12 @@ impl<'a> Context<'a> {
     /// belongs there.
     pub fn required<'f, T>(&mut self, parent: NodeId, key: &str, field: &'f Field<T>, what: &str) -> Option<&'f At<T>> {
         if matches!(field, Field::Absent) {
-            let (span, message) = (self.document.key_span(parent), format!("{key} is required ({what})"));
-            let report = Diagnostic::at(Severity::Error, Code::Missing, self.document.source(), span, message);
-            self.sink.push(report.with_path(self.document.path(parent)));
+            let source = self.document.source();
+            if !self.sink.is_misspelt(source.name(), &self.document.path_of_key(parent, key)) {
+                let (span, message) = (self.document.key_span(parent), format!("{key} is required ({what})"));
+                let report = Diagnostic::at(Severity::Error, Code::Missing, source, span, message);
+                self.sink.push(report.with_path(self.document.path(parent)));
+            }
         }
         field.get()
     }
@@ -68,6 +71,32 @@ impl<'a> Context<'a> {
             Err(error) => {
                 self.error(text.at, Code::Value, error.to_string());
                 None
+            }
+        }
+    }
+
+    /// What `check` makes of a value, or a report.
+    pub fn checked<V, T, E: fmt::Display>(
+        &mut self,
+        value: &At<V>,
+        check: impl FnOnce(&V) -> Result<T, E>,
+    ) -> Option<T> {
+        match check(&value.value) {
+            Ok(checked) => Some(checked),
+            Err(error) => {
+                self.error(value.at, Code::Value, error.to_string());
+                None
+            }
+        }
+    }
+
+    /// Checks `apiVersion` and `kind` of a file of kind `wanted`.
+    pub fn header(&mut self, root: NodeId, api_version: &Field<String>, kind: &Field<String>, wanted: &str) {
+        for (key, field, wanted) in [("apiVersion", api_version, super::API_VERSION), ("kind", kind, wanted)] {
+            let Some(text) = self.required(root, key, field, wanted) else { continue };
+            if text.value != wanted {
+                let found = crate::diagnostic::quoted(&text.value);
+                self.error(text.at, Code::Kind, format!("must be {wanted}, not {found}"));
             }
         }
     }

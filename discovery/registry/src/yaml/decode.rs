@@ -166,6 +166,8 @@ impl<'a, 'r> Decoder<'a, 'r> {
         let mut help = None;
         if let Some(meant) = did_you_mean(&entry.key, known.iter().copied()) {
             message = format!("unknown field (did you mean {meant}?)");
+            let path = self.document.path_of_key(self.node, meant);
+            self.reports.borrow_mut().misspelt(self.document.source().name(), &path);
         } else if known.is_empty() {
             help = Some("nothing can be set here".to_owned());
         } else {

@@ -104,6 +104,12 @@ impl Document {
         path
     }
 
+    /// The path that `key` has or would have in the mapping `node`.
+    pub(super) fn path_of_key(&self, node: NodeId, key: &str) -> String {
+        let path = self.path(node);
+        if path.is_empty() { shown_key(key) } else { format!("{path}.{}", shown_key(key)) }
+    }
+
     /// The text at `keys` from the root, e.g. `["kind"]`, however it is written.
     #[must_use]
     pub fn text(&self, keys: &[&str]) -> Option<&str> {

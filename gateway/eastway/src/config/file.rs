@@ -15,5 +15,4 @@ pub use policy::{
     TrafficPolicySpec,
 };
 
-/// `apiVersion` of all our files.
-pub const API_VERSION: &str = "eastway.dev/v1alpha1";
+pub use eastway_registry::yaml::API_VERSION;

@@ -87,7 +87,7 @@ fn load_settings(path: &Path, sink: &mut Diagnostics) -> Option<Settings> {
     let document = yaml::read_one(&read(path, sink)?, "GatewayConfig", sink)?;
     let config: GatewayConfig = document.decode(sink)?;
     let mut cx = Context::new(&document, sink);
-    settings::header(cx.root(), &config.api_version, &config.kind, "GatewayConfig", &mut cx);
+    cx.header(cx.root(), &config.api_version, &config.kind, "GatewayConfig");
     settings::convert(path, &config, &mut cx)
 }
 

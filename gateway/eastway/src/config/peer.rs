@@ -12,7 +12,7 @@ use eastway_registry::yaml::{At, Context, Field, List, Place};
 use rustls_pki_types::pem::PemObject;
 
 use super::file::{NameFilterSection, Peer, PeerSpec};
-use super::settings::{duration_in, header};
+use super::settings::duration_in;
 use super::value::{HostPort, cluster_name, trust_domain};
 
 /// Most certificates of a bundle.
@@ -86,7 +86,7 @@ pub(super) struct PlacedPeer {
 /// The settings of `peer`, or `None` if something that is needed is missing.
 pub(super) fn convert(file: &Path, peer: &Peer, cx: &mut Context<'_>) -> Option<PlacedPeer> {
     let root = cx.root();
-    header(root, &peer.api_version, &peer.kind, "Peer", cx);
+    cx.header(root, &peer.api_version, &peer.kind, "Peer");
     let name = cx.required(root, "metadata", &peer.metadata, "metadata.name is the peer's cluster name");
     let name = name.and_then(|metadata| {
         let name = cx.required(metadata.at, "name", &metadata.value.name, "the peer's cluster name")?;

@@ -11,7 +11,6 @@ use eastway_registry::diagnostic::{Code, Diagnostics, quoted};
 use eastway_registry::yaml::{At, Context, Document, Field, List, NodeId, Place};
 
 use super::file::{self, AccessAllow, LocalityWord, PolicyMetadata, SplitSection};
-use super::settings::header;
 
 /// Most label pairs of a subset.
 const MAX_LABELS: usize = 16;
@@ -73,7 +72,7 @@ impl Collected {
 
     fn traffic_policy(&mut self, policy: &file::TrafficPolicy, cx: &mut Context<'_>) {
         let root = cx.root();
-        header(root, &policy.api_version, &policy.kind, "TrafficPolicy", cx);
+        cx.header(root, &policy.api_version, &policy.kind, "TrafficPolicy");
         let names = metadata(root, &policy.metadata, cx);
         let Some(section) = cx.required(root, "spec", &policy.spec, "at least spec.service") else { return };
         let spec = &section.value;
@@ -130,7 +129,7 @@ impl Collected {
 
     fn access_policy(&mut self, policy: &file::AccessPolicy, cx: &mut Context<'_>) {
         let root = cx.root();
-        header(root, &policy.api_version, &policy.kind, "AccessPolicy", cx);
+        cx.header(root, &policy.api_version, &policy.kind, "AccessPolicy");
         let names = metadata(root, &policy.metadata, cx);
         let what = "spec.services and spec.allow";
         let Some(section) = cx.required(root, "spec", &policy.spec, what) else { return };

@@ -10,7 +10,7 @@ use eastway_model::vip::VipRange;
 use eastway_model::{ClusterName, Label, ServiceKey};
 use eastway_registry::diagnostic::{Code, did_you_mean};
 use eastway_registry::value::duration;
-use eastway_registry::yaml::{At, Context, Field, NodeId, Text};
+use eastway_registry::yaml::{At, Context, Field, Text};
 
 use super::{
     CaAddress, DnsSettings, Folder, Limits, LinkSettings, ListenSettings, LogSettings, RegistrySettings, Settings,
@@ -336,22 +336,4 @@ fn path(text: &At<String>, base: &Path, cx: &mut Context<'_>) -> Option<PathBuf>
         _ if text.contains('\0') => Err("must not contain a NUL character"),
         _ => Ok(base.join(text.strip_prefix("./").unwrap_or(text))),
     })
-}
-
-/// Checks `apiVersion` and `kind`.
-pub(in crate::config) fn header(
-    root: NodeId,
-    api_version: &Field<String>,
-    kind: &Field<String>,
-    wanted: &str,
-    cx: &mut Context<'_>,
-) {
-    for (key, field, wanted) in [("apiVersion", api_version, crate::config::file::API_VERSION), ("kind", kind, wanted)]
-    {
-        let Some(text) = cx.required(root, key, field, wanted) else { continue };
-        if text.value != wanted {
-            let found = eastway_registry::diagnostic::quoted(&text.value);
-            cx.error(text.at, Code::Kind, format!("must be {wanted}, not {found}"));
-        }
-    }
 }
