@@ -61,6 +61,47 @@ fn snapshot_publish(bencher: Bencher) {
     });
 }
 
+/// A registry tells a whole service anew, one endpoint of which is different.
+#[divan::bench]
+fn local_service_told_anew_10000(bencher: Bencher) {
+    let (mut writer, _reader) = mesh(10_000);
+    let mut weight = 0;
+    let next = || {
+        weight += 1;
+        let endpoints = (0..10_000).map(|number| {
+            let changed = Endpoint { weight, ..endpoint(number, true) };
+            LocalEndpoint {
+                endpoint: if number == 5_000 { changed } else { endpoint(number, true) },
+                ..local_endpoint(number)
+            }
+        });
+        let change = LocalChange::Upsert(Arc::new(LocalService::new(record(REVIEWS), true, endpoints)));
+        Change::Local { registry: label("hosts"), change }
+    };
+    bencher.with_inputs(next).bench_local_values(|change| assert!(writer.apply([change], NOW)));
+}
+
+/// The last link to a peer with 1,000 services goes and comes.
+#[divan::bench]
+fn peer_down_or_up(bencher: Bencher) {
+    let (mut writer, _reader) = mesh(10);
+    let mut down = false;
+    let next = || {
+        down = !down;
+        peer(PeerChange::State(if down { PeerState::Down { since: NOW } } else { PeerState::Up }))
+    };
+    bencher.with_inputs(next).bench_local_values(|change| assert!(writer.apply([change], NOW)));
+}
+
+/// What a reader pays to learn what one publication changed.
+#[divan::bench]
+fn changes_since(bencher: Bencher) {
+    let (mut writer, reader) = mesh(10);
+    let before = reader.load().version();
+    writer.apply([upsert(remote(REVIEWS, &[("v2", 9)]))], NOW);
+    bencher.bench_local(|| reader.load().changes_since(black_box(before)).unwrap());
+}
+
 /// A peer repeats all it has: nothing is published.
 #[divan::bench]
 fn replace_without_a_change(bencher: Bencher) {

@@ -1,7 +1,7 @@
 //! Endpoints: single workloads behind a service.
 
 mod chunks;
-mod local;
+pub(crate) mod local;
 mod remote;
 
 pub use local::LocalEndpoints;

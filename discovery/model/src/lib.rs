@@ -9,6 +9,7 @@ pub mod change;
 pub mod describe;
 pub mod endpoint;
 pub mod group;
+mod hash;
 pub mod import;
 pub mod name;
 pub mod routing;

@@ -4,7 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::chunks::{Chunk, ChunkList, Edit};
-use super::{EndpointId, LocalEndpoint};
+use super::{Endpoint, EndpointId, LocalEndpoint};
+use crate::hash::{FNV_START, fnv};
 
 /// Endpoints of a local service, sorted by id and unique. Cheap to clone, and a copy with one
 /// endpoint changed shares all but a chunk of at most 100.
@@ -13,7 +14,17 @@ pub struct LocalEndpoints(ChunkList<LocalChunk>);
 
 struct LocalChunk {
     items: Box<[Arc<LocalEndpoint>]>,
+    /// Of each item, in one place: session affinity looks at all of them.
+    keys: Box<[Key]>,
     max_weight: u32,
+}
+
+/// What decides who a sticky client is drawn to.
+#[derive(Clone, Copy)]
+pub(crate) struct Key {
+    /// Of the endpoint's id.
+    pub(crate) hash: u64,
+    pub(crate) weight: u32,
 }
 
 impl Chunk for LocalChunk {
@@ -34,8 +45,16 @@ impl Chunk for LocalChunk {
     fn build(items: &[Self::Item<'_>]) -> Self {
         Self {
             items: items.iter().map(|item| Arc::clone(item)).collect(),
+            keys: items.iter().map(|item| Key::of(item)).collect(),
             max_weight: items.iter().map(|item| item.endpoint.weight).max().unwrap_or(0),
         }
+    }
+}
+
+impl Key {
+    fn of(endpoint: &LocalEndpoint) -> Self {
+        let Endpoint { id, weight, .. } = &endpoint.endpoint;
+        Self { hash: fnv(FNV_START, id.as_str().as_bytes()), weight: *weight }
     }
 }
 
@@ -55,6 +74,12 @@ impl LocalEndpoints {
     /// All, in the order of their ids.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<LocalEndpoint>> {
         self.0.iter()
+    }
+
+    /// All, each with its key: whoever needs most of the keys and few of the endpoints reads little
+    /// memory.
+    pub(crate) fn keyed(&self) -> impl Iterator<Item = (Key, &Arc<LocalEndpoint>)> {
+        self.0.chunks().iter().flat_map(|chunk| chunk.keys.iter().copied().zip(&chunk.items))
     }
 
     /// The endpoint of this id.

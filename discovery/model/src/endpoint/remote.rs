@@ -113,7 +113,8 @@ impl Chunk for RemoteChunk {
         let records = items
             .iter()
             .map(|item| {
-                let known = shapes.iter().position(|shape| Arc::ptr_eq(shape, item.shape) || shape == item.shape);
+                // Equal shapes are one allocation already, see [`Shapes`]; a copy would only cost memory.
+                let known = shapes.iter().position(|shape| Arc::ptr_eq(shape, item.shape));
                 let shape = known.unwrap_or_else(|| {
                     shapes.push(Arc::clone(item.shape));
                     shapes.len() - 1

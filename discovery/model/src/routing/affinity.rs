@@ -5,6 +5,7 @@
 use std::net::IpAddr;
 
 use super::plan::{Plan, Share};
+use crate::hash::{FNV_START, fnv, mix};
 use crate::name::ServiceKey;
 
 /// What stands for a client of a service in all choices; the same in every gateway.
@@ -41,12 +42,9 @@ pub(super) struct Score {
 }
 
 impl Score {
-    fn new(client: u64, item: u64, weight: u64) -> Self {
+    /// `client` and `item` are hashes of the two.
+    pub(super) fn new(client: u64, item: u64, weight: u64) -> Self {
         Self { uniform: mix(client ^ item), weight }
-    }
-
-    pub(super) fn of_endpoint(client: u64, id: &str, weight: u32) -> Self {
-        Self::new(client, fnv(FNV_START, id.as_bytes()), u64::from(weight))
     }
 
     /// Most weights are equal, and then u alone decides without a logarithm.
@@ -59,17 +57,4 @@ impl Score {
         let uniform = ((self.uniform >> 11) as f64 + 0.5) * UNIT;
         -(self.weight as f64) / uniform.ln()
     }
-}
-
-const FNV_START: u64 = 0xcbf2_9ce4_8422_2325;
-
-fn fnv(start: u64, bytes: &[u8]) -> u64 {
-    bytes.iter().fold(start, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
-}
-
-/// The finalizer of splitmix64: each input bit flips each output bit with probability 1/2.
-fn mix(hash: u64) -> u64 {
-    let hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    hash ^ (hash >> 31)
 }

@@ -65,6 +65,11 @@ impl<'a> PickRequest<'a> {
         self.assess(endpoint).ok()
     }
 
+    /// The best tier that any endpoint can be in.
+    fn top_tier(&self) -> Tier {
+        if self.zone.is_some() { Tier::Near } else { Tier::Ready }
+    }
+
     fn assess(&self, endpoint: &LocalEndpoint) -> Result<Tier, PickReject> {
         let LocalEndpoint { endpoint, target_ports, .. } = endpoint;
         let condition = endpoint.condition;
@@ -162,14 +167,16 @@ pub fn pick_endpoint<'s>(
 
 /// The endpoint of the best tier with the highest score for this client.
 fn stick<'s>(endpoints: &'s LocalEndpoints, request: &PickRequest<'_>, client: u64) -> Option<&'s LocalEndpoint> {
+    let top = request.top_tier();
     let mut best: Option<(Tier, Score, &LocalEndpoint)> = None;
-    for endpoint in endpoints.iter() {
-        let Some(tier) = request.tier(endpoint) else { continue };
-        if best.as_ref().is_some_and(|(best, _, _)| tier > *best) {
+    for (key, endpoint) in endpoints.keyed() {
+        let score = Score::new(client, key.hash, u64::from(key.weight));
+        let beaten = |(tier, highest, _): &(Tier, Score, _)| *tier == top && !score.beats(highest);
+        if best.as_ref().is_some_and(beaten) {
             continue;
         }
-        let score = Score::of_endpoint(client, endpoint.endpoint.id.as_str(), endpoint.endpoint.weight);
-        if best.as_ref().is_none_or(|(best, highest, _)| tier < *best || score.beats(highest)) {
+        let Some(tier) = request.tier(endpoint) else { continue };
+        if best.as_ref().is_none_or(|(best, highest, _)| tier < *best || (tier == *best && score.beats(highest))) {
             best = Some((tier, score, endpoint));
         }
     }
@@ -182,9 +189,8 @@ fn draw_two<'s>(
     request: &PickRequest<'_>,
     mut draw: impl FnMut(u64) -> u64,
 ) -> Option<(&'s LocalEndpoint, &'s LocalEndpoint)> {
-    let best = if request.zone.is_some() { Tier::Near } else { Tier::Ready };
     let (len, max_weight) = (u64::try_from(endpoints.len()).ok()?, u64::from(endpoints.max_weight()));
-    let draws = endpoints.len() / 16;
+    let (top, draws) = (request.top_tier(), endpoints.len() / 16);
     if endpoints.len() <= MIN_DRAWS || max_weight == 0 {
         return None;
     }
@@ -192,7 +198,7 @@ fn draw_two<'s>(
     for _ in 0..draws.max(MIN_DRAWS) {
         let endpoint = endpoints.nth(usize::try_from(draw(len)).ok()?)?;
         let weight = u64::from(endpoint.endpoint.weight);
-        if request.tier(endpoint) != Some(best) || (weight < max_weight && draw(max_weight) >= weight) {
+        if request.tier(endpoint) != Some(top) || (weight < max_weight && draw(max_weight) >= weight) {
             continue;
         }
         match first {

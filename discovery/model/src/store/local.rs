@@ -146,16 +146,27 @@ impl LocalTable {
     /// What `registry` says about a service as a whole.
     fn set(&mut self, registry: &Label, key: ServiceKey, service: Option<Arc<LocalService>>) {
         let merged = self.services.entry(key.clone()).or_default();
-        match service {
-            Some(service) if merged.inputs.get(registry) == Some(&service) => return,
-            Some(service) => {
-                merged.inputs.insert(registry.clone(), service);
+        let alone = merged.inputs.len() == 1;
+        match (service, merged.inputs.get(registry)) {
+            (Some(new), Some(old)) if Arc::ptr_eq(&new, old) => return,
+            (Some(new), Some(old)) if alone => {
+                let edits = differences(&old.endpoints, &new.endpoints);
+                if edits.is_empty() && new.exported == old.exported && new.record == old.record {
+                    return;
+                }
+                merged.edit(registry, Arc::clone(&new.record), new.exported, &edits);
+                merged.update(&edits, &key.namespace, &mut self.sources);
             }
-            None => {
+            (Some(new), Some(old)) if new == *old => return,
+            (Some(new), _) => {
+                merged.inputs.insert(registry.clone(), new);
+                merged.rebuild(&key.namespace, &mut self.sources);
+            }
+            (None, _) => {
                 merged.inputs.remove(registry);
+                merged.rebuild(&key.namespace, &mut self.sources);
             }
         }
-        merged.rebuild(&key.namespace, &mut self.sources);
         if merged.inputs.is_empty() {
             self.services.remove(&key);
         }
@@ -178,9 +189,8 @@ impl LocalTable {
             return;
         }
         let edits: Vec<EndpointEdit> = edits.into_iter().collect();
-        let endpoints = input.endpoints.edited(&edits);
-        let input = LocalService { record: Arc::clone(&input.record), exported: input.exported, endpoints };
-        merged.inputs.insert(registry.clone(), Arc::new(input));
+        let (record, exported) = (Arc::clone(&input.record), input.exported);
+        merged.edit(registry, record, exported, &edits);
         match merged.inputs.len() {
             1 => merged.update(&edits, &key.namespace, &mut self.sources),
             _ => merged.rebuild(&key.namespace, &mut self.sources),
@@ -189,7 +199,36 @@ impl LocalTable {
     }
 }
 
+/// What turns the endpoints of `old` into those of `new`, sorted by id.
+fn differences(old: &LocalEndpoints, new: &LocalEndpoints) -> Vec<EndpointEdit> {
+    let mut edits = Vec::new();
+    if old.same(new) {
+        return edits;
+    }
+    let id = |endpoint: &Arc<LocalEndpoint>| endpoint.endpoint.id.clone();
+    let mut old = old.iter().peekable();
+    for endpoint in new.iter() {
+        while let Some(gone) = old.next_if(|old| old.endpoint.id < endpoint.endpoint.id) {
+            edits.push((id(gone), None));
+        }
+        let known = old.next_if(|old| old.endpoint.id == endpoint.endpoint.id);
+        if known != Some(endpoint) {
+            edits.push((id(endpoint), Some(Arc::clone(endpoint))));
+        }
+    }
+    edits.extend(old.map(|gone| (id(gone), None)));
+    edits
+}
+
 impl Merged {
+    /// Changes the input of `registry`; what does not change is shared with what it was.
+    fn edit(&mut self, registry: &Label, record: Arc<ServiceRecord>, exported: bool, edits: &[EndpointEdit]) {
+        if let Some(input) = self.inputs.get_mut(registry) {
+            let endpoints = input.endpoints.edited(edits);
+            *input = Arc::new(LocalService { record, exported, endpoints });
+        }
+    }
+
     /// Computes everything but `inputs` from `inputs`, and tells `sources` what that changes.
     fn rebuild(&mut self, namespace: &Label, sources: &mut Sources) {
         let old = self.view.take();

@@ -5,6 +5,7 @@
 
 mod access;
 mod describe;
+mod endpoints;
 mod merge;
 mod pick;
 mod properties;
