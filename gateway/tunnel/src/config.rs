@@ -114,7 +114,7 @@ impl Default for TunnelLimits {
             streams_per_peer: 65_536,
             initial_streams: 1_000,
             stream_window: 2 << 20,
-            link_window: 16 << 20,
+            link_window: 32 << 20,
             link_window_max: 128 << 20,
             total_window: 512 << 20,
             send_window: 4 << 20,

@@ -390,3 +390,6 @@ fn difference(theirs: u64, ours: u64) -> i64 {
 pub(crate) fn printable(text: &str) -> String {
     text.chars().take(200).map(|c| if c == ' ' || c.is_ascii_graphic() { c } else { '?' }).collect()
 }
+
+#[cfg(test)]
+mod tests;

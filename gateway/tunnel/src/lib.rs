@@ -22,6 +22,7 @@ mod status;
 mod stream;
 pub mod transport;
 mod tunnel;
+mod world;
 
 pub use code::{CloseCode, ResetCode};
 pub use config::{
@@ -33,3 +34,4 @@ pub use status::{AddressStatus, LinkStatus, PeerState, PeerStates, PeerStatus};
 pub use stream::{AcceptedStream, LinkInfo, RecvHalf, SendHalf, StreamError, StreamHandler, TunnelStream};
 pub use transport::quic::QuicError as BindError;
 pub use tunnel::Tunnel;
+pub use world::{Resolver, World};

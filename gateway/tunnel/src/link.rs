@@ -175,6 +175,8 @@ pub(crate) struct LinkShared {
     state: AtomicU8,
     /// The other side sent GOAWAY, or the link is superfluous: no new streams from here.
     going_away: AtomicBool,
+    /// The peer no longer counts the replica among its live ones: it was probably replaced.
+    outdated: AtomicBool,
     /// This side drains and its grace is over: no new streams from there.
     refusing: AtomicBool,
     opened: AtomicU32,
@@ -235,6 +237,7 @@ impl LinkShared {
             peer_streams,
             state: AtomicU8::new(LinkState::Starting as u8),
             going_away: AtomicBool::new(false),
+            outdated: AtomicBool::new(false),
             refusing: AtomicBool::new(false),
             opened: AtomicU32::new(0),
             served: AtomicU32::new(0),
@@ -286,6 +289,14 @@ impl LinkShared {
     /// Returns whether this changed anything.
     pub(crate) fn set_going_away(&self) -> bool {
         !self.going_away.swap(true, Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_outdated(&self) -> bool {
+        self.outdated.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_outdated(&self, outdated: bool) {
+        self.outdated.store(outdated, Ordering::Relaxed);
     }
 
     pub(crate) fn refuses_streams(&self) -> bool {
@@ -355,6 +366,7 @@ impl LinkShared {
                 self.served.fetch_add(1, Ordering::Relaxed);
                 self.peer_streams.fetch_add(1, Ordering::Relaxed);
                 self.counters.stream_served();
+                self.raise_streams();
             }
         }
         self.streams().insert(id, Arc::downgrade(stream));

@@ -18,6 +18,7 @@ use crate::link::{Link, LinkState, LinkTable};
 use crate::peers::{Dial, FailureKind, LinkFacts, Peers};
 use crate::status::{PeerState, PeerStates};
 use crate::transport::{CloseReason, DialError, Transport};
+use crate::world::Resolver;
 
 /// For the lookup of a peer's name.
 const RESOLVE: Duration = Duration::from_secs(2);
@@ -74,6 +75,10 @@ impl Board {
     }
 
     fn publish(&self) {
+        for link in self.all_links() {
+            let listed = self.peers().lists(link.peer(), &link.replica());
+            link.0.set_outdated(!listed);
+        }
         self.table.store(Arc::new(LinkTable::new(self.all_links())));
         let states: PeerStates = self
             .peers()
@@ -118,6 +123,7 @@ impl Manager {
         let (stop, tasks) = (self.stop.clone(), self.environment.tasks.clone());
         tasks.spawn(async move { stop.run_until_cancelled(accept).await });
         self.targets.mark_changed();
+        let (mut trust, mut identity) = (self.environment.trust.subscribe(), self.environment.identity.subscribe());
         loop {
             self.dial_due(&reports);
             let next = self.next_dial();
@@ -126,6 +132,9 @@ impl Manager {
                 Some(report) = reported.recv() => self.report(report, &events),
                 Some(event) = happened.recv() => self.event(event),
                 Ok(()) = self.targets.changed() => self.retarget(),
+                // What was refused may be accepted now.
+                Ok(()) = trust.changed() => self.board.peers().retry(self.now()),
+                Ok(()) = identity.changed() => self.board.peers().retry(self.now()),
                 () = next => {}
             }
         }
@@ -282,7 +291,9 @@ async fn attempt(
     reports: mpsc::Sender<Report>,
 ) {
     let result = async {
-        let remote = resolve(&dial.address, dial.attempt).await.map_err(|error| (FailureKind::Unreachable, error))?;
+        let remote = resolve(&environment.resolver, &dial.address, dial.attempt)
+            .await
+            .map_err(|error| (FailureKind::Unreachable, error))?;
         let established = transport.dial(Arc::clone(&dial.peer), remote).await.map_err(|error| {
             let kind = match error {
                 DialError::NoReply { .. } | DialError::Local { .. } => FailureKind::Unreachable,
@@ -302,13 +313,12 @@ async fn attempt(
 
 /// Asks for the addresses anew each time: they may have moved (fault F12). Successive dials take
 /// successive addresses.
-async fn resolve(address: &HostPort, attempt: u32) -> Result<SocketAddr, String> {
+async fn resolve(resolver: &Resolver, address: &HostPort, attempt: u32) -> Result<SocketAddr, String> {
     if let Ok(ip) = address.host.parse() {
         return Ok(SocketAddr::new(ip, address.port));
     }
-    let lookup = tokio::net::lookup_host((&*address.host, address.port));
-    let found = match tokio::time::timeout(RESOLVE, lookup).await {
-        Ok(Ok(found)) => found.collect::<Vec<_>>(),
+    let found = match tokio::time::timeout(RESOLVE, resolver(address.clone())).await {
+        Ok(Ok(found)) => found,
         Ok(Err(error)) => return Err(format!("cannot resolve {}: {error}", address.host)),
         Err(_) => return Err(format!("no answer from DNS for {} in {RESOLVE:?}", address.host)),
     };

@@ -141,6 +141,17 @@ impl Peers {
         dials
     }
 
+    /// Forgets how often dials failed: what they failed of may have changed.
+    pub(crate) fn retry(&mut self, now: Duration) {
+        let mut at = Moment { now, timing: &self.timing, random: &mut self.random };
+        self.peers.values_mut().flat_map(|peer| &mut peer.addresses).for_each(|address| address.retry(&mut at));
+    }
+
+    /// Whether `peer` counts `replica` among its live ones.
+    pub(crate) fn lists(&self, peer: &str, replica: &ReplicaId) -> bool {
+        self.peers.get(peer).is_some_and(|peer| peer.replicas.contains(replica))
+    }
+
     /// When [`Peers::due`] may have something to say.
     pub(crate) fn next_due(&self) -> Option<Duration> {
         self.peers.values().filter_map(Peer::earliest).min()
@@ -210,8 +221,8 @@ impl Peers {
         let mut at = Moment { now, timing: &self.timing, random: &mut self.random };
         let Some(peer) = self.peers.values_mut().find(|peer| peer.links.contains_key(&id)) else { return };
         let Some(facts) = peer.links.remove(&id) else { return };
-        peer.searched = 0;
         if kind != FailureKind::Wanted {
+            peer.searched = 0;
             peer.last_error = Some(error.clone());
         }
         let lasted = now.saturating_sub(facts.since) >= at.timing.acknowledge;
@@ -313,3 +324,6 @@ impl Peer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -134,13 +134,14 @@ pub struct RecvHalf {
     shared: Arc<StreamShared>,
     /// The status byte is still to come.
     status: bool,
-    ended: bool,
+    /// How it ended; it stays so.
+    ended: Option<Result<(), StreamError>>,
 }
 
 impl RecvHalf {
     /// `status`: a status byte comes before the data.
     pub(crate) fn new(shared: Arc<StreamShared>, status: bool) -> Self {
-        Self { shared, status, ended: false }
+        Self { shared, status, ended: None }
     }
 
     /// Waits until the other side has reached the endpoint. Cancel-safe.
@@ -156,25 +157,24 @@ impl RecvHalf {
         if !self.status {
             return Poll::Ready(Ok(()));
         }
-        match ready!(self.shared.poll_read(cx, 1)) {
+        if let Some(ended) = self.ended {
+            return Poll::Ready(ended);
+        }
+        let error = match ready!(self.shared.poll_read(cx, 1)) {
             Ok(Some(byte)) if *byte == [STATUS_ACCEPTED] => {
                 self.status = false;
-                Poll::Ready(Ok(()))
+                return Poll::Ready(Ok(()));
             }
             Ok(Some(_)) => {
                 self.stop(ResetCode::Internal);
-                Poll::Ready(Err(StreamError::Reset(ResetCode::Internal)))
+                StreamError::Reset(ResetCode::Internal)
             }
             // The other side ended the reply in order without a status: it gave up.
-            Ok(None) => {
-                self.ended = true;
-                Poll::Ready(Err(StreamError::Reset(ResetCode::Cancelled)))
-            }
-            Err(error) => {
-                self.ended = true;
-                Poll::Ready(Err(error))
-            }
-        }
+            Ok(None) => StreamError::Reset(ResetCode::Cancelled),
+            Err(error) => error,
+        };
+        self.ended = Some(Err(error));
+        Poll::Ready(Err(error))
     }
 
     /// The next chunk in order, as it arrived; `None` when the other side finished. Cancel-safe.
@@ -188,9 +188,11 @@ impl RecvHalf {
     /// As [`RecvHalf::read`].
     pub fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamError>> {
         ready!(self.poll_accepted(cx))?;
+        if let Some(ended) = self.ended {
+            return Poll::Ready(ended.map(|()| None));
+        }
         let result = ready!(self.shared.poll_read(cx, usize::MAX));
-        self.ended |= !matches!(result, Ok(Some(_)));
-        Poll::Ready(result)
+        Poll::Ready(self.note(result))
     }
 
     /// Fills `chunks` from the front with what has arrived and returns how many were filled: one system
@@ -209,9 +211,20 @@ impl RecvHalf {
         chunks: &mut [Bytes],
     ) -> Poll<Result<Option<usize>, StreamError>> {
         ready!(self.poll_accepted(cx))?;
+        if let Some(ended) = self.ended {
+            return Poll::Ready(ended.map(|()| None));
+        }
         let result = ready!(self.shared.poll_read_chunks(cx, chunks));
-        self.ended |= !matches!(result, Ok(Some(_)));
-        Poll::Ready(result)
+        Poll::Ready(self.note(result))
+    }
+
+    fn note<T>(&mut self, result: Result<Option<T>, StreamError>) -> Result<Option<T>, StreamError> {
+        self.ended = match &result {
+            Ok(Some(_)) => None,
+            Ok(None) => Some(Ok(())),
+            Err(error) => Some(Err(*error)),
+        };
+        result
     }
 
     /// Resolves when the stream is cut from outside, by the other side or by a limit, while nothing is
@@ -222,8 +235,8 @@ impl RecvHalf {
 
     /// Drops what is unread and tells the other side to send no more; the other direction goes on.
     pub fn stop(&mut self, code: ResetCode) {
-        if !self.ended {
-            self.ended = true;
+        if self.ended.is_none() {
+            self.ended = Some(Err(StreamError::Closed));
             self.shared.stop(code);
         }
     }

@@ -1,8 +1,9 @@
 //! What a link needs from whatever carries it. The control session, the manager and the streams know
 //! these traits and nothing of QUIC.
 //!
-//! `quic` carries links today.
+//! `quic` carries links today, [`memory`] inside one process, in virtual time where a test pauses the clock.
 
+pub mod memory;
 pub(crate) mod quic;
 
 use std::future::Future;

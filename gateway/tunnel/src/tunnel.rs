@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
-use eastway_identity::{Clock, IdentityStore, TrustStore, system_clock};
+use eastway_identity::{IdentityStore, TrustStore};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -22,6 +22,7 @@ use crate::status::{PeerStates, PeerStatus};
 use crate::stream::StreamHandler;
 use crate::transport::Transport;
 use crate::transport::quic::{LiveReplicas, QuicError, QuicTransport};
+use crate::world::World;
 
 /// After GOAWAY, streams that were on their way are still served for this long, or two round trips.
 const GRACE: Duration = Duration::from_millis(250);
@@ -53,19 +54,19 @@ impl Tunnel {
         trust: Arc<TrustStore>,
         handler: Arc<dyn StreamHandler>,
     ) -> Result<Self, QuicError> {
-        Self::bind_with_clock(config, identity, trust, handler, system_clock())
+        Self::bind_in(World::default(), config, identity, trust, handler)
     }
 
-    /// [`Tunnel::bind`] by another wall clock.
+    /// [`Tunnel::bind`] with another clock or other addresses for names.
     ///
     /// # Errors
     /// As [`Tunnel::bind`].
-    pub fn bind_with_clock(
+    pub fn bind_in(
+        world: World,
         config: TunnelConfig,
         identity: Arc<IdentityStore>,
         trust: Arc<TrustStore>,
         handler: Arc<dyn StreamHandler>,
-        clock: Clock,
     ) -> Result<Self, QuicError> {
         let config = Arc::new(config);
         let live = Arc::new(ArcSwap::from_pointee(vec![config.replica]));
@@ -73,32 +74,32 @@ impl Tunnel {
             Arc::clone(&config),
             Arc::clone(&identity),
             Arc::clone(&trust),
-            Arc::clone(&clock),
+            Arc::clone(&world.clock),
             Arc::clone(&live),
         )?;
-        Ok(Self::start(config, identity, trust, handler, clock, Arc::new(transport), live))
+        Ok(Self::start(world, config, identity, trust, handler, Arc::new(transport), live))
     }
 
     /// A tunnel on another transport.
     #[must_use]
     pub fn with_transport(
+        world: World,
         config: TunnelConfig,
         identity: Arc<IdentityStore>,
         trust: Arc<TrustStore>,
         handler: Arc<dyn StreamHandler>,
-        clock: Clock,
         transport: Arc<dyn Transport>,
     ) -> Self {
         let live = Arc::new(ArcSwap::from_pointee(vec![config.replica]));
-        Self::start(Arc::new(config), identity, trust, handler, clock, transport, live)
+        Self::start(world, Arc::new(config), identity, trust, handler, transport, live)
     }
 
     fn start(
+        world: World,
         config: Arc<TunnelConfig>,
         identity: Arc<IdentityStore>,
         trust: Arc<TrustStore>,
         handler: Arc<dyn StreamHandler>,
-        clock: Clock,
         transport: Arc<dyn Transport>,
         connection_ids: LiveReplicas,
     ) -> Self {
@@ -120,7 +121,8 @@ impl Tunnel {
             config,
             identity,
             trust,
-            clock,
+            clock: world.clock,
+            resolver: world.resolver,
             handler,
             counters: Arc::new(Counters::default()),
             stream_counts: StreamCounts::default(),

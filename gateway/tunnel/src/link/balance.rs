@@ -15,11 +15,17 @@ use super::LinkShared;
 use crate::stream::StreamShared;
 
 /// Time between two looks at a link's streams.
-pub(crate) const TICK: Duration = Duration::from_millis(250);
+pub(crate) const TICK: Duration = Duration::from_millis(50);
 /// Ticks after which a stream whose reader does not come back is charged.
 const STALLED: u32 = 2;
 /// Ticks after which it may be cut, if there is no room.
-const SHED: u32 = 4;
+const SHED: u32 = 10;
+/// Likewise, soon after a cut.
+const SHED_SOON: u32 = 4;
+/// For how many ticks it is soon.
+const SOON: u32 = 100;
+/// Ticks between two looks at the round trip time.
+const FIT: u32 = 20;
 /// Least part of a link for streams that move, however many links there are.
 const LEAST_WINDOW: u64 = 1 << 20;
 /// Bandwidth that the send window is sized for, bytes per millisecond of round trip: 2 Gbit/s.
@@ -63,6 +69,8 @@ pub(crate) struct Balance {
     reserved: u64,
     window: u64,
     send_window: u64,
+    /// Tick of the last cut.
+    last_cut: Option<u32>,
 }
 
 impl Balance {
@@ -70,7 +78,7 @@ impl Balance {
         budget.links.fetch_add(1, Ordering::Relaxed);
         let limits = &link.limits;
         let (window, send_window) = (u64::from(limits.link_window), u64::from(limits.send_window));
-        Self { budget, reserved: 0, window, send_window, link }
+        Self { budget, reserved: 0, window, send_window, last_cut: None, link }
     }
 
     /// One look at all streams, every [`TICK`].
@@ -83,7 +91,9 @@ impl Balance {
             self.link.connection.set_receive_window(window);
             self.link.update_live(|live| live.receive_window = window);
         }
-        self.fit_send_window();
+        if now.is_multiple_of(FIT) {
+            self.fit_send_window();
+        }
     }
 
     /// Charges stalled streams, cuts those for which there is no room, and returns the charge.
@@ -97,13 +107,16 @@ impl Balance {
         if stalled.len() > room {
             stalled.sort_by_key(|(ticks, _)| std::cmp::Reverse(*ticks));
             let excess = stalled.len() - room;
-            let cut = stalled.iter().take(excess).filter(|(ticks, _)| *ticks >= SHED);
+            let soon = self.last_cut.is_some_and(|cut| now.wrapping_sub(cut) < SOON);
+            let least = if soon { SHED_SOON } else { SHED };
+            let cut = stalled.iter().take(excess).filter(|(ticks, _)| *ticks >= least);
             let mut count = 0_u32;
             for (_, stream) in cut {
                 stream.shed();
                 count += 1;
             }
             if count > 0 {
+                self.last_cut = Some(now);
                 tracing::warn!(peer = %self.link.peer(), streams = count, "Streams that nobody reads were cut to keep others moving");
             }
         }

@@ -52,13 +52,16 @@ impl ControlStream {
         Ok(())
     }
 
-    /// The next message; sends what is queued meanwhile. Cancel-safe.
+    /// The next message; sends what is queued meanwhile. Pending for ever when the link is lost: its end says
+    /// why, this does not. Cancel-safe.
     pub(super) async fn next(&mut self) -> Result<ControlMessage, ControlStreamError> {
         poll_fn(|cx| {
-            if let Poll::Ready(Err(error)) = self.poll_flush(cx) {
-                return Poll::Ready(Err(error.into()));
-            }
-            self.poll_next(cx)
+            let result = match self.poll_flush(cx) {
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
+                Poll::Ready(Ok(())) | Poll::Pending => self.poll_next(cx),
+            };
+            let lost = matches!(result, Poll::Ready(Err(ControlStreamError::Stream(StreamError::LinkLost))));
+            if lost { Poll::Pending } else { result }
         })
         .await
     }

@@ -22,6 +22,7 @@ use crate::metrics::Counters;
 use crate::peers::StreamCounts;
 use crate::stream::{self, StreamHandler};
 use crate::transport::{CloseReason, Established, Side};
+use crate::world::Resolver;
 
 /// Orders that may wait for a link.
 const ORDERS: usize = 16;
@@ -32,6 +33,7 @@ pub(crate) struct Environment {
     pub(crate) identity: Arc<IdentityStore>,
     pub(crate) trust: Arc<TrustStore>,
     pub(crate) clock: Clock,
+    pub(crate) resolver: Resolver,
     pub(crate) handler: Arc<dyn StreamHandler>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) budget: Arc<Budget>,
@@ -215,6 +217,7 @@ impl Driver {
     pub(crate) async fn run(mut self, events: mpsc::Sender<LinkEvent>) {
         let connection = Arc::clone(&self.shared.connection);
         let environment = Arc::clone(&self.environment);
+        let _guard = EndGuard { shared: Arc::clone(&self.shared), events: events.clone() };
         environment.tasks.spawn(accept_streams(Arc::clone(&self.shared), Arc::clone(&environment)));
         let reason = tokio::select! {
             reason = connection.closed() => reason,
@@ -408,6 +411,23 @@ impl Driver {
     }
 }
 
+/// A link whose task ends otherwise than in order, by a panic, must not look alive.
+struct EndGuard {
+    shared: Arc<LinkShared>,
+    events: mpsc::Sender<LinkEvent>,
+}
+
+impl Drop for EndGuard {
+    fn drop(&mut self) {
+        if self.shared.set_state(LinkState::Closed) {
+            let (code, message) = (CloseCode::Internal, "the task of the link ended".to_owned());
+            self.shared.connection.close(code, &message);
+            let reason = CloseReason::Local { code, message };
+            self.events.try_send(LinkEvent::Ended { id: self.shared.identity.id, reason }).ok();
+        }
+    }
+}
+
 fn role(side: Side) -> Role {
     match side {
         Side::Dialler => Role::Dialler,
@@ -445,6 +465,5 @@ async fn accept_streams(link: Arc<LinkShared>, environment: Arc<Environment>) {
     while let Ok(halves) = link.connection.accept().await {
         let handler = Arc::clone(&environment.handler);
         environment.tasks.spawn(stream::serve(Arc::clone(&link), halves, handler));
-        link.raise_streams();
     }
 }

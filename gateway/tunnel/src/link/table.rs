@@ -12,15 +12,15 @@ pub struct LinkTable {
 }
 
 impl LinkTable {
-    /// Only links that take new streams count; those acknowledged lately come first, and among them the
-    /// order is that of their age.
+    /// Only links that take new streams count. Those acknowledged lately come first; then those to replicas
+    /// that the peer still counts as live; then the older ones.
     pub(crate) fn new(links: impl IntoIterator<Item = Link>) -> Self {
         let mut peers: HashMap<Arc<str>, Vec<Link>> = HashMap::new();
         for link in links.into_iter().filter(Link::is_usable) {
             peers.entry(Arc::clone(link.peer())).or_default().push(link);
         }
         for links in peers.values_mut() {
-            links.sort_by_key(|link| (link.0.state() != LinkState::Fresh, link.0.identity.id));
+            links.sort_by_key(|link| (link.0.state() != LinkState::Fresh, link.0.is_outdated(), link.0.identity.id));
         }
         Self { peers }
     }

@@ -61,6 +61,11 @@ impl Address {
         }
     }
 
+    pub(crate) fn retry(&mut self, at: &mut Moment<'_>) {
+        self.failures = 0;
+        self.not_before = self.not_before.min(at.now + at.jitter(at.timing.redial));
+    }
+
     /// A link dialled here has ended. `lasted`: it had been good for a while.
     pub(crate) fn lost(&mut self, kind: FailureKind, lasted: bool, error: Option<String>, at: &mut Moment<'_>) {
         if lasted || kind == FailureKind::Wanted {

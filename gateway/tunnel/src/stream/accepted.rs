@@ -94,7 +94,13 @@ async fn admit(link: &LinkShared, shared: &StreamShared) -> Result<StreamHeader,
         return Err(ResetCode::Overloaded);
     }
     let header = tokio::time::timeout(link.timing().header, read_header(shared)).await;
-    let header = header.unwrap_or(Err(HeaderError::Deadline)).map_err(|error| {
+    let header = match header {
+        Ok(Err(ReadHeaderError::Stream(error))) => return Err(error.code()),
+        Ok(Err(ReadHeaderError::Header(error))) => Err(error),
+        Ok(Ok(header)) => Ok(header),
+        Err(_) => Err(HeaderError::Deadline),
+    };
+    let header = header.map_err(|error| {
         link.counters().header_error();
         tracing::debug!(peer = %link.peer(), %error, "Stream refused");
         error.code()
@@ -102,15 +108,25 @@ async fn admit(link: &LinkShared, shared: &StreamShared) -> Result<StreamHeader,
     if link.refuses_streams() { Err(ResetCode::Draining) } else { Ok(header) }
 }
 
+/// Why no header was read.
+#[derive(Debug, thiserror::Error)]
+enum ReadHeaderError {
+    /// The other side gave up before it was read: nobody's fault.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    #[error(transparent)]
+    Header(#[from] HeaderError),
+}
+
 /// Reads exactly one header: not a byte of what follows it.
-async fn read_header(stream: &StreamShared) -> Result<StreamHeader, HeaderError> {
+async fn read_header(stream: &StreamShared) -> Result<StreamHeader, ReadHeaderError> {
     let mut buffer = Vec::with_capacity(header::PREFIX);
     let mut missing = header::PREFIX;
     let mut length = None;
     loop {
         while missing > 0 {
-            let chunk = poll_fn(|cx| stream.poll_read(cx, missing)).await;
-            let chunk = chunk.ok().flatten().ok_or(HeaderError::Truncated)?;
+            let chunk = poll_fn(|cx| stream.poll_read(cx, missing)).await?;
+            let chunk = chunk.ok_or(HeaderError::Truncated)?;
             missing = missing.saturating_sub(chunk.len());
             buffer.extend_from_slice(&chunk);
             if length.is_none() {
@@ -123,8 +139,8 @@ async fn read_header(stream: &StreamShared) -> Result<StreamHeader, HeaderError>
                 buffer.reserve_exact(length);
                 missing = length;
             }
-            Some(_) => return header::decode_message(buffer.get(header::PREFIX..).unwrap_or_default()),
-            None => return Err(HeaderError::Malformed),
+            Some(_) => return Ok(header::decode_message(buffer.get(header::PREFIX..).unwrap_or_default())?),
+            None => return Err(HeaderError::Malformed.into()),
         }
     }
 }

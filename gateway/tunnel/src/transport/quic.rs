@@ -142,6 +142,12 @@ impl Transport for QuicTransport {
     }
 }
 
+impl Drop for QuicTransport {
+    fn drop(&mut self) {
+        self.shared.stop.cancel();
+    }
+}
+
 impl Shared {
     fn listen(&self, address: SocketAddr) -> Result<quinn::Endpoint, QuicError> {
         let server = self.server_config()?;

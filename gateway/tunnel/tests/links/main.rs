@@ -1,12 +1,19 @@
-//! Links over real UDP sockets on loopback, with real identities.
+//! Links over real UDP sockets on loopback, with real identities; and in memory, in virtual time.
 #![allow(
-    dead_code,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "a test fails by panicking"
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and says what it measured"
 )]
 
+mod certificates;
+mod faults;
+mod hostile;
+mod raw;
+mod relay;
+mod replicas;
 mod streams;
 mod support;
+mod virtual_time;

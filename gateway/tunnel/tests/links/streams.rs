@@ -1,9 +1,9 @@
 //! Streams inside a link: what is promised to the proxy.
 
 use bytes::Bytes;
-use eastway_tunnel::{ResetCode, StreamError};
+use eastway_tunnel::{OpenError, ResetCode, StreamError};
 
-use crate::support::{header, linked_pair, read_all, soon};
+use crate::support::{federation, header, linked_pair, pair, read_all, soon, until};
 
 #[tokio::test]
 async fn a_stream_carries_bytes_both_ways_from_either_side() {
@@ -24,15 +24,13 @@ async fn a_server_that_speaks_first_is_heard_by_a_silent_client() {
 }
 
 #[tokio::test]
-async fn refusals_arrive_as_codes_in_both_directions() {
+async fn federation_streams_have_the_same_framing() {
     let (a, _b) = linked_pair().await;
-    let table =
-        [("refused", ResetCode::UpstreamRefused), ("dropped", ResetCode::Internal), ("panics", ResetCode::Internal)];
-    for (service, code) in table {
-        let mut stream = a.open("b", service).await;
-        assert_eq!(soon(service, stream.accepted()).await, Err(StreamError::Reset(code)), "{service}");
-        assert_eq!(soon(service, stream.send.stopped()).await, Ok(Some(code)), "{service}");
-    }
+    let mut stream = a.link_to("b").await.open(&federation()).await.unwrap();
+    soon("accepted", stream.accepted()).await.unwrap();
+    stream.send.write(Bytes::from_static(b"records")).await.unwrap();
+    stream.send.finish();
+    assert_eq!(soon("echo", read_all(&mut stream.recv)).await.unwrap(), b"records");
 }
 
 #[tokio::test]
@@ -42,4 +40,141 @@ async fn first_bytes_may_travel_with_the_header() {
     let mut stream = link.open_with(&header("echo"), Bytes::from_static(b"early")).await.unwrap();
     stream.send.finish();
     assert_eq!(soon("echo", read_all(&mut stream.recv)).await.unwrap(), b"early");
+}
+
+#[tokio::test]
+async fn refusals_arrive_as_codes_in_both_directions() {
+    let (a, b) = linked_pair().await;
+    let table =
+        [("refused", ResetCode::UpstreamRefused), ("dropped", ResetCode::Internal), ("panics", ResetCode::Internal)];
+    for (service, code) in table {
+        let mut stream = a.open("b", service).await;
+        assert_eq!(soon(service, stream.accepted()).await, Err(StreamError::Reset(code)), "{service}");
+        assert_eq!(soon(service, stream.send.stopped()).await, Ok(Some(code)), "{service}");
+        assert_eq!(soon(service, stream.recv.read()).await, Err(StreamError::Reset(code)), "{service}: again");
+    }
+    let counted = b.tunnel.counters().resets_sent;
+    assert_eq!(counted.get("UPSTREAM_REFUSED"), Some(&1), "{counted:?}");
+    assert_eq!(counted.get("INTERNAL"), Some(&2), "{counted:?}");
+}
+
+#[tokio::test]
+async fn half_closes_and_resets_stay_in_their_direction() {
+    let (a, b) = linked_pair().await;
+
+    // The client ends first; the answer comes after.
+    let mut stream = a.open("b", "count").await;
+    stream.send.write(vec![1; 100_000].into()).await.unwrap();
+    stream.send.finish();
+    assert_eq!(soon("count", read_all(&mut stream.recv)).await.unwrap(), b"100000");
+
+    // The server ends first; the client goes on and everything is read.
+    let mut stream = a.open("b", "ends-first").await;
+    assert_eq!(soon("the server's end", read_all(&mut stream.recv)).await.unwrap(), b"");
+    stream.send.write(vec![1; 100_000].into()).await.unwrap();
+    stream.send.finish();
+    assert_eq!(soon("all read", stream.send.stopped()).await, Ok(None));
+
+    // The server resets its direction.
+    let mut stream = a.open("b", "resets").await;
+    let reset = Err(StreamError::Reset(ResetCode::UpstreamReset));
+    assert_eq!(soon("reset", read_all(&mut stream.recv)).await, reset);
+
+    // The server stops reading, yet its last words arrive.
+    let mut stream = a.open("b", "stops").await;
+    assert_eq!(soon("stop", stream.send.stopped()).await, Ok(Some(ResetCode::UpstreamReset)));
+    assert_eq!(soon("last words", read_all(&mut stream.recv)).await.unwrap(), b"last words");
+
+    // The client drops its stream half-way: the server never takes a part for the whole.
+    let mut half = a.open("b", "stalls").await;
+    half.send.write(Bytes::from_static(b"a part")).await.unwrap();
+    soon("accepted", half.accepted()).await.unwrap();
+    drop((half, stream));
+    until("the server is told", || (b.tunnel.status()[0].links[0].streams_served == 0).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_reset_is_seen_while_nothing_is_read() {
+    let (a, b) = linked_pair().await;
+    let mut stream = a.open("b", "stalls").await;
+    soon("accepted", stream.accepted()).await.unwrap();
+    // The handler awaits `aborted` and ends by it; that ends the stream for us.
+    stream.send.reset(ResetCode::Cancelled);
+    assert_eq!(soon("answer", stream.recv.aborted()).await, StreamError::Reset(ResetCode::Cancelled));
+    until("served streams end", || (b.tunnel.status()[0].links[0].streams_served == 0).then_some(())).await;
+}
+
+#[tokio::test]
+async fn large_transfers_arrive_whole_and_in_chunks() {
+    let (a, _b) = linked_pair().await;
+    let stream = a.open("b", "echo").await;
+    let (mut send, mut recv) = stream.split();
+    let block = Bytes::from((0..=255).cycle().take(1 << 20).collect::<Vec<u8>>());
+    let sent = block.clone();
+    let writer = tokio::spawn(async move {
+        for _ in 0..4 {
+            send.write_chunks(&mut [sent.slice(..300_000), sent.slice(300_000..)]).await.unwrap();
+        }
+        send.finish();
+        send
+    });
+    let (mut received, mut chunks) = (0, vec![Bytes::new(); 64]);
+    while let Some(count) = soon("chunks", recv.read_chunks(&mut chunks)).await.unwrap() {
+        for chunk in &chunks[..count] {
+            for byte in chunk.iter() {
+                assert_eq!(*byte, block[received % block.len()], "byte {received}");
+                received += 1;
+            }
+        }
+    }
+    assert_eq!(received, 4 << 20);
+    writer.await.unwrap();
+}
+
+#[tokio::test]
+async fn p9_streams_over_the_limit_are_told_so() {
+    let (a, mut b) = pair();
+    b.limits.streams_per_peer = 3;
+    let (a, b) = (a.gateway(), b.gateway());
+    b.knows(&[("a", &[])]);
+    a.knows(&[("b", &[b.tunnel.local_addr()])]);
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let mut stream = a.open("b", "never").await;
+        stream.send.write(Bytes::from_static(b"x")).await.unwrap();
+        held.push(stream);
+    }
+    until("all are served", || (b.tunnel.status()[0].links.first()?.streams_served == 3).then_some(())).await;
+    let mut stream = a.open("b", "echo").await;
+    assert_eq!(soon("refusal", stream.accepted()).await, Err(StreamError::Reset(ResetCode::Overloaded)));
+    drop(held);
+    until("room again", || (b.tunnel.status()[0].links.first()?.streams_served == 0).then_some(())).await;
+    let mut stream = a.open("b", "greet").await;
+    soon("room again", stream.accepted()).await.unwrap();
+}
+
+#[tokio::test]
+async fn more_streams_than_admitted_at_first_are_admitted_on_demand() {
+    let (a, mut b) = pair();
+    b.limits.initial_streams = 8;
+    let (a, b) = (a.gateway(), b.gateway());
+    b.knows(&[("a", &[])]);
+    a.knows(&[("b", &[b.tunnel.local_addr()])]);
+    let mut held = Vec::new();
+    for index in 0..200 {
+        let stream = a.link_to("b").await.open(&header("never")).await;
+        held.push(stream.unwrap_or_else(|error| panic!("stream {index}: {error}")));
+    }
+    assert_eq!(a.links_to("b")[0].in_flight(), 200);
+}
+
+#[tokio::test]
+async fn a_link_that_is_gone_opens_nothing() {
+    let (a, b) = linked_pair().await;
+    let link = a.link_to("b").await;
+    let mut stream = a.open("b", "never").await;
+    b.tunnel.close().await;
+    assert_eq!(soon("the stream ends", stream.accepted()).await, Err(StreamError::LinkLost));
+    a.no_link_to("b").await;
+    assert_eq!(link.open(&header("echo")).await.err(), Some(OpenError::LinkLost));
 }

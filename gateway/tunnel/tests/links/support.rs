@@ -8,12 +8,13 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use eastway_identity::ca::{Ca, InitOptions};
-use eastway_identity::{Clock, IdentityStore, PeerTrust, SpiffeId, TrustStore, system_clock};
+use eastway_identity::{Clock, IdentityStore, PeerTrust, SpiffeId, TrustStore};
 use eastway_tunnel::header::{FederationHeader, Label, ServiceHeader, Source, StreamHeader};
 use eastway_tunnel::transport::BoxFuture;
+use eastway_tunnel::transport::memory::MemoryNetwork;
 use eastway_tunnel::{
     AcceptedStream, HostPort, Link, LinkInfo, LinkKeys, PeerTarget, ReplicaId, ResetCode, StreamHandler, Timing,
-    Tunnel, TunnelConfig, TunnelLimits, TunnelStream,
+    Tunnel, TunnelConfig, TunnelLimits, TunnelStream, World,
 };
 use tokio::time::Instant;
 
@@ -27,9 +28,9 @@ pub(crate) struct Cloud {
     pub(crate) trust: Arc<TrustStore>,
     pub(crate) limits: TunnelLimits,
     pub(crate) timing: Timing,
-    pub(crate) clock: Clock,
+    pub(crate) world: World,
     pub(crate) leaf_ttl: Duration,
-    _folder: tempfile::TempDir,
+    pub(crate) folder: tempfile::TempDir,
 }
 
 impl Cloud {
@@ -42,9 +43,9 @@ impl Cloud {
             trust: TrustStore::new(Vec::new()).unwrap(),
             limits: TunnelLimits { socket_buffer: 1 << 20, ..TunnelLimits::default() },
             timing: Timing::default(),
-            clock: system_clock(),
+            world: World::default(),
             leaf_ttl: Duration::from_secs(3_600),
-            _folder: folder,
+            folder,
         }
     }
 
@@ -68,7 +69,7 @@ impl Cloud {
     }
 
     pub(crate) fn identity(&self) -> eastway_identity::Identity {
-        self.ca.issue_identity(&self.id(), self.leaf_ttl, (self.clock)()).unwrap()
+        self.ca.issue_identity(&self.id(), self.leaf_ttl, (self.world.clock)()).unwrap()
     }
 
     pub(crate) fn config(&self, listen: SocketAddr) -> TunnelConfig {
@@ -90,10 +91,22 @@ impl Cloud {
 
     pub(crate) fn gateway_with(&self, config: TunnelConfig) -> Gateway {
         let identity = IdentityStore::new(self.identity());
-        let (trust, clock) = (Arc::clone(&self.trust), Arc::clone(&self.clock));
+        let (trust, world) = (Arc::clone(&self.trust), self.world.clone());
         let handler = Arc::new(ByName);
         let replica = config.replica;
-        let tunnel = Tunnel::bind_with_clock(config, Arc::clone(&identity), trust, handler, clock).unwrap();
+        let tunnel = Tunnel::bind_in(world, config, Arc::clone(&identity), trust, handler).unwrap();
+        Gateway { cloud: Arc::clone(&self.name), identity, replica, tunnel }
+    }
+
+    /// A gateway of this cloud in memory.
+    pub(crate) fn gateway_in(&self, network: &MemoryNetwork, address: SocketAddr) -> Gateway {
+        let identity = IdentityStore::new(self.identity());
+        let (trust, world) = (Arc::clone(&self.trust), self.world.clone());
+        let transport = network.transport(address, Arc::clone(&identity), Arc::clone(&trust), Arc::clone(&world.clock));
+        let config = self.config(address);
+        let replica = config.replica;
+        let handler = Arc::new(ByName);
+        let tunnel = Tunnel::with_transport(world, config, Arc::clone(&identity), trust, handler, transport);
         Gateway { cloud: Arc::clone(&self.name), identity, replica, tunnel }
     }
 }
@@ -261,6 +274,13 @@ async fn serve(name: &str, mut stream: AcceptedStream) {
             recv.aborted().await;
         }
         "resets" => send.reset(ResetCode::UpstreamReset),
+        // Ends its own direction first, then reads the other to the end.
+        "ends-first" => {
+            send.finish();
+            while let Ok(Some(_)) = recv.read().await {}
+        }
+        // Writes as long as anybody reads.
+        "floods" => while send.write(Bytes::from_static(&[7; 65_536])).await.is_ok() {},
         // Stops reading, yet goes on to write.
         "stops" => {
             recv.stop(ResetCode::UpstreamReset);
@@ -281,10 +301,8 @@ pub(crate) async fn read_all(stream: &mut eastway_tunnel::RecvHalf) -> Result<Ve
     Ok(all)
 }
 
-/// The wall clock of a test: starts now, moves when told, and with tokio's time.
-pub(crate) fn moving_clock() -> (Clock, Arc<std::sync::Mutex<Duration>>) {
-    let offset = Arc::new(std::sync::Mutex::new(Duration::ZERO));
+/// A wall clock that goes with tokio's time, also when that is paused.
+pub(crate) fn virtual_clock() -> Clock {
     let (start, epoch) = (SystemTime::now(), Instant::now());
-    let shared = Arc::clone(&offset);
-    (Arc::new(move || start + epoch.elapsed() + *shared.lock().unwrap()), offset)
+    Arc::new(move || start + epoch.elapsed())
 }

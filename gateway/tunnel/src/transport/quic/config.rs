@@ -1,6 +1,7 @@
 //! QUIC's settings. Every one that a peer could profit from is set here, with the reason.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use aws_lc_rs::{hkdf, hmac};
 use quinn::congestion::CubicConfig;
@@ -26,7 +27,9 @@ const MAX_DATAGRAM: u16 = 6_500;
 /// that paid for their network.
 const INITIAL_WINDOW: u64 = 32 * MIN_DATAGRAM as u64;
 /// Before the first sample of the round trip: lost first packets are repeated after three times this.
-const INITIAL_RTT: std::time::Duration = std::time::Duration::from_millis(200);
+const INITIAL_RTT: Duration = Duration::from_millis(200);
+/// A Retry comes back within a round trip; the rest is for a machine that is busy.
+const RETRY_TOKEN_LIFETIME: Duration = Duration::from_secs(10);
 /// Bytes of a DATAGRAM that are taken only to see that there was one.
 const DATAGRAM_BUFFER: usize = 2_048;
 
@@ -92,7 +95,7 @@ pub(super) fn server(
     server
         .transport_config(transport)
         .validation_token_config(validation)
-        .retry_token_lifetime(config.timing.handshake)
+        .retry_token_lifetime(RETRY_TOKEN_LIFETIME)
         // A NAT that rebinds must not cost the link (fault F10).
         .migration(true)
         .max_incoming(usize::from(limits.incoming))

@@ -191,6 +191,10 @@ impl QuicRecv {
 
 impl RecvStream for QuicRecv {
     fn poll_read(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<Result<Option<Bytes>, StreamError>> {
+        // quinn reports a reset once and an orderly end ever after.
+        if let Some(code) = self.reset {
+            return Poll::Ready(Err(StreamError::Reset(code)));
+        }
         let result = ready!(pin!(self.inner.read_chunk(max, true)).poll(cx));
         Poll::Ready(result.map(|chunk| chunk.map(|chunk| chunk.bytes)).map_err(|error| self.error(&error)))
     }
@@ -200,6 +204,9 @@ impl RecvStream for QuicRecv {
         cx: &mut Context<'_>,
         chunks: &mut [Bytes],
     ) -> Poll<Result<Option<usize>, StreamError>> {
+        if let Some(code) = self.reset {
+            return Poll::Ready(Err(StreamError::Reset(code)));
+        }
         let result = ready!(pin!(self.inner.read_chunks(chunks)).poll(cx));
         Poll::Ready(result.map_err(|error| self.error(&error)))
     }

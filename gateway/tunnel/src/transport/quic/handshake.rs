@@ -19,6 +19,9 @@ use crate::transport::{DialError, Established, Side};
 
 /// TLS alert `no_application_protocol` (RFC 7301 §3.2).
 const NO_APPLICATION_PROTOCOL: u8 = 120;
+/// TLS alert `access_denied`: what our server says to a client whose protocols do not include ours, before it
+/// comes to show a certificate.
+const ACCESS_DENIED: u8 = 49;
 /// Least time between two log lines about strangers who fail.
 const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -175,12 +178,12 @@ impl Failure {
         if let Some(refusal) = trust.refusal_in(&text) {
             return Self::Untrusted { reason: refusal.error.reason(), text: refusal.error.to_string() };
         }
-        let alpn = TransportErrorCode::crypto(NO_APPLICATION_PROTOCOL);
+        let alpn = [NO_APPLICATION_PROTOCOL, ACCESS_DENIED].map(TransportErrorCode::crypto);
         match error {
             ConnectionError::TimedOut => Self::Timeout,
             ConnectionError::TransportError(error) if error.reason == floor::REFUSED => Self::IdleFloor,
-            ConnectionError::TransportError(error) if error.code == alpn => Self::Alpn,
-            ConnectionError::ConnectionClosed(close) if close.error_code == alpn => Self::Alpn,
+            ConnectionError::TransportError(error) if alpn.contains(&error.code) => Self::Alpn,
+            ConnectionError::ConnectionClosed(close) if alpn.contains(&close.error_code) => Self::Alpn,
             ConnectionError::VersionMismatch
             | ConnectionError::TransportError(_)
             | ConnectionError::ConnectionClosed(_)

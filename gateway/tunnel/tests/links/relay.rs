@@ -1,0 +1,129 @@
+//! A UDP relay between a dialler and a gateway that does what networks do: lose, cut one way, change a
+//! NAT's port, blackhole one flow for ever.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use tokio::net::UdpSocket;
+use tokio::task::{AbortHandle, JoinSet};
+
+use crate::support::any_port;
+
+/// What the relay does to datagrams.
+#[derive(Default)]
+pub(crate) struct Rules {
+    pub(crate) drop_to_server: bool,
+    pub(crate) drop_to_client: bool,
+    /// Diallers whose flow is gone for good, as with stale conntrack.
+    pub(crate) blackholed: HashSet<SocketAddr>,
+    /// Where the server is now.
+    pub(crate) server: Option<SocketAddr>,
+}
+
+/// What passed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Traffic {
+    pub(crate) to_server: u64,
+    pub(crate) to_client: u64,
+}
+
+#[derive(Default)]
+struct State {
+    rules: Rules,
+    traffic: Traffic,
+    flows: HashMap<SocketAddr, Flow>,
+    /// Every client address that was seen.
+    clients: Vec<SocketAddr>,
+}
+
+struct Flow {
+    /// As the server sees the client.
+    outside: Arc<UdpSocket>,
+    task: AbortHandle,
+}
+
+pub(crate) struct Relay {
+    pub(crate) address: SocketAddr,
+    state: Arc<Mutex<State>>,
+    _tasks: JoinSet<()>,
+}
+
+impl Relay {
+    pub(crate) async fn to(server: SocketAddr) -> Self {
+        let inside = Arc::new(UdpSocket::bind(any_port()).await.unwrap());
+        let address = inside.local_addr().unwrap();
+        let state = Arc::new(Mutex::new(State::default()));
+        state.lock().unwrap().rules.server = Some(server);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(inbound(inside, Arc::clone(&state)));
+        Self { address, state, _tasks: tasks }
+    }
+
+    pub(crate) fn rules(&self, change: impl FnOnce(&mut Rules)) {
+        change(&mut self.state.lock().unwrap().rules);
+    }
+
+    pub(crate) fn traffic(&self) -> Traffic {
+        self.state.lock().unwrap().traffic
+    }
+
+    /// The addresses that diallers came from, in the order they were seen.
+    pub(crate) fn clients(&self) -> Vec<SocketAddr> {
+        self.state.lock().unwrap().clients.clone()
+    }
+
+    /// Every flow gets a new port towards the server, as when a NAT forgets.
+    pub(crate) fn rebind(&self) {
+        let flows = std::mem::take(&mut self.state.lock().unwrap().flows);
+        flows.into_values().for_each(|flow| flow.task.abort());
+    }
+}
+
+async fn inbound(inside: Arc<UdpSocket>, state: Arc<Mutex<State>>) {
+    let mut flows = JoinSet::new();
+    let mut buffer = vec![0; 65_536];
+    loop {
+        let Ok((length, client)) = inside.recv_from(&mut buffer).await else { continue };
+        let known = {
+            let mut state = state.lock().unwrap();
+            if !state.clients.contains(&client) {
+                state.clients.push(client);
+            }
+            if state.rules.drop_to_server || state.rules.blackholed.contains(&client) {
+                continue;
+            }
+            state.traffic.to_server += length as u64;
+            state.flows.get(&client).map(|flow| Arc::clone(&flow.outside))
+        };
+        let outside = match known {
+            Some(outside) => outside,
+            None => {
+                let outside = Arc::new(UdpSocket::bind(any_port()).await.unwrap());
+                let task = flows.spawn(outbound(Arc::clone(&inside), Arc::clone(&outside), client, Arc::clone(&state)));
+                state.lock().unwrap().flows.insert(client, Flow { outside: Arc::clone(&outside), task });
+                outside
+            }
+        };
+        let server = state.lock().unwrap().rules.server;
+        if let Some(server) = server {
+            // A port that nobody listens on answers with an error; the network drops it.
+            outside.send_to(&buffer[..length], server).await.ok();
+        }
+    }
+}
+
+async fn outbound(inside: Arc<UdpSocket>, outside: Arc<UdpSocket>, client: SocketAddr, state: Arc<Mutex<State>>) {
+    let mut buffer = vec![0; 65_536];
+    loop {
+        let Ok((length, _)) = outside.recv_from(&mut buffer).await else { continue };
+        {
+            let mut state = state.lock().unwrap();
+            state.traffic.to_client += length as u64;
+            if state.rules.drop_to_client || state.rules.blackholed.contains(&client) {
+                continue;
+            }
+        }
+        inside.send_to(&buffer[..length], client).await.ok();
+    }
+}
