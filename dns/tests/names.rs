@@ -57,6 +57,8 @@ fn the_reference_battery() {
         ("dual.demo.svc.clusterset.local", "AAAA", "NOERROR AAAA fd65:6173:7477::2"),
         ("pending.demo.svc.clusterset.local", "A", "NOERROR SOA"),
         ("pending.demo.svc.clusterset.local", "SRV", "NOERROR SOA"),
+        ("_http._tcp.pending.demo.svc.clusterset.local", "SRV", "NOERROR SOA"),
+        ("_none._tcp.pending.demo.svc.clusterset.local", "SRV", "NXDOMAIN SOA"),
         // SRV: one record per port number, the share over ports times addresses.
         ("web.demo.svc.clusterset.local", "SRV", "NOERROR SRV 0 50 80 web.demo.svc.clusterset.local. + A 242.0.0.1"),
         (

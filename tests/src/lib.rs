@@ -17,6 +17,7 @@
     reason = "this is test code: a panic is a verdict"
 )]
 
+pub mod coredns;
 pub mod load;
 pub mod mesh;
 pub mod relay;

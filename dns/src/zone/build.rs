@@ -147,9 +147,9 @@ fn fill(entry: &mut Entry, addresses: &[IpAddr], ports: &[PortEntry]) {
         node.set(rtype::SRV, bare);
     }
     for (prefix, ports) in by_prefix(&named) {
-        if let Some(answer) = srv_to_self(&entry.name, prefix.len(), &addresses, &ports) {
-            add_below(entry, prefix, rtype::SRV, answer);
-        }
+        // The name of a port exists with its service, records or not.
+        let answer = srv_to_self(&entry.name, prefix.len(), &addresses, &ports);
+        add_below(entry, prefix, answer);
     }
 }
 
@@ -169,9 +169,8 @@ fn fill_headless(entry: &mut Entry, endpoints: &[HeadlessEndpoint], ports: &[Por
         node.set(rtype::SRV, bare);
     }
     for (prefix, ports) in by_prefix(&named) {
-        if let Some(answer) = srv_to_endpoints(prefix.len() + entry.name.len(), shown, &ports) {
-            add_below(entry, prefix, rtype::SRV, answer);
-        }
+        let answer = srv_to_endpoints(prefix.len() + entry.name.len(), shown, &ports);
+        add_below(entry, prefix, answer);
     }
     for target in &targets {
         let mut node = Node::default();
@@ -323,13 +322,13 @@ fn weight(count: usize) -> Option<u16> {
     Some(u16::try_from(share).unwrap_or(1).max(1))
 }
 
-/// Adds a record set below the entry, and the empty name between the two (`_tcp`).
-fn add_below(entry: &mut Entry, prefix: Vec<u8>, rtype: u16, answer: Answer) {
+/// Adds the name of a port below the entry, and the empty name between the two (`_tcp`).
+fn add_below(entry: &mut Entry, prefix: Vec<u8>, answer: Option<Answer>) {
     let first = prefix.first().map_or(0, |length| 1 + usize::from(*length));
     if let Some(protocol) = prefix.get(first..) {
         entry.below.entry(protocol.into()).or_default();
     }
-    entry.below.entry(prefix.into_boxed_slice()).or_default().set(rtype, Some(answer));
+    entry.below.entry(prefix.into_boxed_slice()).or_default().set(rtype::SRV, answer);
 }
 
 /// The elements in their order, each once.
