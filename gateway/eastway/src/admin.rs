@@ -77,11 +77,7 @@ impl MetricsPort {
     /// Answers until `shutdown`.
     pub async fn run(self, context: AdminContext, shutdown: CancellationToken) {
         let refusals = std::sync::Arc::clone(&context.telemetry.refusals);
-        let handler = move |head| {
-            let answer = scrape::handle(&head, &context);
-            std::future::ready(answer)
-        };
-        self.0.serve(handler, refusals, shutdown).await;
+        self.0.serve(move |head| scrape::handle(head, context.clone()), refusals, shutdown).await;
     }
 }
 

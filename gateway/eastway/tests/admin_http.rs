@@ -86,6 +86,7 @@ async fn a1_bad_requests_get_the_status_they_deserve() {
         ("two lengths", format!("GET /status HTTP/1.1\r\n{host}Content-Length: 1\r\nContent-Length: 2\r\n\r\n"), "400"),
         ("bad length", format!("GET /status HTTP/1.1\r\n{host}Content-Length: -1\r\n\r\n"), "400"),
         ("bad query", format!("GET /describe?what=x HTTP/1.1\r\n{host}\r\n"), "400"),
+        ("bad filter", format!("GET /services?name=x HTTP/1.1\r\n{host}\r\n"), "400"),
         ("query twice", format!("GET /describe?service=a/b&service=c/d HTTP/1.1\r\n{host}\r\n"), "400"),
         ("port 0x50", format!("GET /describe?service=a/b&port=0x50 HTTP/1.1\r\n{host}\r\n"), "400"),
         ("port 70000", format!("GET /describe?service=a/b&port=70000 HTTP/1.1\r\n{host}\r\n"), "400"),

@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -50,7 +51,7 @@ pub enum BindError {
         address: SocketAddr,
         /// What the system says.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The admin port shows everything and asks nobody who they are.
     #[error("the admin port listens on loopback only, not on {0}")]
@@ -102,30 +103,54 @@ impl Listener {
         H: Fn(Head) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response> + Send + 'static,
     {
-        let mut connections = JoinSet::new();
-        loop {
-            tokio::select! {
-                () = shutdown.cancelled() => break,
-                Some(_ended) = connections.join_next(), if !connections.is_empty() => {}
-                accepted = self.socket.accept() => match accepted {
-                    Ok((stream, from)) if connections.len() < MAX_CONNECTIONS => {
-                        let (handler, refusals) = (handler.clone(), Arc::clone(&refusals));
-                        connections.spawn(serve_connection(self.name, stream, from, handler, refusals));
-                    }
-                    Ok((_closed, from)) => {
-                        let name = self.name;
-                        let detail = format_args!("{name} port has {MAX_CONNECTIONS} connections, closed one from {from}");
-                        refusals.refused(Refusal::Overload, None, detail);
-                    }
-                    Err(error) => {
-                        tracing::warn!(port = self.name, %error, "cannot accept; trying again");
-                        sleep(ACCEPT_PAUSE).await;
-                    }
-                },
-            }
-        }
-        connections.shutdown().await;
+        accept_loop(self.name, self.socket, handler, refusals, shutdown).await;
     }
+}
+
+/// Where connections come from: a socket, or a test that makes it fail.
+trait Accept: Send + Sync {
+    fn accept(&self) -> impl Future<Output = io::Result<(TcpStream, SocketAddr)>> + Send;
+}
+
+impl Accept for TcpListener {
+    fn accept(&self) -> impl Future<Output = io::Result<(TcpStream, SocketAddr)>> + Send {
+        Self::accept(self)
+    }
+}
+
+/// Accepts until `shutdown`. Whatever `accept` fails with (no file descriptors left, a connection that is gone
+/// already, a firewall), it is tried again: there is nobody else who would.
+async fn accept_loop<H, F>(
+    name: &'static str,
+    socket: impl Accept,
+    handler: H,
+    refusals: Arc<Refusals>,
+    shutdown: CancellationToken,
+) where
+    H: Fn(Head) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response> + Send + 'static,
+{
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => break,
+            Some(_ended) = connections.join_next(), if !connections.is_empty() => {}
+            accepted = socket.accept() => match accepted {
+                Ok((stream, from)) if connections.len() < MAX_CONNECTIONS => {
+                    connections.spawn(serve_connection(name, stream, from, handler.clone(), Arc::clone(&refusals)));
+                }
+                Ok((_closed, from)) => {
+                    let detail = format_args!("{name} port has {MAX_CONNECTIONS} connections, closed one from {from}");
+                    refusals.refused(Refusal::Overload, None, detail);
+                }
+                Err(error) => {
+                    refusals.refused(Refusal::Overload, None, format_args!("{name} port cannot accept: {error}"));
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+    connections.shutdown().await;
 }
 
 /// The head of a request: all that a GET says.
@@ -184,4 +209,54 @@ fn not_allowed() -> Response {
     let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET is allowed here\n");
     response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::telemetry::Metrics;
+
+    /// EMFILE, ENFILE, ECONNABORTED, ENOBUFS, ENOMEM, EPERM, EPROTO.
+    const FAULTS: [i32; 7] = [24, 23, 103, 105, 12, 1, 71];
+
+    struct Faulty<'a> {
+        socket: TcpListener,
+        calls: &'a AtomicUsize,
+    }
+
+    impl Accept for Faulty<'_> {
+        async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+            match FAULTS.get(self.calls.fetch_add(1, Ordering::Relaxed)) {
+                Some(code) => Err(io::Error::from_raw_os_error(*code)),
+                None => self.socket.accept().await,
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn u6_a_failing_accept_does_not_end_the_listener() {
+        let socket = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let calls = AtomicUsize::new(0);
+        let socket = Faulty { socket, calls: &calls };
+        let refusals = Arc::new(Refusals::new(Arc::new(Metrics::new())));
+        let shutdown = CancellationToken::new();
+        let handler = |_head| std::future::ready(text(StatusCode::OK, "ok"));
+        let client = async {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+            let mut answer = String::new();
+            timeout(Duration::from_secs(5), stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+            shutdown.cancel();
+            answer
+        };
+        let serve = accept_loop("test", socket, handler, refusals, shutdown.clone());
+        let (answer, ()) = tokio::join!(client, serve);
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(calls.load(Ordering::Relaxed) > FAULTS.len());
+    }
 }

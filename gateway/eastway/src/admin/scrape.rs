@@ -10,10 +10,16 @@ use crate::telemetry::LogHandle;
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Answers one request.
-pub fn handle(head: &Head, context: &AdminContext) -> Response {
+pub async fn handle(head: Head, context: AdminContext) -> Response {
     if head.uri.path() != "/metrics" {
         return text(StatusCode::NOT_FOUND, "not found\n");
     }
+    // Thousands of series: not on the threads that forward bytes.
+    let page = tokio::task::spawn_blocking(move || page(&context));
+    page.await.unwrap_or_else(|error| text(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot scrape: {error}\n")))
+}
+
+fn page(context: &AdminContext) -> Response {
     let metrics = &context.telemetry.metrics;
     metrics.set_ready(context.readiness.is_ready());
     metrics.set_log_lines_dropped(context.log.as_ref().map_or(0, LogHandle::dropped));

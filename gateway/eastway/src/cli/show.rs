@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use clap::Args;
 use serde_json::Value;
 
-use super::client::{self, Target};
+use super::client::{self, Target, encode};
 use super::exit::Failure;
 use super::output::{Output, Table};
 use crate::admin::views::{EndpointView, Items, PartView, PeerCondition, PeerView, ServiceView, StatusView};
@@ -52,47 +52,41 @@ pub(super) fn status(args: &StatusArgs) -> Result<(), Failure> {
 }
 
 pub(super) fn peers(args: &ListArgs) -> Result<(), Failure> {
-    let mut answer = args.target.get("/peers")?;
+    let path = args.name.as_ref().map_or_else(|| "/peers".to_owned(), |name| format!("/peers?name={}", encode(name)));
+    let answer = args.target.get(&path)?;
     if let Some(name) = &args.name {
-        retain(&mut answer, |item| item.get("name").and_then(Value::as_str) == Some(name));
         found(&answer, || format!("no peer is called {name:?}; `eastway peers` lists them"))?;
     }
     args.output.print(&answer, || Ok(peers_table(&client::view::<Items<PeerView>>(&answer)?.items, now())))
 }
 
 pub(super) fn services(args: &NamespacedArgs) -> Result<(), Failure> {
-    let answer = args.filtered("/services", "name")?;
+    let answer = args.ask("/services")?;
     args.output.print(&answer, || Ok(services_table(&client::view::<Items<ServiceView>>(&answer)?.items)))
 }
 
 pub(super) fn endpoints(args: &NamespacedArgs) -> Result<(), Failure> {
-    let answer = args.filtered("/endpoints", "service")?;
+    let answer = args.ask("/endpoints")?;
     args.output.print(&answer, || Ok(endpoints_table(&client::view::<Items<EndpointView>>(&answer)?.items)))
 }
 
 impl NamespacedArgs {
-    /// The view at `path`, with only the wanted services; `key` holds a service's name there.
-    fn filtered(&self, path: &str, key: &str) -> Result<Value, Failure> {
-        let mut answer = self.target.get(path)?;
+    /// The view at `path`, with only the wanted services.
+    fn ask(&self, path: &str) -> Result<Value, Failure> {
         let (namespace, service) = match self.service.as_deref().map(|name| name.split_once('/').ok_or(name)) {
             Some(Ok((namespace, name))) => (Some(namespace), Some(name)),
             Some(Err(name)) => (self.namespace.as_deref(), Some(name)),
             None => (self.namespace.as_deref(), None),
         };
-        let matches = |item: &Value, key: &str, wanted: Option<&str>| {
-            wanted.is_none_or(|wanted| item.get(key).and_then(Value::as_str) == Some(wanted))
-        };
-        retain(&mut answer, |item| matches(item, "namespace", namespace) && matches(item, key, service));
+        let parameters = [("namespace", namespace), ("service", service)];
+        let query: Vec<String> =
+            parameters.into_iter().filter_map(|(key, value)| Some(format!("{key}={}", encode(value?)))).collect();
+        let path = if query.is_empty() { path.to_owned() } else { format!("{path}?{}", query.join("&")) };
+        let answer = self.target.get(&path)?;
         if let Some(name) = &self.service {
             found(&answer, || format!("no service is called {name:?}; `eastway services` lists them"))?;
         }
         Ok(answer)
-    }
-}
-
-fn retain(answer: &mut Value, keep: impl Fn(&Value) -> bool) {
-    if let Some(items) = answer.get_mut("items").and_then(Value::as_array_mut) {
-        items.retain(keep);
     }
 }
 

@@ -5,6 +5,7 @@
 //! number of series stays below 5,000 whatever a peer sends.
 
 mod family;
+mod labels;
 mod process;
 mod traffic;
 
@@ -13,14 +14,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use prometheus_client::encoding::EncodeMetric;
 use prometheus_client::encoding::text;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::TypedMetric;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use self::family::{Family, Labels, OTHER};
+use self::family::{Family, Labels};
+use self::labels::{
+    BuildLabels, CertificateLabels, DenialLabels, PeerLabel, PeerReason, Reason, peer_label, peer_reason,
+};
 pub use self::process::{open_fds, resident_bytes};
 pub use self::traffic::{ConnectionLabels, ConnectionMetrics, Destination, Reporter, ResponseFlag, UNKNOWN, Workload};
 use super::refusals::Refusal;
@@ -34,104 +38,6 @@ const MAX_SERIES: usize = 256;
 const MAX_SERIES_PER_PEER: usize = 32;
 
 type FloatGauge = Gauge<f64, AtomicU64>;
-
-/// The peer that series belong to.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PeerLabel {
-    peer: Arc<str>,
-}
-
-impl Labels for PeerLabel {
-    fn owner(&self) -> Option<&Arc<str>> {
-        Some(&self.peer)
-    }
-
-    fn overflow(&self) -> Self {
-        Self { peer: Arc::from(OTHER) }
-    }
-}
-
-/// A peer and a word from a fixed set.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PeerReason {
-    peer: Arc<str>,
-    reason: &'static str,
-}
-
-impl Labels for PeerReason {
-    fn owner(&self) -> Option<&Arc<str>> {
-        Some(&self.peer)
-    }
-
-    fn overflow(&self) -> Self {
-        Self { peer: Arc::from(OTHER), reason: self.reason }
-    }
-}
-
-/// A word from a fixed set.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Reason {
-    reason: &'static str,
-}
-
-impl Labels for Reason {
-    fn owner(&self) -> Option<&Arc<str>> {
-        None
-    }
-
-    fn overflow(&self) -> Self {
-        Self { reason: OTHER }
-    }
-}
-
-/// A denied connection: the service is our own, the source's namespace is what the peer says.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct DenialLabels {
-    source_cluster: Arc<str>,
-    source_namespace: Arc<str>,
-    destination_namespace: Arc<str>,
-    destination_service: Arc<str>,
-    dry_run: &'static str,
-}
-
-impl Labels for DenialLabels {
-    fn owner(&self) -> Option<&Arc<str>> {
-        Some(&self.source_cluster)
-    }
-
-    fn overflow(&self) -> Self {
-        let other: Arc<str> = Arc::from(OTHER);
-        Self {
-            source_cluster: Arc::clone(&self.source_cluster),
-            source_namespace: Arc::clone(&other),
-            destination_namespace: Arc::clone(&other),
-            destination_service: other,
-            dry_run: self.dry_run,
-        }
-    }
-}
-
-/// A certificate.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct CertificateLabels {
-    kind: &'static str,
-    peer: Arc<str>,
-}
-
-impl Labels for CertificateLabels {
-    fn owner(&self) -> Option<&Arc<str>> {
-        (!self.peer.is_empty()).then_some(&self.peer)
-    }
-
-    fn overflow(&self) -> Self {
-        Self { kind: self.kind, peer: Arc::from(OTHER) }
-    }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct BuildLabels {
-    version: &'static str,
-}
 
 /// How an attempt to connect ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -510,14 +416,6 @@ impl Metrics {
         text::encode(&mut page, &self.registry)?;
         Ok(page)
     }
-}
-
-fn peer_label(peer: &Arc<str>) -> PeerLabel {
-    PeerLabel { peer: Arc::clone(peer) }
-}
-
-fn peer_reason(peer: &Arc<str>, reason: &'static str) -> PeerReason {
-    PeerReason { peer: Arc::clone(peer), reason }
 }
 
 /// Sets a counter that somebody else keeps; it never goes down, as counters must not.

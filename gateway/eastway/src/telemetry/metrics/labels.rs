@@ -1,0 +1,115 @@
+//! Labels of the families.
+
+use std::sync::Arc;
+
+use prometheus_client::encoding::EncodeLabelSet;
+
+use super::family::{Labels, OTHER};
+
+/// The peer that series belong to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct PeerLabel {
+    pub(super) peer: Arc<str>,
+}
+
+impl Labels for PeerLabel {
+    fn owner(&self) -> Option<&Arc<str>> {
+        Some(&self.peer)
+    }
+
+    fn overflow(&self) -> Self {
+        Self { peer: Arc::from(OTHER) }
+    }
+}
+
+/// A peer and a word from a fixed set.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct PeerReason {
+    pub(super) peer: Arc<str>,
+    pub(super) reason: &'static str,
+}
+
+impl Labels for PeerReason {
+    fn owner(&self) -> Option<&Arc<str>> {
+        Some(&self.peer)
+    }
+
+    fn overflow(&self) -> Self {
+        Self { peer: Arc::from(OTHER), reason: self.reason }
+    }
+}
+
+/// A word from a fixed set.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct Reason {
+    pub(super) reason: &'static str,
+}
+
+impl Labels for Reason {
+    fn owner(&self) -> Option<&Arc<str>> {
+        None
+    }
+
+    fn overflow(&self) -> Self {
+        Self { reason: OTHER }
+    }
+}
+
+/// A denied connection: the service is our own, the source's namespace is what the peer says.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct DenialLabels {
+    pub(super) source_cluster: Arc<str>,
+    pub(super) source_namespace: Arc<str>,
+    pub(super) destination_namespace: Arc<str>,
+    pub(super) destination_service: Arc<str>,
+    pub(super) dry_run: &'static str,
+}
+
+impl Labels for DenialLabels {
+    fn owner(&self) -> Option<&Arc<str>> {
+        Some(&self.source_cluster)
+    }
+
+    fn overflow(&self) -> Self {
+        let other: Arc<str> = Arc::from(OTHER);
+        Self {
+            source_cluster: Arc::clone(&self.source_cluster),
+            source_namespace: Arc::clone(&other),
+            destination_namespace: Arc::clone(&other),
+            destination_service: other,
+            dry_run: self.dry_run,
+        }
+    }
+}
+
+/// A certificate.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct CertificateLabels {
+    pub(super) kind: &'static str,
+    pub(super) peer: Arc<str>,
+}
+
+impl Labels for CertificateLabels {
+    fn owner(&self) -> Option<&Arc<str>> {
+        (!self.peer.is_empty()).then_some(&self.peer)
+    }
+
+    fn overflow(&self) -> Self {
+        Self { kind: self.kind, peer: Arc::from(OTHER) }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct BuildLabels {
+    pub(super) version: &'static str,
+}
+
+/// The series of `peer`.
+pub(super) fn peer_label(peer: &Arc<str>) -> PeerLabel {
+    PeerLabel { peer: Arc::clone(peer) }
+}
+
+/// The series of `peer` with one word.
+pub(super) fn peer_reason(peer: &Arc<str>, reason: &'static str) -> PeerReason {
+    PeerReason { peer: Arc::clone(peer), reason }
+}
