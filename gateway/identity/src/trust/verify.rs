@@ -406,7 +406,9 @@ fn malformed(what: &'static str, reason: &str) -> VerifyError {
     VerifyError::Malformed { what, reason: quoted(reason) }
 }
 
-/// Text that the other side has a hand in, cut and without control characters, safe to log.
+/// Text that the other side has a hand in, cut, and without characters that could forge a log line or turn its
+/// reading direction (threat P11).
 pub(super) fn quoted(text: &str) -> String {
-    text.chars().take(MAX_QUOTED).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    let plain = |c: char| c.is_ascii_graphic() || c == ' ' || c.is_alphanumeric();
+    text.chars().take(MAX_QUOTED).map(|c| if plain(c) { c } else { '\u{fffd}' }).collect()
 }

@@ -181,7 +181,7 @@ fn unknown_extensions_marked_critical_are_refused() {
 }
 
 #[test]
-fn p1_a_strangers_chain_is_refused_with_the_key_to_compare() {
+fn i2_a_strangers_chain_is_refused_with_the_key_to_compare() {
     let (ours, stranger) = (Authority::root("onprem", |_| {}), Authority::root("stranger", |_| {}));
     let trust = store(vec![peer("onprem", GATEWAY, &[&ours])]);
     let leaf = stranger.leaf("spiffe://stranger.example/gateway", |_| {});
@@ -191,6 +191,30 @@ fn p1_a_strangers_chain_is_refused_with_the_key_to_compare() {
         error.to_string(),
         format!("presented key {} (CA \"O=Test, CN=stranger\") which is not pinned for any peer", stranger.pin())
     );
+}
+
+#[test]
+fn p11_names_of_strangers_cannot_forge_log_lines() {
+    let evil = "ok\nERROR forged \u{1b}[31m\u{202e}\0".to_owned() + &"x".repeat(10_000);
+    let stranger = Authority::root(&evil, |_| {});
+    let trust = store(vec![peer("onprem", GATEWAY, &[&Authority::root("onprem", |_| {})])]);
+    let uri = format!("spiffe://{}", evil.chars().filter(char::is_ascii).take(100).collect::<String>());
+    for san in [GATEWAY, &uri] {
+        let chain = stranger.leaf(GATEWAY, |p| {
+            p.subject_alt_names.clear();
+            p.custom_extensions.push(raw_uris(&[san.as_bytes()]));
+        });
+        let text = trust.verify(&chain.under(&[&stranger]), noon(), None).unwrap_err().to_string();
+        assert!(text.len() < 1000 && !text.contains(['\n', '\u{1b}', '\u{202e}', '\0']), "{text:?}");
+    }
+    let ca = Authority::root("onprem", |_| {});
+    let trust = store(vec![peer("onprem", GATEWAY, &[&ca])]);
+    let leaf = ca.leaf(GATEWAY, |p| {
+        p.subject_alt_names.clear();
+        p.custom_extensions.push(raw_uris(&[uri.as_bytes()]));
+    });
+    let text = trust.verify(&leaf.under(&[&ca]), noon(), None).unwrap_err().to_string();
+    assert!(text.contains("spiffe://ok") && !text.contains(['\n', '\u{1b}', '\0']), "{text:?}");
 }
 
 #[test]
@@ -230,7 +254,7 @@ fn i2_a_ca_certificate_forged_around_a_pinned_key_does_not_help() {
 }
 
 #[test]
-fn i2_one_peers_ca_cannot_speak_for_another() {
+fn p3_one_peers_ca_cannot_speak_for_another() {
     let (onprem, gke) = (Authority::root("onprem", |_| {}), Authority::root("gke", |_| {}));
     let gke_gateway = "spiffe://gke.example/ns/eastway-system/sa/eastway-gateway";
     let trust = store(vec![peer("onprem", GATEWAY, &[&onprem]), peer("gke", gke_gateway, &[&gke])]);
@@ -244,7 +268,7 @@ fn i2_one_peers_ca_cannot_speak_for_another() {
 }
 
 #[test]
-fn i2_below_one_peers_ca_nothing_reaches_the_root_pinned_for_another() {
+fn p3_below_one_peers_ca_nothing_reaches_the_root_pinned_for_another() {
     // onprem is pinned by the shared root (unwise, but allowed), gke by its intermediate under that root.
     let root = Authority::root("root", |_| {});
     let gke = root.child("gke", |_| {});

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use eastway_identity::crl::{self, CrlProblem};
+use eastway_identity::reauth;
 use eastway_identity::{CertificateRevocationListDer, PeerTrust, SpiffeId, TrustStore, VerifyError, VerifyReason};
 use rcgen::SerialNumber;
 
@@ -67,6 +68,11 @@ fn c3_an_expired_list_refuses_new_peers_but_not_live_links() {
          install a fresh list of peer onprem's CA"
     );
     store.verify_live(&fine, noon(), "onprem").unwrap();
+    // A live link may renew its leaf, or a late list would cut every link within a day.
+    let renewed = ca.leaf(GATEWAY, |p| p.serial_number = Some(SerialNumber::from(9))).identity(&[&ca]);
+    let (link, role) = (reauth::Exporter([7; 32]), reauth::Role::Dialler);
+    let proof = reauth::sign(&renewed, &link, role, [1; 32]).unwrap();
+    reauth::verify(&store, &proof, &link, role, [1; 32], "onprem", noon()).unwrap();
     // What it lists stays revoked, for both.
     let revoked = leaf(&ca, 7);
     assert_eq!(store.verify(&revoked, noon(), None).unwrap_err().reason(), VerifyReason::CertRevoked);
