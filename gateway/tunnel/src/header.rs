@@ -95,6 +95,8 @@ pub struct ServiceHeader {
     pub source: Source,
     /// W3C trace context, if the sender has one.
     pub traceparent: Option<Traceparent>,
+    /// Stands for the client of a sticky service: the same value leads to the same endpoint.
+    pub affinity: Option<u64>,
 }
 
 impl ServiceHeader {
@@ -114,6 +116,7 @@ impl ServiceHeader {
             endpoint_id: self.endpoint.as_ref().map_or_else(String::new, |id| id.as_str().to_owned()),
             source: (self.source != Source::default()).then_some(source),
             traceparent: self.traceparent.as_ref().map_or_else(String::new, |trace| trace.as_str().to_owned()),
+            affinity: self.affinity,
         }
     }
 }
@@ -274,7 +277,7 @@ pub(crate) fn decode_message(message: &[u8]) -> Result<StreamHeader, HeaderError
 }
 
 fn service_header(wire: proto::ServiceStream) -> Result<ServiceHeader, HeaderError> {
-    let proto::ServiceStream { namespace, service, port, subset, endpoint_id, source, traceparent } = wire;
+    let proto::ServiceStream { namespace, service, port, subset, endpoint_id, source, traceparent, affinity } = wire;
     let named = |field, result: Result<_, NameError>| result.map_err(|source| HeaderError::Name { field, source });
     let port = u16::try_from(port).ok().and_then(NonZeroU16::new).ok_or(HeaderError::Port(port))?;
     if subset.len() > MAX_SUBSET {
@@ -300,6 +303,7 @@ fn service_header(wire: proto::ServiceStream) -> Result<ServiceHeader, HeaderErr
         source: source.map(source_of).transpose()?.unwrap_or_default(),
         // W3C Trace Context §3.2: what cannot be parsed starts a new trace and harms nothing else.
         traceparent: Traceparent::parse(&traceparent),
+        affinity,
     })
 }
 

@@ -40,6 +40,10 @@ pub struct ServiceStream {
     /// W3C trace context, empty if there is none.
     #[prost(string, tag = "7")]
     pub traceparent: ::prost::alloc::string::String,
+    /// Stands for the client of a sticky service: the same value leads to the same endpoint.
+    /// Absent: the owner balances. A hash, so that no address of a client crosses.
+    #[prost(fixed64, optional, tag = "8")]
+    pub affinity: ::core::option::Option<u64>,
 }
 /// Who connects, as the sending gateway attests it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

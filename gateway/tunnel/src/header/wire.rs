@@ -44,6 +44,7 @@ const SERVICE: Schema = Schema {
         scalar(5, "endpoint_id"),
         message(6, "source", &SOURCE),
         scalar(7, "traceparent"),
+        scalar(8, "affinity"),
     ],
     one_of: false,
 };

@@ -208,6 +208,7 @@ pub(crate) fn header(service: &str) -> StreamHeader {
         endpoint: None,
         source: Source::default(),
         traceparent: None,
+        affinity: None,
     })
 }
 
