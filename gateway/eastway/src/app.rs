@@ -1,1 +1,365 @@
 //! The gateway process: build, bind, run, drain.
+//!
+//! [`build`] binds every socket that needs no certificate, so that a port in use is an error at the
+//! start; [`Bound::run`] then enrols, opens the tunnel and serves until it is told to stop. All tasks
+//! are owned here, in one tracker, and end with one token.
+
+pub mod clock;
+pub mod disk;
+pub mod exports;
+pub mod frontend;
+pub mod imports;
+pub mod peers;
+pub mod registries;
+pub mod signals;
+pub mod store;
+pub mod vips;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use eastway_dns::ZoneStore;
+use eastway_identity::{IdentityStore, TrustStore};
+use eastway_model::store::{Reader, Writer};
+use eastway_tunnel::{ReplicaId, Tunnel, TunnelConfig};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info, warn};
+
+use crate::adapters;
+use crate::admin::{self, AdminContext, AdminPort, HealthPort, MetricsPort, Readiness};
+use crate::app::clock::Clock;
+use crate::app::exports::Exports;
+use crate::app::frontend::{Frontend, FrontendView, Outputs};
+use crate::app::imports::Imports;
+use crate::app::peers::Peers;
+use crate::app::registries::Registries;
+use crate::app::store::StoreSender;
+use crate::app::vips::VipBook;
+use crate::config::{Loaded, Settings};
+use crate::proxy::inbound::Inbound;
+use crate::proxy::vip::Listeners;
+use crate::roles::enroll::{self, CaClient};
+use crate::router::Router;
+use crate::telemetry::{LogHandle, Telemetry};
+
+/// Most local connections served at once.
+const MAX_CONNECTIONS: usize = 65_536;
+/// A connection without a byte for this long is ended, as Envoy's TCP proxy does by default.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// How long tasks may take to end once the drain is over.
+const STOP_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Why the gateway cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// One of the HTTP ports.
+    #[error(transparent)]
+    Admin(#[from] admin::BindError),
+    /// The DNS port.
+    #[error(transparent)]
+    Dns(#[from] eastway_dns::BindError),
+    /// The link port.
+    #[error(transparent)]
+    Link(#[from] eastway_tunnel::BindError),
+    /// A zone of one's own is none.
+    #[error("dns.zones: {0}")]
+    Zone(#[from] eastway_dns::NameError),
+    /// The state folder cannot be made.
+    #[error("cannot use the state folder {0}: {1}")]
+    State(PathBuf, #[source] io::Error),
+    /// The peers contradict each other.
+    #[error(transparent)]
+    Trust(#[from] eastway_identity::TrustError),
+    /// The system gives no random numbers.
+    #[error(transparent)]
+    Randomness(#[from] eastway_tunnel::NoRandomness),
+}
+
+/// How reading the configuration went.
+#[derive(Clone, Debug, Default)]
+pub struct ReloadStatus {
+    /// When what runs was read.
+    pub loaded_at: Option<SystemTime>,
+    /// Why the files on disk were refused since; empty if they are what runs.
+    pub errors: Vec<String>,
+}
+
+/// A configuration that is followed.
+#[derive(Clone, Debug)]
+pub struct Configuration {
+    /// The last good one.
+    pub loaded: watch::Receiver<Arc<Loaded>>,
+    /// How the last attempt to read it went.
+    pub status: watch::Receiver<ReloadStatus>,
+}
+
+/// The handles of a running gateway: what status, describe and check read.
+pub struct Gateway {
+    /// Settings of the start; what can change is in `configuration`.
+    pub settings: Arc<Settings>,
+    /// Roles of the process.
+    pub roles: Vec<String>,
+    /// Milliseconds since the Unix epoch.
+    pub started_at: u64,
+    /// The store.
+    pub reader: Reader,
+    /// Routes and connections in flight.
+    pub router: Arc<Router>,
+    /// Links, once there is a certificate.
+    pub tunnel: OnceLock<Arc<Tunnel>>,
+    /// Our certificate, once there is one.
+    pub identity: OnceLock<Arc<IdentityStore>>,
+    /// Whom we accept.
+    pub trust: Arc<TrustStore>,
+    /// Names.
+    pub zone: Arc<ZoneStore>,
+    /// What the DNS server did.
+    pub dns: eastway_dns::Counters,
+    /// Virtual addresses.
+    pub frontend: watch::Receiver<Arc<FrontendView>>,
+    /// The configuration.
+    pub configuration: Configuration,
+    /// Bound sockets by name.
+    pub listeners: BTreeMap<String, Vec<SocketAddr>>,
+    /// Counters and logs.
+    pub telemetry: Telemetry,
+    /// What the process waits for.
+    pub readiness: Readiness,
+}
+
+/// A gateway that listens and does not serve yet.
+pub struct Bound {
+    gateway: Arc<Gateway>,
+    writer: Writer,
+    outputs: Outputs,
+    dns: eastway_dns::Server,
+    health: HealthPort,
+    metrics: MetricsPort,
+    admin: AdminPort,
+    log: Option<LogHandle>,
+}
+
+/// Binds everything that needs no certificate.
+///
+/// # Errors
+/// [`BuildError`]
+pub async fn build(
+    configuration: Configuration,
+    roles: Vec<String>,
+    telemetry: Telemetry,
+    log: Option<LogHandle>,
+) -> Result<Bound, BuildError> {
+    let loaded = configuration.loaded.borrow().clone();
+    let settings = loaded.settings.clone();
+    std::fs::create_dir_all(&settings.state).map_err(|error| BuildError::State(settings.state.clone(), error))?;
+
+    let zone = ZoneStore::new(adapters::zones(&settings)?)?;
+    let dns = eastway_dns::Server::bind(&adapters::dns_config(&settings), zone.clone())?;
+    let health = HealthPort::bind(settings.listen.health).await?;
+    let metrics = MetricsPort::bind(settings.listen.metrics).await?;
+    let admin = AdminPort::bind(settings.listen.admin).await?;
+    let listeners = BTreeMap::from([
+        ("dns".to_owned(), dns.local_addrs()),
+        ("health".to_owned(), vec![health.local_addr()]),
+        ("metrics".to_owned(), vec![metrics.local_addr()]),
+        ("admin".to_owned(), vec![admin.local_addr()]),
+        ("link".to_owned(), vec![settings.listen.link]),
+    ]);
+
+    let outputs = Outputs { view: watch::Sender::default(), subscriptions: watch::Sender::default() };
+    let (writer, reader) = Writer::new(settings.cluster.clone());
+    let router = Router::new(reader.clone(), settings.allow_loopback, IDLE_TIMEOUT, telemetry.clone());
+    let gateway = Gateway {
+        roles,
+        started_at: store::now().0,
+        reader,
+        router: Arc::new(router),
+        tunnel: OnceLock::new(),
+        identity: OnceLock::new(),
+        trust: TrustStore::new(adapters::peer_trust(&loaded, &[]))?,
+        zone,
+        dns: dns.counters(),
+        frontend: outputs.view.subscribe(),
+        configuration,
+        listeners,
+        telemetry,
+        readiness: Readiness::new(),
+        settings,
+    };
+    Ok(Bound { gateway: Arc::new(gateway), writer, outputs, dns, health, metrics, admin, log })
+}
+
+impl Bound {
+    /// The handles, with the addresses that were bound.
+    #[must_use]
+    pub fn gateway(&self) -> &Arc<Gateway> {
+        &self.gateway
+    }
+
+    /// Serves until `stop`, then drains. `client` is asked for certificates.
+    ///
+    /// # Errors
+    /// [`BuildError`] if the tunnel cannot be opened once there is a certificate.
+    pub async fn run(self, client: CaClient, stop: CancellationToken) -> Result<(), BuildError> {
+        let Self { gateway, writer, outputs, dns, health, metrics, admin, log } = self;
+        let running = Running { tasks: TaskTracker::new(), end: CancellationToken::new(), stop, gateway };
+        let synced = running.gateway.readiness.register("registries");
+        let certificate = running.gateway.readiness.register("certificate");
+
+        let source = Arc::new(adapters::admin::Source::new(running.gateway.clone()));
+        let context =
+            AdminContext::new(source, running.gateway.readiness.clone(), running.gateway.telemetry.clone(), log);
+        let (readiness, telemetry) = (running.gateway.readiness.clone(), running.gateway.telemetry.clone());
+        running.spawn("health port", health.run(readiness, telemetry, running.end.clone()));
+        running.spawn("metrics port", metrics.run(context.clone(), running.end.clone()));
+        running.spawn("admin port", admin.run(context, running.end.clone()));
+
+        let (sender, inputs) = store::queue();
+        running.spawn("store", store::run(writer, inputs, running.end.clone()));
+        running.spawn("dns", dns.run(running.end.clone()));
+        let connections = running.serve_locally(&sender, outputs.clone(), synced);
+
+        let peers = running.enrolled(&client, &sender, &outputs, certificate).await?;
+        if let Some(peers) = peers {
+            running.spawn("peers", peers.run());
+            info!(cluster = %running.gateway.settings.cluster, "gateway is up");
+            running.stop.cancelled().await;
+        }
+        running.drain(connections).await;
+        Ok(())
+    }
+}
+
+/// A process that serves: its tasks, and the token that ends them.
+struct Running {
+    gateway: Arc<Gateway>,
+    tasks: TaskTracker,
+    /// Ends everything.
+    end: CancellationToken,
+    /// Begins the drain.
+    stop: CancellationToken,
+}
+
+impl Running {
+    /// Owns a task that must not end by itself: if it does, the process drains and ends rather than
+    /// going on half alive (invariant I12).
+    fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let (end, stop) = (self.end.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            task.await;
+            if !end.is_cancelled() {
+                error!(task = name, "a task ended that must not: stopping");
+                stop.cancel();
+            }
+        });
+    }
+
+    /// Registries, virtual addresses and names: all that needs no peer.
+    fn serve_locally(&self, store: &StoreSender, outputs: Outputs, synced: admin::Guard) -> TaskTracker {
+        let gateway = &self.gateway;
+        let settings = &gateway.settings;
+        let registries = Registries::new(settings.clone(), store.clone(), self.tasks.clone(), self.end.clone());
+        self.spawn("registries", registries.run(gateway.configuration.loaded.clone()));
+        self.tasks.spawn(until_synced(gateway.reader.clone(), synced, self.end.clone()));
+
+        let listeners = Listeners::new(gateway.router.clone(), MAX_CONNECTIONS, self.stop.clone());
+        let connections = listeners.connections();
+        let state = settings.vip.owner.then_some(settings.state.as_path());
+        let book = VipBook::open(settings.vip.ranges.clone(), state);
+        let frontend = Frontend::new(book, listeners, gateway.zone.clone(), gateway.telemetry.clone(), outputs);
+        self.spawn("virtual addresses", frontend.run(gateway.reader.clone(), self.end.clone()));
+        connections
+    }
+
+    /// Waits for a certificate, then opens the tunnel. `None`: told to stop before there was one.
+    async fn enrolled(
+        &self,
+        client: &CaClient,
+        store: &StoreSender,
+        outputs: &Outputs,
+        certificate: admin::Guard,
+    ) -> Result<Option<Peers>, BuildError> {
+        let gateway = &self.gateway;
+        let settings = &gateway.settings;
+        let enrolling = enroll::until_enrolled(client, settings.trust.leaf_ttl);
+        let Some((identity, keys)) = self.stop.run_until_cancelled(enrolling).await else { return Ok(None) };
+        let identity = IdentityStore::new(identity);
+        let clock = Clock::start();
+        let limits = adapters::federation_limits(settings);
+        let epoch = gateway.started_at;
+        let exports = Exports::new(
+            gateway.reader.clone(),
+            limits.clone(),
+            epoch,
+            clock,
+            gateway.telemetry.clone(),
+            self.end.clone(),
+        );
+        let inbound = Inbound::new(gateway.router.clone(), Arc::new(exports));
+        let config = TunnelConfig {
+            listen: settings.listen.link,
+            cluster: Arc::from(settings.cluster.as_str()),
+            replica: ReplicaId::random()?,
+            keys,
+            limits: adapters::tunnel_limits(settings),
+            timing: adapters::timing(settings),
+            software_version: adapters::software_version(),
+        };
+        let tunnel = Arc::new(Tunnel::bind(config, identity.clone(), gateway.trust.clone(), Arc::new(inbound))?);
+        gateway.router.set_tunnel(tunnel.clone());
+        // Each is set here and nowhere else.
+        let _set = (gateway.tunnel.set(tunnel.clone()), gateway.identity.set(identity.clone()));
+        let renewal = enroll::keep_fresh(client.clone(), settings.trust.leaf_ttl, identity, self.end.clone());
+        self.spawn("certificate renewal", renewal);
+
+        let imports = Imports {
+            cluster: settings.cluster.clone(),
+            limits,
+            store: store.clone(),
+            tunnel,
+            subscriptions: outputs.subscriptions.subscribe(),
+            state: settings.state.clone(),
+            clock,
+            telemetry: gateway.telemetry.clone(),
+        };
+        let mut peers = Peers::new(gateway.clone(), imports, self.tasks.clone(), self.end.clone());
+        peers.start().await;
+        drop(certificate);
+        Ok(Some(peers))
+    }
+
+    /// Leaves in order, in bounded time: not ready, no new connections, peers told, streams finish.
+    async fn drain(self, connections: TaskTracker) {
+        let within = self.gateway.settings.link.drain;
+        info!(?within, "draining");
+        self.gateway.readiness.set_draining();
+        connections.close();
+        let local = tokio::time::timeout(within, connections.wait());
+        let clean = match self.gateway.tunnel.get() {
+            Some(tunnel) => tokio::join!(tunnel.drain(within), local).0,
+            None => local.await.is_ok(),
+        };
+        self.end.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(STOP_TIMEOUT, self.tasks.wait()).await.is_err() {
+            warn!("some tasks did not stop in time");
+        }
+        info!(clean, "stopped");
+    }
+}
+
+async fn until_synced(mut reader: Reader, synced: admin::Guard, end: CancellationToken) {
+    while !reader.load().is_local_synced() {
+        match end.run_until_cancelled(reader.changed()).await {
+            Some(Ok(())) => {}
+            Some(Err(_)) | None => return synced.fail(),
+        }
+    }
+    drop(synced);
+}

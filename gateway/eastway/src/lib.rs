@@ -2,6 +2,7 @@
 //!
 //! Everything that knows two leaf crates at once lives here; the leaves never know each other.
 
+pub mod adapters;
 pub mod admin;
 pub mod app;
 pub mod cli;
@@ -10,4 +11,5 @@ pub mod demo;
 pub mod human;
 pub mod proxy;
 pub mod roles;
+pub mod router;
 pub mod telemetry;

@@ -1,1 +1,12 @@
 //! Bytes between local connections and links.
+//!
+//! [`outbound`] takes a local connection to a service, wherever that is; [`inbound`] serves the
+//! streams that peers open; [`vip`] listens on the virtual addresses of imports. No module here
+//! decides where to go: that is [`crate::router`].
+
+pub mod connection;
+pub mod copy;
+pub mod dial;
+pub mod inbound;
+pub mod outbound;
+pub mod vip;

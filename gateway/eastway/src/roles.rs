@@ -1,17 +1,50 @@
 //! What a process does. A process can hold several roles, but only the certificate authority ever
-//! reads the CA key, and only the gateway faces the WAN.
+//! reads the CA key, and only the gateway faces the WAN. In production the CA runs by itself.
 
 pub mod ca;
 pub mod enroll;
 
-use crate::cli::RunOptions;
+use std::io;
+use std::sync::Arc;
+
+use eastway_identity::{SpiffeId, SpiffeIdError};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info, warn};
+
+use crate::app::{self, BuildError, Configuration, signals};
+use crate::cli::{Role, RunOptions};
+use crate::config::settings::{AccessLog, CaAddress, LogFormat};
+use crate::config::{self, ConfigErrors, Loaded, Settings};
+use crate::roles::ca::{CaSettings, CaStartError};
+use crate::roles::enroll::CaClient;
+use crate::telemetry::{LogError, LogHandle, LogSettings, Telemetry, log};
 
 /// Why a process could not start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// No role can be run yet.
-    #[error("no role is built in yet")]
-    Unavailable,
+    /// The files are not usable.
+    #[error(transparent)]
+    Config(#[from] ConfigErrors),
+    /// Logging could not be set up.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The runtime or signals.
+    #[error("cannot start: {0}")]
+    Runtime(#[from] io::Error),
+    /// The CA role.
+    #[error(transparent)]
+    Ca(#[from] CaStartError),
+    /// The trust domain makes no SPIFFE id.
+    #[error("trust.domain: {0}")]
+    TrustDomain(#[from] SpiffeIdError),
+    /// The gateway role.
+    #[error(transparent)]
+    Gateway(#[from] BuildError),
+    /// A role that cannot run by itself yet.
+    #[error("the controller role runs beside the gateway outside Kubernetes: use --roles gateway,controller")]
+    LoneController,
 }
 
 /// Runs the process until it is told to stop.
@@ -19,6 +52,103 @@ pub enum RunError {
 /// # Errors
 /// [`RunError`].
 pub fn run(options: &RunOptions) -> Result<(), RunError> {
-    drop(options.roles.clone());
-    Err(RunError::Unavailable)
+    let loaded = config::load(&options.config)?;
+    if options.roles == [Role::Controller] {
+        return Err(RunError::LoneController);
+    }
+    let log = log::install(&log_settings(options, &loaded.settings))?;
+    for warning in loaded.warnings.iter() {
+        warn!("{warning}");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("eastway").build()?;
+    let result = runtime.block_on(serve(options, loaded, log.clone()));
+    runtime.shutdown_background();
+    log.flush();
+    result
+}
+
+fn log_settings(options: &RunOptions, settings: &Settings) -> LogSettings {
+    let level = options.log_level.clone().unwrap_or_else(|| settings.log.level.clone());
+    let format = options.log_format.unwrap_or(match settings.log.format {
+        LogFormat::Text => crate::telemetry::LogFormat::Text,
+        LogFormat::Json => crate::telemetry::LogFormat::Json,
+    });
+    LogSettings { format, level }
+}
+
+async fn serve(options: &RunOptions, loaded: Loaded, log: LogHandle) -> Result<(), RunError> {
+    let settings = loaded.settings.clone();
+    let names: Vec<_> = options.roles.iter().map(|role| role.as_str().to_owned()).collect();
+    info!(version = env!("CARGO_PKG_VERSION"), roles = names.join(","), cluster = %settings.cluster, config = %options.config.display(), "starting");
+    let stop = CancellationToken::new();
+    let end = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    tasks.spawn(on_signal(stop.clone()));
+    if options.roles.contains(&Role::Ca) {
+        let ca = ca::bind(ca_settings(&settings)?)?;
+        let (end, stop) = (end.clone(), stop.clone());
+        tasks.spawn(async move {
+            if let Err(error) = ca.run(end).await {
+                error!(%error, "the certificate authority ended");
+                stop.cancel();
+            }
+        });
+    }
+    let result = if options.roles.contains(&Role::Gateway) {
+        gateway(loaded, log, names, &stop).await
+    } else {
+        stop.cancelled().await;
+        Ok(())
+    };
+    stop.cancel();
+    end.cancel();
+    tasks.close();
+    tasks.wait().await;
+    result
+}
+
+async fn gateway(loaded: Loaded, log: LogHandle, names: Vec<String>, stop: &CancellationToken) -> Result<(), RunError> {
+    let settings = loaded.settings.clone();
+    let CaAddress::Unix(socket) = &settings.trust.ca;
+    let client = CaClient::new(socket.clone());
+    let (_keep, loaded) = watch::channel(Arc::new(loaded));
+    let (_keep_status, status) =
+        watch::channel(app::ReloadStatus { loaded_at: Some(std::time::SystemTime::now()), errors: Vec::new() });
+    let telemetry = Telemetry::new(access_mode(&settings));
+    let bound = app::build(Configuration { loaded, status }, names, telemetry, Some(log)).await?;
+    Ok(bound.run(client, stop.clone()).await?)
+}
+
+fn access_mode(settings: &Settings) -> crate::telemetry::AccessMode {
+    match settings.log.access {
+        AccessLog::Off => crate::telemetry::AccessMode::Off,
+        AccessLog::Errors => crate::telemetry::AccessMode::Errors,
+        AccessLog::All => crate::telemetry::AccessMode::All,
+    }
+}
+
+fn ca_settings(settings: &Settings) -> Result<CaSettings, SpiffeIdError> {
+    let CaAddress::Unix(socket) = &settings.trust.ca;
+    Ok(CaSettings {
+        folder: settings.trust.cacerts.clone(),
+        socket: socket.clone(),
+        gateway: SpiffeId::gateway(&settings.trust.domain)?,
+        leaf_ttl: settings.trust.leaf_ttl,
+    })
+}
+
+/// The first signal drains, the second ends the process at once.
+async fn on_signal(stop: CancellationToken) {
+    let first = tokio::select! {
+        signal = signals::terminate() => signal,
+        () = stop.cancelled() => return,
+    };
+    match first {
+        Ok(signal) => info!(signal, "stopping; once more to stop at once"),
+        Err(error) => {
+            error!(%error, "cannot listen for signals");
+            return;
+        }
+    }
+    stop.cancel();
 }

@@ -1,0 +1,73 @@
+//! What joins two crates that do not know each other: settings into the types of the leaves.
+
+pub mod admin;
+
+use std::sync::Arc;
+
+use eastway_dns::{DnsConfig, Fqdn, NameError};
+use eastway_identity::{CertificateRevocationListDer, PeerTrust};
+use eastway_tunnel::{HostPort, Timing, TunnelLimits};
+
+use crate::config::{Loaded, Settings};
+
+/// Our own zones, for the DNS server.
+///
+/// # Errors
+/// [`NameError`]: a zone that the configuration accepted and DNS does not.
+pub fn zones(settings: &Settings) -> Result<Vec<Fqdn>, NameError> {
+    settings.dns.zones.iter().map(|zone| Fqdn::parse(zone.as_str())).collect()
+}
+
+/// Where DNS listens, and its limits.
+#[must_use]
+pub fn dns_config(settings: &Settings) -> DnsConfig {
+    let limits = eastway_dns::Limits {
+        responses_per_second: settings.limits.dns_answers_per_second,
+        ..eastway_dns::Limits::default()
+    };
+    DnsConfig { listen: settings.listen.dns.clone(), limits }
+}
+
+/// Whom links are accepted from.
+#[must_use]
+pub fn peer_trust(loaded: &Loaded, crls: &[CertificateRevocationListDer<'static>]) -> Vec<PeerTrust> {
+    loaded.peers.values().map(|peer| peer.trust(crls.to_vec())).collect()
+}
+
+/// An address to dial.
+#[must_use]
+pub fn host_port(address: &crate::config::value::HostPort) -> Option<HostPort> {
+    address.to_string().parse().ok()
+}
+
+/// Quotas of federation sessions.
+#[must_use]
+pub fn federation_limits(settings: &Settings) -> eastway_federation::Limits {
+    eastway_federation::Limits {
+        services: settings.limits.services_per_peer,
+        endpoints: settings.limits.endpoints_per_peer,
+        ..eastway_federation::Limits::default()
+    }
+}
+
+/// Limits of links.
+#[must_use]
+pub fn tunnel_limits(settings: &Settings) -> TunnelLimits {
+    TunnelLimits {
+        streams_per_peer: settings.limits.streams_per_link,
+        total_window: settings.limits.buffer_bytes,
+        ..TunnelLimits::default()
+    }
+}
+
+/// Timing of links.
+#[must_use]
+pub fn timing(settings: &Settings) -> Timing {
+    Timing { keep_alive: settings.link.keep_alive, idle: settings.link.idle_timeout, ..Timing::default() }
+}
+
+/// The version that people see.
+#[must_use]
+pub fn software_version() -> Arc<str> {
+    Arc::from(env!("CARGO_PKG_VERSION"))
+}

@@ -1,0 +1,225 @@
+//! The running gateway as the admin port shows it: handles read, views made. Nothing is changed here.
+
+mod check;
+mod describe;
+mod peers;
+mod reach;
+mod services;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use eastway_identity::SpkiPin;
+use eastway_model::PeerState;
+use eastway_model::store::Snapshot;
+
+use crate::admin::check::CheckFacts;
+use crate::admin::views::{
+    ConfigView, Description, DnsView, EndpointView, IdentityView, Leftovers, PeerCounts, PeerView, ServiceCounts,
+    ServiceView, SnapshotView, StatusView,
+};
+use crate::admin::{AdminSource, BoxFuture, DescribeQuery, SourceError};
+use crate::app::Gateway;
+use crate::telemetry::{Certificate, Metrics};
+
+/// Reads the handles of a gateway.
+pub struct Source {
+    gateway: Arc<Gateway>,
+}
+
+impl Source {
+    /// Shows `gateway`.
+    #[must_use]
+    pub fn new(gateway: Arc<Gateway>) -> Self {
+        Self { gateway }
+    }
+
+    fn snapshot(&self) -> Arc<Snapshot> {
+        self.gateway.reader.load_full()
+    }
+
+    fn identity(&self) -> Option<IdentityView> {
+        let identity = self.gateway.identity.get()?.current();
+        let issuer = identity.chain().get(1);
+        let pin = issuer.and_then(|issuer| SpkiPin::of_certificate(issuer).ok());
+        Some(IdentityView {
+            id: identity.id().to_string(),
+            not_after: millis(identity.not_after()),
+            pin: pin.map(|pin| pin.to_string()).unwrap_or_default(),
+            issuer_not_after: None,
+        })
+    }
+
+    fn config_view(&self) -> ConfigView {
+        let status = self.gateway.configuration.status.borrow();
+        ConfigView {
+            path: self.gateway.settings.file.display().to_string(),
+            loaded_at: status.loaded_at.map(millis).unwrap_or_default(),
+            errors: status.errors.clone(),
+        }
+    }
+}
+
+impl AdminSource for Source {
+    fn status(&self) -> StatusView {
+        let snapshot = self.snapshot();
+        let frontend = self.gateway.frontend.borrow();
+        let mut listeners = self.gateway.listeners.clone();
+        if let Some(tunnel) = self.gateway.tunnel.get() {
+            listeners.insert("link".to_owned(), vec![tunnel.local_addr()]);
+        }
+        StatusView {
+            cluster: self.gateway.settings.cluster.to_string(),
+            trust_domain: self.gateway.settings.trust.domain.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            roles: self.gateway.roles.clone(),
+            started_at: self.gateway.started_at,
+            listeners,
+            snapshot: SnapshotView {
+                version: snapshot.version(),
+                local_synced: snapshot.is_local_synced(),
+                restored_age_ms: None,
+            },
+            identity: self.identity(),
+            config: self.config_view(),
+            peers: peer_counts(&snapshot),
+            services: service_counts(&snapshot, frontend.vips.values().map(Vec::len).sum()),
+            open_connections: self.gateway.router.in_flight.total(),
+            resident_bytes: resident_bytes(),
+            ..StatusView::default()
+        }
+    }
+
+    fn peers(&self) -> Vec<PeerView> {
+        peers::views(&self.gateway)
+    }
+
+    fn services(&self) -> Vec<ServiceView> {
+        services::views(&self.gateway)
+    }
+
+    fn endpoints(&self) -> Vec<EndpointView> {
+        services::endpoints(&self.gateway)
+    }
+
+    fn dns(&self) -> DnsView {
+        let snapshot = self.snapshot();
+        let counters = self.gateway.dns.snapshot();
+        let count = |pairs: Vec<(&'static str, u64)>| -> BTreeMap<String, u64> {
+            pairs.into_iter().filter(|(_, count)| *count > 0).map(|(name, count)| (name.to_owned(), count)).collect()
+        };
+        let zones = self.gateway.settings.dns.zones.iter().map(ToString::to_string);
+        DnsView {
+            listeners: self.gateway.listeners.get("dns").cloned().unwrap_or_default(),
+            zones: std::iter::once("clusterset.local".to_owned()).chain(zones).collect(),
+            names: (snapshot.imports().count() + snapshot.rules().names.len()) as u64,
+            synced: snapshot.is_local_synced(),
+            waiting_for: snapshot
+                .peers()
+                .filter(|peer| peer.configured && !peer.synced)
+                .map(|peer| peer.name.to_string())
+                .collect(),
+            answers: count(counters.answers),
+            dropped: count(counters.drops),
+        }
+    }
+
+    fn describe(&self, query: &DescribeQuery) -> Result<Description, SourceError> {
+        describe::describe(&self.gateway, query)
+    }
+
+    fn config(&self) -> serde_json::Value {
+        let loaded = self.gateway.configuration.loaded.borrow().clone();
+        let snapshot = self.snapshot();
+        serde_json::json!({
+            "settings": &*loaded.settings,
+            "rules": &**snapshot.rules(),
+            "imports": snapshot.imports().collect::<Vec<_>>(),
+            "services": snapshot.locals().collect::<Vec<_>>(),
+            "peers": snapshot.peers().collect::<Vec<_>>(),
+            "links": self.gateway.tunnel.get().map(|tunnel| tunnel.status()),
+            "virtualAddresses": self.gateway.frontend.borrow().vips.iter().map(|(key, vips)| (key.to_string(), vips.clone())).collect::<BTreeMap<_, _>>(),
+        })
+    }
+
+    fn leftovers(&self, peer: &str) -> Leftovers {
+        let snapshot = self.snapshot();
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        let configured = self.gateway.configuration.loaded.borrow().peers.keys().any(|name| name.as_str() == peer);
+        let status = self.gateway.tunnel.get().map(|tunnel| tunnel.status()).unwrap_or_default();
+        let links = status.iter().find(|status| &*status.name == peer).map_or(0, |status| status.links.len());
+        let of_peer = |import: &&Arc<eastway_model::Import>| {
+            import.parts.iter().any(|part| part.cluster.as_ref().is_some_and(|name| name.as_str() == peer))
+        };
+        let imports: Vec<_> = snapshot.imports().filter(of_peer).collect();
+        let frontend = self.gateway.frontend.borrow();
+        let alone = imports.iter().filter(|import| import.parts.len() == 1 && frontend.vips.contains_key(&import.key));
+        let file = self.gateway.settings.state.join("imports").join(format!("{peer}.bin"));
+        Leftovers {
+            configured,
+            links: count(links),
+            sessions: u32::from(snapshot.peer(peer).is_some()),
+            imports: count(imports.len()),
+            vips: count(alone.count()),
+            files: u32::from(file.exists()),
+        }
+    }
+
+    fn check(&self, peer: Option<String>) -> BoxFuture<'_, CheckFacts> {
+        Box::pin(check::facts(&self.gateway, peer))
+    }
+
+    fn refresh(&self, metrics: &Metrics) {
+        peers::refresh(&self.gateway, metrics);
+        let counters = self.gateway.dns.snapshot();
+        for (rcode, total) in counters.answers {
+            metrics.set_dns_answers(rcode, total);
+        }
+        for (reason, total) in counters.drops {
+            metrics.set_dns_dropped(reason, total);
+        }
+        if let Some(identity) = self.gateway.identity.get() {
+            metrics.set_certificate(&Certificate::Leaf, identity.current().not_after());
+        }
+        metrics.set_ready(self.gateway.readiness.is_ready());
+    }
+}
+
+fn peer_counts(snapshot: &Snapshot) -> PeerCounts {
+    let mut counts = PeerCounts::default();
+    for peer in snapshot.peers() {
+        match peer.state {
+            PeerState::Up => counts.up += 1,
+            PeerState::Down { .. } => counts.down += 1,
+            PeerState::Unknown => counts.unknown += 1,
+        }
+    }
+    counts
+}
+
+fn service_counts(snapshot: &Snapshot, vips: usize) -> ServiceCounts {
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    let peers: Vec<_> = snapshot.rules().peers.keys().collect();
+    let offered = |key| peers.iter().any(|peer| snapshot.may_export(peer, key));
+    ServiceCounts {
+        local: count(snapshot.locals().count()),
+        exported: count(snapshot.locals().filter(|local| offered(local.key())).count()),
+        imported: count(
+            snapshot.imports().filter(|import| import.parts.iter().any(|part| part.cluster.is_some())).count(),
+        ),
+        vips: count(vips),
+    }
+}
+
+/// Resident memory of this process, bytes; 0 where the system does not say.
+fn resident_bytes() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").ok();
+    let pages = pages.and_then(|text| text.split_whitespace().nth(1)?.parse::<u64>().ok());
+    pages.unwrap_or(0) * rustix::param::page_size() as u64
+}
+
+pub(super) fn millis(at: SystemTime) -> u64 {
+    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

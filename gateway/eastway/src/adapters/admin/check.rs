@@ -1,0 +1,175 @@
+//! Facts for `eastway check`, gathered from the handles and by probing the peers.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use eastway_dns::client::QueryType;
+use eastway_identity::VerifyError;
+use eastway_model::store::Snapshot;
+use eastway_tunnel::header::StreamHeader;
+use eastway_tunnel::{Link, PeerStatus};
+use futures_util::future::join_all;
+use tokio::time::timeout;
+
+use super::{millis, reach};
+use crate::admin::check::{AddressFacts, CheckFacts, DnsFacts, GatewayFacts, HandshakeFault, PeerFacts};
+use crate::app::{Gateway, store};
+use crate::config::PeerSettings;
+
+/// What is sent through a link and back.
+const ECHO: usize = 64 * 1024;
+const ECHO_TIMEOUT: Duration = Duration::from_secs(3);
+/// How old a refused handshake may be to be told.
+const RECENT: Duration = Duration::from_secs(600);
+
+pub(super) async fn facts(gateway: &Gateway, only: Option<String>) -> CheckFacts {
+    let loaded = gateway.configuration.loaded.borrow().clone();
+    let snapshot = gateway.reader.load_full();
+    let status = gateway.tunnel.get().map(|tunnel| tunnel.status()).unwrap_or_default();
+    let wanted = loaded.peers.values().filter(|peer| only.as_deref().is_none_or(|only| only == peer.name.as_str()));
+    let peers = wanted.map(|peer| {
+        let status = status.iter().find(|status| &*status.name == peer.name.as_str());
+        peer_facts(gateway, &snapshot, peer, status)
+    });
+    let (peers, dns) = tokio::join!(join_all(peers), dns_facts(gateway, &snapshot));
+    CheckFacts { now: store::now().0, gateway: gateway_facts(gateway, &snapshot), dns, peers }
+}
+
+fn gateway_facts(gateway: &Gateway, snapshot: &Snapshot) -> GatewayFacts {
+    let identity = gateway.identity.get().map(|store| store.current());
+    let exported: Vec<_> = snapshot.locals().filter(|local| local.exported).collect();
+    let idle = exported.iter().filter(|local| local.record.groups.iter().all(|group| group.ready == 0));
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    GatewayFacts {
+        leaf: identity.as_ref().map(|identity| (millis(identity.not_before()), millis(identity.not_after()))),
+        pending: gateway.readiness.pending().iter().map(ToString::to_string).collect(),
+        config_errors: gateway.configuration.status.borrow().errors.clone(),
+        exported_services: count(exported.len()),
+        exported_without_endpoints: idle.map(|local| local.key().to_string()).collect(),
+        vips_missing: count(gateway.frontend.borrow().exhausted.len()),
+        fd_limit: rustix::process::getrlimit(rustix::process::Resource::Nofile).current,
+        ..GatewayFacts::default()
+    }
+}
+
+async fn dns_facts(gateway: &Gateway, snapshot: &Snapshot) -> DnsFacts {
+    let Some(server) = gateway.listeners.get("dns").and_then(|all| all.first()).copied() else {
+        return DnsFacts::default();
+    };
+    let asked = eastway_dns::client::query(server, "clusterset.local", QueryType::Soa, Duration::from_secs(1)).await;
+    let dangling = snapshot.rules().names.iter().filter(|rule| snapshot.import(&rule.service).is_none());
+    DnsFacts {
+        enabled: true,
+        answers: asked.is_ok(),
+        synced: snapshot.is_local_synced(),
+        dangling_names: dangling.map(|rule| (rule.fqdn.to_string(), rule.service.to_string())).collect(),
+        unresolved: Vec::new(),
+    }
+}
+
+async fn peer_facts(
+    gateway: &Gateway,
+    snapshot: &Snapshot,
+    peer: &PeerSettings,
+    status: Option<&PeerStatus>,
+) -> PeerFacts {
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    let reached = peer.addresses.iter().map(|address| async {
+        let address = address.to_string();
+        let reach = reach::probe(&address).await;
+        AddressFacts { address, reach }
+    });
+    let link = gateway.router.link(&peer.name);
+    let (addresses, echo) = tokio::join!(join_all(reached), echo(link));
+    let stored = snapshot.peer(peer.name.as_str());
+    let links = status.map(|status| status.links.as_slice()).unwrap_or_default();
+    let stale = stored.and_then(|stored| match stored.state {
+        eastway_model::PeerState::Down { since } => Some(store::now().since(since)),
+        eastway_model::PeerState::Up | eastway_model::PeerState::Unknown => None,
+    });
+    let conflicts = snapshot.imports().flat_map(|import| &import.conflicts);
+    let conflicts = conflicts.filter(|conflict| conflict.winner == peer.name || conflict.losers.contains(&peer.name));
+    PeerFacts {
+        name: peer.name.to_string(),
+        up: status.is_some_and(|status| status.up),
+        addresses,
+        handshake: handshake(gateway, status),
+        mtu: links.iter().map(|link| link.mtu).max(),
+        echo,
+        transport: links.first().map(|link| link.transport.to_owned()),
+        clock_skew_ms: status.and_then(|status| status.clock_skew_ms),
+        certificate_not_after: links.iter().map(|link| millis(link.cert_not_after)).max(),
+        packets: (links.iter().map(|link| link.packets_sent).sum(), links.iter().map(|link| link.packets_lost).sum()),
+        pins: count(peer.pins.len()),
+        shared_trust_domain: peer.shared_trust_domain,
+        import_rules: count(peer.import.entries().len()),
+        export_rules: count(peer.export.entries().len()),
+        imported_services: count(stored.map_or(0, |stored| stored.services)),
+        exported_services: count(snapshot.exports_to(&peer.name).count()),
+        synced: stored.is_some_and(|stored| stored.synced),
+        stale_ms: stale.map(|stale| u64::try_from(stale.as_millis()).unwrap_or(u64::MAX)),
+        conflicts: conflicts.map(|conflict| conflict.message.clone()).collect(),
+        ..PeerFacts::default()
+    }
+}
+
+/// Why the peer is not let in, if a handshake of it was refused lately: by us, or by it.
+fn handshake(gateway: &Gateway, status: Option<&PeerStatus>) -> Option<HandshakeFault> {
+    if status.is_some_and(|status| status.up) {
+        return None;
+    }
+    let error = status?.last_error.as_deref()?;
+    if let Some(refusal) = gateway.trust.refusal_in(error)
+        && refusal.at.elapsed().is_ok_and(|age| age < RECENT)
+    {
+        return Some(fault(&refusal.error));
+    }
+    error.contains("refused").then(|| HandshakeFault::RefusedUs(error.to_owned()))
+}
+
+fn fault(error: &VerifyError) -> HandshakeFault {
+    let unix = |at: &eastway_identity::Timestamp| millis(at.to_system());
+    #[expect(clippy::wildcard_enum_match_arm, reason = "what has no check of its own is told as it is")]
+    match error {
+        VerifyError::NotPinned { presented, .. } | VerifyError::WrongPeer { presented, .. } => {
+            HandshakeFault::Unpinned(presented.to_string())
+        }
+        VerifyError::NotTheGateway { presented, .. } => HandshakeFault::WrongIdentity(presented.to_string()),
+        VerifyError::Expired { not_after, .. } => HandshakeFault::Expired(unix(not_after)),
+        VerifyError::NotYetValid { not_before, .. } => HandshakeFault::NotYetValid(unix(not_before)),
+        other => HandshakeFault::Other(other.to_string()),
+    }
+}
+
+/// Sends 64 KiB through a link and back.
+async fn echo(link: Option<Link>) -> Option<Result<Duration, String>> {
+    let link = link?;
+    let began = Instant::now();
+    let result = timeout(ECHO_TIMEOUT, round_trip(&link)).await;
+    Some(match result {
+        Err(_elapsed) => Err(format!("no echo within {ECHO_TIMEOUT:?}")),
+        Ok(Err(error)) => Err(error),
+        Ok(Ok(bytes)) if bytes == ECHO => Ok(began.elapsed()),
+        Ok(Ok(bytes)) => Err(format!("{bytes} of {ECHO} bytes came back")),
+    })
+}
+
+async fn round_trip(link: &Link) -> Result<usize, String> {
+    let stream = link.open(&StreamHeader::Probe).await.map_err(|error| error.to_string())?;
+    let (mut send, mut recv) = stream.split();
+    let upload = async {
+        send.write(Bytes::from(vec![0; ECHO])).await?;
+        send.finish();
+        Ok(())
+    };
+    let download = async {
+        recv.accepted().await?;
+        let mut bytes = 0;
+        while let Some(chunk) = recv.read().await? {
+            bytes += chunk.len();
+        }
+        Ok(bytes)
+    };
+    let result: Result<((), usize), eastway_tunnel::StreamError> = tokio::try_join!(upload, download);
+    result.map(|((), bytes)| bytes).map_err(|error| error.to_string())
+}

@@ -1,0 +1,109 @@
+//! Peers: what is configured, what the tunnel sees, what the store holds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use eastway_model::PeerState;
+use eastway_model::store::Snapshot;
+use eastway_tunnel::{LinkStatus, PeerStatus};
+
+use super::millis;
+use crate::admin::views::{LinkView, PeerCondition, PeerView};
+use crate::app::{Gateway, store};
+use crate::config::PeerSettings;
+use crate::telemetry::{Certificate, Metrics, PeerSample};
+
+pub(super) fn views(gateway: &Gateway) -> Vec<PeerView> {
+    let loaded = gateway.configuration.loaded.borrow().clone();
+    let snapshot = gateway.reader.load_full();
+    let status = gateway.tunnel.get().map(|tunnel| tunnel.status()).unwrap_or_default();
+    loaded.peers.values().map(|peer| view(peer, &snapshot, find(&status, peer))).collect()
+}
+
+fn find<'a>(status: &'a [PeerStatus], peer: &PeerSettings) -> Option<&'a PeerStatus> {
+    status.iter().find(|status| &*status.name == peer.name.as_str())
+}
+
+fn view(peer: &PeerSettings, snapshot: &Snapshot, status: Option<&PeerStatus>) -> PeerView {
+    let stored = snapshot.peer(peer.name.as_str());
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    let state = stored.map_or(PeerState::Unknown, |stored| stored.state);
+    let condition = match state {
+        PeerState::Up => PeerCondition::Up,
+        PeerState::Down { .. } => PeerCondition::Down,
+        PeerState::Unknown => PeerCondition::Unknown,
+    };
+    let stale = match state {
+        PeerState::Down { since } => Some(store::now().since(since)),
+        PeerState::Up | PeerState::Unknown => None,
+    };
+    PeerView {
+        name: peer.name.to_string(),
+        state: condition,
+        since: status.map(|status| millis(status.since)),
+        trust_domain: peer.trust_domain.to_string(),
+        gateway: peer.gateway.to_string(),
+        pins: peer.pins.iter().map(ToString::to_string).collect(),
+        workload_isolation: if peer.shared_trust_domain { "none" } else { "trust domain" }.to_owned(),
+        addresses: peer.addresses.iter().map(ToString::to_string).collect(),
+        links: status.map(|status| status.links.iter().map(link).collect()).unwrap_or_default(),
+        last_error: status.filter(|status| !status.up).and_then(|status| status.last_error.clone()),
+        dials: status.map(|status| status.dials).unwrap_or_default(),
+        clock_skew_ms: status.and_then(|status| status.clock_skew_ms),
+        imported_services: count(stored.map_or(0, |stored| stored.services)),
+        imported_endpoints: stored.map_or(0, |stored| stored.endpoints as u64),
+        exported_services: count(snapshot.exports_to(&peer.name).count()),
+        rejected_records: 0,
+        stale_ms: stale.map(|stale| u64::try_from(stale.as_millis()).unwrap_or(u64::MAX)),
+    }
+}
+
+fn link(link: &LinkStatus) -> LinkView {
+    LinkView {
+        replica: link.replica.to_string(),
+        remote: link.remote.to_string(),
+        transport: link.transport.to_owned(),
+        dialled: link.dialled,
+        draining: link.draining,
+        since: millis(link.since),
+        rtt_us: Some(link.rtt_us),
+        mtu: Some(link.mtu),
+        certificate_not_after: Some(millis(link.cert_not_after)),
+        streams: link.streams_opened.saturating_add(link.streams_served),
+        sent_bytes: link.bytes_sent,
+        received_bytes: link.bytes_received,
+        lost_packets: link.packets_lost,
+    }
+}
+
+/// Brings the gauges of all peers up to date.
+pub(super) fn refresh(gateway: &Gateway, metrics: &Metrics) {
+    let Some(tunnel) = gateway.tunnel.get() else { return };
+    let snapshot = gateway.reader.load_full();
+    for status in tunnel.status() {
+        let links = &status.links;
+        let best = links.iter().map(|link| link.rtt_us).min();
+        let sample = PeerSample {
+            up: status.up,
+            links: u32::try_from(links.len()).unwrap_or(u32::MAX),
+            rtt: best.map(Duration::from_micros),
+            clock_skew_ms: status.clock_skew_ms,
+            streams: links.iter().map(|link| link.streams_opened + link.streams_served).sum(),
+            sent_bytes: links.iter().map(|link| link.bytes_sent).sum(),
+            received_bytes: links.iter().map(|link| link.bytes_received).sum(),
+            lost_packets: links.iter().map(|link| link.packets_lost).sum(),
+        };
+        metrics.set_peer(&status.name, &sample);
+        if let Some(not_after) = links.iter().map(|link| link.cert_not_after).max() {
+            metrics.set_certificate(&Certificate::Peer(&status.name), not_after);
+        }
+        objects(&snapshot, &status.name, metrics);
+    }
+}
+
+fn objects(snapshot: &Snapshot, name: &Arc<str>, metrics: &Metrics) {
+    if let Some(peer) = snapshot.peer(name) {
+        let exported = snapshot.exports_to(&peer.name).count();
+        metrics.set_federation_objects(name, peer.services, peer.endpoints, exported);
+    }
+}

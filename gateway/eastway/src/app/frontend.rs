@@ -1,0 +1,360 @@
+//! Keeps what local workloads see in step with the snapshot: virtual addresses, the listeners behind
+//! them, and the names that lead to them. A name is answered only once its address is listened on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use eastway_dns::{Fqdn, HeadlessEndpoint, NameEntry, PendingPeer, PortEntry, ServiceEntry, ServiceName, ZoneStore};
+use eastway_model::rules::NameRule;
+use eastway_model::store::{Reader, Snapshot};
+use eastway_model::{ClusterName, EndpointId, Import, Label, Protocol, ServiceKey, ServiceKind};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+use crate::app::vips::VipBook;
+use crate::proxy::outbound::Target;
+use crate::proxy::vip::Listeners;
+use crate::telemetry::Telemetry;
+
+/// Addresses of one headless import; more endpoints than this get none (design: headless).
+const MAX_HEADLESS: usize = 100;
+/// How soon an address that could not be listened on is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// What became of the imports, for status and describe.
+#[derive(Clone, Debug, Default)]
+pub struct FrontendView {
+    /// Addresses of each import.
+    pub vips: BTreeMap<ServiceKey, Vec<IpAddr>>,
+    /// Imports without an address because a range is full.
+    pub exhausted: BTreeSet<ServiceKey>,
+    /// Addresses that could not be listened on, and why.
+    pub failed: BTreeMap<SocketAddr, String>,
+    /// Listeners.
+    pub listeners: usize,
+}
+
+/// The one owner of addresses, listeners and names.
+pub struct Frontend {
+    book: VipBook,
+    listeners: Listeners,
+    zone: Arc<ZoneStore>,
+    telemetry: Telemetry,
+    outputs: Outputs,
+    current: FrontendView,
+    seen: Option<u64>,
+    known: BTreeSet<ServiceKey>,
+    names: BTreeMap<ServiceKey, BTreeSet<Fqdn>>,
+    headless: BTreeSet<ServiceKey>,
+    pending_since: BTreeMap<ClusterName, Instant>,
+}
+
+/// Where the frontend publishes.
+#[derive(Clone, Debug)]
+pub struct Outputs {
+    /// For status.
+    pub view: watch::Sender<Arc<FrontendView>>,
+    /// Services whose endpoint records are wanted.
+    pub subscriptions: watch::Sender<Arc<BTreeSet<ServiceKey>>>,
+}
+
+impl Frontend {
+    /// Nothing is known yet.
+    #[must_use]
+    pub fn new(
+        book: VipBook,
+        listeners: Listeners,
+        zone: Arc<ZoneStore>,
+        telemetry: Telemetry,
+        outputs: Outputs,
+    ) -> Self {
+        Self {
+            book,
+            listeners,
+            zone,
+            telemetry,
+            outputs,
+            current: FrontendView::default(),
+            seen: None,
+            known: BTreeSet::new(),
+            names: BTreeMap::new(),
+            headless: BTreeSet::new(),
+            pending_since: BTreeMap::new(),
+        }
+    }
+
+    /// Follows the store until `stop`.
+    pub async fn run(mut self, mut reader: Reader, stop: CancellationToken) {
+        loop {
+            let snapshot = reader.load_full();
+            self.sync(&snapshot);
+            let retry = !self.current.failed.is_empty();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = reader.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(RETRY), if retry => self.seen = None,
+            }
+        }
+    }
+
+    fn sync(&mut self, snapshot: &Snapshot) {
+        self.telemetry.metrics.set_snapshot_version(snapshot.version());
+        for key in self.changed(snapshot) {
+            self.sync_service(snapshot, &key);
+        }
+        self.seen = Some(snapshot.version());
+        self.set_readiness(snapshot);
+        self.book.save();
+        self.current.listeners = self.listeners.len();
+        self.telemetry.metrics.set_vips(self.current.vips.len());
+        self.outputs.view.send_replace(Arc::new(self.current.clone()));
+        self.outputs.subscriptions.send_if_modified(|wanted| {
+            let changed = **wanted != self.headless;
+            if changed {
+                *wanted = Arc::new(self.headless.clone());
+            }
+            changed
+        });
+    }
+
+    fn changed(&self, snapshot: &Snapshot) -> Vec<ServiceKey> {
+        let changes = self.seen.and_then(|seen| snapshot.changes_since(seen));
+        changes.unwrap_or_else(|| {
+            let mut all: BTreeSet<_> = snapshot.imports().map(|import| import.key.clone()).collect();
+            all.extend(self.known.iter().cloned());
+            all.extend(snapshot.rules().names.iter().map(|rule| rule.service.clone()));
+            all.into_iter().collect()
+        })
+    }
+
+    fn sync_service(&mut self, snapshot: &Snapshot, key: &ServiceKey) {
+        let mut plan = Plan { key: key.clone(), keep: BTreeSet::new(), wanted: BTreeMap::new(), exhausted: false };
+        let import = snapshot.import(key);
+        let vips = match import {
+            Some(import) if import.kind == ServiceKind::ClusterSetIp => {
+                self.allocate(&mut plan, "service", import, None)
+            }
+            Some(_) | None => Vec::new(),
+        };
+        let endpoints = match import {
+            Some(import) if import.kind == ServiceKind::Headless => self.headless(&mut plan, snapshot, import),
+            Some(_) | None => Vec::new(),
+        };
+        let rules: Vec<_> = snapshot.rules().names.iter().filter(|rule| rule.service == *key).collect();
+        let names: Vec<_> =
+            rules.into_iter().filter_map(|rule| self.name(&mut plan, rule, import.map(AsRef::as_ref), &vips)).collect();
+
+        self.current.failed.retain(|address, _| !plan.wanted.contains_key(address));
+        let failed = self.listeners.set(key, plan.wanted);
+        for (address, error) in failed {
+            if self.current.failed.insert(address, error.to_string()).is_none() {
+                warn!(%error, %address, service = %key, "cannot listen on a virtual address: is vip.ranges routed to this host (ip route add local RANGE dev lo)?");
+            }
+        }
+        self.book.release(&format!("{key}/"), &plan.keep);
+        self.remember(key, import.is_some(), &vips, plan.exhausted);
+        self.publish(key, import.map(AsRef::as_ref), vips, endpoints, names);
+    }
+
+    fn remember(&mut self, key: &ServiceKey, exists: bool, vips: &[IpAddr], exhausted: bool) {
+        if exists {
+            self.known.insert(key.clone());
+            self.current.vips.insert(key.clone(), vips.to_vec());
+        } else {
+            self.known.remove(key);
+            self.current.vips.remove(key);
+            self.headless.remove(key);
+        }
+        if exhausted && self.current.exhausted.insert(key.clone()) {
+            self.telemetry.metrics.vip_exhausted();
+            error!(service = %key, "no virtual address is left: enlarge vip.ranges");
+        } else if !exhausted {
+            self.current.exhausted.remove(key);
+        }
+    }
+
+    /// Addresses for one purpose of a service, and the listeners they need.
+    fn allocate(&mut self, plan: &mut Plan, purpose: &str, import: &Import, only: Option<&Only>) -> Vec<IpAddr> {
+        let book_key = format!("{}/{purpose}", plan.key);
+        let Some(addresses) = self.book.allocate(&book_key).map(<[IpAddr]>::to_vec) else {
+            plan.exhausted = true;
+            return Vec::new();
+        };
+        plan.keep.insert(book_key);
+        let tcp = import.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+        for port in tcp {
+            for address in &addresses {
+                let target = Target {
+                    service: plan.key.clone(),
+                    port: port.number,
+                    cluster: only.and_then(|only| only.cluster.clone()),
+                    endpoint: only.and_then(|only| only.endpoint.clone()),
+                };
+                plan.wanted.insert(SocketAddr::new(*address, port.number.get()), target);
+            }
+        }
+        addresses
+    }
+
+    /// One address per ready endpoint, in every cluster that has the service.
+    fn headless(&mut self, plan: &mut Plan, snapshot: &Snapshot, import: &Import) -> Vec<HeadlessEndpoint> {
+        self.headless.insert(plan.key.clone());
+        let mut ready: Vec<(ClusterName, EndpointId, Option<Label>)> = Vec::new();
+        for part in &import.parts {
+            match &part.cluster {
+                None => {
+                    let local = snapshot.local(&plan.key).into_iter().flat_map(|local| local.endpoints.iter());
+                    ready.extend(local.filter(|endpoint| endpoint.endpoint.condition.ready).map(|endpoint| {
+                        (snapshot.cluster().clone(), endpoint.endpoint.id.clone(), endpoint.endpoint.hostname.clone())
+                    }));
+                }
+                Some(cluster) => {
+                    let records = part.endpoints.iter().filter(|endpoint| endpoint.condition.ready);
+                    ready.extend(records.filter_map(|endpoint| {
+                        let hostname = endpoint.hostname.and_then(|hostname| Label::parse(hostname).ok());
+                        Some((cluster.clone(), EndpointId::parse(endpoint.id)?, hostname))
+                    }));
+                }
+            }
+        }
+        if ready.len() > MAX_HEADLESS {
+            warn!(service = %plan.key, endpoints = ready.len(), "only the first {MAX_HEADLESS} endpoints of a headless import get addresses");
+        }
+        let mut endpoints = Vec::new();
+        for (cluster, id, hostname) in ready.into_iter().take(MAX_HEADLESS) {
+            let only = Only { cluster: Some(cluster.clone()), endpoint: Some(id.clone()) };
+            let addresses = self.allocate(plan, &format!("endpoint/{cluster}/{id}"), import, Some(&only));
+            endpoints.push(HeadlessEndpoint {
+                hostname: hostname.map(|hostname| hostname.to_string()),
+                cluster: cluster.to_string(),
+                addresses,
+            });
+        }
+        endpoints
+    }
+
+    /// A name of the user's own; without the import, or the cluster it is pinned to, it has no address.
+    fn name(
+        &mut self,
+        plan: &mut Plan,
+        rule: &NameRule,
+        import: Option<&Import>,
+        vips: &[IpAddr],
+    ) -> Option<NameEntry> {
+        let fqdn = Fqdn::parse(&rule.fqdn).ok()?;
+        let offered = |cluster: &ClusterName, import: &Import| {
+            let own = *cluster == *self.listeners.cluster();
+            import.part((!own).then_some(cluster)).is_some()
+        };
+        let addresses = match (import, &rule.cluster) {
+            (None, _) => Vec::new(),
+            (Some(_), None) => vips.to_vec(),
+            (Some(import), Some(cluster)) if offered(cluster, import) => {
+                let only = Only { cluster: Some(cluster.clone()), endpoint: None };
+                self.allocate(plan, &format!("name/{}", rule.fqdn), import, Some(&only))
+            }
+            (Some(_), Some(_)) => Vec::new(),
+        };
+        let service = ServiceName { namespace: plan.key.namespace.to_string(), name: plan.key.name.to_string() };
+        Some(NameEntry { fqdn, addresses, ports: import.map(ports).unwrap_or_default(), service: Some(service) })
+    }
+
+    fn publish(
+        &mut self,
+        key: &ServiceKey,
+        import: Option<&Import>,
+        vips: Vec<IpAddr>,
+        endpoints: Vec<HeadlessEndpoint>,
+        mut names: Vec<NameEntry>,
+    ) {
+        let (namespace, name) = (key.namespace.to_string(), key.name.to_string());
+        match import {
+            None => {
+                self.zone.remove_service(&namespace, &name);
+            }
+            Some(import) => {
+                let kind = match import.kind {
+                    ServiceKind::ClusterSetIp => {
+                        eastway_dns::ServiceKind::ClusterSet { addresses: self.listening(vips) }
+                    }
+                    ServiceKind::Headless => eastway_dns::ServiceKind::Headless { endpoints },
+                };
+                let entry = ServiceEntry { namespace, name, kind, ports: ports(import) };
+                if let Err(error) = self.zone.upsert_service(&entry) {
+                    error!(%error, service = %key, "a service cannot be named");
+                }
+            }
+        }
+        let before = self.names.remove(key).unwrap_or_default();
+        let now: BTreeSet<_> = names.iter().map(|name| name.fqdn.clone()).collect();
+        for gone in before.difference(&now) {
+            self.zone.remove_name(gone);
+        }
+        for entry in &mut names {
+            entry.addresses = self.listening(std::mem::take(&mut entry.addresses));
+            if let Err(error) = self.zone.upsert_name(entry) {
+                error!(%error, service = %key, "a name of our own cannot be served");
+            }
+        }
+        if !now.is_empty() {
+            self.names.insert(key.clone(), now);
+        }
+    }
+
+    /// Without the addresses where nobody would answer.
+    fn listening(&self, mut addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+        addresses.retain(|address| !self.current.failed.keys().any(|failed| failed.ip() == *address));
+        addresses
+    }
+
+    fn set_readiness(&mut self, snapshot: &Snapshot) {
+        let now = Instant::now();
+        let unknown: BTreeSet<_> =
+            snapshot.peers().filter(|peer| peer.configured && !peer.synced).map(|peer| peer.name.clone()).collect();
+        self.pending_since.retain(|peer, _| unknown.contains(peer));
+        let pending = unknown
+            .into_iter()
+            .map(|peer| {
+                let since = *self.pending_since.entry(peer.clone()).or_insert(now);
+                let (rules, name) = (snapshot.rules().clone(), peer.clone());
+                let owns = move |namespace: &str, service: &str| {
+                    ServiceKey::parse(namespace, service).is_ok_and(|key| rules.may_import(name.as_str(), &key))
+                };
+                PendingPeer { peer: Arc::from(peer.as_str()), since, owns: Arc::new(owns) }
+            })
+            .collect();
+        let readiness = eastway_dns::Readiness { local_synced: snapshot.is_local_synced(), pending };
+        self.zone.set_readiness(readiness);
+    }
+}
+
+/// What one service needs.
+struct Plan {
+    key: ServiceKey,
+    /// Entries of the book that stay.
+    keep: BTreeSet<String>,
+    wanted: BTreeMap<SocketAddr, Target>,
+    exhausted: bool,
+}
+
+/// A narrower target than the whole service.
+struct Only {
+    cluster: Option<ClusterName>,
+    endpoint: Option<EndpointId>,
+}
+
+fn ports(import: &Import) -> Vec<PortEntry> {
+    let protocol = |protocol| match protocol {
+        Protocol::Tcp => eastway_dns::Protocol::Tcp,
+        Protocol::Udp => eastway_dns::Protocol::Udp,
+    };
+    let entry = |port: &eastway_model::ServicePort| PortEntry {
+        name: port.name.as_ref().map(ToString::to_string),
+        protocol: protocol(port.protocol),
+        port: port.number.get(),
+    };
+    import.ports.iter().map(entry).collect()
+}

@@ -1,0 +1,242 @@
+//! Serves the streams that peers open: connections to services of this cluster, federation sessions
+//! and probes.
+//!
+//! A peer is authenticated and not trusted. A header names a service; whether it is exported to that
+//! peer, whether the source may use it, and where its endpoints are is decided here, by the owner.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use eastway_model::access::SourceIdentity;
+use eastway_model::routing::PickError;
+use eastway_model::{ClusterName, EndpointId, Label, ServiceKey, WorkloadIdentity};
+use eastway_tunnel::header::{ServiceHeader, StreamHeader};
+use eastway_tunnel::transport::BoxFuture;
+use eastway_tunnel::{AcceptedStream, LinkInfo, RecvHalf, ResetCode, SendHalf, StreamHandler};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::app::exports::Exports;
+use crate::proxy::connection::{Connection, Outcome};
+use crate::proxy::copy::{self, Local, Transferred};
+use crate::proxy::dial::{self, DialError, InFlightGuard};
+use crate::router::{Picked, Router};
+use crate::telemetry::{Path, Refusal};
+
+/// Endpoints of this cluster tried for one stream.
+const MAX_DIALS: usize = 3;
+/// Bytes that a probe echoes at most, and how long it may take.
+const PROBE_LIMIT: usize = 64 * 1024;
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Takes the streams of all links.
+pub struct Inbound {
+    router: Arc<Router>,
+    exports: Arc<Exports>,
+}
+
+impl Inbound {
+    /// Serves services by `router` and federation sessions by `exports`.
+    #[must_use]
+    pub fn new(router: Arc<Router>, exports: Arc<Exports>) -> Self {
+        Self { router, exports }
+    }
+}
+
+impl StreamHandler for Inbound {
+    fn handle(&self, link: LinkInfo, header: StreamHeader, stream: AcceptedStream) -> BoxFuture<'static, ()> {
+        match header {
+            StreamHeader::Service(header) => {
+                let router = self.router.clone();
+                Box::pin(async move { serve(&router, &link, &header, stream).await })
+            }
+            StreamHeader::Federation(_) => {
+                let exports = self.exports.clone();
+                Box::pin(async move { exports.serve(&link, stream).await })
+            }
+            StreamHeader::Probe => Box::pin(probe(stream)),
+        }
+    }
+}
+
+/// Why a stream is refused: what the peer is told, and what we tell ourselves.
+struct Rejection {
+    code: ResetCode,
+    why: String,
+}
+
+impl Rejection {
+    fn new(code: ResetCode, why: impl Into<String>) -> Self {
+        Self { code, why: why.into() }
+    }
+}
+
+async fn serve(router: &Arc<Router>, link: &LinkInfo, header: &ServiceHeader, stream: AcceptedStream) {
+    let Some((peer, service)) = names(link, header) else {
+        stream.reject(ResetCode::BadName);
+        return;
+    };
+    let mut connection = Connection::inbound(router.cluster(), &service, header.port.get(), &link.peer);
+    let moved = Transferred::default();
+    let outcome = match establish(router, &peer, &service, header, &mut connection).await {
+        Err(Rejection { code, why }) => {
+            router.telemetry.metrics.stream_answered(&link.peer, code.name());
+            stream.reject(code);
+            Outcome::Rejected(code, why)
+        }
+        Ok((tcp, _in_flight)) => {
+            router.telemetry.metrics.stream_answered(&link.peer, "dialled");
+            connection.opened(&router.telemetry);
+            Outcome::Ended(match stream.accept().await {
+                Ok(stream) => copy::with_stream(Local::new(tcp), stream.split(), &moved, router.idle_timeout).await,
+                Err(error) => {
+                    copy::abort(&tcp);
+                    Err(error.into())
+                }
+            })
+        }
+    };
+    connection.closed(&router.telemetry, &outcome, &moved);
+}
+
+fn names(link: &LinkInfo, header: &ServiceHeader) -> Option<(ClusterName, ServiceKey)> {
+    let peer = Label::parse(&link.peer).ok()?;
+    let service = ServiceKey::parse(header.namespace.as_str(), header.service.as_str()).ok()?;
+    Some((peer, service))
+}
+
+async fn establish(
+    router: &Arc<Router>,
+    peer: &ClusterName,
+    service: &ServiceKey,
+    header: &ServiceHeader,
+    connection: &mut Connection,
+) -> Result<(TcpStream, InFlightGuard), Rejection> {
+    let source = source(peer, header);
+    connection.set_source(&source);
+    authorize(router, peer, service, header, &source, connection)?;
+    let endpoint = match &header.endpoint {
+        None => None,
+        Some(id) => {
+            Some(EndpointId::parse(id.as_str()).ok_or_else(|| Rejection::new(ResetCode::BadName, "endpoint id"))?)
+        }
+    };
+    let mut refused: Vec<EndpointId> = Vec::new();
+    loop {
+        let picked = router.pick_exported(service, header, endpoint.as_ref(), &refused);
+        let picked = picked.map_err(|error| unpickable(&error, &refused))?;
+        match dial_endpoint(router, &picked, connection).await {
+            Ok(dialled) => return Ok(dialled),
+            Err((_, id)) if refused.len() + 1 < MAX_DIALS && endpoint.is_none() => refused.push(id),
+            Err((error, _)) => return Err(Rejection::new(dial_code(&error), error.to_string())),
+        }
+    }
+}
+
+/// What exists but is not for this peer is answered like what does not exist (invariant I7).
+fn authorize(
+    router: &Router,
+    peer: &ClusterName,
+    service: &ServiceKey,
+    header: &ServiceHeader,
+    source: &SourceIdentity,
+    connection: &Connection,
+) -> Result<(), Rejection> {
+    let refuse = |code, why: &str| {
+        let detail = format!("{service}:{} from {source}: {why}", header.port);
+        router.telemetry.refusals.refused(refusal(code), Some(&Arc::from(peer.as_str())), &detail);
+        Err(Rejection::new(code, why))
+    };
+    let snapshot = router.snapshot();
+    if !snapshot.may_export(peer, service) {
+        // Only a peer that could be offered a service of this name learns that it is somebody else's.
+        let foreign = snapshot.import(service).is_some() && snapshot.rules().may_export(peer.as_str(), service);
+        let code = if foreign { ResetCode::NotLocal } else { ResetCode::NotExported };
+        return refuse(code, "not exported to this peer");
+    }
+    let verdict = router.authorize(&snapshot, source, service);
+    if !verdict.allowed || verdict.dry_run {
+        let (namespace, name) = (Arc::from(service.namespace.as_str()), Arc::from(service.name.as_str()));
+        router.telemetry.metrics.access_denied(&connection.source_workload(), &namespace, &name, verdict.allowed);
+    }
+    if verdict.allowed { Ok(()) } else { refuse(ResetCode::PermissionDenied, "no access policy allows this source") }
+}
+
+fn refusal(code: ResetCode) -> Refusal {
+    if code == ResetCode::PermissionDenied { Refusal::Denied } else { Refusal::NotExported }
+}
+
+/// The source as the peer attests it. An identity outside of the names a peer may speak for is
+/// dropped by the access rules, which compare the cluster first.
+fn source(peer: &ClusterName, header: &ServiceHeader) -> SourceIdentity {
+    let label =
+        |name: &Option<eastway_tunnel::header::Label>| name.as_ref().and_then(|name| Label::parse(name.as_str()).ok());
+    SourceIdentity {
+        cluster: peer.clone(),
+        namespace: label(&header.source.namespace),
+        service_account: label(&header.source.service_account),
+        identity: header.source.identity.as_deref().and_then(WorkloadIdentity::parse),
+    }
+}
+
+fn unpickable(error: &PickError, refused: &[EndpointId]) -> Rejection {
+    match error {
+        PickError::UnknownPort => Rejection::new(ResetCode::NotExported, "no such port"),
+        PickError::NoEndpoints if refused.is_empty() => Rejection::new(ResetCode::NoEndpoints, "no ready endpoint"),
+        PickError::NoEndpoints => Rejection::new(ResetCode::UpstreamRefused, "every endpoint refused"),
+    }
+}
+
+async fn dial_endpoint(
+    router: &Arc<Router>,
+    picked: &Picked,
+    connection: &mut Connection,
+) -> Result<(TcpStream, InFlightGuard), (DialError, EndpointId)> {
+    connection.set_upstream(Path::Quic, picked.address);
+    connection.set_version(picked.version.clone());
+    let in_flight = router.in_flight.enter(&picked.endpoint);
+    let dialled = dial::dial(picked.address, router.allow_loopback).await;
+    router.telemetry.metrics.upstream_dial(dial::outcome(&dialled));
+    match dialled {
+        Ok(tcp) => Ok((tcp, in_flight)),
+        Err(error) => {
+            if let DialError::Forbidden(..) = &error {
+                router.telemetry.refusals.refused(Refusal::Address, None, &error);
+            }
+            Err((error, picked.endpoint.clone()))
+        }
+    }
+}
+
+fn dial_code(error: &DialError) -> ResetCode {
+    match error {
+        DialError::Timeout(_) => ResetCode::UpstreamTimeout,
+        DialError::Failed(..) | DialError::Forbidden(..) => ResetCode::UpstreamRefused,
+    }
+}
+
+/// Sends back what comes, up to [`PROBE_LIMIT`].
+async fn probe(stream: AcceptedStream) {
+    let Ok(stream) = stream.accept().await else { return };
+    let (mut send, mut recv) = stream.split();
+    if timeout(PROBE_TIMEOUT, echo(&mut send, &mut recv)).await.is_err() {
+        send.reset(ResetCode::IdleTimeout);
+        recv.stop(ResetCode::IdleTimeout);
+    }
+}
+
+async fn echo(send: &mut SendHalf, recv: &mut RecvHalf) {
+    let mut left = PROBE_LIMIT;
+    while let Ok(Some(chunk)) = recv.read().await {
+        let Some(rest) = left.checked_sub(chunk.len()) else {
+            send.reset(ResetCode::Overloaded);
+            recv.stop(ResetCode::Overloaded);
+            return;
+        };
+        left = rest;
+        if send.write(chunk).await.is_err() {
+            return;
+        }
+    }
+    send.finish();
+}

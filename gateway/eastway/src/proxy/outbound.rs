@@ -1,0 +1,311 @@
+//! Takes a local connection to a service, wherever the service is.
+//!
+//! A remote attempt is optimistic: header and payload go at once, and what the client sent is kept
+//! until the owner says that it dialled, so that a refusal can be tried elsewhere.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use eastway_model::routing::{Candidate, PickError, RouteError};
+use eastway_model::{ClusterName, EndpointId, PortNumber, ServiceKey};
+use eastway_tunnel::{OpenError, RecvHalf, ResetCode, SendHalf, StreamError};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::proxy::connection::{Connection, Outcome};
+use crate::proxy::copy::{self, CopyError, Local, Transferred};
+use crate::proxy::dial::{self, DialError, InFlightGuard};
+use crate::router::{self, Routed, Router};
+use crate::telemetry::Path;
+
+/// Bytes of the client that are kept until the owner has dialled (design: data stream).
+const REPLAY_LIMIT: usize = 64 * 1024;
+/// Candidates tried for one connection.
+const MAX_ATTEMPTS: usize = 3;
+/// How long all attempts together may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a listener stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The service.
+    pub service: ServiceKey,
+    /// Its port.
+    pub port: PortNumber,
+    /// Only this cluster's endpoints: a name of the user's own that is pinned to a cluster.
+    pub cluster: Option<ClusterName>,
+    /// Only this endpoint: a headless name.
+    pub endpoint: Option<EndpointId>,
+}
+
+/// Why a connection was not established.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// No candidate: unknown service or port, or nothing ready.
+    #[error(transparent)]
+    Route(#[from] RouteError),
+    /// No endpoint of this cluster takes it.
+    #[error(transparent)]
+    Pick(#[from] PickError),
+    /// The header would be too long: a subset with very long labels.
+    #[error("the request cannot be expressed in a stream header")]
+    Header,
+    /// The peer has no link now.
+    #[error("no link to {0}")]
+    NoLink(ClusterName),
+    /// No stream could be opened on the link.
+    #[error("no stream to {0}: {1}")]
+    Open(ClusterName, #[source] OpenError),
+    /// The other gateway refused, or the link ended.
+    #[error("{0}: {1}")]
+    Refused(ClusterName, #[source] StreamError),
+    /// An endpoint of this cluster could not be dialled.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// The client went away first.
+    #[error("the client went away: {0}")]
+    Client(#[source] std::io::Error),
+    /// All attempts together took too long.
+    #[error("not connected within {CONNECT_TIMEOUT:?}")]
+    Timeout,
+}
+
+impl ConnectError {
+    /// Whether the next candidate may be tried.
+    fn is_retryable(&self, nothing_sent: bool) -> bool {
+        match self {
+            Self::NoLink(_) | Self::Open(..) | Self::Dial(_) | Self::Pick(_) => true,
+            Self::Refused(_, StreamError::Reset(code)) => code.is_retryable_before_delivery(),
+            // Whether the bytes arrived is not known: only a connection that sent none is safe.
+            Self::Refused(..) => nothing_sent,
+            Self::Route(_) | Self::Header | Self::Client(_) | Self::Timeout => false,
+        }
+    }
+}
+
+/// Serves one local connection to `target` until it ends.
+pub async fn serve(router: &Arc<Router>, tcp: TcpStream, client: SocketAddr, target: &Target) {
+    let mut connection = Connection::outbound(router.cluster(), &target.service, target.port.get(), client);
+    let mut local = Local::new(tcp);
+    let moved = Transferred::default();
+    let connecting = Connecting { router, target, client: client.ip(), connection: &mut connection, moved: &moved };
+    let connected = timeout(CONNECT_TIMEOUT, connecting.run(&mut local)).await;
+    let outcome = match connected.unwrap_or(Err(ConnectError::Timeout)) {
+        Err(error) => {
+            copy::abort(&local.tcp);
+            Outcome::NotConnected(error)
+        }
+        Ok(upstream) => {
+            connection.opened(&router.telemetry);
+            Outcome::Ended(run(upstream, local, &moved, router.idle_timeout).await)
+        }
+    };
+    connection.closed(&router.telemetry, &outcome, &moved);
+}
+
+/// The far end of a connection that is established.
+enum Upstream {
+    Local(TcpStream, InFlightGuard),
+    Remote(SendHalf, RecvHalf),
+}
+
+async fn run(upstream: Upstream, local: Local, moved: &Transferred, idle: Duration) -> Result<(), CopyError> {
+    match upstream {
+        Upstream::Local(tcp, _in_flight) => copy::between_sockets(local, tcp, moved, idle).await,
+        Upstream::Remote(send, recv) => copy::with_stream(local, (send, recv), moved, idle).await,
+    }
+}
+
+/// A connection that looks for its far end.
+struct Connecting<'a> {
+    router: &'a Arc<Router>,
+    target: &'a Target,
+    client: IpAddr,
+    connection: &'a mut Connection,
+    moved: &'a Transferred,
+}
+
+impl Connecting<'_> {
+    async fn run(mut self, local: &mut Local) -> Result<Upstream, ConnectError> {
+        let routed = self.router.route(self.target, self.client)?;
+        self.connection.set_source(&routed.source);
+        let mut replay = Replay::default();
+        let mut last = ConnectError::Route(RouteError::NoEndpoints);
+        for candidate in routed.route.candidates.iter().take(MAX_ATTEMPTS) {
+            self.connection.set_candidate(candidate);
+            let attempt = match &candidate.cluster {
+                None => self.local(&routed, candidate, &replay).await,
+                Some(cluster) => self.remote(cluster, &routed, candidate, local, &mut replay).await,
+            };
+            match attempt {
+                Ok(upstream) => {
+                    self.moved.from_local.fetch_add(replay.bytes as u64, Ordering::Relaxed);
+                    return Ok(upstream);
+                }
+                Err(error) if error.is_retryable(replay.is_empty()) => {
+                    self.note_retry(candidate);
+                    last = error;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last)
+    }
+
+    fn note_retry(&self, candidate: &Candidate) {
+        if let Some(cluster) = &candidate.cluster {
+            self.router.telemetry.metrics.stream_retried(&Arc::from(cluster.as_str()));
+        }
+    }
+
+    async fn local(
+        &mut self,
+        routed: &Routed,
+        candidate: &Candidate,
+        replay: &Replay,
+    ) -> Result<Upstream, ConnectError> {
+        let mut tried = Vec::new();
+        loop {
+            let picked = self.router.pick_local(candidate, self.target, routed.route.affinity, &tried)?;
+            self.connection.set_upstream(Path::Local, picked.address);
+            self.connection.set_version(picked.version.clone());
+            let in_flight = self.router.in_flight.enter(&picked.endpoint);
+            let dialled = dial::dial(picked.address, self.router.allow_loopback).await;
+            self.router.telemetry.metrics.upstream_dial(dial::outcome(&dialled));
+            match dialled {
+                Ok(upstream) => {
+                    replay.write_to(&upstream).await.map_err(|error| DialError::Failed(picked.address, error))?;
+                    return Ok(Upstream::Local(upstream, in_flight));
+                }
+                Err(_) if tried.len() + 1 < MAX_ATTEMPTS && !tried.contains(&picked.endpoint) => {
+                    tried.push(picked.endpoint);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    async fn remote(
+        &mut self,
+        cluster: &ClusterName,
+        routed: &Routed,
+        candidate: &Candidate,
+        local: &mut Local,
+        replay: &mut Replay,
+    ) -> Result<Upstream, ConnectError> {
+        let header = router::header(routed, self.target, candidate).ok_or(ConnectError::Header)?;
+        let link = self.router.link(cluster).ok_or_else(|| ConnectError::NoLink(cluster.clone()))?;
+        self.connection.set_upstream(Path::Quic, link.remote_addr());
+        let metrics = &self.router.telemetry.metrics;
+        let stream = link.open(&header).await.map_err(|error| {
+            metrics.stream_opened(link.peer(), "not_opened");
+            ConnectError::Open(cluster.clone(), error)
+        })?;
+        let (mut send, mut recv) = stream.split();
+        let result = until_accepted(local, replay, &mut send, &mut recv).await;
+        metrics.stream_opened(link.peer(), answer(&result));
+        match result {
+            Ok(()) => Ok(Upstream::Remote(send, recv)),
+            Err(error) => {
+                send.reset(ResetCode::Cancelled);
+                recv.stop(ResetCode::Cancelled);
+                Err(match error {
+                    Attempt::Stream(error) => ConnectError::Refused(cluster.clone(), error),
+                    Attempt::Client(error) => ConnectError::Client(error),
+                })
+            }
+        }
+    }
+}
+
+fn answer(result: &Result<(), Attempt>) -> &'static str {
+    match result {
+        Ok(()) => "dialled",
+        Err(Attempt::Stream(StreamError::Reset(code))) => code.name(),
+        Err(Attempt::Stream(_)) => "link_lost",
+        Err(Attempt::Client(_)) => "client_gone",
+    }
+}
+
+enum Attempt {
+    Stream(StreamError),
+    Client(std::io::Error),
+}
+
+/// Sends what the client has to say, and keeps it, until the owner has dialled. A client that says
+/// nothing, and a server that speaks first, are both served.
+async fn until_accepted(
+    local: &mut Local,
+    replay: &mut Replay,
+    send: &mut SendHalf,
+    recv: &mut RecvHalf,
+) -> Result<(), Attempt> {
+    for chunk in &replay.chunks {
+        send.write(chunk.clone()).await.map_err(Attempt::Stream)?;
+    }
+    if local.ended {
+        send.finish();
+    }
+    loop {
+        let chunk = tokio::select! {
+            biased;
+            accepted = recv.accepted() => return accepted.map_err(Attempt::Stream),
+            read = local.reader.read(&local.tcp), if replay.has_room() && !local.ended => read.map_err(Attempt::Client)?,
+        };
+        // Not part of the select: a write that is dropped half-way would lose its place. A refusal
+        // ends it, because the other side then stops the stream.
+        match chunk {
+            Some(chunk) => {
+                replay.push(chunk.clone());
+                if let Err(error) = send.write(chunk).await {
+                    return Err(Attempt::Stream(recv.accepted().await.err().unwrap_or(error)));
+                }
+            }
+            None => {
+                local.ended = true;
+                send.finish();
+            }
+        }
+    }
+}
+
+/// What the client sent while nobody had confirmed it.
+#[derive(Debug, Default)]
+struct Replay {
+    chunks: VecDeque<Bytes>,
+    bytes: usize,
+}
+
+impl Replay {
+    fn push(&mut self, chunk: Bytes) {
+        self.bytes += chunk.len();
+        self.chunks.push_back(chunk);
+    }
+
+    fn has_room(&self) -> bool {
+        self.bytes < REPLAY_LIMIT
+    }
+
+    fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    async fn write_to(&self, tcp: &TcpStream) -> std::io::Result<()> {
+        for chunk in &self.chunks {
+            let mut rest = chunk.clone();
+            while !rest.is_empty() {
+                tcp.writable().await?;
+                match tcp.try_write(&rest) {
+                    Ok(written) => rest = rest.slice(written..),
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,189 @@
+//! Where connections go: the rules of `eastway_model::routing` over the current snapshot, with what
+//! only this process knows (links, connections in flight).
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use eastway_model::access::{self, SourceIdentity, Verdict};
+use eastway_model::routing::{self, Candidate, PickError, PickRequest, Route, RouteError, RouteRequest};
+use eastway_model::store::{Reader, Snapshot};
+use eastway_model::{ClusterName, EndpointId, LocalEndpoint, PortNumber, ServiceKey};
+use eastway_tunnel::header::{EndpointRef, Label, ServiceHeader, Source, StreamHeader};
+use eastway_tunnel::{Link, Tunnel};
+
+use crate::proxy::dial::InFlight;
+use crate::proxy::outbound::Target;
+use crate::telemetry::Telemetry;
+
+/// Read by every connection, written by none.
+pub struct Router {
+    reader: Reader,
+    tunnel: std::sync::OnceLock<Arc<Tunnel>>,
+    cluster: ClusterName,
+    /// Connections per endpoint of this cluster.
+    pub in_flight: Arc<InFlight>,
+    /// Endpoints on loopback addresses may be dialled.
+    pub allow_loopback: bool,
+    /// A connection without a byte for this long is ended; zero: never.
+    pub idle_timeout: Duration,
+    /// Counters and logs.
+    pub telemetry: Telemetry,
+}
+
+/// A route, and who asked for it.
+#[derive(Debug)]
+pub struct Routed {
+    /// Where to try, in order.
+    pub route: Route,
+    /// The client.
+    pub source: SourceIdentity,
+}
+
+/// An endpoint of this cluster that was chosen.
+#[derive(Clone, Debug)]
+pub struct Picked {
+    /// Its id.
+    pub endpoint: EndpointId,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its label `version`.
+    pub version: Option<Arc<str>>,
+}
+
+impl Router {
+    /// Routes by `reader`; remote services have no links until [`Self::set_tunnel`].
+    #[must_use]
+    pub fn new(reader: Reader, allow_loopback: bool, idle_timeout: Duration, telemetry: Telemetry) -> Self {
+        let cluster = reader.load().cluster().clone();
+        let in_flight = Arc::default();
+        Self { reader, tunnel: std::sync::OnceLock::new(), cluster, in_flight, allow_loopback, idle_timeout, telemetry }
+    }
+
+    /// Where links are. The tunnel serves streams through the router, so it comes second.
+    pub fn set_tunnel(&self, tunnel: Arc<Tunnel>) {
+        // Set once, by the one who builds both.
+        let _already = self.tunnel.set(tunnel);
+    }
+
+    /// This cluster.
+    #[must_use]
+    pub fn cluster(&self) -> &ClusterName {
+        &self.cluster
+    }
+
+    /// What is known now.
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.reader.load_full()
+    }
+
+    /// Where a local connection to `target` goes.
+    ///
+    /// # Errors
+    /// [`RouteError`]
+    pub fn route(&self, target: &Target, client: IpAddr) -> Result<Routed, RouteError> {
+        let snapshot = self.reader.load();
+        let source = snapshot.source_of(client).cloned();
+        let source = source.unwrap_or_else(|| SourceIdentity::unknown(self.cluster.clone()));
+        let request = RouteRequest {
+            cluster: target.cluster.as_ref(),
+            endpoint: target.endpoint.as_ref(),
+            ..RouteRequest::tcp(target.port).from_client(client)
+        };
+        let route = routing::route(&snapshot, &target.service, &request, draw)?;
+        Ok(Routed { route, source })
+    }
+
+    /// The link that a new stream to `cluster` takes: of its usable links the one with the fewest
+    /// streams, so that replicas of a peer share the work.
+    #[must_use]
+    pub fn link(&self, cluster: &ClusterName) -> Option<Link> {
+        let links = self.tunnel.get()?.links();
+        links.to(cluster.as_str()).iter().filter(|link| link.is_usable()).min_by_key(|link| link.in_flight()).cloned()
+    }
+
+    /// An endpoint of this cluster for a local connection.
+    ///
+    /// # Errors
+    /// [`PickError`]
+    pub fn pick_local(
+        &self,
+        candidate: &Candidate,
+        target: &Target,
+        affinity: Option<u64>,
+        avoid: &[EndpointId],
+    ) -> Result<Picked, PickError> {
+        let request = PickRequest {
+            endpoint: candidate.endpoint.as_ref(),
+            affinity,
+            avoid,
+            ..PickRequest::tcp(target.port, &candidate.subset)
+        };
+        self.pick(&target.service, &request)
+    }
+
+    /// An endpoint of this cluster for a stream of a peer.
+    ///
+    /// # Errors
+    /// [`PickError`]
+    pub fn pick_exported(
+        &self,
+        service: &ServiceKey,
+        header: &ServiceHeader,
+        endpoint: Option<&EndpointId>,
+        avoid: &[EndpointId],
+    ) -> Result<Picked, PickError> {
+        let request =
+            PickRequest { endpoint, affinity: header.affinity, avoid, ..PickRequest::tcp(header.port, &header.subset) };
+        self.pick(service, &request)
+    }
+
+    fn pick(&self, service: &ServiceKey, request: &PickRequest<'_>) -> Result<Picked, PickError> {
+        let snapshot = self.reader.load();
+        let local = snapshot.local(service).ok_or(PickError::NoEndpoints)?;
+        let endpoint = routing::pick_endpoint(local, request, |id| self.in_flight.of(id), draw)?;
+        Ok(picked(endpoint, request.port))
+    }
+
+    /// Whether a stream of a peer may use a service of this cluster.
+    #[must_use]
+    pub fn authorize(&self, snapshot: &Snapshot, source: &SourceIdentity, service: &ServiceKey) -> Verdict {
+        access::authorize(snapshot, source, service)
+    }
+}
+
+/// The header of the stream that tries `candidate`.
+#[must_use]
+pub fn header(routed: &Routed, target: &Target, candidate: &Candidate) -> Option<StreamHeader> {
+    let label = |name: &eastway_model::Label| Label::parse(name.as_str()).ok();
+    let SourceIdentity { cluster: _, namespace, service_account, identity } = &routed.source;
+    Some(StreamHeader::Service(ServiceHeader {
+        namespace: label(&target.service.namespace)?,
+        service: label(&target.service.name)?,
+        port: target.port,
+        subset: candidate.subset.as_ref().clone(),
+        endpoint: candidate.endpoint.as_ref().and_then(|id| EndpointRef::parse(id.as_str()).ok()),
+        source: Source {
+            namespace: namespace.as_ref().and_then(label),
+            service_account: service_account.as_ref().and_then(label),
+            identity: identity.as_ref().map(|identity| Arc::from(identity.to_string())),
+        },
+        traceparent: None,
+        affinity: routed.route.affinity,
+    }))
+}
+
+fn picked(endpoint: &LocalEndpoint, port: PortNumber) -> Picked {
+    let target = endpoint.target_ports.get(&port).copied().unwrap_or(port.get());
+    Picked {
+        endpoint: endpoint.endpoint.id.clone(),
+        address: SocketAddr::new(endpoint.address, target),
+        version: endpoint.endpoint.subset.get("version").cloned(),
+    }
+}
+
+/// A number below `below`, all equally likely.
+fn draw(below: u64) -> u64 {
+    fastrand::u64(..below.max(1))
+}
