@@ -11,6 +11,7 @@ mod describe;
 mod dns;
 pub mod exit;
 mod output;
+mod peer;
 mod run;
 mod show;
 
@@ -71,6 +72,9 @@ enum Command {
     Controller(run::RoleArgs),
     /// Run the ca role alone, or make a CA: the only role that holds the CA key
     Ca(ca::CaArgs),
+    /// The files that join clusters
+    #[command(subcommand)]
+    Peer(peer::PeerCommand),
     /// Check configuration files
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -120,6 +124,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Gateway(args) => run::role(Role::Gateway, args),
         Command::Controller(args) => run::role(Role::Controller, args),
         Command::Ca(args) => ca::run(args),
+        Command::Peer(command) => peer::run(&command),
         Command::Config(command) => config::run(&command),
         Command::Status(args) => show::status(&args),
         Command::Peers(args) => show::peers(&args),

@@ -211,6 +211,58 @@ fn c5_ca_init_makes_a_ca_once() {
     assert_one_line(&output, "a bad trust domain");
 }
 
+/// Adds a Peer file `gke.yaml` to the folder's peers.
+fn add_peer(folder: &tempfile::TempDir) -> std::path::PathBuf {
+    let peers = folder.path().join("peers");
+    std::fs::create_dir_all(&peers).unwrap();
+    let pin = "0123456789abcdef".repeat(4);
+    let text = format!(
+        "apiVersion: eastway.dev/v1alpha1\nkind: Peer\nmetadata: {{name: gke}}\nspec:\n  trustDomain: gke.example\n  \
+         pins: [\"sha256:{pin}\"]\n  export: [{{namespace: bookinfo}}]\n  import: [{{namespace: bookinfo}}]\n"
+    );
+    let file = peers.join("gke.yaml");
+    std::fs::write(&file, text).unwrap();
+    file
+}
+
+#[tokio::test]
+async fn peer_remove_waits_until_nothing_is_left() {
+    let source = FakeSource { leftovers_for: 5.into(), ..FakeSource::default() };
+    let gateway = FakeGateway::start(source).await;
+    let folder = folder();
+    let file = add_peer(&folder);
+    std::fs::write(folder.path().join("gateway.yaml"), format!("{CONFIG}listen: {{admin: \"{}\"}}\n", gateway.admin))
+        .unwrap();
+    let remove = async |arguments: &[&str]| {
+        let mut command = eastway();
+        command.current_dir(folder.path()).args(["peer", "remove", "--config", "gateway.yaml"]).args(arguments);
+        tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    };
+    let output = remove(&["gk"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert_one_line(&output, "unknown peer");
+    assert!(stderr(&output).contains("did you mean gke?"), "{}", stderr(&output));
+    let output = remove(&["gke", "--dry-run"]).await;
+    assert!(output.status.success() && file.exists(), "{}", stderr(&output));
+    // Not enough time: it says what is left.
+    let output = remove(&["gke", "--timeout", "0s"]).await;
+    assert_eq!(output.status.code(), Some(1), "{}", stdout(&output));
+    assert!(stderr(&output).contains("still has the peer in its configuration"), "{}", stderr(&output));
+    assert!(!file.exists());
+    add_peer(&folder);
+    let output = remove(&["gke"]).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).contains("nothing is left of gke"), "{}", stdout(&output));
+    assert!(!file.exists());
+    // A gateway that does not run has nothing to wait for.
+    add_peer(&folder);
+    std::fs::write(folder.path().join("gateway.yaml"), format!("{CONFIG}listen: {{admin: \"127.0.0.1:1\"}}\n"))
+        .unwrap();
+    let output = remove(&["gke"]).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).contains("no gateway runs here") && !file.exists(), "{}", stdout(&output));
+}
+
 #[test]
 fn ca_rotate_leads_through_its_steps() {
     let folder = folder();

@@ -36,6 +36,11 @@ pub(super) struct Target {
 }
 
 impl Target {
+    /// A gateway at a known address.
+    pub(super) fn at(address: SocketAddr) -> Self {
+        Self { admin: Some(address), config: None }
+    }
+
     /// The address to ask.
     pub(super) fn address(&self) -> Result<SocketAddr, Failure> {
         if let Some(file) = &self.config {
