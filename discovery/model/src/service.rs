@@ -69,7 +69,8 @@ pub enum SessionAffinity {
     },
 }
 
-/// Kubernetes `internalTrafficPolicy`.
+/// Kubernetes `internalTrafficPolicy`. Carried and merged for those who write it to an API; routing
+/// between clusters knows no nodes and does not apply it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize)]
 pub enum InternalTrafficPolicy {
     /// All endpoints.

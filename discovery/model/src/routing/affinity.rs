@@ -23,10 +23,13 @@ pub fn affinity_key(client: IpAddr, service: &ServiceKey) -> u64 {
 pub(super) fn choose_share(client: u64, plan: &Plan<'_>) -> Option<Share> {
     let score = |share: &Share| {
         let (cluster, subset) = plan.names(*share);
+        // One cluster and subset can have several shares: its own, and those of splits that failed.
+        let same = plan.shares().iter().filter(|other| plan.names(**other) == (cluster, subset));
+        let weight = same.map(|share| share.weight).sum();
         let hash = subset.iter().fold(fnv(FNV_START, cluster.as_str().as_bytes()), |hash, (key, value)| {
             fnv(fnv(fnv(fnv(hash, b","), key.as_bytes()), b"="), value.as_bytes())
         });
-        Score::new(client, hash, share.weight)
+        Score::new(client, hash, weight)
     };
     let mut scored = plan.shares().iter().map(|share| (score(share), *share));
     let first = scored.next()?;

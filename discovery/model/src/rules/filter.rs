@@ -254,4 +254,24 @@ mod tests {
             assert_eq!(filter.allows(&key.parse().unwrap()), expected, "{key}");
         }
     }
+
+    /// The definition of a pattern, without regard to time.
+    fn matches_by_definition(pattern: &[u8], name: &[u8]) -> bool {
+        match (pattern, name) {
+            ([], rest) => rest.is_empty(),
+            ([b'*', after @ ..], rest) => {
+                (0..=rest.len()).any(|skipped| matches_by_definition(after, &rest[skipped..]))
+            }
+            ([wanted, after @ ..], [first, rest @ ..]) => wanted == first && matches_by_definition(after, rest),
+            (_, []) => false,
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn globs_match_by_their_definition(pattern in "[ab*]{1,8}", name in "[ab]{0,10}") {
+            let expected = matches_by_definition(pattern.as_bytes(), name.as_bytes());
+            proptest::prop_assert_eq!(Glob::parse(&pattern).unwrap().matches(&name), expected);
+        }
+    }
 }

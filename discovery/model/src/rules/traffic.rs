@@ -122,3 +122,35 @@ impl TrafficPolicy {
         Ok(Self { name: Arc::from(name), service, split, failover, locality })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn split(weight: u32, version: &str) -> Split {
+        let subset = [(Arc::from("version"), Arc::from(version))].into();
+        Split { weight, cluster: None, subset: Arc::new(subset) }
+    }
+
+    fn policy(split: Vec<Split>, failover: Vec<ClusterRef>) -> Result<TrafficPolicy, TrafficPolicyError> {
+        TrafficPolicy::new("reviews", "bookinfo/reviews".parse().unwrap(), split, failover, None)
+    }
+
+    #[test]
+    fn a_policy_that_routes_nothing_or_says_something_twice_is_refused() {
+        let of = |split| policy(split, Vec::new()).unwrap_err();
+        assert_eq!(of(vec![split(0, "v1"), split(0, "v2")]), TrafficPolicyError::NoWeight);
+        assert_eq!(of(vec![split(1, "v1"), split(2, "v1")]), TrafficPolicyError::DuplicateSplit(1, 0));
+        assert_eq!(of(vec![split(1_000_001, "v1")]), TrafficPolicyError::WeightTooLarge(0, 1_000_001));
+        let many = (0..33).map(|number| split(1, &format!("v{number}"))).collect();
+        assert_eq!(of(many), TrafficPolicyError::TooManySplits(33));
+        let twice = policy(Vec::new(), vec![ClusterRef::Local, ClusterRef::Local]);
+        assert_eq!(twice, Err(TrafficPolicyError::DuplicateFailover(1)));
+    }
+
+    #[test]
+    fn locality_is_local_unless_a_split_says_where_to_go() {
+        assert_eq!(policy(Vec::new(), Vec::new()).unwrap().locality, Locality::PreferLocal);
+        assert_eq!(policy(vec![split(1, "v1")], Vec::new()).unwrap().locality, Locality::Any);
+    }
+}

@@ -40,7 +40,7 @@ pub enum RegistryConflictKind {
 }
 
 /// All registries.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct LocalTable {
     /// Registries that were awaited or sent something.
     registries: BTreeMap<Label, Registry>,
@@ -50,7 +50,7 @@ pub(super) struct LocalTable {
     pub(super) sources: Sources,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Registry {
     awaited: bool,
     /// It sent its complete contents at least once.
@@ -62,7 +62,7 @@ struct Registry {
 type EndpointEdit = (EndpointId, Option<Arc<LocalEndpoint>>);
 
 /// One service in all registries.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Merged {
     /// By registry.
     inputs: BTreeMap<Label, Arc<LocalService>>,

@@ -13,12 +13,13 @@ use crate::service::ServiceRecord;
 use crate::time::UnixMillis;
 
 /// All peers.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct PeerTable {
     peers: BTreeMap<ClusterName, Peer>,
     dirty: BTreeSet<ServiceKey>,
 }
 
+#[derive(Debug)]
 struct Peer {
     state: PeerState,
     /// Since when it has not been up, as far as we know.
@@ -29,6 +30,7 @@ struct Peer {
     shapes: Shapes,
 }
 
+#[derive(Debug)]
 struct PeerService {
     record: Arc<ServiceRecord>,
     endpoints: RemoteEndpoints,

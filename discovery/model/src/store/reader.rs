@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::snapshot::Snapshot;
 
 /// Reads snapshots; cheap to clone, never blocks and is never blocked.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Reader {
     current: Arc<ArcSwap<Snapshot>>,
     version: watch::Receiver<u64>,
@@ -44,6 +44,7 @@ impl Reader {
 }
 
 /// The writer's end.
+#[derive(Debug)]
 pub(super) struct Publisher {
     current: Arc<ArcSwap<Snapshot>>,
     version: watch::Sender<u64>,

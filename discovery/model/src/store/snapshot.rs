@@ -1,6 +1,7 @@
 //! One immutable view of everything known.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -68,6 +69,14 @@ pub struct PeerView {
     pub endpoints: usize,
     /// When its services will be withdrawn if it stays away.
     pub withdraw_at: Option<UnixMillis>,
+}
+
+/// What tells it from other snapshots; its contents would fill pages.
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { version, cluster, .. } = self;
+        f.debug_struct("Snapshot").field("version", version).field("cluster", cluster).finish_non_exhaustive()
+    }
 }
 
 impl Snapshot {

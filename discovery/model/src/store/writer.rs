@@ -21,6 +21,7 @@ use crate::time::UnixMillis;
 const MAX_REMEMBERED: usize = 1024;
 
 /// Holds the tables that snapshots are made from. There is one per process.
+#[derive(Debug)]
 pub struct Writer {
     local: LocalTable,
     peers: PeerTable,
@@ -92,7 +93,8 @@ impl Writer {
     }
 
     /// Withdraws the services of peers that have been away for longer than their rules allow.
-    /// Returns whether anything was.
+    /// Returns whether anything was. A clock that jumps ahead withdraws too early: derive `now` from
+    /// a monotonic clock.
     pub fn expire(&mut self, now: UnixMillis) -> bool {
         self.peers.expire(&self.snapshot.rules, now);
         self.publish_changes()

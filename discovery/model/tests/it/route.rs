@@ -10,7 +10,7 @@ use eastway_model::rules::{ClusterRef, Locality, Rules, Split, TrafficPolicy};
 use eastway_model::store::{Reader, Writer};
 use eastway_model::{
     Change, ClusterName, EndpointCondition, EndpointGroup, LocalEndpoint, LocalService, PeerChange, ServiceRecord,
-    SessionAffinity,
+    SessionAffinity, UnixMillis,
 };
 use proptest::prelude::*;
 
@@ -377,6 +377,19 @@ fn a_sticky_service_sends_a_client_where_it_was_and_moves_few_when_clusters_go()
     let moved = u32::try_from(moved.count()).unwrap();
     // From 25 % to 20 %: one in twenty, all of them from gke to edge.
     assert_within_3_sigma(moved, 0.05, "moved");
+}
+
+#[test]
+fn a_sticky_service_keeps_its_weights_when_splits_fail_over() {
+    let mut mesh = bookinfo(&["onprem"]);
+    let sticky = SessionAffinity::ClientIp { timeout: Duration::from_secs(10) };
+    let record =
+        ServiceRecord { session_affinity: sticky, exported_at: UnixMillis(0), ..remote(NAME, &[("v2", 0), ("v3", 1)]) };
+    mesh.apply(peer_upsert("gke", record));
+    let to = |number: u32| shown(&mesh.route(&http().from_client(client(number)), 1).unwrap().candidates[0]);
+    let local = (0..DRAWS).filter(|number| to(*number) == "local v1").count();
+    // Its own 50 and the 30 of v2, as two shares of one place.
+    assert_within_3_sigma(u32::try_from(local).unwrap(), 0.8, "local");
 }
 
 proptest! {
