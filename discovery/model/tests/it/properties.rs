@@ -1,5 +1,7 @@
 //! What holds for every sequence of changes.
 
+use std::sync::Arc;
+
 use eastway_model::routing::{RouteRequest, route};
 use eastway_model::{Change, LocalChange, PeerChange};
 use proptest::collection::vec;
@@ -50,6 +52,30 @@ proptest! {
             many.apply([change], NOW);
         }
         prop_assert_eq!(view(&one_reader.load(), &addresses()), view(&many_reader.load(), &addresses()));
+    }
+
+    /// A complete snapshot is the removals and upserts that lead to it.
+    #[test]
+    fn i4_replace_equals_removes_and_upserts(
+        before in vec(any_change(), 0..20),
+        records in vec(any_record().prop_map(Arc::new), 0..4),
+    ) {
+        let (mut whole, whole_reader) = store();
+        let (mut steps, steps_reader) = store();
+        for writer in [&mut whole, &mut steps] {
+            writer.apply(before.clone(), NOW);
+            writer.apply([peer("gke", PeerChange::Upsert(Arc::new(record("bookinfo/old"))))], NOW);
+        }
+        whole.apply([peer("gke", PeerChange::Replace(records.clone()))], NOW);
+        for key in SERVICES.map(key).into_iter().chain([key("bookinfo/old")]) {
+            if !records.iter().any(|record| record.key == key) {
+                steps.apply([peer("gke", PeerChange::Remove(key))], NOW);
+            }
+        }
+        steps.apply(records.into_iter().map(|record| peer("gke", PeerChange::Upsert(record))), NOW);
+        let (whole, steps) = (view(&whole_reader.load(), &addresses()), view(&steps_reader.load(), &addresses()));
+        prop_assert_eq!(whole.imports, steps.imports);
+        prop_assert_eq!(whole.local, steps.local);
     }
 
     /// What registries and peers say is merged alike in whatever order they say it.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use eastway_model::rules::{PeerRules, Rules, TrafficPolicy};
 use eastway_model::store::Closed;
-use eastway_model::{LocalChange, PeerChange, PeerState, UnixMillis};
+use eastway_model::{EndpointCondition, LocalChange, LocalEndpoint, PeerChange, PeerState, UnixMillis};
 
 use super::support::*;
 
@@ -181,6 +181,50 @@ fn i4_a_peer_that_is_down_keeps_its_services_as_stale() {
     assert!(stale());
     assert!(writer.apply([up("gke")], NOW));
     assert!(!stale());
+}
+
+#[test]
+fn i4_a_complete_snapshot_removes_what_it_lacks_and_nothing_else_does() {
+    let (mut writer, reader) = store();
+    let names = || reader.load().imports().map(|import| import.key.to_string()).collect::<Vec<_>>();
+    let [a, b, c] = ["a", "b", "c"].map(|name| remote(&format!("bookinfo/{name}"), &[("v1", 1)]));
+    writer.apply([up("gke"), peer_upsert("gke", a.clone()), peer_upsert("gke", b)], NOW);
+    writer.apply([down("gke", NOW), peer_upsert("edge", c.clone()), up("gke")], NOW);
+    assert_eq!(names(), ["bookinfo/a", "bookinfo/b", "bookinfo/c"]);
+    writer.apply([peer("gke", PeerChange::Replace(vec![Arc::new(a), Arc::new(c)]))], NOW);
+    assert_eq!(names(), ["bookinfo/a", "bookinfo/c"]);
+    assert_eq!(reader.load().import(&key("bookinfo/c")).unwrap().parts.len(), 2);
+    writer.apply([peer("gke", PeerChange::Replace(Vec::new()))], NOW);
+    assert_eq!(names(), ["bookinfo/c"], "another peer's word is its own");
+    writer.apply([peer("edge", PeerChange::Remove(key("bookinfo/c")))], NOW);
+    assert!(names().is_empty());
+}
+
+#[test]
+fn one_endpoint_changes_only_the_count_of_its_group() {
+    let (mut writer, reader) = store();
+    writer.apply([upsert(local_service("bookinfo/reviews", (1..5).map(|n| local_endpoint(n, "v1"))))], NOW);
+    let counts = || {
+        let snapshot = reader.load_full();
+        let part = &snapshot.import(&key("bookinfo/reviews")).unwrap().parts[0];
+        part.record.groups.iter().map(|group| (group.ready, group.draining, group.weight)).collect::<Vec<_>>()
+    };
+    let mut change = |upsert: Vec<LocalEndpoint>, remove: &[&str]| {
+        let remove = remove.iter().map(|name| id(name)).collect();
+        let change = LocalChange::Endpoints { service: key("bookinfo/reviews"), upsert, remove };
+        assert!(writer.apply([local(change)], NOW));
+    };
+    assert_eq!(counts(), [(4, 0, 400)]);
+    let mut first = local_endpoint(1, "v1");
+    first.endpoint.condition = EndpointCondition::DRAINING;
+    change(vec![first.clone()], &["e00002"]);
+    assert_eq!(counts(), [(2, 1, 200)]);
+    first.endpoint.condition = EndpointCondition::READY;
+    first.endpoint.weight = 7;
+    change(vec![first, local_endpoint(9, "v2")], &["e00003"]);
+    assert_eq!(counts(), [(2, 0, 107), (1, 0, 100)]);
+    change(Vec::new(), &["e00001", "e00004"]);
+    assert_eq!(counts(), [(1, 0, 100)], "a group without endpoints goes");
 }
 
 #[test]
