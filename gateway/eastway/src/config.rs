@@ -1,20 +1,32 @@
 //! Files users write, parsed once into settings that cannot be wrong.
 //!
-//! [`file`] has the shapes, [`Settings`], [`PeerSettings`] and [`Policies`] what is left of them after all checks. [`load`]
-//! reads a configuration file and the folders it names and reports everything that is wrong at once.
+//! [`file`] has the shapes; [`Settings`], [`PeerSettings`] and [`Policies`] are what is left of them
+//! after all checks. [`load`] reads a configuration file and the folders it names and reports
+//! everything that is wrong at once; [`watch`] keeps doing so and holds on to the last good
+//! configuration (invariant I11). Service files are the registries' own ([`eastway_registry::file`]),
+//! each with its last good version; [`check`] reads them too.
+//!
+//! What the environment and flags override is the command line's business.
 
 mod across;
 pub mod file;
+mod fixed;
 mod load;
 pub mod peer;
 pub mod policy;
+mod report;
+mod schema;
 pub mod settings;
 pub mod value;
+mod watch;
 
 pub use load::{ConfigErrors, Loaded, load};
 pub use peer::PeerSettings;
 pub use policy::Policies;
-pub use settings::Settings;
+pub use report::{Report, check, check_peer};
+pub use schema::{KINDS, schema};
+pub use settings::{AccessLog, CaAddress, LogFormat, RegistrySettings, Settings};
+pub use watch::{ReloadStatus, watch};
 
 #[cfg(test)]
 mod tests;

@@ -6,14 +6,15 @@ use std::sync::Arc;
 
 use eastway_model::rules::Rules;
 use eastway_model::{ClusterName, UnixMillis};
-use eastway_registry::diagnostic::{Code, Diagnostic, Diagnostics, Severity};
+use eastway_registry::diagnostic::{Code, Diagnostic, Diagnostics, Severity, Source};
 use eastway_registry::yaml::{self, Context, MAX_CONFIG_BYTES};
+use sha2::{Digest as _, Sha256};
 
-use super::across;
 use super::file::{GatewayConfig, Peer};
 use super::peer::{self, PeerSettings, PlacedPeer};
 use super::policy::{self, Policies};
 use super::settings::{self, Folder, Settings};
+use super::{across, fixed};
 
 /// Most files of one folder.
 const MAX_FILES: usize = 10_000;
@@ -29,7 +30,12 @@ pub struct Loaded {
     pub policies: Arc<Policies>,
     /// What is probably not meant as it is.
     pub warnings: Diagnostics,
+    /// Of everything that was read.
+    pub(super) digest: Digest,
 }
+
+/// SHA-256 of names and contents of all files, and of why others could not be read.
+pub(super) type Digest = [u8; 32];
 
 impl Loaded {
     /// What the store decides by. `accepted_at` tells when a Peer was first configured.
@@ -55,84 +61,149 @@ pub struct ConfigErrors(pub Diagnostics);
 /// # Errors
 /// [`ConfigErrors`] has all errors of all files, and the warnings.
 pub fn load(path: &Path) -> Result<Loaded, ConfigErrors> {
-    let mut sink = Diagnostics::new();
-    let loaded = load_all(path, &mut sink);
-    sink.sort();
-    match loaded {
-        Some(loaded) if !sink.has_errors() => Ok(Loaded { warnings: sink, ..loaded }),
-        _ => Err(ConfigErrors(sink)),
+    let mut loader = Loader::new(None);
+    let loaded = loader.all(path);
+    loader.finish(loaded).1
+}
+
+/// Reads and checks everything, to take over from `running`: what cannot change without a restart
+/// is as it runs.
+pub(super) fn reload(path: &Path, running: &Loaded) -> (Digest, Result<Loaded, ConfigErrors>) {
+    let mut loader = Loader::new(Some(running));
+    let loaded = loader.all(path);
+    loader.finish(loaded)
+}
+
+struct Loader<'r> {
+    running: Option<&'r Loaded>,
+    sink: Diagnostics,
+    read: Sha256,
+}
+
+impl<'r> Loader<'r> {
+    fn new(running: Option<&'r Loaded>) -> Self {
+        Self { running, sink: Diagnostics::new(), read: Sha256::new() }
     }
-}
 
-fn load_all(path: &Path, sink: &mut Diagnostics) -> Option<Loaded> {
-    let settings = load_settings(path, sink)?;
-    let peers: Vec<PlacedPeer> = files(&settings.peers, sink).iter().filter_map(|path| load_peer(path, sink)).collect();
-    let mut policies = policy::Collected::default();
-    for path in files(&settings.policies, sink) {
-        for document in read(&path, sink).map(|source| yaml::read(&source, sink)).unwrap_or_default() {
-            policies.document(&document, sink);
-        }
+    fn finish(self, loaded: Option<Loaded>) -> (Digest, Result<Loaded, ConfigErrors>) {
+        let digest: Digest = self.read.finalize().into();
+        let mut warnings = self.sink;
+        warnings.sort();
+        let result = match loaded {
+            Some(loaded) if !warnings.has_errors() => Ok(Loaded { warnings, digest, ..loaded }),
+            _ => Err(ConfigErrors(warnings)),
+        };
+        (digest, result)
     }
-    across::check(&settings, &peers, &policies, sink);
-    let peers = peers.into_iter().map(|peer| (peer.settings.name.clone(), Arc::new(peer.settings)));
-    Some(Loaded {
-        settings: Arc::new(settings),
-        peers: peers.collect(),
-        policies: Arc::new(policies.finish()),
-        warnings: Diagnostics::new(),
-    })
-}
 
-fn load_settings(path: &Path, sink: &mut Diagnostics) -> Option<Settings> {
-    let document = yaml::read_one(&read(path, sink)?, "GatewayConfig", sink)?;
-    let config: GatewayConfig = document.decode(sink)?;
-    let mut cx = Context::new(&document, sink);
-    cx.header(cx.root(), &config.api_version, &config.kind, "GatewayConfig");
-    settings::convert(path, &config, &mut cx)
-}
-
-fn load_peer(path: &Path, sink: &mut Diagnostics) -> Option<PlacedPeer> {
-    let document = yaml::read_one(&read(path, sink)?, "Peer", sink)?;
-    let peer: Peer = document.decode(sink)?;
-    peer::convert(path, &peer, &mut Context::new(&document, sink))
-}
-
-fn read(path: &Path, sink: &mut Diagnostics) -> Option<Arc<eastway_registry::diagnostic::Source>> {
-    yaml::read_file(path, MAX_CONFIG_BYTES).map_err(|diagnostic| sink.push(*diagnostic)).ok()
-}
-
-/// The YAML files of a folder, sorted. Hidden ones are left out: editors keep drafts in them, and
-/// Kubernetes the versions of a mounted ConfigMap.
-fn files(folder: &Folder, sink: &mut Diagnostics) -> Vec<PathBuf> {
-    let name = folder.path.display().to_string();
-    let entries = match std::fs::read_dir(&folder.path) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !folder.required => return Vec::new(),
-        Err(error) => {
-            let message = format!("cannot read: {}", yaml::reason(&error));
-            sink.push(Diagnostic::of_file(Severity::Error, Code::Unreadable, name, message));
-            return Vec::new();
-        }
-    };
-    let mut paths = Vec::new();
-    for entry in entries {
-        match entry {
-            Ok(entry) if is_yaml(&entry.path()) => paths.push(entry.path()),
-            Ok(_) => {}
-            Err(error) => {
-                let message = format!("cannot read: {}", yaml::reason(&error));
-                sink.push(Diagnostic::of_file(Severity::Error, Code::Unreadable, name.clone(), message));
-                return Vec::new();
+    fn all(&mut self, path: &Path) -> Option<Loaded> {
+        let settings = self.settings(path)?;
+        let peers = self.files(&settings.peers);
+        let peers: Vec<PlacedPeer> = peers.iter().filter_map(|path| self.peer(path)).collect();
+        let mut policies = policy::Collected::default();
+        for path in self.files(&settings.policies) {
+            let Some(source) = self.file(&path) else { continue };
+            for document in yaml::read(&source, &mut self.sink) {
+                policies.document(&document, &mut self.sink);
             }
         }
+        across::check(&settings, &peers, &policies, &mut self.sink);
+        let peers = peers.into_iter().map(|peer| (peer.settings.name.clone(), Arc::new(peer.settings)));
+        Some(Loaded {
+            settings: Arc::new(settings),
+            peers: peers.collect(),
+            policies: Arc::new(policies.finish()),
+            warnings: Diagnostics::new(),
+            digest: Digest::default(),
+        })
+    }
+
+    fn settings(&mut self, path: &Path) -> Option<Settings> {
+        let source = self.file(path)?;
+        let document = yaml::read_one(&source, "GatewayConfig", &mut self.sink)?;
+        let config: GatewayConfig = document.decode(&mut self.sink)?;
+        let mut cx = Context::new(&document, &mut self.sink);
+        cx.header(cx.root(), &config.api_version, &config.kind, "GatewayConfig");
+        let settings = settings::convert(path, &config, &mut cx)?;
+        Some(match self.running {
+            Some(running) => fixed::keep(&running.settings, settings, &document, &mut cx),
+            None => settings,
+        })
+    }
+
+    fn peer(&mut self, path: &Path) -> Option<PlacedPeer> {
+        let source = self.file(path)?;
+        let document = yaml::read_one(&source, "Peer", &mut self.sink)?;
+        let peer: Peer = document.decode(&mut self.sink)?;
+        peer::convert(path, &peer, &mut Context::new(&document, &mut self.sink))
+    }
+
+    fn file(&mut self, path: &Path) -> Option<Arc<Source>> {
+        self.read.update(path.as_os_str().as_encoded_bytes());
+        let source = yaml::read_file(path, MAX_CONFIG_BYTES);
+        match source {
+            Ok(source) => {
+                self.read.update([0]);
+                self.read.update(Sha256::digest(source.text()));
+                Some(source)
+            }
+            Err(diagnostic) => {
+                self.read.update([1]);
+                self.read.update(Sha256::digest(&diagnostic.message));
+                self.sink.push(*diagnostic);
+                None
+            }
+        }
+    }
+
+    /// The YAML files of a folder, sorted. Hidden ones are left out: editors keep drafts in them,
+    /// and Kubernetes the versions of a mounted ConfigMap.
+    fn files(&mut self, folder: &Folder) -> Vec<PathBuf> {
+        self.read.update(folder.path.as_os_str().as_encoded_bytes());
+        match list(&folder.path) {
+            Ok(paths) if paths.len() > MAX_FILES => {
+                self.folder_error(folder, Code::TooLarge, format!("has more than {MAX_FILES} files"));
+                Vec::new()
+            }
+            Ok(paths) => paths,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !self.is_needed(folder) => Vec::new(),
+            Err(error) => {
+                self.folder_error(folder, Code::Unreadable, format!("cannot read: {}", yaml::reason(&error)));
+                Vec::new()
+            }
+        }
+    }
+
+    fn folder_error(&mut self, folder: &Folder, code: Code, message: String) {
+        self.read.update(&message);
+        let file = folder.path.display().to_string();
+        self.sink.push(Diagnostic::of_file(Severity::Error, code, file, message));
+    }
+
+    /// A folder that is configured has to be there; and one that had files cannot just be gone
+    /// (invariant I4: nothing is deleted because it is missing).
+    fn is_needed(&self, folder: &Folder) -> bool {
+        let had_peers = |running: &Loaded| running.settings.peers.path == folder.path && !running.peers.is_empty();
+        let had_policies = |running: &Loaded| {
+            running.settings.policies.path == folder.path && *running.policies != Policies::default()
+        };
+        folder.required || self.running.is_some_and(|running| had_peers(running) || had_policies(running))
+    }
+}
+
+fn list(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if is_yaml(&path) {
+            paths.push(path);
+        }
         if paths.len() > MAX_FILES {
-            let message = format!("has more than {MAX_FILES} files");
-            sink.push(Diagnostic::of_file(Severity::Error, Code::TooLarge, name, message));
-            return Vec::new();
+            break;
         }
     }
     paths.sort();
-    paths
+    Ok(paths)
 }
 
 fn is_yaml(path: &Path) -> bool {

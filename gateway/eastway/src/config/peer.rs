@@ -15,6 +15,10 @@ use super::file::{NameFilterSection, Peer, PeerSpec};
 use super::settings::duration_in;
 use super::value::{HostPort, cluster_name, trust_domain};
 
+mod render;
+
+pub use render::{PeerFile, render};
+
 /// Most certificates of a bundle.
 const MAX_BUNDLE: usize = 64;
 

@@ -2,27 +2,28 @@ use std::path::PathBuf;
 
 use super::load;
 
-const MINIMAL: &str = "\
+pub(super) const MINIMAL: &str = "\
 apiVersion: eastway.dev/v1alpha1
 kind: GatewayConfig
 cluster: onprem
 trust: {domain: onprem.example}
 ";
 
-struct Folder(tempfile::TempDir);
+/// A configuration in a folder of its own; `gateway.yaml` is its file.
+pub(super) struct Folder(tempfile::TempDir);
 
 impl Folder {
-    fn new(files: &[(&str, &str)]) -> Self {
+    pub(super) fn new(files: &[(&str, &str)]) -> Self {
         let folder = Self(tempfile::tempdir().unwrap());
         files.iter().for_each(|(name, text)| folder.write(name, text));
         folder
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    fn write(&self, name: &str, text: &str) {
+    pub(super) fn write(&self, name: &str, text: &str) {
         let path = self.path(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, text).unwrap();
@@ -55,7 +56,7 @@ fn all_mistakes_of_a_file_are_reported_at_once() {
     insta::assert_snapshot!(folder.errors());
 }
 
-const PEER: &str = "\
+pub(super) const PEER: &str = "\
 apiVersion: eastway.dev/v1alpha1
 kind: Peer
 metadata: {name: gke}
