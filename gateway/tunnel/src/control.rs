@@ -26,6 +26,9 @@ const MAX_REPLICAS: usize = 256;
 /// Re-authentications that a peer may send in a [`REAUTH_PERIOD`]; each costs signature checks.
 const MAX_REAUTHS: u32 = 8;
 const REAUTH_PERIOD: Duration = Duration::from_secs(60);
+/// Messages that a peer may send in a second: an honest one sends two or three, and more only after a stall.
+const MAX_MESSAGES: u32 = 100;
+const MESSAGE_PERIOD: Duration = Duration::from_secs(1);
 
 /// The time, as both clocks tell it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,8 +119,27 @@ pub struct ControlSession {
     stale: bool,
     /// Own live replicas changed since the last heartbeat.
     announce: bool,
-    reauths: (Duration, u32),
+    reauths: Quota,
+    messages: Quota,
     closed: bool,
+}
+
+/// At most so many of something in a period.
+#[derive(Debug)]
+struct Quota {
+    begin: Duration,
+    count: u32,
+}
+
+impl Quota {
+    /// Counts one; whether it is one too many.
+    fn exceeds(&mut self, most: u32, period: Duration, now: Duration) -> bool {
+        if now.saturating_sub(self.begin) >= period {
+            *self = Self { begin: now, count: 0 };
+        }
+        self.count = self.count.saturating_add(1);
+        self.count > most
+    }
 }
 
 impl ControlSession {
@@ -144,7 +166,8 @@ impl ControlSession {
             acked_sequence: 0,
             stale: false,
             announce: false,
-            reauths: (now.mono, 0),
+            reauths: Quota { begin: now.mono, count: 0 },
+            messages: Quota { begin: now.mono, count: 0 },
             closed: false,
         };
         (session, vec![send(Body::Hello(hello))])
@@ -154,6 +177,9 @@ impl ControlSession {
     pub fn handle(&mut self, message: ControlMessage, now: Now) -> Vec<ControlAction> {
         if self.closed {
             return Vec::new();
+        }
+        if self.messages.exceeds(MAX_MESSAGES, MESSAGE_PERIOD, now.mono) {
+            return self.fail(CloseCode::Protocol, "too many control messages");
         }
         let Some(body) = message.body else {
             // A message of a later version: released messages only gain fields.
@@ -258,12 +284,7 @@ impl ControlSession {
     }
 
     fn reauthenticate(&mut self, reauth: Reauthenticate, now: Now) -> Vec<ControlAction> {
-        let (begin, count) = &mut self.reauths;
-        if now.mono.saturating_sub(*begin) >= REAUTH_PERIOD {
-            (*begin, *count) = (now.mono, 0);
-        }
-        *count += 1;
-        if *count > MAX_REAUTHS {
+        if self.reauths.exceeds(MAX_REAUTHS, REAUTH_PERIOD, now.mono) {
             return self.fail(CloseCode::Protocol, "too many re-authentications");
         }
         vec![ControlAction::Verify(reauth)]

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,10 +11,11 @@ use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use crate::code::CloseCode;
 use crate::config::{HostPort, PeerTarget};
-use crate::link::driver::{self, Environment, LinkEvent, Order, Started};
+use crate::link::driver::{self, Environment, GoAwayOrder, LinkEvent, Started};
 use crate::link::{Link, LinkState, LinkTable};
 use crate::peers::{Dial, FailureKind, LinkFacts, Peers};
 use crate::status::{PeerState, PeerStates};
@@ -24,6 +26,8 @@ use crate::world::Resolver;
 const RESOLVE: Duration = Duration::from_secs(2);
 /// Events and reports that may wait for the manager.
 const QUEUE: usize = 1_024;
+/// Connections of one peer that may wait for Hello.
+const MAX_STARTING: u32 = 16;
 /// A superfluous link refuses streams after this long: the other side's last ones are on their way.
 const DUPLICATE_GRACE: Duration = Duration::from_secs(1);
 /// And is closed after this long, with streams or without.
@@ -41,7 +45,7 @@ pub(crate) struct Board {
 /// A link as the manager holds it.
 pub(crate) struct Entry {
     pub(crate) link: Link,
-    orders: mpsc::Sender<Order>,
+    orders: mpsc::Sender<GoAwayOrder>,
 }
 
 impl Board {
@@ -61,16 +65,16 @@ impl Board {
     }
 
     /// Gives an order; a link that takes no orders any more is at its end anyway.
-    pub(crate) fn order(&self, id: u64, order: Order) {
+    fn order(&self, id: u64, order: GoAwayOrder) {
         if let Some(entry) = self.links().get(&id) {
             entry.orders.try_send(order).ok();
         }
     }
 
     /// Gives an order to every link.
-    pub(crate) fn order_all(&self, order: &Order) {
+    pub(crate) fn order_all(&self, order: GoAwayOrder) {
         for entry in self.links().values() {
-            entry.orders.try_send(order.clone()).ok();
+            entry.orders.try_send(order).ok();
         }
     }
 
@@ -149,10 +153,14 @@ impl Manager {
         let (now, wall) = (self.now(), (self.environment.clock)());
         let gone = self.board.peers().set_targets(targets, now, wall);
         for id in gone {
-            self.board.order(id, Order::Close(CloseCode::Revoked, "the peer is no longer configured".to_owned()));
+            if let Some(entry) = self.board.links().get(&id) {
+                entry.link.0.connection.close(CloseCode::Revoked, "the peer is no longer configured");
+            }
         }
         let peers: Vec<_> = self.board.peers().iter().map(|(name, _)| Arc::clone(name)).collect();
-        self.environment.stream_counts.retain(|name| peers.iter().any(|peer| **peer == *name));
+        for counts in [&self.environment.stream_counts, &self.environment.start_counts] {
+            counts.retain(|name| peers.iter().any(|peer| **peer == *name));
+        }
         self.board.publish();
     }
 
@@ -220,7 +228,8 @@ impl Manager {
         tracing::info!(%peer, %replica, %remote, dialled = dial.is_some(), version = hello.software_version, "Link established");
         self.environment.counters.link();
         self.board.links().insert(link.0.identity.id, Entry { link: link.clone(), orders });
-        self.environment.tasks.spawn(driver.run(events.clone()));
+        let span = tracing::info_span!("link", %peer, %replica);
+        self.environment.tasks.spawn(driver.run(events.clone()).instrument(span));
     }
 
     fn event(&self, event: LinkEvent) {
@@ -253,7 +262,7 @@ impl Manager {
         for id in retire {
             let Some(link) = self.board.links().get(&id).map(|entry| entry.link.clone()) else { continue };
             if link.0.set_going_away() {
-                let order = Order::GoAway {
+                let order = GoAwayOrder {
                     reason: "another link to the same replica is there",
                     grace: DUPLICATE_GRACE,
                     within: DUPLICATE_LIFE,
@@ -271,9 +280,17 @@ async fn accept_all(environment: Arc<Environment>, transport: Arc<dyn Transport>
     while let Some(established) = transport.accept().await {
         let (environment, reports) = (Arc::clone(&environment), reports.clone());
         let tasks = environment.tasks.clone();
+        let (peer, remote) = (Arc::clone(&established.peer.peer), established.connection.remote_addr());
+        let starting = environment.start_counts.of(&peer);
+        if starting.fetch_add(1, Ordering::Relaxed) >= MAX_STARTING {
+            starting.fetch_sub(1, Ordering::Relaxed);
+            established.connection.close(CloseCode::Overloaded, "too many connections of this peer wait for Hello");
+            continue;
+        }
         tasks.spawn(async move {
-            let (peer, remote) = (Arc::clone(&established.peer.peer), established.connection.remote_addr());
-            match driver::start(environment, established).await {
+            let started = driver::start(environment, established).await;
+            starting.fetch_sub(1, Ordering::Relaxed);
+            match started {
                 Ok(started) => {
                     reports.send(Report::Started { started: Box::new(started), dial: None }).await.ok();
                 }

@@ -22,16 +22,16 @@ pub(crate) use self::address::FailureKind;
 /// Dials in search of a replica that is not linked yet, for each replica that the peer has.
 const SEARCH_PER_REPLICA: u32 = 4;
 
-/// Streams that each peer has open to us, over all of its links.
+/// One counter for each peer: its streams, its connections under way.
 #[derive(Clone, Default)]
-pub(crate) struct StreamCounts(Arc<DashMap<Arc<str>, Arc<AtomicU32>>>);
+pub(crate) struct PeerCounts(Arc<DashMap<Arc<str>, Arc<AtomicU32>>>);
 
-impl StreamCounts {
+impl PeerCounts {
     pub(crate) fn of(&self, peer: &Arc<str>) -> Arc<AtomicU32> {
         Arc::clone(&self.0.entry(Arc::clone(peer)).or_default())
     }
 
-    /// Forgets peers that are gone; links that still live keep their counter.
+    /// Forgets peers that are gone; who still counts keeps its counter.
     pub(crate) fn retain(&self, keep: impl Fn(&str) -> bool) {
         self.0.retain(|peer, _| keep(peer));
     }
@@ -302,8 +302,16 @@ impl Peer {
 
     fn wants(&self, index: usize) -> bool {
         let dialling = self.addresses.get(index).is_none_or(|address| address.dialling);
-        let search = self.searched < SEARCH_PER_REPLICA * u32::try_from(self.replicas.len()).unwrap_or(u32::MAX);
-        !dialling && (!self.is_search(index) || (search && !self.missing().is_empty()))
+        !dialling && (!self.is_search(index) || self.wants_search())
+    }
+
+    /// Whether to dial an address that leads to a linked replica, in the hope of another one behind it. Not
+    /// while an address that may lead there of itself was not tried.
+    fn wants_search(&self) -> bool {
+        let most = SEARCH_PER_REPLICA.saturating_mul(u32::try_from(self.replicas.len()).unwrap_or(u32::MAX));
+        let tried =
+            |index| self.is_search(index) || self.addresses.get(index).is_some_and(|address| address.failures > 0);
+        self.searched < most && !self.missing().is_empty() && (0..self.addresses.len()).all(tried)
     }
 
     fn next_due(&self, now: Duration) -> Option<usize> {

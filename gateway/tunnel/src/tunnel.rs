@@ -13,11 +13,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{PeerTarget, ReplicaId, TunnelConfig};
-use crate::link::driver::{Environment, Order};
+use crate::link::driver::{Environment, GoAwayOrder};
 use crate::link::{Budget, Link, LinkTable};
 use crate::manager::{Board, Manager, until_idle};
 use crate::metrics::{Counters, TunnelCounters};
-use crate::peers::{Peers, StreamCounts};
+use crate::peers::{PeerCounts, Peers};
 use crate::status::{PeerStates, PeerStatus};
 use crate::stream::StreamHandler;
 use crate::transport::Transport;
@@ -125,7 +125,8 @@ impl Tunnel {
             resolver: world.resolver,
             handler,
             counters: Arc::new(Counters::default()),
-            stream_counts: StreamCounts::default(),
+            stream_counts: PeerCounts::default(),
+            start_counts: PeerCounts::default(),
             live: live_receiver,
             tasks: tasks.clone(),
             next_link: AtomicU64::new(0),
@@ -206,8 +207,8 @@ impl Tunnel {
         let rtt = self.board.all_links().iter().map(Link::rtt).max().unwrap_or_default();
         let grace = (rtt * 2).max(GRACE).min(MAX_GRACE).min(within);
         let close = within + self.environment.config.timing.close;
-        let order = Order::GoAway { reason: "shutting down", grace, within: close, close_when_idle: false };
-        self.board.order_all(&order);
+        let order = GoAwayOrder { reason: "shutting down", grace, within: close, close_when_idle: false };
+        self.board.order_all(order);
         tokio::time::sleep(grace).await;
         let clean = until_idle(&self.board, deadline).await;
         self.close().await;

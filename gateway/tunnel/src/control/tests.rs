@@ -181,6 +181,19 @@ fn re_authentications_are_checked_outside_and_limited() {
 }
 
 #[test]
+fn a_flood_of_messages_closes_the_link() {
+    let (mut session, _) = established();
+    let beat = |sequence| message(Body::Heartbeat(Heartbeat { sequence, ..Heartbeat::default() }));
+    let flood: Vec<_> = (0..=u64::from(MAX_MESSAGES)).map(|n| closed(&session.handle(beat(n), at(SECOND)))).collect();
+    assert_eq!(flood.iter().flatten().next(), Some(&CloseCode::Protocol));
+    let (mut session, _) = established();
+    for n in 0..1_000 {
+        let now = at(SECOND / 50 * u32::try_from(n).unwrap());
+        assert_eq!(closed(&session.handle(beat(n), now)), None, "fifty a second are fine");
+    }
+}
+
+#[test]
 fn p11_words_of_the_other_side_are_made_harmless() {
     let (mut session, _) = established();
     let reason = format!("bye\u{1b}[31m\n{}", "x".repeat(500));

@@ -21,7 +21,7 @@ const STALLED: u32 = 2;
 /// Ticks after which it may be cut, if there is no room.
 const SHED: u32 = 10;
 /// Likewise, soon after a cut.
-const SHED_SOON: u32 = 4;
+const SHED_SOON: u32 = 2;
 /// For how many ticks it is soon.
 const SOON: u32 = 100;
 /// Ticks between two looks at the round trip time.

@@ -19,7 +19,7 @@ use crate::code::CloseCode;
 use crate::config::{ReplicaId, TunnelConfig};
 use crate::control::{ControlAction, ControlConfig, ControlSession, Now, PeerHello};
 use crate::metrics::Counters;
-use crate::peers::StreamCounts;
+use crate::peers::PeerCounts;
 use crate::stream::{self, StreamHandler};
 use crate::transport::{CloseReason, Established, Side};
 use crate::world::Resolver;
@@ -37,7 +37,9 @@ pub(crate) struct Environment {
     pub(crate) handler: Arc<dyn StreamHandler>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) budget: Arc<Budget>,
-    pub(crate) stream_counts: StreamCounts,
+    pub(crate) stream_counts: PeerCounts,
+    /// Connections of each peer that have not said Hello yet.
+    pub(crate) start_counts: PeerCounts,
     /// Live replicas of this cluster.
     pub(crate) live: watch::Receiver<Arc<[ReplicaId]>>,
     pub(crate) tasks: TaskTracker,
@@ -53,14 +55,15 @@ impl Environment {
     }
 }
 
-/// What the manager tells a link.
-#[derive(Clone, Debug)]
-pub(crate) enum Order {
-    /// Tell the other side to open nothing new here, refuse what comes after `grace`, close after `within`
-    /// or, with `close_when_idle`, when the last stream ended after `grace`.
-    GoAway { reason: &'static str, grace: Duration, within: Duration, close_when_idle: bool },
-    /// Close at once.
-    Close(CloseCode, String),
+/// Tells a link to drain: the other side is told to open nothing new here, what comes after `grace` is
+/// refused, and the link is closed after `within` or, with `close_when_idle`, when no stream is open after
+/// `grace`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GoAwayOrder {
+    pub(crate) reason: &'static str,
+    pub(crate) grace: Duration,
+    pub(crate) within: Duration,
+    pub(crate) close_when_idle: bool,
 }
 
 /// What a link tells the manager.
@@ -76,7 +79,7 @@ pub(crate) enum LinkEvent {
 pub(crate) struct Started {
     pub(crate) link: Link,
     pub(crate) hello: PeerHello,
-    pub(crate) orders: mpsc::Sender<Order>,
+    pub(crate) orders: mpsc::Sender<GoAwayOrder>,
     pub(crate) driver: Driver,
 }
 
@@ -86,7 +89,7 @@ pub(crate) struct Driver {
     shared: Arc<LinkShared>,
     session: ControlSession,
     control: ControlStream,
-    orders: mpsc::Receiver<Order>,
+    orders: mpsc::Receiver<GoAwayOrder>,
     certificates: Certificates,
     balance: Balance,
     /// When the streams of the other side are refused, and when the link is closed, once it drains.
@@ -313,16 +316,12 @@ impl Driver {
         result
     }
 
-    async fn obey(&mut self, order: Order, events: &mpsc::Sender<LinkEvent>) -> Stop {
-        match order {
-            Order::Close(code, message) => Err((code, message)),
-            Order::GoAway { reason, grace, within, close_when_idle } => {
-                let now = Instant::now();
-                self.drain = Some(Drain { refuse_at: now + grace, close_at: now + within, close_when_idle });
-                let actions = self.session.go_away(reason, within);
-                self.act(actions, events).await
-            }
-        }
+    async fn obey(&mut self, order: GoAwayOrder, events: &mpsc::Sender<LinkEvent>) -> Stop {
+        let GoAwayOrder { reason, grace, within, close_when_idle } = order;
+        let now = Instant::now();
+        self.drain = Some(Drain { refuse_at: now + grace, close_at: now + within, close_when_idle });
+        let actions = self.session.go_away(reason, within);
+        self.act(actions, events).await
     }
 
     /// What is due by the clocks: the end of a drain, the end of the certificate. Called every [`TICK`].

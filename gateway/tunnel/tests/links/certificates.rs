@@ -104,15 +104,15 @@ async fn i9_c2_a_link_ends_with_its_certificate_unless_it_is_renewed() {
 #[tokio::test]
 async fn i9_renewed_certificates_disturb_nothing() {
     let (mut a, mut b) = pair();
-    (a.leaf_ttl, b.leaf_ttl) = (Duration::from_secs(4), Duration::from_secs(4));
+    (a.leaf_ttl, b.leaf_ttl) = (Duration::from_secs(3), Duration::from_secs(3));
     let (left, right) = linked(&a, &b).await;
     let link = left.link_to("b").await;
     let mut stream = link.open(&header("echo")).await.unwrap();
-    // Three leaves of four seconds on each side, under one stream.
+    // Leaves of three seconds on each side, renewed each second and a half, under one stream.
     let start = Instant::now();
     let mut renewals = 0;
-    while start.elapsed() < Duration::from_secs(9) {
-        if start.elapsed() > Duration::from_secs(2) * (renewals + 1) {
+    while start.elapsed() < Duration::from_secs(7) {
+        if start.elapsed() > Duration::from_millis(1_500) * (renewals + 1) {
             left.identity.replace(a.identity());
             right.identity.replace(b.identity());
             renewals += 1;

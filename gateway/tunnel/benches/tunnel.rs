@@ -1,0 +1,139 @@
+//! What a stream costs: its header, and from opening to the peer's answer over loopback UDP.
+
+#![allow(clippy::unwrap_used, reason = "a benchmark that cannot be set up must fail")]
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use divan::{Bencher, black_box};
+use eastway_identity::ca::{Ca, InitOptions};
+use eastway_identity::{IdentityStore, PeerTrust, SpiffeId, TrustStore};
+use eastway_tunnel::header::{self, Label, ServiceHeader, Source, StreamHeader, Traceparent};
+use eastway_tunnel::transport::BoxFuture;
+use eastway_tunnel::{
+    AcceptedStream, HostPort, Link, LinkInfo, PeerTarget, ReplicaId, StreamHandler, Timing, Tunnel, TunnelConfig,
+    TunnelLimits, TunnelStream,
+};
+use tokio::runtime::Runtime;
+
+fn main() {
+    divan::main();
+}
+
+fn full_header() -> StreamHeader {
+    let label = |text| Label::parse(text).unwrap();
+    StreamHeader::Service(ServiceHeader {
+        namespace: label("bookinfo"),
+        service: label("reviews"),
+        port: NonZeroU16::new(9080).unwrap(),
+        subset: BTreeMap::from([("version".into(), "v2".into())]),
+        endpoint: None,
+        source: Source {
+            namespace: Some(label("bookinfo")),
+            service_account: Some(label("productpage")),
+            identity: Some("spiffe://onprem.example/ns/bookinfo/sa/productpage".into()),
+        },
+        traceparent: Traceparent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+    })
+}
+
+#[divan::bench]
+fn header_decode(bencher: Bencher) {
+    let bytes = full_header().encode().unwrap();
+    bencher.bench(|| header::decode(black_box(&bytes)));
+}
+
+#[divan::bench]
+fn header_encode(bencher: Bencher) {
+    let header = full_header();
+    bencher.bench(|| black_box(&header).encode());
+}
+
+/// Header out, status byte back, both directions ended.
+#[divan::bench]
+fn stream_open_to_answer(bencher: Bencher) {
+    let pair = Pair::new();
+    bencher.bench_local(|| pair.runtime.block_on(one_stream(&pair.link, &pair.header)));
+}
+
+/// As above, 64 at a time.
+#[divan::bench]
+fn stream_open_to_answer_64_at_once(bencher: Bencher) {
+    let pair = Pair::new();
+    bencher.bench_local(|| {
+        let streams = (0..64).map(|_| one_stream(&pair.link, &pair.header));
+        pair.runtime.block_on(futures_util::future::join_all(streams))
+    });
+}
+
+async fn one_stream(link: &Link, header: &StreamHeader) {
+    let mut stream = link.open(header).await.unwrap();
+    stream.accepted().await.unwrap();
+    stream.send.finish();
+    while stream.recv.read().await.unwrap().is_some() {}
+}
+
+struct Pair {
+    runtime: Runtime,
+    link: Link,
+    header: StreamHeader,
+    _tunnels: [Tunnel; 2],
+}
+
+impl Pair {
+    fn new() -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let clouds = ["a", "b"].map(|name| {
+            let ca = Ca::init(&folder.path().join(name), &InitOptions::new(&format!("{name}.example"))).unwrap();
+            (name, SpiffeId::gateway(&format!("{name}.example")).unwrap(), ca)
+        });
+        let trust = clouds.each_ref().map(|(name, id, ca)| PeerTrust {
+            name: (*name).into(),
+            gateway: id.clone(),
+            pins: vec![ca.pin()],
+            bundle: Vec::new(),
+            crls: Vec::new(),
+        });
+        let guard = runtime.enter();
+        let tunnels = clouds.each_ref().map(|(name, id, ca)| {
+            let identity = ca.issue_identity(id, Duration::from_secs(3_600), SystemTime::now()).unwrap();
+            let others = trust.iter().filter(|peer| &*peer.name != *name).cloned().collect();
+            let config = TunnelConfig {
+                listen: (Ipv4Addr::LOCALHOST, 0).into(),
+                cluster: (*name).into(),
+                replica: ReplicaId::random().unwrap(),
+                keys: ca.link_keys(),
+                limits: TunnelLimits::default(),
+                timing: Timing::default(),
+                software_version: "bench".into(),
+            };
+            let trust = TrustStore::new(others).unwrap();
+            Tunnel::bind(config, IdentityStore::new(identity), trust, Arc::new(AtOnce)).unwrap()
+        });
+        drop(guard);
+        let [a, b] = &tunnels;
+        let target = PeerTarget { name: "b".into(), addresses: vec![HostPort::from(b.local_addr())] };
+        a.set_peers(vec![target]);
+        let mut events = a.events();
+        runtime.block_on(events.wait_for(|peers| peers.values().any(|peer| peer.up))).unwrap();
+        let link = a.links().to("b").first().unwrap().clone();
+        Self { runtime, link, header: full_header(), _tunnels: tunnels }
+    }
+}
+
+/// Accepts, and ends its direction.
+struct AtOnce;
+
+impl StreamHandler for AtOnce {
+    fn handle(&self, _link: LinkInfo, _header: StreamHeader, stream: AcceptedStream) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            let Ok(TunnelStream { mut send, mut recv }) = stream.accept().await else { return };
+            send.finish();
+            while let Ok(Some(_)) = recv.read().await {}
+        })
+    }
+}
