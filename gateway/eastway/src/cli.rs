@@ -20,20 +20,24 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
+use eastway_registry::diagnostic::did_you_mean;
 
 pub use self::run::{Role, RunOptions};
 use exit::Failure;
 
-/// Variables that commands read; others that begin with `EASTWAY_` are mistakes.
-const VARIABLES: [&str; 7] = [
-    "EASTWAY_CONFIG",
-    "EASTWAY_ADMIN",
-    "EASTWAY_LOG_LEVEL",
-    "EASTWAY_LOG_FORMAT",
-    // Set by the demo for its own processes, and by system tests.
+/// Variables that commands read.
+const VARIABLES: [&str; 4] = ["EASTWAY_CONFIG", "EASTWAY_ADMIN", "EASTWAY_LOG_LEVEL", "EASTWAY_LOG_FORMAT"];
+
+/// Variables of the demo, the Makefile and the tests, by their beginnings: they reach our commands, and mean
+/// nothing to them.
+const DEVELOPMENT: [&str; 8] = [
     crate::demo::stage::LAB_FOLDER,
     "EASTWAY_BIN",
-    // Set by the Makefile for everything it runs.
+    "EASTWAY_BLESS",
+    "EASTWAY_COREDNS",
+    "EASTWAY_REGENERATE",
+    "EASTWAY_SIM_",
+    "EASTWAY_TEST_",
     "EASTWAY_TOOLS",
 ];
 
@@ -108,9 +112,11 @@ enum Command {
 /// Runs the command that `arguments` (with the program's name first) ask for.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     if let Some(name) = unknown_variable(std::env::vars_os().map(|(name, _)| name)) {
-        return exit::code(Err(Failure::usage(format!(
-            "unknown environment variable {name}; `eastway --help` names those that are read"
-        ))));
+        let hint = match did_you_mean(&name, VARIABLES) {
+            Some(near) => format!("did you mean {near}?"),
+            None => "`eastway --help` names those that are read".to_owned(),
+        };
+        return exit::code(Err(Failure::usage(format!("unknown environment variable {name}; {hint}"))));
     }
     match Cli::try_parse_from(arguments) {
         Ok(cli) => exit::code(dispatch(cli.command)),
@@ -152,7 +158,7 @@ fn unknown_variable(names: impl Iterator<Item = OsString>) -> Option<String> {
     names
         .filter_map(|name| name.into_string().ok())
         .filter(|name| name.starts_with("EASTWAY_") && !VARIABLES.contains(&name.as_str()))
-        .find(|name| !is_service_link(name))
+        .find(|name| !is_service_link(name) && !DEVELOPMENT.iter().any(|known| name.starts_with(known)))
 }
 
 /// `…_SERVICE_HOST`, `…_SERVICE_PORT`, `…_SERVICE_PORT_<name>`, `…_PORT`, `…_PORT_<n>_<protocol>…` (kubelet).
@@ -177,6 +183,7 @@ mod tests {
         let unknown = |names: &[&str]| unknown_variable(names.iter().map(OsString::from));
         assert_eq!(unknown(&["HOME", "EASTWAY_CONFIG", "EASTWAY_LOG_LEVEL"]), None);
         assert_eq!(unknown(&["EASTWAY_CONFG"]), Some("EASTWAY_CONFG".to_owned()));
+        assert_eq!(unknown(&["EASTWAY_TOOLS", "EASTWAY_SIM_SEED", "EASTWAY_BIN"]), None);
         let links = [
             "EASTWAY_SERVICE_HOST",
             "EASTWAY_SERVICE_PORT",

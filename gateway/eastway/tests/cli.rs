@@ -84,7 +84,7 @@ fn an_unknown_variable_is_bad_usage() {
     let output = eastway().env("EASTWAY_CONFG", "x").arg("version").output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert_one_line(&output, "EASTWAY_CONFG");
-    assert!(stderr(&output).contains("EASTWAY_CONFG"));
+    assert!(stderr(&output).contains("EASTWAY_CONFG; did you mean EASTWAY_CONFIG?"), "{}", stderr(&output));
     let output = eastway().env("EASTWAY_SERVICE_HOST", "10.0.0.1").arg("version").output().unwrap();
     assert_eq!(output.status.code(), Some(0), "a variable that Kubernetes sets");
 }

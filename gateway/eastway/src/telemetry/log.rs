@@ -1,6 +1,6 @@
 //! The log: text or JSON lines on standard error, whose level can change while the process runs.
 //!
-//! A line never blocks the thread that writes it: see [`writer`]. Levels are chosen by who is woken: `error` a
+//! A line never blocks the thread that writes it: see `writer`. Levels are chosen by who is woken: `error` a
 //! person now, `warn` a person tomorrow, `info` what happened to the process and its peers, `debug` single
 //! connections, `trace` single packets.
 

@@ -1,6 +1,6 @@
 //! Everything that `/metrics` shows, as typed methods: a caller cannot invent a name or a label.
 //!
-//! Names begin with `istio_tcp_` where Istio has one for the same thing (see [`traffic`]), else with `eastway_`.
+//! Names begin with `istio_tcp_` where Istio has one for the same thing (see `traffic`), else with `eastway_`.
 //! Label values come from fixed sets, from this cluster's configuration, or are bounded by a `Family`, so that the
 //! number of series stays below 5,000 whatever a peer sends.
 

@@ -109,7 +109,7 @@ pub enum ResponseFlag {
 }
 
 impl ResponseFlag {
-    /// All of them, in the order of [`Self::index`].
+    /// All of them.
     pub const ALL: [Self; 13] = [
         Self::None,
         Self::UpstreamFailure,
