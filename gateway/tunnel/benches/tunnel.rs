@@ -8,6 +8,8 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
+use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use eastway_identity::ca::{Ca, InitOptions};
 use eastway_identity::{IdentityStore, PeerTrust, SpiffeId, TrustStore};
@@ -66,6 +68,24 @@ fn stream_open_to_answer_64_at_once(bencher: Bencher) {
     bencher.bench_local(|| {
         let streams = (0..64).map(|_| one_stream(&pair.link, &pair.header));
         pair.runtime.block_on(futures_util::future::join_all(streams))
+    });
+}
+
+/// Bytes one way over loopback UDP, in the chunks that a proxy reads.
+#[divan::bench]
+fn stream_16_mib(bencher: Bencher) {
+    const CHUNK: usize = 256 << 10;
+    let pair = Pair::new();
+    let chunk = Bytes::from(vec![7; CHUNK]);
+    bencher.counter(BytesCount::new(16_u32 << 20)).bench_local(|| {
+        pair.runtime.block_on(async {
+            let mut stream = pair.link.open(&pair.header).await.unwrap();
+            for _ in 0..(16 << 20) / CHUNK {
+                stream.send.write(chunk.clone()).await.unwrap();
+            }
+            stream.send.finish();
+            stream.send.stopped().await.unwrap();
+        });
     });
 }
 
@@ -133,7 +153,8 @@ impl StreamHandler for AtOnce {
         Box::pin(async move {
             let Ok(TunnelStream { mut send, mut recv }) = stream.accept().await else { return };
             send.finish();
-            while let Ok(Some(_)) = recv.read().await {}
+            let mut chunks = vec![Bytes::new(); 64];
+            while let Ok(Some(_)) = recv.read_chunks(&mut chunks).await {}
         })
     }
 }

@@ -7,6 +7,7 @@ mod table;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -75,7 +76,8 @@ impl Link {
     }
 
     /// As [`Link::open`], with the first bytes of the connection if they are there already: they share the
-    /// header's packet.
+    /// header's packet. Returns when all of them are on their way; should the stream be refused meanwhile, the
+    /// stream itself says so.
     ///
     /// # Errors
     /// As [`Link::open`].
@@ -84,18 +86,27 @@ impl Link {
             return Err(if self.0.state() == LinkState::Closed { OpenError::LinkLost } else { OpenError::Draining });
         }
         let header = header.encode()?;
+        let mut chunks = [header, first];
         let open = async {
             let (send, recv) = self.0.connection.open().await.map_err(|_| OpenError::LinkLost)?;
             let shared = StreamShared::new(&self.0, Direction::Opened, recv);
             let mut send = SendHalf::new(send, Arc::clone(&shared));
             let recv = RecvHalf::new(shared, true);
-            send.write_chunks(&mut [header, first]).await.map_err(|error| match error {
-                StreamError::Reset(code) => OpenError::Refused(code),
-                StreamError::LinkLost | StreamError::Closed => OpenError::LinkLost,
-            })?;
+            while let [header, _] = &chunks
+                && !header.is_empty()
+            {
+                let written = poll_fn(|cx| send.poll_write(cx, &mut chunks)).await;
+                written.map_err(|error| match error {
+                    StreamError::Reset(code) => OpenError::Refused(code),
+                    StreamError::LinkLost | StreamError::Closed => OpenError::LinkLost,
+                })?;
+            }
             Ok(TunnelStream { send, recv })
         };
-        tokio::time::timeout(self.0.timing.open, open).await.unwrap_or(Err(OpenError::Overloaded))
+        let mut stream = tokio::time::timeout(self.0.timing.open, open).await.unwrap_or(Err(OpenError::Overloaded))?;
+        // The header is out: from here on the stream tells what becomes of it, not this call.
+        stream.send.write_chunks(&mut chunks).await.ok();
+        Ok(stream)
     }
 }
 

@@ -96,6 +96,11 @@ impl SendHalf {
         Poll::Ready(Ok(written))
     }
 
+    /// Bytes of streams with a higher priority go first on their link; 0 unless set.
+    pub fn set_priority(&self, priority: i32) {
+        self.inner.set_priority(priority);
+    }
+
     /// Ends this direction in order; the other direction goes on.
     pub fn finish(&mut self) {
         if !self.ended {

@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use eastway_tunnel::{LinkKeys, PeerTarget, StreamError, TunnelConfig};
+use eastway_tunnel::{LinkKeys, PeerTarget, ResetCode, StreamError, TunnelConfig};
 use tokio::time::Instant;
 
+use crate::raw::RawPeer;
 use crate::relay::Relay;
 use crate::support::{Cloud, Gateway, header, own_keys, pair, read_all, soon, until};
 
@@ -157,6 +158,38 @@ async fn f3_late_streams_are_told_draining_and_the_end_is_bounded() {
     assert_eq!(link.open(&header("echo")).await.err(), Some(eastway_tunnel::OpenError::Draining));
     assert!(!soon("drain", drained).await.unwrap(), "one stream never ended");
     assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn f3_a_peer_that_ignores_the_drain_gets_draining_for_its_streams() {
+    let (a, b) = pair();
+    let gateway = b.gateway();
+    gateway.knows(&[("a", &[])]);
+    let raw = RawPeer::polite(&a, "b", gateway.tunnel.local_addr()).await;
+    gateway.link_to("a").await;
+    let (mut held, mut answer) = raw.connection.open_bi().await.unwrap();
+    held.write_chunk(header("echo").encode().unwrap()).await.unwrap();
+    soon("a stream that keeps the link", answer.read_chunk(1, true)).await.unwrap();
+    let drain = gateway.tunnel.drain(Duration::from_secs(10));
+    let late = async {
+        let header = header("greet").encode().unwrap();
+        loop {
+            let (mut send, mut recv) = raw.connection.open_bi().await.unwrap();
+            send.write_chunk(header.clone()).await.unwrap();
+            match recv.read_to_end(100).await {
+                // Still within the grace.
+                Ok(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                Err(quinn::ReadToEndError::Read(quinn::ReadError::Reset(code))) => {
+                    held.finish().unwrap();
+                    return ResetCode::from_wire(code.into_inner());
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    let (clean, code) = soon("both", async { tokio::join!(drain, late) }).await;
+    assert_eq!(code, ResetCode::Draining);
+    assert!(clean, "a refused stream is no open one");
 }
 
 #[tokio::test]

@@ -244,6 +244,19 @@ async fn u4_a_connection_that_never_says_hello_is_closed() {
 }
 
 #[tokio::test]
+async fn u1_u4_handshakes_beyond_the_cap_are_ignored() {
+    let (a, mut b) = pair();
+    b.limits.handshakes = 0;
+    let gateway = target(&a, &b);
+    let dial = connect(gateway.tunnel.local_addr(), tls_of(&a, "b"), polite());
+    let counted = until("it is counted", || gateway.tunnel.counters().handshake_failures.get("TOO_MANY").copied());
+    tokio::select! {
+        result = dial => panic!("answered: {:?}", result.err()),
+        counted = counted => assert!(counted >= 1),
+    }
+}
+
+#[tokio::test]
 async fn unidirectional_streams_and_datagrams_close_the_link() {
     let (a, b) = pair();
     let gateway = target(&a, &b);
