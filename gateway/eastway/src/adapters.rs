@@ -8,7 +8,9 @@ use eastway_dns::{DnsConfig, Fqdn, NameError};
 use eastway_identity::{CertificateRevocationListDer, PeerTrust};
 use eastway_tunnel::{HostPort, Timing, TunnelLimits};
 
+use crate::config::settings::AccessLog;
 use crate::config::{Loaded, Settings};
+use crate::telemetry::AccessMode;
 
 /// Our own zones, for the DNS server.
 ///
@@ -70,4 +72,14 @@ pub fn timing(settings: &Settings) -> Timing {
 #[must_use]
 pub fn software_version() -> Arc<str> {
     Arc::from(env!("CARGO_PKG_VERSION"))
+}
+
+/// Which connections get a line.
+#[must_use]
+pub fn access_mode(settings: &Settings) -> AccessMode {
+    match settings.log.access {
+        AccessLog::Off => AccessMode::Off,
+        AccessLog::Errors => AccessMode::Errors,
+        AccessLog::All => AccessMode::All,
+    }
 }

@@ -11,6 +11,7 @@ pub mod frontend;
 pub mod imports;
 pub mod peers;
 pub mod registries;
+pub mod reload;
 pub mod signals;
 pub mod store;
 pub mod vips;
@@ -20,7 +21,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use eastway_dns::ZoneStore;
 use eastway_identity::{IdentityStore, TrustStore};
@@ -41,7 +42,7 @@ use crate::app::peers::Peers;
 use crate::app::registries::Registries;
 use crate::app::store::StoreSender;
 use crate::app::vips::VipBook;
-use crate::config::{Loaded, Settings};
+use crate::config::{Loaded, ReloadStatus, Settings};
 use crate::proxy::inbound::Inbound;
 use crate::proxy::vip::Listeners;
 use crate::roles::enroll::{self, CaClient};
@@ -79,15 +80,6 @@ pub enum BuildError {
     /// The system gives no random numbers.
     #[error(transparent)]
     Randomness(#[from] eastway_tunnel::NoRandomness),
-}
-
-/// How reading the configuration went.
-#[derive(Clone, Debug, Default)]
-pub struct ReloadStatus {
-    /// When what runs was read.
-    pub loaded_at: Option<SystemTime>,
-    /// Why the files on disk were refused since; empty if they are what runs.
-    pub errors: Vec<String>,
 }
 
 /// A configuration that is followed.
@@ -208,11 +200,14 @@ impl Bound {
     /// [`BuildError`] if the tunnel cannot be opened once there is a certificate.
     pub async fn run(self, client: CaClient, stop: CancellationToken) -> Result<(), BuildError> {
         let Self { gateway, writer, outputs, dns, health, metrics, admin, log } = self;
-        let running = Running { tasks: TaskTracker::new(), end: CancellationToken::new(), stop, gateway };
+        let end = CancellationToken::new();
+        let sessions = end.child_token();
+        let running = Running { tasks: TaskTracker::new(), end, sessions, stop, gateway };
         let synced = running.gateway.readiness.register("registries");
         let certificate = running.gateway.readiness.register("certificate");
 
         let source = Arc::new(adapters::admin::Source::new(running.gateway.clone()));
+        running.spawn("reload", reload::run(running.gateway.clone(), log.clone(), running.end.clone()));
         let context =
             AdminContext::new(source, running.gateway.readiness.clone(), running.gateway.telemetry.clone(), log);
         let (readiness, telemetry) = (running.gateway.readiness.clone(), running.gateway.telemetry.clone());
@@ -242,6 +237,8 @@ struct Running {
     tasks: TaskTracker,
     /// Ends everything.
     end: CancellationToken,
+    /// Ends the federation sessions: they never finish by themselves, so a drain does not wait for them.
+    sessions: CancellationToken,
     /// Begins the drain.
     stop: CancellationToken,
 }
@@ -253,7 +250,7 @@ impl Running {
         let (end, stop) = (self.end.clone(), self.stop.clone());
         self.tasks.spawn(async move {
             task.await;
-            if !end.is_cancelled() {
+            if !end.is_cancelled() && !stop.is_cancelled() {
                 error!(task = name, "a task ended that must not: stopping");
                 stop.cancel();
             }
@@ -299,7 +296,7 @@ impl Running {
             epoch,
             clock,
             gateway.telemetry.clone(),
-            self.end.clone(),
+            self.sessions.clone(),
         );
         let inbound = Inbound::new(gateway.router.clone(), Arc::new(exports));
         let config = TunnelConfig {
@@ -328,7 +325,7 @@ impl Running {
             clock,
             telemetry: gateway.telemetry.clone(),
         };
-        let mut peers = Peers::new(gateway.clone(), imports, self.tasks.clone(), self.end.clone());
+        let mut peers = Peers::new(gateway.clone(), imports, self.tasks.clone(), self.sessions.clone());
         peers.start().await;
         drop(certificate);
         Ok(Some(peers))
@@ -339,6 +336,7 @@ impl Running {
         let within = self.gateway.settings.link.drain;
         info!(?within, "draining");
         self.gateway.readiness.set_draining();
+        self.sessions.cancel();
         connections.close();
         let local = tokio::time::timeout(within, connections.wait());
         let clean = match self.gateway.tunnel.get() {

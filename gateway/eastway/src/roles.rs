@@ -8,14 +8,14 @@ use std::io;
 use std::sync::Arc;
 
 use eastway_identity::{SpiffeId, SpiffeIdError};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
+use crate::adapters;
 use crate::app::{self, BuildError, Configuration, signals};
 use crate::cli::{Role, RunOptions};
-use crate::config::settings::{AccessLog, CaAddress, LogFormat};
+use crate::config::settings::{CaAddress, LogFormat};
 use crate::config::{self, ConfigErrors, Loaded, Settings};
 use crate::roles::ca::{CaSettings, CaStartError};
 use crate::roles::enroll::CaClient;
@@ -42,6 +42,9 @@ pub enum RunError {
     /// The gateway role.
     #[error(transparent)]
     Gateway(#[from] BuildError),
+    /// The second signal came before the drain was over.
+    #[error("stopped at once by a second signal")]
+    Interrupted,
     /// A role that cannot run by itself yet.
     #[error("the controller role runs beside the gateway outside Kubernetes: use --roles gateway,controller")]
     LoneController,
@@ -83,7 +86,8 @@ async fn serve(options: &RunOptions, loaded: Loaded, log: LogHandle) -> Result<(
     let stop = CancellationToken::new();
     let end = CancellationToken::new();
     let tasks = TaskTracker::new();
-    tasks.spawn(on_signal(stop.clone()));
+    let now = CancellationToken::new();
+    let signals = tokio::spawn(on_signals(stop.clone(), now.clone()));
     if options.roles.contains(&Role::Ca) {
         let ca = ca::bind(ca_settings(&settings)?)?;
         let (end, stop) = (end.clone(), stop.clone());
@@ -95,7 +99,12 @@ async fn serve(options: &RunOptions, loaded: Loaded, log: LogHandle) -> Result<(
         });
     }
     let result = if options.roles.contains(&Role::Gateway) {
-        gateway(loaded, log, names, &stop).await
+        let (loaded, status, follow) = config::watch(&options.config, Arc::new(loaded), end.clone());
+        tasks.spawn(follow);
+        tokio::select! {
+            result = gateway(Configuration { loaded, status }, log, names, &stop) => result,
+            () = now.cancelled() => Err(RunError::Interrupted),
+        }
     } else {
         stop.cancelled().await;
         Ok(())
@@ -103,28 +112,25 @@ async fn serve(options: &RunOptions, loaded: Loaded, log: LogHandle) -> Result<(
     stop.cancel();
     end.cancel();
     tasks.close();
-    tasks.wait().await;
+    if !now.is_cancelled() {
+        tasks.wait().await;
+    }
+    signals.abort();
     result
 }
 
-async fn gateway(loaded: Loaded, log: LogHandle, names: Vec<String>, stop: &CancellationToken) -> Result<(), RunError> {
-    let settings = loaded.settings.clone();
+async fn gateway(
+    configuration: Configuration,
+    log: LogHandle,
+    names: Vec<String>,
+    stop: &CancellationToken,
+) -> Result<(), RunError> {
+    let settings = configuration.loaded.borrow().settings.clone();
     let CaAddress::Unix(socket) = &settings.trust.ca;
     let client = CaClient::new(socket.clone());
-    let (_keep, loaded) = watch::channel(Arc::new(loaded));
-    let (_keep_status, status) =
-        watch::channel(app::ReloadStatus { loaded_at: Some(std::time::SystemTime::now()), errors: Vec::new() });
-    let telemetry = Telemetry::new(access_mode(&settings));
-    let bound = app::build(Configuration { loaded, status }, names, telemetry, Some(log)).await?;
+    let telemetry = Telemetry::new(adapters::access_mode(&settings));
+    let bound = app::build(configuration, names, telemetry, Some(log)).await?;
     Ok(bound.run(client, stop.clone()).await?)
-}
-
-fn access_mode(settings: &Settings) -> crate::telemetry::AccessMode {
-    match settings.log.access {
-        AccessLog::Off => crate::telemetry::AccessMode::Off,
-        AccessLog::Errors => crate::telemetry::AccessMode::Errors,
-        AccessLog::All => crate::telemetry::AccessMode::All,
-    }
 }
 
 fn ca_settings(settings: &Settings) -> Result<CaSettings, SpiffeIdError> {
@@ -138,17 +144,15 @@ fn ca_settings(settings: &Settings) -> Result<CaSettings, SpiffeIdError> {
 }
 
 /// The first signal drains, the second ends the process at once.
-async fn on_signal(stop: CancellationToken) {
-    let first = tokio::select! {
-        signal = signals::terminate() => signal,
-        () = stop.cancelled() => return,
-    };
-    match first {
-        Ok(signal) => info!(signal, "stopping; once more to stop at once"),
-        Err(error) => {
-            error!(%error, "cannot listen for signals");
-            return;
+async fn on_signals(stop: CancellationToken, now: CancellationToken) {
+    for token in [stop, now] {
+        match signals::terminate().await {
+            Ok(signal) => info!(signal, "stopping"),
+            Err(error) => {
+                error!(%error, "cannot listen for signals");
+                return;
+            }
         }
+        token.cancel();
     }
-    stop.cancel();
 }
