@@ -33,6 +33,7 @@ fn full_header() -> StreamHeader {
         port: NonZeroU16::new(9080).unwrap(),
         subset: BTreeMap::from([("version".into(), "v2".into())]),
         endpoint: None,
+        affinity: None,
         source: Source {
             namespace: Some(label("bookinfo")),
             service_account: Some(label("productpage")),

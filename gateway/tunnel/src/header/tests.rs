@@ -181,7 +181,7 @@ fn fields_that_come_twice_or_are_not_known_are_refused() {
         ("a source field twice", twice(field(6, &[field(1, b"a"), field(1, b"b")].concat())), ResetCode::BadHeader),
         ("a kind not known", field(4, &[]), ResetCode::Unsupported),
         ("a kind not known, far up", field(1_000, &[]), ResetCode::Unsupported),
-        ("a critical field not known", twice(field(8, b"10.0.0.1")), ResetCode::Unsupported),
+        ("a critical field not known", twice(field(14, b"10.0.0.1")), ResetCode::Unsupported),
         ("a critical field not known, inside", twice(field(6, &field(15, b"x"))), ResetCode::Unsupported),
         ("no kind", vec![], ResetCode::BadHeader),
         ("field number 0", vec![0, 0], ResetCode::BadHeader),
