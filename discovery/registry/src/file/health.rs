@@ -63,10 +63,15 @@ impl Checker {
     }
 }
 
+/// First pause after a check of an endpoint that was never healthy, doubled up to the interval: a
+/// workload that starts together with the gateway should not wait a whole interval for its turn.
+const EARLY: Duration = Duration::from_millis(100);
+
 /// Checks one endpoint for ever; the first result is reported, and then each change.
 async fn check(id: EndpointId, target: Target, permits: Arc<Semaphore>, outcomes: mpsc::Sender<Outcome>) {
     let spec = &target.spec;
     let mut streak = Streak::default();
+    let mut early = EARLY;
     loop {
         // Closed never: the checker owns it as long as it owns this task.
         let Ok(permit) = permits.acquire().await else { return };
@@ -77,7 +82,10 @@ async fn check(id: EndpointId, target: Target, permits: Arc<Semaphore>, outcomes
         {
             return;
         }
-        sleep(jittered(spec.interval)).await;
+        let started = streak.healthy == Some(true);
+        let pause = if started || early > spec.interval { spec.interval } else { early };
+        early = if started { spec.interval } else { early.saturating_mul(2) };
+        sleep(jittered(pause)).await;
     }
 }
 

@@ -108,6 +108,7 @@ async fn perform(args: &Args, lab: Lab, browser: TcpListener, kept: &mut Option<
         return Ok(ExitCode::SUCCESS);
     }
     drop(browser);
+    script.settled().await?;
     let steps = script.run(|step| eprintln!("{}", line(step))).await;
     let ok = steps.iter().all(|step| step.ok);
     if !ok {

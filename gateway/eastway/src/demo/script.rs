@@ -1,6 +1,6 @@
 //! The fixed script of `--once`: what it checks, and nothing that it has not measured.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(15);
 const CONNECTIONS: u32 = 1000;
 /// Of these, at once.
 const AT_ONCE: usize = 16;
+/// Calls that have to succeed in a row before the script begins.
+const SETTLED_CALLS: u32 = 20;
 /// Pause between two looks at something that has to come.
 pub(super) const PAUSE: Duration = Duration::from_millis(10);
 
@@ -37,6 +39,29 @@ pub(super) struct Script<'a> {
 impl<'a> Script<'a> {
     pub(super) fn new(story: &'a Story) -> Self {
         Self { story, started: Instant::now(), requests: Mutex::default() }
+    }
+
+    /// Waits until every version of every service has answered and nothing failed for a while: until
+    /// then endpoints are still being found healthy, and a failure would say nothing.
+    pub(super) async fn settled(&self) -> Result<()> {
+        let asked = Instant::now();
+        let (mut seen, mut in_a_row) = (BTreeSet::new(), 0);
+        while seen.len() < WEIGHTS.len() || in_a_row < SETTLED_CALLS {
+            let reviews = self.call("start", ONPREM, Service::Reviews).await?;
+            let kiosk = self.call("start", EDGE, Service::Kiosk).await?;
+            match (reviews.answer(), kiosk.answer()) {
+                (Some(answer), Some(_)) => {
+                    seen.insert(answer.by.version);
+                    in_a_row += 1;
+                }
+                _ if asked.elapsed() > PATIENCE => bail!("not all services answer after {PATIENCE:?}: {reviews:?}"),
+                _ => {
+                    in_a_row = 0;
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// All steps in order. A step that fails does not keep later ones from running.
