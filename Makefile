@@ -63,3 +63,4 @@ deps: ## What the tests need beside the Rust toolchain
 
 regenerate: ## Write generated code and schemas anew
 	EASTWAY_REGENERATE=1 $(CARGO) test -q -p eastway-proto --test bootstrap
+	EASTWAY_REGENERATE=1 $(CARGO) test -q -p eastway --test docs
