@@ -13,6 +13,7 @@ pub mod exit;
 mod output;
 mod peer;
 mod run;
+mod schema;
 mod show;
 
 use std::ffi::OsString;
@@ -82,6 +83,8 @@ enum Command {
     /// Check configuration files
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Print the JSON Schema of a kind of file
+    Schema(schema::SchemaArgs),
     /// Show a running gateway as a whole
     Status(show::StatusArgs),
     /// Show peers: state, links, what crosses
@@ -132,6 +135,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Ca(args) => ca::run(args),
         Command::Peer(command) => peer::run(&command),
         Command::Config(command) => config::run(&command),
+        Command::Schema(args) => schema::schema(&args),
         Command::Status(args) => show::status(&args),
         Command::Peers(args) => show::peers(&args),
         Command::Services(args) => show::services(&args),

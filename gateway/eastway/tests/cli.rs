@@ -176,7 +176,7 @@ fn config_check_says_good_and_speaks_json() {
     let folder = folder();
     let output = run_in(&folder, &["config", "check", "--config", "gateway.yaml"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    assert!(stdout(&output).contains("gateway.yaml: good, cluster onprem"), "{}", stdout(&output));
+    assert!(stdout(&output).contains("gateway.yaml: cluster onprem, 0 peers"), "{}", stdout(&output));
     std::fs::write(folder.path().join("gateway.yaml"), "cluster: 5\n").unwrap();
     let output = run_in(&folder, &["config", "check", "--config", "gateway.yaml", "-o", "json"]);
     assert_eq!(output.status.code(), Some(2));
@@ -209,6 +209,99 @@ fn c5_ca_init_makes_a_ca_once() {
     let output = run_in(&folder, &["ca", "init", "--dir", "third", "--trust-domain", "Not A Domain"]);
     assert_eq!(output.status.code(), Some(1));
     assert_one_line(&output, "a bad trust domain");
+}
+
+#[test]
+fn schemas_are_printed() {
+    let kinds = stdout(&run(&["schema"]));
+    assert!(kinds.lines().count() >= 5 && kinds.lines().any(|kind| kind == "Peer"), "{kinds}");
+    for kind in kinds.lines() {
+        let schema: serde_json::Value = serde_json::from_str(&stdout(&run(&["schema", kind]))).expect(kind);
+        assert!(schema.get("$schema").is_some(), "{kind}");
+    }
+    let output = run(&["schema", "Pear"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert_one_line(&output, "unknown kind");
+    assert!(stderr(&output).contains("did you mean Peer?"), "{}", stderr(&output));
+}
+
+#[test]
+fn what_peer_export_prints_peer_lint_accepts() {
+    let folder = folder();
+    let export =
+        |arguments: &[&str]| run_in(&folder, &[&["peer", "export", "--config", "gateway.yaml"], arguments].concat());
+    let output = export(&[]);
+    assert_eq!(output.status.code(), Some(1), "without a CA");
+    assert_one_line(&output, "without a CA");
+    assert!(stderr(&output).contains("eastway ca init"), "{}", stderr(&output));
+
+    assert!(run_in(&folder, &["ca", "init", "--config", "gateway.yaml"]).status.success());
+    for (arguments, word) in [
+        (&[][..], "it dials us"),
+        (&["--address", "gw.onprem.example:15443"], "gw.onprem.example:15443"),
+        (
+            &["--bundle", "--address", "198.51.100.7:1", "--address", "[2001:db8::1]:15443"],
+            "198.51.100.7:1, [2001:db8::1]:15443",
+        ),
+    ] {
+        let output = export(arguments);
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        let text = stdout(&output);
+        assert!(text.contains("kind: Peer") && !text.contains("PRIVATE"), "{text}");
+        assert_eq!(text.contains("BEGIN CERTIFICATE"), arguments.contains(&"--bundle"), "{text}");
+        std::fs::write(folder.path().join("onprem.yaml"), text).unwrap();
+        let lint = run_in(&folder, &["peer", "lint", "onprem.yaml"]);
+        // Nothing crosses yet, which is worth a warning.
+        assert_eq!(lint.status.code(), Some(3), "{}{}", stdout(&lint), stderr(&lint));
+        let said = stdout(&lint);
+        assert!(said.contains(&format!("good, peer onprem of onprem.example, {word}\n  pin sha256:")), "{said}");
+    }
+    // Both keys while a CA is rotated.
+    assert!(run_in(&folder, &["ca", "rotate", "--config", "gateway.yaml", "begin"]).status.success());
+    assert_eq!(stdout(&export(&[])).matches("sha256:").count(), 2);
+    let output = export(&["--address", "no port"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert_one_line(&output, "a bad address");
+}
+
+#[test]
+fn peer_lint_refuses_bad_files() {
+    let folder = folder();
+    std::fs::write(folder.path().join("bad.yaml"), "kind: Peer\nspec: {adresses: []}\n").unwrap();
+    for (file, code, words) in [("missing.yaml", 2, "cannot read"), ("bad.yaml", 2, "did you mean addresses?")] {
+        let output = run_in(&folder, &["peer", "lint", file]);
+        assert_eq!(output.status.code(), Some(code), "{file}");
+        assert!(stderr(&output).contains(words), "{file}: {}", stderr(&output));
+        assert!(stderr(&output).lines().last().unwrap().starts_with("error: "), "{file}: {}", stderr(&output));
+        let json = run_in(&folder, &["peer", "lint", file, "-o", "json"]);
+        assert_eq!(json.status.code(), Some(code), "{file}");
+        let report: serde_json::Value = serde_json::from_str(&stdout(&json)).unwrap();
+        assert_eq!(report.get("usable"), Some(&serde_json::Value::Bool(false)), "{file}");
+    }
+}
+
+#[test]
+fn run_says_in_one_line_why_it_cannot_start() {
+    let folder = folder();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let health = taken.local_addr().unwrap();
+    let listen = format!(
+        "listen: {{health: \"{health}\", link: \"127.0.0.1:0\", dns: [\"127.0.0.1:0\"], admin: \"127.0.0.1:0\", metrics: \"127.0.0.1:0\"}}\n"
+    );
+    std::fs::write(folder.path().join("gateway.yaml"), format!("{CONFIG}{listen}")).unwrap();
+    let start =
+        |roles: &str| run_in(&folder, &["run", "--config", "gateway.yaml", "--roles", roles, "--log-level", "error"]);
+    let output = start("gateway,ca");
+    assert_eq!(output.status.code(), Some(1), "no CA: {}", stderr(&output));
+    assert_one_line(&output, "no CA");
+    assert!(run_in(&folder, &["ca", "init", "--config", "gateway.yaml"]).status.success());
+    let output = start("gateway,ca");
+    assert_eq!(output.status.code(), Some(1), "port in use: {}", stderr(&output));
+    assert_one_line(&output, "port in use");
+    assert!(stderr(&output).contains(&format!("cannot listen on {health} for health")), "{}", stderr(&output));
+    let output = start("controller");
+    assert_eq!(output.status.code(), Some(2), "a role that does not run alone: {}", stderr(&output));
+    assert_one_line(&output, "controller");
 }
 
 /// Adds a Peer file `gke.yaml` to the folder's peers.

@@ -5,8 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use eastway_registry::diagnostic::Diagnostics;
-use serde::Serialize;
+use eastway_registry::diagnostic::{Diagnostic, Diagnostics};
 
 use super::exit::{self, Failure};
 use super::output::{Format, Output, print};
@@ -16,7 +15,7 @@ use crate::config::{self, ConfigErrors, Loaded};
 /// `eastway config …`
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
-    /// Check a GatewayConfig file and the folders it names
+    /// Check a GatewayConfig file, the folders it names and the service files
     #[command(after_help = "\
 Everything that is wrong is shown at once, with file, line, column and what to do.
 Exit codes: 0 good, 2 it cannot be used, 3 it can be used and has warnings.")]
@@ -74,57 +73,50 @@ fn load(file: &Path) -> Result<Loaded, Failure> {
 
 /// Shows what is wrong with a file; a single mistake without a place in the file is the error line itself.
 pub(super) fn refuse(file: &Path, diagnostics: &Diagnostics) -> Failure {
-    let mut all = diagnostics.iter();
-    if let (Some(only), None) = (all.next(), all.next())
+    let all: Vec<&Diagnostic> = diagnostics.iter().collect();
+    refuse_all(&file.display().to_string(), &all, diagnostics.error_count(), diagnostics.dropped())
+}
+
+fn refuse_all(file: &str, all: &[&Diagnostic], errors: usize, omitted: usize) -> Failure {
+    if let [only] = all
         && only.span.is_none()
     {
         let help = only.help.as_ref().map_or_else(String::new, |help| format!("; {help}"));
         return Failure::usage(format!("{}{help}", only.headline()));
     }
-    // Nobody is left to tell if standard error is closed.
-    writeln!(std::io::stderr().lock(), "{diagnostics}").ok();
-    let count = match diagnostics.error_count() {
-        1 => "1 error".to_owned(),
-        count => format!("{count} errors"),
-    };
-    Failure::usage(format!("{} cannot be used: {count}", file.display()))
-}
-
-#[derive(Serialize)]
-struct Report<'a> {
-    usable: bool,
-    diagnostics: Vec<&'a eastway_registry::diagnostic::Diagnostic>,
+    let mut out = std::io::stderr().lock();
+    for diagnostic in all {
+        // Nobody is left to tell if standard error is closed.
+        writeln!(out, "{diagnostic}").ok();
+    }
+    if omitted > 0 {
+        writeln!(out, "and {omitted} more").ok();
+    }
+    let count = if errors == 1 { "1 error".to_owned() } else { format!("{errors} errors") };
+    Failure::usage(format!("{file} cannot be used: {count}"))
 }
 
 fn check(file: &Path, output: Output) -> Result<(), Failure> {
-    let result = config::load(file);
-    let diagnostics = match &result {
-        Ok(loaded) => &loaded.warnings,
-        Err(ConfigErrors(diagnostics)) => diagnostics,
-    };
-    if output.format != Format::Table {
-        let report =
-            View::new("ConfigCheck", Report { usable: result.is_ok(), diagnostics: diagnostics.iter().collect() });
-        let value = serde_json::to_value(report).map_err(|error| Failure::failed(&error))?;
-        output.print(&value, || Ok(String::new()))?;
-        return verdict(result.is_ok(), diagnostics);
-    }
-    match &result {
-        Err(_) => Err(refuse(file, diagnostics)),
-        Ok(loaded) => {
-            if diagnostics.iter().next().is_some() {
-                print(&format!("{diagnostics}\n"))?;
-            }
-            print(&format!("{}: good, cluster {}\n", file.display(), loaded.settings.cluster))?;
-            verdict(true, diagnostics)
+    let report = config::check(file);
+    if output.format == Format::Table {
+        if !report.usable {
+            let all: Vec<&Diagnostic> = report.diagnostics.iter().collect();
+            return Err(refuse_all(&report.file, &all, report.errors, report.omitted));
         }
+        print(&format!("{report}\n"))?;
+    } else {
+        let view = View::new("ConfigCheck", &report);
+        let value = serde_json::to_value(view).map_err(|error| Failure::failed(&error))?;
+        output.print(&value, || Ok(String::new()))?;
     }
+    verdict(report.usable, report.warnings)
 }
 
-fn verdict(usable: bool, diagnostics: &Diagnostics) -> Result<(), Failure> {
-    match (usable, diagnostics.iter().next()) {
+/// How a command that judges a file ends, when everything was said.
+pub(super) fn verdict(usable: bool, warnings: usize) -> Result<(), Failure> {
+    match (usable, warnings) {
         (false, _) => Err(Failure::silent(exit::USAGE)),
-        (true, Some(_)) => Err(Failure::silent(exit::WARNINGS)),
-        (true, None) => Ok(()),
+        (true, 0) => Ok(()),
+        (true, _) => Err(Failure::silent(exit::WARNINGS)),
     }
 }

@@ -40,6 +40,11 @@ impl Failure {
         Self { code: USAGE, message: message.into() }
     }
 
+    /// The line.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// Everything was said already; only the code is left.
     pub fn silent(code: u8) -> Self {
         Self { code, message: String::new() }

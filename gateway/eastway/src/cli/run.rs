@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::exit::Failure;
+use crate::config::ConfigErrors;
+use crate::roles::RunError;
 use crate::telemetry::{LogFormat, log};
 
 /// What a process does.
@@ -100,5 +102,14 @@ fn start(args: RoleArgs, roles: Vec<Role>) -> Result<(), Failure> {
     }
     let RoleArgs { config, log_level, log_format, .. } = args;
     let options = RunOptions { config, roles, log_level, log_format };
-    crate::roles::run(&options).map_err(|error| Failure::failed(&error))
+    crate::roles::run(&options).map_err(|error| match &error {
+        RunError::Config(ConfigErrors(diagnostics)) => super::config::refuse(&options.config, diagnostics),
+        RunError::LoneController => Failure::usage(error.to_string()),
+        RunError::Log(_)
+        | RunError::Runtime(_)
+        | RunError::Ca(_)
+        | RunError::TrustDomain(_)
+        | RunError::Gateway(_)
+        | RunError::Interrupted => Failure::failed(&error),
+    })
 }
