@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 pub use contents::{Contents, EndpointSpec, HealthPort, HealthSpec, Probe, ServiceSpec};
-pub use parse::{load, parse};
+pub use parse::{MAX_BYTES, load, parse};
 
 use crate::diagnostic::{Diagnostic, Diagnostics};
 use crate::watch::Watch;
@@ -193,7 +193,7 @@ impl Running {
         };
         let name = path.display().to_string();
         let bytes = read.clone().map_err(|reason| one(crate::yaml::unreadable(&name, &reason)))?;
-        let source = crate::yaml::from_bytes(&name, bytes, parse::MAX_BYTES).map_err(|diagnostic| one(*diagnostic))?;
+        let source = crate::yaml::from_bytes(&name, bytes, MAX_BYTES).map_err(|diagnostic| one(*diagnostic))?;
         parse(&Arc::new(source), self.registry.config.allow_loopback)
     }
 
@@ -278,7 +278,7 @@ impl Running {
 /// The bytes, one more than the limit at most; or why there are none.
 async fn read(path: &Path) -> Result<Vec<u8>, String> {
     let path = path.to_owned();
-    let read = tokio::task::spawn_blocking(move || crate::yaml::read_bytes(&path, parse::MAX_BYTES)).await;
+    let read = tokio::task::spawn_blocking(move || crate::yaml::read_bytes(&path, MAX_BYTES)).await;
     read.unwrap_or_else(|error| Err(error.to_string()))
 }
 

@@ -73,14 +73,19 @@ pub fn unreadable(name: &str, reason: &str) -> Diagnostic {
     Diagnostic::of_file(Severity::Error, Code::Unreadable, name, format!("cannot read: {reason}"))
 }
 
+/// A file has more than `max_bytes`.
+#[must_use]
+pub fn too_large(name: &str, max_bytes: usize) -> Diagnostic {
+    Diagnostic::of_file(Severity::Error, Code::TooLarge, name, format!("larger than {}", size(max_bytes)))
+}
+
 /// Takes `bytes` as the contents of a file named `name`.
 ///
 /// # Errors
 /// As [`read_file`].
 pub fn from_bytes(name: &str, bytes: Vec<u8>, max_bytes: usize) -> Result<Source, Box<Diagnostic>> {
     if bytes.len() > max_bytes {
-        let message = format!("larger than {}", size(max_bytes));
-        return Err(Box::new(Diagnostic::of_file(Severity::Error, Code::TooLarge, name, message)));
+        return Err(Box::new(too_large(name, max_bytes)));
     }
     match String::from_utf8(bytes) {
         Ok(text) => Ok(Source::new(name, text)),

@@ -23,7 +23,7 @@ mod watch;
 pub use load::{ConfigErrors, Loaded, load};
 pub use peer::PeerSettings;
 pub use policy::Policies;
-pub use report::{Report, check, check_peer};
+pub use report::{Report, Summary, check, check_peer, check_text};
 pub use schema::{KINDS, schema};
 pub use settings::{AccessLog, CaAddress, LogFormat, RegistrySettings, Settings};
 pub use watch::{ReloadStatus, watch};

@@ -23,7 +23,7 @@ use crate::value::{RefusedAddress, dialable, duration, label_pair, port, show_du
 use crate::yaml::{self, At, Context, Field, NodeId, Text};
 
 /// Largest service file: some 100,000 endpoints.
-pub(super) const MAX_BYTES: usize = 16 << 20;
+pub const MAX_BYTES: usize = 16 << 20;
 /// Most ports of a service.
 const MAX_PORTS: usize = 250;
 /// Most labels of a service or endpoint.

@@ -232,8 +232,8 @@ impl<'de> Deserializer<'de> for Decoder<'de, '_> {
         deserialize_i64 visit_i64 i64, "a whole number";
         deserialize_u8 visit_u8 u8, "a whole number from 0 to 255";
         deserialize_u16 visit_u16 u16, "a whole number from 0 to 65535";
-        deserialize_u32 visit_u32 u32, "a whole number, not negative";
-        deserialize_u64 visit_u64 u64, "a whole number, not negative";
+        deserialize_u32 visit_u32 u32, "a whole number of 0 or more";
+        deserialize_u64 visit_u64 u64, "a whole number of 0 or more";
         deserialize_f32 visit_f32 f32, "a number";
         deserialize_f64 visit_f64 f64, "a number";
     }
@@ -361,7 +361,10 @@ impl<'de> Deserializer<'de> for Decoder<'de, '_> {
         variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, DecodeError> {
-        let possible = variants.join(" or ");
+        let possible = match variants {
+            [_, _, _, ..] => format!("one of {}", variants.join(", ")),
+            few => few.join(" or "),
+        };
         let Some(Value::Scalar { text, .. }) = self.value() else { return Err(self.mismatch(&possible)) };
         if !variants.contains(&text.as_str()) {
             let mut error = self.mismatch(&possible);

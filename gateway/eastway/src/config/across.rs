@@ -11,21 +11,25 @@ use super::policy::{self, Collected};
 use super::settings::Settings;
 use super::value::HostPort;
 
-pub(super) fn check(settings: &Settings, peers: &[PlacedPeer], policies: &Collected, sink: &mut Diagnostics) {
+/// `settings` is `None` if the configuration file itself has mistakes: what concerns the Peers alone
+/// is checked all the same.
+pub(super) fn check(settings: Option<&Settings>, peers: &[PlacedPeer], policies: &Collected, sink: &mut Diagnostics) {
     names(settings, peers, sink);
     addresses(settings, peers, sink);
     pins(peers, sink);
     trust_domains(settings, peers, sink);
-    let known: BTreeSet<&ClusterName> =
-        peers.iter().map(|peer| &peer.settings.name).chain([&settings.cluster]).collect();
-    policy::unknown_clusters(policies, &known, sink);
+    if let Some(settings) = settings {
+        let known: BTreeSet<&ClusterName> =
+            peers.iter().map(|peer| &peer.settings.name).chain([&settings.cluster]).collect();
+        policy::unknown_clusters(policies, &known, sink);
+    }
 }
 
-fn names(settings: &Settings, peers: &[PlacedPeer], sink: &mut Diagnostics) {
+fn names(settings: Option<&Settings>, peers: &[PlacedPeer], sink: &mut Diagnostics) {
     let mut seen: BTreeMap<&ClusterName, &Place> = BTreeMap::new();
     for peer in peers {
         let name = &peer.settings.name;
-        if *name == settings.cluster {
+        if settings.is_some_and(|settings| settings.cluster == *name) {
             let report = peer.name.error(Code::Conflict, format!("\"{name}\" is this cluster's own name"));
             sink.push(report.with_help("a Peer is another cluster; `eastway peer export` there prints the right file"));
         } else if let Some(earlier) = seen.get(name) {
@@ -36,11 +40,11 @@ fn names(settings: &Settings, peers: &[PlacedPeer], sink: &mut Diagnostics) {
     }
 }
 
-fn addresses(settings: &Settings, peers: &[PlacedPeer], sink: &mut Diagnostics) {
+fn addresses(settings: Option<&Settings>, peers: &[PlacedPeer], sink: &mut Diagnostics) {
     let mut seen: BTreeMap<&HostPort, (&ClusterName, &Place)> = BTreeMap::new();
     for peer in peers {
         for (address, place) in peer.settings.addresses.iter().zip(&peer.addresses) {
-            if is_own(settings, address) {
+            if settings.is_some_and(|settings| is_own(settings, address)) {
                 sink.push(place.error(Code::Conflict, format!("{address} is this gateway's own address")));
             }
             match seen.get(address) {
@@ -81,13 +85,13 @@ fn pins(peers: &[PlacedPeer], sink: &mut Diagnostics) {
 }
 
 /// Two clusters in one trust domain isolate nothing, and both sides have to know it.
-fn trust_domains(settings: &Settings, peers: &[PlacedPeer], sink: &mut Diagnostics) {
-    let own = &settings.trust.domain;
+fn trust_domains(settings: Option<&Settings>, peers: &[PlacedPeer], sink: &mut Diagnostics) {
+    let own = settings.map(|settings| &settings.trust.domain);
     for (index, peer) in peers.iter().enumerate() {
         let (domain, shared) = (&peer.settings.trust_domain, peer.settings.shared_trust_domain);
         let others = peers.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, other)| other);
         let mut same = others.filter(|other| other.settings.trust_domain == *domain);
-        let with = if domain == own {
+        let with = if own == Some(domain) {
             Some("this cluster".to_owned())
         } else {
             same.next().map(|other| format!("the peer {}", other.settings.name))
@@ -100,7 +104,8 @@ fn trust_domains(settings: &Settings, peers: &[PlacedPeer], sink: &mut Diagnosti
                 let help = "give each cluster a trust domain of its own, or accept it: sharedTrustDomain: true, here and in the other file";
                 sink.push(peer.trust_domain.error(Code::Conflict, message).with_help(help));
             }
-            None if shared => {
+            // Whether it is shared with us is not known without settings.
+            None if shared && own.is_some() => {
                 if let Some(place) = &peer.shared {
                     let message = format!("has no effect: nobody else here is in the trust domain {domain}");
                     sink.push(place.warning(Code::Value, message));

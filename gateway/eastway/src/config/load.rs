@@ -97,38 +97,40 @@ impl<'r> Loader<'r> {
     }
 
     fn all(&mut self, path: &Path) -> Option<Loaded> {
-        let settings = self.settings(path)?;
-        let peers = self.files(&settings.peers);
+        let (settings, (peers, policies)) = self.settings(path)?;
+        let peers = self.files(&peers);
         let peers: Vec<PlacedPeer> = peers.iter().filter_map(|path| self.peer(path)).collect();
-        let mut policies = policy::Collected::default();
-        for path in self.files(&settings.policies) {
+        let mut collected = policy::Collected::default();
+        for path in self.files(&policies) {
             let Some(source) = self.file(&path) else { continue };
             for document in yaml::read(&source, &mut self.sink) {
-                policies.document(&document, &mut self.sink);
+                collected.document(&document, &mut self.sink);
             }
         }
-        across::check(&settings, &peers, &policies, &mut self.sink);
+        across::check(settings.as_ref(), &peers, &collected, &mut self.sink);
         let peers = peers.into_iter().map(|peer| (peer.settings.name.clone(), Arc::new(peer.settings)));
         Some(Loaded {
-            settings: Arc::new(settings),
+            settings: Arc::new(settings?),
             peers: peers.collect(),
-            policies: Arc::new(policies.finish()),
+            policies: Arc::new(collected.finish()),
             warnings: Diagnostics::new(),
             digest: Digest::default(),
         })
     }
 
-    fn settings(&mut self, path: &Path) -> Option<Settings> {
+    fn settings(&mut self, path: &Path) -> Option<(Option<Settings>, (Folder, Folder))> {
         let source = self.file(path)?;
         let document = yaml::read_one(&source, "GatewayConfig", &mut self.sink)?;
         let config: GatewayConfig = document.decode(&mut self.sink)?;
         let mut cx = Context::new(&document, &mut self.sink);
         cx.header(cx.root(), &config.api_version, &config.kind, "GatewayConfig");
-        let settings = settings::convert(path, &config, &mut cx)?;
-        Some(match self.running {
-            Some(running) => fixed::keep(&running.settings, settings, &document, &mut cx),
-            None => settings,
-        })
+        let folders = settings::folders(path, &config, &mut cx);
+        let settings = settings::convert(path, &config, folders.clone(), &mut cx);
+        let settings = match (settings, self.running) {
+            (Some(settings), Some(running)) => Some(fixed::keep(&running.settings, settings, &document, &mut cx)),
+            (settings, _) => settings,
+        };
+        Some((settings, folders))
     }
 
     fn peer(&mut self, path: &Path) -> Option<PlacedPeer> {
@@ -168,7 +170,9 @@ impl<'r> Loader<'r> {
             Ok(paths) => paths,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && !self.is_needed(folder) => Vec::new(),
             Err(error) => {
-                self.folder_error(folder, Code::Unreadable, format!("cannot read: {}", yaml::reason(&error)));
+                let is_file = error.kind() == std::io::ErrorKind::NotADirectory;
+                let reason = if is_file { "it is not a folder".to_owned() } else { yaml::reason(&error) };
+                self.folder_error(folder, Code::Unreadable, format!("cannot read: {reason}"));
                 Vec::new()
             }
         }

@@ -208,7 +208,7 @@ fn bundle(field: &Field<String>, pins: &[At<SpkiPin>], cx: &mut Context<'_>) -> 
                 bundle.push(certificate);
             }
             Err(error) => {
-                cx.error(text.at, Code::Value, format!("certificate {number} cannot be read: {error}"));
+                cx.error(text.at, Code::Value, format!("certificate {number}: {error}"));
                 return bundle;
             }
         }

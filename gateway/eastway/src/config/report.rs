@@ -1,32 +1,35 @@
-//! The answer to "can this configuration be used?".
+//! The answer to "can this file be used?".
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
+use eastway_identity::crl::{self, CrlError};
 use eastway_model::ClusterName;
-use eastway_registry::diagnostic::{Code, Diagnostic, Diagnostics, Severity};
-use eastway_registry::{file as service_file, yaml};
+use eastway_registry::diagnostic::{Code, Diagnostic, Diagnostics, Severity, Source};
+use eastway_registry::file as service_file;
+use eastway_registry::yaml::{self, Context};
 use serde::Serialize;
 
-use super::load::{ConfigErrors, load};
+use super::file::{GatewayConfig, Peer};
+use super::load::{ConfigErrors, Loaded, load};
+use super::peer::{self, PeerSettings};
+use super::{KINDS, policy, settings};
 
 /// What was found.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
-    /// The configuration file.
+    /// The file.
     pub file: String,
-    /// Whether a gateway starts with it.
-    pub usable: bool,
-    /// Its cluster, if it is usable.
+    /// Its kind, if that can be told; for a file of several policies that of the first.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub cluster: Option<ClusterName>,
-    /// How many Peers it has.
-    pub peers: usize,
-    /// How many traffic and access policies.
-    pub policies: usize,
-    /// How many services its registries have.
-    pub services: usize,
+    pub kind: Option<&'static str>,
+    /// Whether there is no error.
+    pub usable: bool,
+    /// What a usable GatewayConfig adds up to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub summary: Option<Summary>,
     /// Errors.
     pub errors: usize,
     /// Warnings.
@@ -37,48 +40,171 @@ pub struct Report {
     pub omitted: usize,
 }
 
-/// Reads everything that a gateway reads at its start: the configuration, Peers, policies, and the
-/// service files of its registries, which a running gateway follows one by one.
-#[must_use]
-pub fn check(path: &Path) -> Report {
-    let (mut sink, loaded) = match load(path) {
-        Ok(loaded) => (loaded.warnings.clone(), Some(loaded)),
-        Err(ConfigErrors(errors)) => (errors, None),
-    };
-    let mut services = 0;
-    if let Some(loaded) = &loaded {
-        for registry in &loaded.settings.registries {
-            match service_file::load(&registry.file, loaded.settings.allow_loopback) {
-                Ok((contents, warnings)) => {
-                    services += contents.services.len();
-                    sink.append(warnings);
-                }
-                Err(errors) => sink.append(errors),
-            }
-        }
-        if let Some(crl) = &loaded.settings.trust.crl
-            && let Err(error) = eastway_identity::crl::load(crl)
-        {
-            let file = crl.display().to_string();
-            sink.push(Diagnostic::of_file(Severity::Error, Code::Value, file, error.to_string()));
-        }
-    }
-    sink.sort();
-    report(path, loaded.as_ref(), services, &sink)
+/// What a configuration adds up to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Summary {
+    /// This cluster.
+    pub cluster: ClusterName,
+    /// How many Peers it has.
+    pub peers: usize,
+    /// How many traffic and access policies.
+    pub policies: usize,
+    /// How many services its registries have.
+    pub services: usize,
 }
 
-fn report(path: &Path, loaded: Option<&super::Loaded>, services: usize, sink: &Diagnostics) -> Report {
-    Report {
-        file: path.display().to_string(),
-        usable: !sink.has_errors(),
-        cluster: loaded.map(|loaded| loaded.settings.cluster.clone()),
-        peers: loaded.map_or(0, |loaded| loaded.peers.len()),
-        policies: loaded.map_or(0, |loaded| loaded.policies.traffic.len() + loaded.policies.access.len()),
+/// Checks a file of any kind. With a GatewayConfig goes everything that a gateway reads at its start:
+/// Peers, policies, revocation lists, and the service files of its registries, which a running
+/// gateway follows one by one. A file of another kind is checked by itself.
+#[must_use]
+pub fn check(path: &Path) -> Report {
+    let alone = match yaml::read_file(path, service_file::MAX_BYTES) {
+        Ok(source) => match kind_of(&source) {
+            None | Some("GatewayConfig") => None,
+            Some(kind) if kind != "ServiceList" && source.text().len() > yaml::MAX_CONFIG_BYTES => {
+                let mut sink = Diagnostics::new();
+                sink.push(yaml::too_large(source.name(), yaml::MAX_CONFIG_BYTES));
+                Some((kind, sink))
+            }
+            Some(kind) => Some((kind, check_source(kind, path, &source))),
+        },
+        // Said again, and in the right words, by what follows.
+        Err(_) => None,
+    };
+    match alone {
+        Some((kind, sink)) => Report::new(path, Some(kind), None, sink),
+        None => check_gateway(path),
+    }
+}
+
+/// Checks a text as a file of whatever kind it says, with nothing around it.
+#[must_use]
+pub fn check_text(name: &str, text: &str) -> Report {
+    let source = Arc::new(Source::new(name, text));
+    let kind = kind_of(&source);
+    let sink = check_source(kind.unwrap_or("GatewayConfig"), Path::new(name), &source);
+    Report::new(Path::new(name), kind, None, sink)
+}
+
+/// Reads one Peer file by itself, without the configuration that it is for.
+///
+/// # Errors
+/// All that is wrong with it, and the warnings.
+pub fn check_peer(path: &Path) -> Result<(PeerSettings, Diagnostics), Diagnostics> {
+    let mut sink = Diagnostics::new();
+    let source = match yaml::read_file(path, yaml::MAX_CONFIG_BYTES) {
+        Ok(source) => source,
+        Err(diagnostic) => {
+            sink.push(*diagnostic);
+            return Err(sink);
+        }
+    };
+    let peer = peer_settings(path, &source, &mut sink);
+    sink.sort();
+    match peer {
+        Some(peer) if !sink.has_errors() => Ok((peer, sink)),
+        _ => Err(sink),
+    }
+}
+
+fn check_gateway(path: &Path) -> Report {
+    let loaded = match load(path) {
+        Ok(loaded) => loaded,
+        Err(ConfigErrors(errors)) => return Report::new(path, Some("GatewayConfig"), None, errors),
+    };
+    let mut sink = loaded.warnings.clone();
+    let services = check_services(&loaded, &mut sink);
+    if let Some(file) = &loaded.settings.trust.crl
+        && let Err(error) = crl::load(file)
+    {
+        let (code, message) = match error {
+            CrlError::Read { reason, .. } => (Code::Unreadable, format!("cannot read: {reason}")),
+            CrlError::Format { reason, .. } => (Code::Value, reason),
+        };
+        sink.push(Diagnostic::of_file(Severity::Error, code, file.display().to_string(), message));
+    }
+    let summary = Summary {
+        cluster: loaded.settings.cluster.clone(),
+        peers: loaded.peers.len(),
+        policies: loaded.policies.traffic.len() + loaded.policies.access.len(),
         services,
-        errors: sink.error_count(),
-        warnings: sink.iter().filter(|each| !each.is_error()).count(),
-        diagnostics: sink.iter().cloned().collect(),
-        omitted: sink.dropped(),
+    };
+    Report::new(path, Some("GatewayConfig"), Some(summary), sink)
+}
+
+fn check_services(loaded: &Loaded, sink: &mut Diagnostics) -> usize {
+    let mut services = 0;
+    for registry in &loaded.settings.registries {
+        match service_file::load(&registry.file, loaded.settings.allow_loopback) {
+            Ok((contents, warnings)) => {
+                services += contents.services.len();
+                sink.append(warnings);
+            }
+            Err(errors) => sink.append(errors),
+        }
+    }
+    services
+}
+
+/// The `kind` that a text says it is.
+fn kind_of(source: &Arc<Source>) -> Option<&'static str> {
+    // Mistakes are found when it is read as what it is.
+    let mut unheard = Diagnostics::new();
+    let documents = yaml::read(source, &mut unheard);
+    let kind = documents.first()?.text(&["kind"])?;
+    KINDS.into_iter().find(|known| *known == kind)
+}
+
+fn check_source(kind: &str, path: &Path, source: &Arc<Source>) -> Diagnostics {
+    let mut sink = Diagnostics::new();
+    match kind {
+        "ServiceList" => match service_file::parse(source, false) {
+            Ok((_, warnings)) => sink = warnings,
+            Err(errors) => sink = errors,
+        },
+        "Peer" => {
+            peer_settings(path, source, &mut sink);
+        }
+        "TrafficPolicy" | "AccessPolicy" => {
+            let mut policies = policy::Collected::default();
+            for document in yaml::read(source, &mut sink) {
+                policies.document(&document, &mut sink);
+            }
+        }
+        _ => gateway_settings(path, source, &mut sink),
+    }
+    sink
+}
+
+fn peer_settings(path: &Path, source: &Arc<Source>, sink: &mut Diagnostics) -> Option<PeerSettings> {
+    let document = yaml::read_one(source, "Peer", sink)?;
+    let peer: Peer = document.decode(sink)?;
+    peer::convert(path, &peer, &mut Context::new(&document, sink)).map(|peer| peer.settings)
+}
+
+fn gateway_settings(path: &Path, source: &Arc<Source>, sink: &mut Diagnostics) {
+    let Some(document) = yaml::read_one(source, "GatewayConfig", sink) else { return };
+    let Some(config) = document.decode::<GatewayConfig>(sink) else { return };
+    let mut cx = Context::new(&document, sink);
+    cx.header(cx.root(), &config.api_version, &config.kind, "GatewayConfig");
+    let folders = settings::folders(path, &config, &mut cx);
+    settings::convert(path, &config, folders, &mut cx);
+}
+
+impl Report {
+    fn new(path: &Path, kind: Option<&'static str>, summary: Option<Summary>, mut sink: Diagnostics) -> Self {
+        sink.sort();
+        Self {
+            file: path.display().to_string(),
+            kind,
+            usable: !sink.has_errors(),
+            summary: summary.filter(|_| !sink.has_errors()),
+            errors: sink.error_count(),
+            warnings: sink.iter().filter(|each| !each.is_error()).count(),
+            diagnostics: sink.iter().cloned().collect(),
+            omitted: sink.dropped(),
+        }
     }
 }
 
@@ -91,41 +217,21 @@ impl fmt::Display for Report {
         if self.omitted > 0 {
             writeln!(f, "and {} more\n", self.omitted)?;
         }
-        let count = |number: usize, one: &str| format!("{number} {one}{}", if number == 1 { "" } else { "s" });
-        let (errors, warnings) = (count(self.errors, "error"), count(self.warnings, "warning"));
-        match &self.cluster {
-            Some(cluster) if self.usable => {
-                let peers = count(self.peers, "peer");
-                let policies =
-                    if self.policies == 1 { "1 policy".to_owned() } else { format!("{} policies", self.policies) };
-                let services = count(self.services, "service");
+        let (errors, warnings) = (count(self.errors, "error", "errors"), count(self.warnings, "warning", "warnings"));
+        match &self.summary {
+            Some(summary) => {
+                let Summary { cluster, peers, policies, services } = summary;
+                let peers = count(*peers, "peer", "peers");
+                let policies = count(*policies, "policy", "policies");
+                let services = count(*services, "service", "services");
                 write!(f, "{}: cluster {cluster}, {peers}, {policies}, {services}; {warnings}", self.file)
             }
-            _ => write!(f, "{}: cannot be used: {errors}, {warnings}", self.file),
+            None if self.usable => write!(f, "{}: a good {}; {warnings}", self.file, self.kind.unwrap_or("file")),
+            None => write!(f, "{}: cannot be used: {errors}, {warnings}", self.file),
         }
     }
 }
 
-/// Checks one Peer file by itself, without the configuration that it is for.
-///
-/// # Errors
-/// All that is wrong with it, and the warnings.
-pub fn check_peer(path: &Path) -> Result<(super::PeerSettings, Diagnostics), Diagnostics> {
-    let mut sink = Diagnostics::new();
-    let source = match yaml::read_file(path, yaml::MAX_CONFIG_BYTES) {
-        Ok(source) => source,
-        Err(diagnostic) => {
-            sink.push(*diagnostic);
-            return Err(sink);
-        }
-    };
-    let settings = yaml::read_one(&source, "Peer", &mut sink).and_then(|document| {
-        let peer: super::file::Peer = document.decode(&mut sink)?;
-        super::peer::convert(path, &peer, &mut yaml::Context::new(&document, &mut sink))
-    });
-    sink.sort();
-    match settings {
-        Some(peer) if !sink.has_errors() => Ok((peer.settings, sink)),
-        _ => Err(sink),
-    }
+fn count(number: usize, one: &str, more: &str) -> String {
+    if number == 1 { format!("1 {one}") } else { format!("{number} {more}") }
 }

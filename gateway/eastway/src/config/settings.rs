@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::value::{Fqdn, HostPort};
 
-pub(super) use convert::{convert, duration_in};
+pub(super) use convert::{convert, duration_in, folders};
 
 /// What one `kind: GatewayConfig` file says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -1,6 +1,18 @@
+//! Files with every mistake we could think of, and the words each gets: they are part of the
+//! contract with users. New words: `INSTA_UPDATE=always cargo test -p eastway --lib config`, and read
+//! the difference.
+
 use std::path::PathBuf;
 
 use super::load;
+
+mod examples;
+mod folders;
+mod gateway_file;
+mod peer_file;
+mod policy_file;
+mod render;
+mod reports;
 
 pub(super) const MINIMAL: &str = "\
 apiVersion: eastway.dev/v1alpha1
@@ -30,8 +42,16 @@ impl Folder {
     }
 
     /// What `load` says, with the folder's own name taken out.
-    fn errors(&self) -> String {
-        let said = load(&self.path("gateway.yaml")).unwrap_err().to_string();
+    pub(super) fn errors(&self) -> String {
+        self.relative(&load(&self.path("gateway.yaml")).unwrap_err().to_string())
+    }
+
+    /// What `load` warns of.
+    pub(super) fn warnings(&self) -> String {
+        self.relative(&load(&self.path("gateway.yaml")).unwrap().warnings.to_string())
+    }
+
+    pub(super) fn relative(&self, said: &str) -> String {
         said.replace(&format!("{}/", self.0.path().display()), "")
     }
 }
@@ -68,7 +88,7 @@ spec:
   import: [{namespace: bookinfo}]
 ";
 
-const POLICIES: &str = "\
+pub(super) const POLICIES: &str = "\
 apiVersion: eastway.dev/v1alpha1
 kind: TrafficPolicy
 metadata: {name: reviews, namespace: bookinfo}

@@ -25,9 +25,21 @@ use crate::config::value::{Fqdn, HostPort, byte_size, cluster_name, trust_domain
 const HOUR: Duration = Duration::from_secs(3600);
 const MINUTE: Duration = Duration::from_secs(60);
 
+/// The folders of Peers and policies. They are known even if the rest is not, so that mistakes in
+/// the files there are found at the same time.
+pub(in crate::config) fn folders(file: &Path, config: &GatewayConfig, cx: &mut Context<'_>) -> (Folder, Folder) {
+    let base = folder_of(file);
+    (folder(&config.peers, base, "peers", cx), folder(&config.policies, base, "policies", cx))
+}
+
 /// The settings of `config`, or `None` if something that is needed is missing. The caller refuses
 /// them if anything was reported as an error.
-pub(in crate::config) fn convert(file: &Path, config: &GatewayConfig, cx: &mut Context<'_>) -> Option<Settings> {
+pub(in crate::config) fn convert(
+    file: &Path,
+    config: &GatewayConfig,
+    (peers, policies): (Folder, Folder),
+    cx: &mut Context<'_>,
+) -> Option<Settings> {
     let root = cx.root();
     let base = folder_of(file);
     let cluster = cx.required_parse(root, "cluster", &config.cluster, "the name of this cluster", cluster_name);
@@ -44,8 +56,6 @@ pub(in crate::config) fn convert(file: &Path, config: &GatewayConfig, cx: &mut C
         None | Some(AuthorizationWord::Enforce) => AccessMode::Enforce,
         Some(AuthorizationWord::DryRun) => AccessMode::DryRun,
     };
-    let peers = folder(&config.peers, base, "peers", cx);
-    let policies = folder(&config.policies, base, "policies", cx);
     let state = path_or(&config.state, base, "state", cx);
     Some(Settings {
         file: file.to_owned(),
@@ -166,7 +176,7 @@ fn link_settings(section: Option<&LinkSection>, cx: &mut Context<'_>) -> LinkSet
 
 fn registries(config: &GatewayConfig, base: &Path, cx: &mut Context<'_>) -> Vec<RegistrySettings> {
     let mut all: Vec<RegistrySettings> = Vec::new();
-    for (index, section) in config.registries.items().enumerate() {
+    for section in config.registries.items() {
         let registry = &section.value;
         let name = cx.required_parse(section.at, "name", &registry.name, "a name of your choice", Label::parse);
         let file = cx.required(section.at, "file", &registry.file, "the path of a ServiceList file");
@@ -177,7 +187,7 @@ fn registries(config: &GatewayConfig, base: &Path, cx: &mut Context<'_>) -> Vec<
             cx.error(at, Code::Duplicate, format!("\"{name}\" is already used by registries[{earlier}]"));
         } else if let Some(earlier) = all.iter().position(|other| other.file == file_path) {
             let at = file.map_or(section.at, |file| file.at);
-            cx.error(at, Code::Duplicate, format!("this file is already read by registries[{earlier}] (of {index})"));
+            cx.error(at, Code::Duplicate, format!("this file is already read by registries[{earlier}]"));
         } else {
             all.push(RegistrySettings { name, file: file_path });
         }
@@ -322,7 +332,8 @@ pub(in crate::config) fn duration_in(
 }
 
 fn folder(field: &Field<String>, base: &Path, default: &str, cx: &mut Context<'_>) -> Folder {
-    Folder { path: path_or(field, base, default, cx), required: field.get().is_some() }
+    let named = field.get().and_then(|text| path(text, base, cx));
+    Folder { required: named.is_some(), path: named.unwrap_or_else(|| base.join(default)) }
 }
 
 fn path_or(field: &Field<String>, base: &Path, default: &str, cx: &mut Context<'_>) -> PathBuf {

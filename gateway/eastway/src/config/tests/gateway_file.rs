@@ -1,0 +1,64 @@
+//! `kind: GatewayConfig` with mistakes.
+
+use super::{Folder, MINIMAL};
+
+fn errors(more: &str) -> String {
+    Folder::new(&[("gateway.yaml", &format!("{MINIMAL}{more}"))]).errors()
+}
+
+macro_rules! refused {
+    ($($name:ident: $more:expr;)*) => {$(
+        #[test]
+        fn $name() {
+            insta::assert_snapshot!(errors($more));
+        }
+    )*};
+}
+
+refused! {
+    idle_below_3_x_keep_alive: "link: {keepAlive: 2s, idleTimeout: 5s}\n";
+    listeners_that_collide: "listen: {admin: '127.0.0.1:7', metrics: '127.0.0.1:7', health: '127.0.0.1:7', dns: ['0.0.0.0:15443']}\n";
+    admin_for_everybody: "listen: {admin: '0.0.0.0:15000'}\n";
+    a_name_to_listen_at: "listen: {link: 'gw.onprem.example:15443'}\n";
+    registries_that_collide: "registries: [{name: a, file: a.yaml}, {name: a, file: b.yaml}, {name: b, file: ./a.yaml}, {}]\n";
+    zones_of_others: "dns: {zones: [clusterset.local, a.cluster.local, shop.example, eu.shop.example, 'a b']}\n";
+    names_without_a_zone: "dns: {zones: [shop.example], names: [{name: reviews.other.example, service: bookinfo/reviews}, {name: a.shop.example, service: reviews}, {service: a/b}]}\n";
+    a_name_twice: "dns: {zones: [shop.example], names: [{name: a.shop.example, service: a/b}, {name: A.shop.example., service: a/b}]}\n";
+    ranges_that_are_none: "vip: {ranges: [242.0.0.1/16, 242.0.0.0/16, 242.0.1.0/24, 10.0.0.0, 0.0.0.0/8, 224.0.0.0/4, fd00::/200]}\n";
+    unknown_words: "log: {format: jsn, access: al, level: inof}\nauthorization: dry_run\n";
+    numbers_out_of_bounds: "limits: {servicesPerPeer: 0, endpointsPerPeer: -1, streamsPerLink: 1.5, dnsInFlight: many, bufferBytes: 1MB}\n";
+    a_small_buffer: "limits: {bufferBytes: 1KiB}\n";
+    paths_that_are_none: "state: ''\npeers: [a]\npolicies: \"a\\0b\"\n";
+    nothing_at_all: "trust:\n";
+    a_misspelt_section: "regestries: []\npolicy: ./policies\n";
+}
+
+#[test]
+fn trust_with_mistakes() {
+    let text = "trust: {domain: '', ca: 'tcp:1.2.3.4', leafTtl: 48h, crl: '', cacert: ./ca}";
+    let config = MINIMAL.replace("trust: {domain: onprem.example}", text);
+    insta::assert_snapshot!(Folder::new(&[("gateway.yaml", &config)]).errors());
+}
+
+#[test]
+fn an_empty_mapping() {
+    insta::assert_snapshot!(Folder::new(&[("gateway.yaml", "{}")]).errors());
+}
+
+#[test]
+fn a_list_instead_of_a_mapping() {
+    insta::assert_snapshot!(Folder::new(&[("gateway.yaml", "- a\n- b\n")]).errors());
+}
+
+#[test]
+fn paths_begin_at_the_folder_of_the_file() {
+    let text = format!(
+        "{MINIMAL}state: ../state\nregistries: [{{name: a, file: ./a.yaml}}, {{name: b, file: /etc/b.yaml}}]\n"
+    );
+    let folder = Folder::new(&[("gateway.yaml", &text)]);
+    let loaded = super::load(&folder.path("gateway.yaml")).unwrap();
+    assert_eq!(loaded.settings.state, folder.path("../state"));
+    assert_eq!(loaded.settings.registries[0].file, folder.path("a.yaml"));
+    assert_eq!(loaded.settings.registries[1].file, std::path::Path::new("/etc/b.yaml"));
+    assert_eq!(loaded.settings.folder(), folder.path(""));
+}
