@@ -192,6 +192,7 @@ impl ExportSession {
             && self.unacknowledged.is_empty()
             && self.dirty.is_empty()
             && self.dirty_endpoints.is_empty()
+            && self.resync_at.is_none()
     }
 
     fn open(&mut self, open: wire::ImportOpen, snapshot: &Snapshot, now: Now, actions: &mut Vec<ExportAction>) {

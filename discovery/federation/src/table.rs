@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use eastway_model::endpoint::RemoteEndpoints;
+use eastway_model::rules::PeerRules;
 use eastway_model::{ClusterName, EndpointId, PeerChange, ServiceKey, ServiceRecord, UnixMillis};
 use eastway_proto::federation::v1 as wire;
 
@@ -97,6 +98,18 @@ impl ImportTable {
     /// Records in use, sorted by name.
     pub fn services(&self) -> impl Iterator<Item = &Arc<ServiceRecord>> {
         self.services.iter().filter_map(|(_, held)| held.record.as_ref())
+    }
+
+    /// The record in use of one service.
+    #[must_use]
+    pub fn service(&self, key: &ServiceKey) -> Option<&Arc<ServiceRecord>> {
+        self.services.record(key)
+    }
+
+    /// Whether the store has yet to be told of changes.
+    #[must_use]
+    pub fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
     }
 
     /// Services of which the newest version was refused, and why. An older version may be in use.
@@ -195,6 +208,13 @@ impl ImportTable {
         }
         self.touch();
         changes
+    }
+
+    /// Rules that changed while no session runs: what they forbid goes at once.
+    /// [`crate::ImportSession::set_rules`] does this while one runs.
+    pub fn set_rules(&mut self, rules: &PeerRules) -> Vec<PeerChange> {
+        self.apply_rules(rules);
+        self.take_pending()
     }
 
     /// The pending changes, for the store. Services come before their endpoints.

@@ -137,16 +137,19 @@ impl Services {
         self.over_quota
     }
 
-    /// Takes a service, unless it would be a new one beyond the quota.
+    /// Takes a service, unless it would be a new one beyond the quota. As many refused ones are
+    /// held for their digest, and the others forgotten: they never take room from good ones.
     pub(crate) fn insert(&mut self, key: ServiceKey, held: HeldService, quota: usize) -> Result<(), RejectReason> {
         let known = self.held.get(&key);
         let was_used = known.is_some_and(|known| known.record.is_some());
-        let uses = held.record.is_some() && !was_used;
-        let tracks = known.is_none() && self.held.len() >= quota.saturating_mul(2);
-        if (uses && self.in_use >= quota) || tracks {
+        if held.record.is_some() && !was_used && self.in_use >= quota {
             self.untracked = true;
-            self.over_quota |= uses;
+            self.over_quota = true;
             return Err(RejectReason::Quota { what: "services", max: quota });
+        }
+        if held.record.is_none() && known.is_none() && self.held.len() - self.in_use >= quota {
+            self.untracked = true;
+            return Ok(());
         }
         self.remove(&key);
         self.digest.add(&key, &held.hash());
@@ -172,6 +175,8 @@ pub(crate) struct Staging {
     services: BTreeMap<ServiceKey, HeldService>,
     /// New services in use, in the order they came: the last ones go if there are too many.
     newcomers: Vec<ServiceKey>,
+    /// Refused ones that are held for their digest.
+    refused: usize,
     untracked: bool,
     over_quota: bool,
 }
@@ -187,7 +192,14 @@ pub(crate) struct Swap {
 
 impl Staging {
     pub(crate) fn new(buckets: u64) -> Self {
-        Self { buckets, services: BTreeMap::new(), newcomers: Vec::new(), untracked: false, over_quota: false }
+        Self {
+            buckets,
+            services: BTreeMap::new(),
+            newcomers: Vec::new(),
+            refused: 0,
+            untracked: false,
+            over_quota: false,
+        }
     }
 
     /// Services that wait for the end.
@@ -216,17 +228,22 @@ impl Staging {
         let newcomer = held.record.is_some() && services.record(&key).is_none();
         // Which of the table's services stay is known at the end only, so a full quota of new ones
         // has to wait here.
-        if (newcomer && self.newcomers.len() >= quota) || self.services.len() >= quota.saturating_mul(3) {
+        if newcomer && self.newcomers.len() >= quota {
             self.untracked = true;
-            self.over_quota |= newcomer;
+            self.over_quota = true;
             return Err((Some(key), RejectReason::Quota { what: "services", max: quota }));
         }
-        let refused = held.refused.clone();
+        let reason = held.refused.clone();
         if newcomer {
             self.newcomers.push(key.clone());
         }
-        self.services.insert(key.clone(), held);
-        refused.map_or(Ok(()), |reason| Err((Some(key), reason)))
+        if held.record.is_none() && self.refused >= quota {
+            self.untracked = true;
+        } else {
+            self.refused += usize::from(held.record.is_none());
+            self.services.insert(key.clone(), held);
+        }
+        reason.map_or(Ok(()), |reason| Err((Some(key), reason)))
     }
 
     /// Puts the snapshot in place of the services of its buckets, if the digest is right.
