@@ -22,6 +22,7 @@ pub mod load;
 pub mod mesh;
 pub mod relay;
 pub mod run;
+pub mod sim;
 
 pub mod servers;
 pub mod until;
