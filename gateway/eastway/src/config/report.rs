@@ -120,6 +120,7 @@ fn check_gateway(path: &Path) -> Report {
     {
         let (code, message) = match error {
             CrlError::Read { reason, .. } => (Code::Unreadable, format!("cannot read: {reason}")),
+            CrlError::TooLarge { .. } => (Code::TooLarge, "larger than 16 MiB".to_owned()),
             CrlError::Format { reason, .. } => (Code::Value, reason),
         };
         sink.push(Diagnostic::of_file(Severity::Error, code, file.display().to_string(), message));
