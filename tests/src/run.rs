@@ -33,7 +33,7 @@ pub fn binary() -> PathBuf {
 /// process. Use [`lab_test!`](crate::lab_test).
 ///
 /// # Panics
-/// The test fails, takes longer than [`TEST_LIMIT`], or cannot get namespaces.
+/// The test fails, takes longer than `TEST_LIMIT`, or cannot get namespaces.
 pub fn run_in_lab(module: &str, name: &str, body: impl Future<Output = Result<()>>) {
     if std::env::var_os(LAB_FOLDER).is_some() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

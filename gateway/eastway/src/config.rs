@@ -1,6 +1,6 @@
 //! Files users write, parsed once into settings that cannot be wrong.
 //!
-//! [`file`] has the shapes; [`Settings`], [`PeerSettings`] and [`Policies`] are what is left of them
+//! [`mod@file`] has the shapes; [`Settings`], [`PeerSettings`] and [`Policies`] are what is left of them
 //! after all checks. [`load`] reads a configuration file and the folders it names and reports
 //! everything that is wrong at once; [`watch`] keeps doing so and holds on to the last good
 //! configuration (invariant I11). Service files are the registries' own ([`eastway_registry::file`]),
