@@ -47,6 +47,8 @@ pub struct GatewayFacts {
     pub exported_without_endpoints: Vec<String>,
     /// Imports without a virtual address because the ranges are full.
     pub vips_missing: u32,
+    /// Virtual addresses with their ports that could not be listened on.
+    pub vips_unbound: Vec<String>,
     /// Log lines dropped since the start.
     pub dropped_log_lines: u64,
     /// Most file descriptors the process may open.

@@ -65,6 +65,8 @@ codes! {
         "their health checks fail, or all endpoints drain", "run `eastway endpoints`, and look at the health checks in the registry";
     NO_PEERS = "EW115" Warning "no peer is configured",
         "the peers folder holds no `kind: Peer` file", "run `eastway peer export` at the other cluster and save its output in the peers folder";
+    VIPS_UNBOUND = "EW116" Error "virtual addresses cannot be listened on: {what}",
+        "`vip.ranges` does not lead to this host", "route each range here: ip route add local RANGE dev lo";
 
     DNS_OK = "EW200" Ok "names are answered", "", "";
     DNS_SILENT = "EW201" Error "our DNS server does not answer",
@@ -100,7 +102,7 @@ codes! {
     FLAPPING = "EW311" Warning "the link was lost {what} times in 10 minutes",
         "a NAT or load balancer drops the flow, or the peer restarts", "see the reasons in the log; look for UDP timeouts below 30 s";
     ANSWERS_BUT_DOWN = "EW312" Error "the address answers, but no link comes up",
-        "something speaks QUIC there, but not as this peer", "see `lastError` in `eastway peers -o json`, and the log of the peer";
+        "the peer does not know us, or removed us; or something else speaks QUIC there", "see `lastError` in `eastway peers -o json`, and ask whether {peer} has our `eastway peer export`";
 
     TRUST_OK = "EW400" Ok "trusted: {what}", "", "";
     UNPINNED = "EW401" Error "the peer showed the key {what}, which is not pinned",

@@ -107,6 +107,9 @@ fn gateway(report: &mut Report, now: u64, facts: &GatewayFacts) {
     if facts.vips_missing > 0 {
         add(&codes::VIPS_FULL, &facts.vips_missing.to_string());
     }
+    if !facts.vips_unbound.is_empty() {
+        add(&codes::VIPS_UNBOUND, &list(&facts.vips_unbound));
+    }
     if !facts.exported_without_endpoints.is_empty() {
         add(&codes::NO_ENDPOINTS, &list(&facts.exported_without_endpoints));
     }

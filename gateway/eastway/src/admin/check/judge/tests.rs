@@ -84,6 +84,7 @@ const FAULTS: &[(&str, Break)] = &[
     ("EW113", |f| f.gateway.vips_missing = 4),
     ("EW114", |f| f.gateway.exported_without_endpoints = vec!["bookinfo/ratings".to_owned()]),
     ("EW115", |f| f.peers.clear()),
+    ("EW116", |f| f.gateway.vips_unbound = vec!["242.0.23.102:80".to_owned()]),
     ("EW201", |f| f.dns.answers = false),
     ("EW202", |f| f.dns.synced = false),
     ("EW203", |f| f.dns.dangling_names = vec![("a.shop.example".to_owned(), "bookinfo/revews".to_owned())]),
