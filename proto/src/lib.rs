@@ -12,6 +12,7 @@ pub mod control {
         clippy::all,
         clippy::pedantic,
         clippy::restriction,
+        rustdoc::invalid_html_tags,
         reason = "generated code"
     )]
     /// `eastway.control.v1`
@@ -29,6 +30,7 @@ pub mod federation {
         clippy::all,
         clippy::pedantic,
         clippy::restriction,
+        rustdoc::invalid_html_tags,
         reason = "generated code"
     )]
     /// `eastway.federation.v1`
@@ -46,6 +48,7 @@ pub mod tunnel {
         clippy::all,
         clippy::pedantic,
         clippy::restriction,
+        rustdoc::invalid_html_tags,
         reason = "generated code"
     )]
     /// `eastway.tunnel.v1`
@@ -63,6 +66,7 @@ pub mod ca {
         clippy::all,
         clippy::pedantic,
         clippy::restriction,
+        rustdoc::invalid_html_tags,
         reason = "generated code"
     )]
     /// `eastway.ca.v1`
