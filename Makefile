@@ -10,7 +10,7 @@ TOOLS := $(TARGET)/tools/bin
 COREDNS_VERSION := v1.15.0
 export EASTWAY_TOOLS := $(TOOLS)
 
-.PHONY: help demo build test unit model system check fmt clippy doc deny deps bench-micro bench-dns sabotage regenerate
+.PHONY: help demo build test unit model system demo-check check fmt clippy doc deny deps bench-micro bench-dns sabotage regenerate
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -23,7 +23,7 @@ build: ## Build the release binary
 	$(CARGO) build --release --locked -p eastway
 
 test: deps ## Install what the tests need, then run all of them
-	@./tests/tools/run-steps unit model system sabotage
+	@./tests/tools/run-steps unit model system demo-check sabotage
 
 unit: ## Unit, property, snapshot and virtual-time tests, and the fuzz corpora
 	$(CARGO) test --locked --workspace --exclude eastway-tests -q
@@ -34,6 +34,10 @@ model: ## The federation simulator: 10,000 seeds of at least 300 events
 system: ## Clouds as network namespaces, real CoreDNS, the demo as a user runs it
 	$(CARGO) build --release --locked -q -p eastway
 	EASTWAY_BIN=$(TARGET)/release/eastway $(CARGO) test --locked -q -p eastway-tests -- --test-threads=1
+
+demo-check: ## The demo's script, as a user without privileges, in real namespaces
+	$(CARGO) build --release --locked -q -p eastway
+	./tests/tools/demo-unprivileged $(TARGET)/release/eastway
 
 sabotage: ## Break the code on purpose, one patch at a time: each must turn its test red
 	./tests/sabotage/run
@@ -52,8 +56,8 @@ doc:
 deny: ## Bans, licences, sources and crate arrows, from cargo metadata
 	$(CARGO) test --locked -q -p eastway-tests --test workspace
 
-bench-micro: ## Micro-benchmarks and the budgets of the binary
-	./bench/micro/run
+bench-micro: ## Micro-benchmarks
+	$(CARGO) bench --locked --workspace --exclude eastway-tests
 
 bench-dns: deps ## DNS against CoreDNS on the same names in one run
 	./bench/dns/run

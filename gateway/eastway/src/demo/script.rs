@@ -48,13 +48,15 @@ impl<'a> Script<'a> {
         let (mut seen, mut in_a_row) = (BTreeSet::new(), 0);
         while seen.len() < WEIGHTS.len() || in_a_row < SETTLED_CALLS {
             let reviews = self.call("start", ONPREM, Service::Reviews).await?;
-            let kiosk = self.call("start", EDGE, Service::Kiosk).await?;
+            let kiosk = self.call_beside("start", EDGE, Service::Kiosk).await?;
             match (reviews.answer(), kiosk.answer()) {
                 (Some(answer), Some(_)) => {
                     seen.insert(answer.by.version);
                     in_a_row += 1;
                 }
-                _ if asked.elapsed() > PATIENCE => bail!("not all services answer after {PATIENCE:?}: {reviews:?}"),
+                _ if asked.elapsed() > PATIENCE => {
+                    bail!("not all services answer after {PATIENCE:?}: {reviews:?}, {kiosk:?}")
+                }
                 _ => {
                     in_a_row = 0;
                     tokio::time::sleep(PAUSE).await;
