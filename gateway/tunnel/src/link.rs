@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 pub use table::LinkTable;
 
-pub(crate) use balance::Budget;
+pub(crate) use balance::{Budget, Pace};
 
 use crate::config::{ReplicaId, Timing, TunnelLimits};
 use crate::header::{HeaderTooLong, StreamHeader};
@@ -192,14 +192,11 @@ pub(crate) struct LinkShared {
     refusing: AtomicBool,
     opened: AtomicU32,
     served: AtomicU32,
-    /// Streams whose reader has data in hand.
-    held: AtomicU32,
     /// Streams that the transport admits now.
     admitted: AtomicU32,
     streams: Mutex<HashMap<u64, Weak<StreamShared>>>,
     next_stream: AtomicU64,
-    /// Advances by one every [`balance::TICK`].
-    tick: AtomicU32,
+    pace: Arc<Pace>,
     idle: tokio::sync::Notify,
     pub(crate) bytes_sent: AtomicU64,
     pub(crate) bytes_received: AtomicU64,
@@ -252,11 +249,10 @@ impl LinkShared {
             refusing: AtomicBool::new(false),
             opened: AtomicU32::new(0),
             served: AtomicU32::new(0),
-            held: AtomicU32::new(0),
             admitted: AtomicU32::new(limits.initial_streams),
             streams: Mutex::new(HashMap::new()),
             next_stream: AtomicU64::new(0),
-            tick: AtomicU32::new(0),
+            pace: Arc::default(),
             idle: tokio::sync::Notify::new(),
             bytes_sent: AtomicU64::new(0),
             bytes_received: AtomicU64::new(0),
@@ -334,25 +330,12 @@ impl LinkShared {
         }
     }
 
-    /// A stream's reader took data in hand, or came back for more.
-    pub(crate) fn hold(&self, held: bool) {
-        if held {
-            self.held.fetch_add(1, Ordering::Relaxed);
-        } else {
-            self.held.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-
-    pub(crate) fn any_held(&self) -> bool {
-        self.held.load(Ordering::Relaxed) > 0
-    }
-
     pub(crate) fn over_stream_limit(&self) -> bool {
         self.peer_streams.load(Ordering::Relaxed) > self.limits.streams_per_peer
     }
 
-    pub(crate) fn tick(&self) -> u32 {
-        self.tick.load(Ordering::Relaxed)
+    pub(crate) fn pace(&self) -> &Arc<Pace> {
+        &self.pace
     }
 
     pub(crate) fn next_stream_id(&self) -> u64 {

@@ -5,6 +5,7 @@
 //! that is a reset. [`RecvHalf`] takes the byte off; nobody else sees it.
 
 mod accepted;
+mod reader;
 mod shared;
 
 use std::future::poll_fn;

@@ -8,7 +8,7 @@
 //! the second.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::LinkShared;
@@ -61,6 +61,37 @@ impl Budget {
     }
 }
 
+/// The time of a link in steps of [`TICK`], and how many of its streams hold data up.
+#[derive(Default)]
+pub(crate) struct Pace {
+    tick: AtomicU32,
+    held: AtomicU32,
+}
+
+impl Pace {
+    pub(crate) fn tick(&self) -> u32 {
+        self.tick.load(Ordering::Relaxed)
+    }
+
+    /// Moves on by one, and returns what it is now.
+    pub(crate) fn advance(&self) -> u32 {
+        self.tick.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
+    }
+
+    /// A reader keeps data waiting, or does so no longer.
+    pub(crate) fn hold(&self, held: bool) {
+        if held {
+            self.held.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.held.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn any_held(&self) -> bool {
+        self.held.load(Ordering::Relaxed) > 0
+    }
+}
+
 /// The windows of one link.
 pub(crate) struct Balance {
     budget: Arc<Budget>,
@@ -83,7 +114,7 @@ impl Balance {
 
     /// One look at all streams, every [`TICK`].
     pub(crate) fn tick(&mut self) {
-        let now = self.link.tick.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+        let now = self.link.pace().advance();
         let charged = self.relieve(now);
         let window = self.budget.moving(u64::from(self.link.limits.link_window)) + charged;
         if window != self.window {
@@ -145,7 +176,7 @@ impl Drop for Balance {
 }
 
 fn stalled(link: &LinkShared, now: u32) -> Vec<(u32, Arc<StreamShared>)> {
-    if !link.any_held() {
+    if !link.pace().any_held() {
         return Vec::new();
     }
     // Not under the lock: dropping the last reference to a stream takes it.

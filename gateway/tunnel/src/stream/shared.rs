@@ -1,19 +1,16 @@
 //! What both halves of a stream and the watch over unread bytes share.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Wake, Waker, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
-use futures_util::task::AtomicWaker;
 
 use super::StreamError;
+use super::reader::Reader;
 use crate::code::ResetCode;
 use crate::link::LinkShared;
 use crate::transport::RecvStream;
-
-/// The reader waits for data: it holds nothing up.
-const WAITING: u32 = u32::MAX;
 
 /// Who opened a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,11 +27,9 @@ pub(crate) struct StreamShared {
     id: u64,
     direction: Direction,
     recv: Mutex<Receiver>,
-    /// Tick of the link at which the reader last took data and did not come back for more, or [`WAITING`].
-    held_since: AtomicU32,
+    reader: Arc<Reader>,
     /// A limit cut the stream.
     shed: AtomicBool,
-    abort: AtomicWaker,
 }
 
 struct Receiver {
@@ -50,22 +45,11 @@ impl StreamShared {
             link: Arc::clone(link),
             direction,
             recv: Mutex::new(Receiver { inner, stash: None }),
-            held_since: AtomicU32::new(WAITING),
+            reader: Reader::new(Arc::clone(link.pace())),
             shed: AtomicBool::new(false),
-            abort: AtomicWaker::new(),
         });
         link.register(shared.id, direction, &shared);
-        // Until the first read it is unread, not waited for.
-        shared.mark(link.tick());
         shared
-    }
-
-    /// Notes since when data is in the reader's hands, or that it waits for more.
-    fn mark(&self, since: u32) {
-        let before = self.held_since.swap(since, Ordering::Relaxed);
-        if (before == WAITING) != (since == WAITING) {
-            self.link.hold(since != WAITING);
-        }
     }
 
     fn receiver(&self) -> MutexGuard<'_, Receiver> {
@@ -116,12 +100,12 @@ impl StreamShared {
         let result = read(&mut receiver, cx);
         match &result {
             Poll::Ready(Ok(Some((bytes, _)))) => {
-                self.mark(self.link.tick());
+                self.reader.takes();
                 self.link.received(*bytes);
             }
-            Poll::Pending | Poll::Ready(Ok(None)) => self.mark(WAITING),
+            Poll::Pending | Poll::Ready(Ok(None)) => self.reader.waits(),
             Poll::Ready(Err(error)) => {
-                self.mark(WAITING);
+                self.reader.waits();
                 self.note(*error);
             }
         }
@@ -129,7 +113,7 @@ impl StreamShared {
     }
 
     pub(super) fn poll_abort(&self, cx: &mut Context<'_>) -> Poll<StreamError> {
-        self.abort.register(cx.waker());
+        self.reader.register_abort(cx.waker());
         let mut receiver = self.receiver();
         if self.shed.load(Ordering::Relaxed) {
             return Poll::Ready(StreamError::Reset(ResetCode::Overloaded));
@@ -143,29 +127,34 @@ impl StreamShared {
         let mut receiver = self.receiver();
         receiver.stash = None;
         receiver.inner.stop(code);
-        self.mark(WAITING);
+        self.reader.waits();
     }
 
     /// For how many ticks, at least `at_least`, the reader has not come back although more is unread.
     /// `None`: it holds nothing up.
-    pub(crate) fn stalled_for(self: &Arc<Self>, now: u32, at_least: u32) -> Option<u32> {
-        let held = || {
-            let since = self.held_since.load(Ordering::Relaxed);
-            (since != WAITING).then(|| now.wrapping_sub(since)).filter(|ticks| *ticks >= at_least)
-        };
-        held()?;
+    pub(crate) fn stalled_for(&self, now: u32, at_least: u32) -> Option<u32> {
+        self.reader.away(now, at_least)?;
         let mut receiver = self.receiver();
         // Again under the lock: a reader that waits has its waker registered with the transport, and that
         // one must not be replaced.
-        let ticks = held()?;
+        let ticks = self.reader.away(now, at_least)?;
         if receiver.stash.is_none() {
-            let waker = Waker::from(Arc::clone(self));
+            self.reader.presume_empty();
+            let waker = Waker::from(Arc::clone(&self.reader));
             match receiver.inner.poll_read(&mut Context::from_waker(&waker), usize::MAX) {
-                Poll::Ready(Ok(Some(chunk))) => receiver.stash = Some(chunk),
-                Poll::Ready(Ok(None) | Err(_)) | Poll::Pending => {}
+                Poll::Ready(Ok(Some(chunk))) => {
+                    receiver.stash = Some(chunk);
+                    self.reader.not_empty(now.wrapping_sub(ticks));
+                }
+                // An end that was found by the way: who waits for an abort learns it from here.
+                Poll::Ready(Ok(None) | Err(_)) => {
+                    self.reader.abort();
+                    return None;
+                }
+                Poll::Pending => return None,
             }
         }
-        receiver.stash.as_ref().map(|_| ticks)
+        Some(ticks)
     }
 
     /// Cuts a stalled stream to make room for those that move.
@@ -174,11 +163,11 @@ impl StreamShared {
         if !self.shed.swap(true, Ordering::Relaxed) {
             receiver.stash = None;
             receiver.inner.stop(ResetCode::Overloaded);
-            self.mark(WAITING);
+            self.reader.waits();
             self.link.counters().reset_sent(ResetCode::Overloaded);
         }
         drop(receiver);
-        self.abort.wake();
+        self.reader.abort();
     }
 
     pub(super) fn sent(&self, bytes: usize) {
@@ -198,16 +187,8 @@ impl StreamShared {
     }
 }
 
-/// Wakes whoever waits for an abort while a look at the transport has replaced its waker there.
-impl Wake for StreamShared {
-    fn wake(self: Arc<Self>) {
-        self.abort.wake();
-    }
-}
-
 impl Drop for StreamShared {
     fn drop(&mut self) {
-        self.mark(WAITING);
         self.link.unregister(self.id, self.direction);
     }
 }
