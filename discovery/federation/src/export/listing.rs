@@ -1,10 +1,8 @@
 //! Endpoint records of one subscribed service, on their way to the importer.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use eastway_model::endpoint::LocalEndpoints;
-use eastway_model::{Endpoint, EndpointId, LocalEndpoint, ServiceKey};
+use eastway_model::{Endpoint, ServiceKey};
 use eastway_proto::federation::v1 as wire;
 use prost::Message;
 
@@ -113,7 +111,7 @@ fn compare(
 ) -> LocalEndpoints {
     let mut bytes = 0;
     let mut edits = Vec::new();
-    for (id, endpoint) in changes(sent, current) {
+    for (id, endpoint) in current.changes_from(sent) {
         if bytes >= room {
             return sent.edited(&edits);
         }
@@ -135,23 +133,6 @@ fn compare(
         edits.push((id, endpoint));
     }
     current.clone()
-}
-
-/// What turns `old` into `new`.
-fn changes(old: &LocalEndpoints, new: &LocalEndpoints) -> Vec<(EndpointId, Option<Arc<LocalEndpoint>>)> {
-    let mut changes = Vec::new();
-    let mut old = old.iter().peekable();
-    for endpoint in new.iter() {
-        let id = &endpoint.endpoint.id;
-        while let Some(gone) = old.next_if(|old| old.endpoint.id < *id) {
-            changes.push((gone.endpoint.id.clone(), None));
-        }
-        if !old.next_if(|old| old.endpoint.id == *id).is_some_and(|old| Arc::ptr_eq(old, endpoint)) {
-            changes.push((id.clone(), Some(Arc::clone(endpoint))));
-        }
-    }
-    changes.extend(old.map(|gone| (gone.endpoint.id.clone(), None)));
-    changes
 }
 
 fn digest_of(endpoints: &LocalEndpoints) -> EndpointHash {

@@ -356,3 +356,22 @@ fn i1_an_address_that_changes_sends_nothing() {
         assert!(!out.windows(4).any(|window| window == [192, 0, 2, 7] || window == [10, 0, 0, 1]));
     }
 }
+
+proptest::proptest! {
+    /// The difference of two lists, applied to the older, is the newer, whatever they share.
+    #[test]
+    fn endpoint_differences_lead_from_the_older_to_the_newer(
+        edits in proptest::collection::vec((0_usize..400, proptest::bool::ANY), 0..60),
+        size in 0_usize..350,
+    ) {
+        let older: eastway_model::endpoint::LocalEndpoints = (0..size).map(|n| endpoint(n, "v1")).collect();
+        let edits: std::collections::BTreeMap<_, _> = edits
+            .into_iter()
+            .map(|(n, stays)| (endpoint(n, "v2").endpoint.id.clone(), stays.then(|| Arc::new(endpoint(n, "v2")))))
+            .collect();
+        let newer = older.edited(&edits.into_iter().collect::<Vec<_>>());
+        let changes = newer.changes_from(&older);
+        proptest::prop_assert!(changes.len() <= 60);
+        proptest::prop_assert_eq!(older.edited(&changes), newer);
+    }
+}

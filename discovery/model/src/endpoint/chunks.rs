@@ -99,6 +99,27 @@ impl<C: Chunk> ChunkList<C> {
         &self.inner.chunks
     }
 
+    /// The chunks of both that are not the same allocation in the other, in order. Both lists are
+    /// sorted, so a shared chunk is met from both sides at once.
+    pub(super) fn unshared<'a>(&'a self, other: &'a Self) -> (Vec<&'a C>, Vec<&'a C>) {
+        let first = |chunk: &&'a Arc<C>| chunk.get(0).map(|item| C::id(&item));
+        let (mut ours, mut theirs) = (self.inner.chunks.iter().peekable(), other.inner.chunks.iter().peekable());
+        let (mut left, mut right) = (Vec::new(), Vec::new());
+        while let (Some(a), Some(b)) = (ours.peek(), theirs.peek()) {
+            if Arc::ptr_eq(a, b) {
+                ours.next();
+                theirs.next();
+            } else if first(a) <= first(b) {
+                left.extend(ours.next().map(|chunk| &**chunk));
+            } else {
+                right.extend(theirs.next().map(|chunk| &**chunk));
+            }
+        }
+        left.extend(ours.map(|chunk| &**chunk));
+        right.extend(theirs.map(|chunk| &**chunk));
+        (left, right)
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = C::Item<'_>> {
         self.inner.chunks.iter().flat_map(|chunk| items(&**chunk))
     }

@@ -106,6 +106,26 @@ impl LocalEndpoints {
         self.0.same(&other.0)
     }
 
+    /// What turns `older` into `self`, by id: what is there now, or `None` if it is gone. Memory that
+    /// both share is not looked at.
+    #[must_use]
+    pub fn changes_from(&self, older: &Self) -> Vec<(EndpointId, Option<Arc<LocalEndpoint>>)> {
+        let (old, new) = older.0.unshared(&self.0);
+        let mut changes = Vec::new();
+        let mut old = old.iter().flat_map(|chunk| &chunk.items).peekable();
+        for endpoint in new.iter().flat_map(|chunk| &chunk.items) {
+            let id = &endpoint.endpoint.id;
+            while let Some(gone) = old.next_if(|old| old.endpoint.id < *id) {
+                changes.push((gone.endpoint.id.clone(), None));
+            }
+            if old.next_if(|old| old.endpoint.id == *id).is_none_or(|old| !Arc::ptr_eq(old, endpoint)) {
+                changes.push((id.clone(), Some(Arc::clone(endpoint))));
+            }
+        }
+        changes.extend(old.map(|gone| (gone.endpoint.id.clone(), None)));
+        changes
+    }
+
     /// A copy with these ids replaced (`Some`) or removed (`None`); each endpoint has the id it is
     /// filed under. Of several edits of an id the last counts.
     #[must_use]
