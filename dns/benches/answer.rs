@@ -56,27 +56,27 @@ fn answers(bencher: Bencher<'_, '_>, name: impl Fn(u32) -> String, qtype: u8) {
     });
 }
 
-#[divan::bench]
+#[divan::bench(sample_count = 200, sample_size = 256)]
 fn address(bencher: Bencher<'_, '_>) {
     answers(bencher, |i| format!("svc-{i}.ns-{}.svc.clusterset.local", i % 100), 1);
 }
 
-#[divan::bench]
+#[divan::bench(sample_count = 200, sample_size = 256)]
 fn srv(bencher: Bencher<'_, '_>) {
     answers(bencher, |i| format!("_http._tcp.svc-{i}.ns-{}.svc.clusterset.local", i % 100), 33);
 }
 
-#[divan::bench]
+#[divan::bench(sample_count = 200, sample_size = 256)]
 fn no_such_name(bencher: Bencher<'_, '_>) {
     answers(bencher, |i| format!("none-{i}.ns-{}.svc.clusterset.local", i % 100), 1);
 }
 
-#[divan::bench]
+#[divan::bench(sample_count = 200, sample_size = 256)]
 fn through_a_search_path(bencher: Bencher<'_, '_>) {
     answers(bencher, |i| format!("www-{i}.example.com.svc.clusterset.local"), 1);
 }
 
-#[divan::bench]
+#[divan::bench(sample_count = 200, sample_size = 256)]
 fn one_service_changes(bencher: Bencher<'_, '_>) {
     let store = store();
     let mut version = 0_u8;

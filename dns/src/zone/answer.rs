@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use smallvec::SmallVec;
+
 use crate::wire::{CLASS_IN, HEADER, pointer};
 use crate::zone::TTL;
 
@@ -10,11 +12,14 @@ const MAX_ANSWER: usize = 65_000;
 
 /// An answer section and, if it fits, an additional section. Both assume that the question stands
 /// between them and the header, and point back into it.
+///
+/// Two address records lie in the answer itself and not behind a pointer: a lookup waits for memory
+/// more than for anything else.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
-    bytes: Box<[u8]>,
+    bytes: SmallVec<[u8; 32]>,
     /// Where each record of the answer section ends.
-    ends: Box<[u16]>,
+    ends: SmallVec<[u16; 4]>,
     extras: u16,
 }
 
@@ -124,7 +129,7 @@ impl Builder {
         } else {
             0
         };
-        Some(Answer { bytes: self.bytes.into_boxed_slice(), ends: self.ends.into_boxed_slice(), extras })
+        Some(Answer { bytes: SmallVec::from_slice(&self.bytes), ends: SmallVec::from_slice(&self.ends), extras })
     }
 }
 

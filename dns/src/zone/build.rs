@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use hashbrown::HashMap;
+use smallvec::SmallVec;
 
 use crate::entry::{HeadlessEndpoint, NameEntry, PortEntry, Protocol, ServiceEntry, ServiceKind, ServiceName};
 use crate::name::{CLUSTERSET, Fqdn, MAX_WIRE, NameError, is_label, push_label};
@@ -18,7 +19,7 @@ const MAX_ENDPOINTS: usize = 512;
 
 /// The records of one name, by type. A name without any still exists: an empty non-terminal.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Node(Vec<(u16, Answer)>);
+pub(crate) struct Node(SmallVec<[(u16, Answer); 2]>);
 
 impl Node {
     /// The answer for a type.
@@ -36,8 +37,8 @@ impl Node {
 /// A name with everything below it that comes and goes with it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
-    /// The name on the wire.
-    pub(crate) name: Box<[u8]>,
+    /// The name on the wire, most of them in the entry itself.
+    pub(crate) name: SmallVec<[u8; 56]>,
     /// Its records; `None` if the name is known but does not exist (no ready endpoints).
     pub(crate) node: Option<Node>,
     /// Names below it, by the labels in front.
@@ -52,9 +53,9 @@ pub(crate) struct Entry {
 
 impl Entry {
     /// A name without records.
-    pub(crate) fn new(name: Box<[u8]>) -> Self {
+    pub(crate) fn new(name: &[u8]) -> Self {
         Self {
-            name,
+            name: SmallVec::from_slice(name),
             node: Some(Node::default()),
             below: HashMap::new(),
             always: false,
@@ -63,9 +64,14 @@ impl Entry {
         }
     }
 
+    /// The name, to be kept elsewhere.
+    pub(crate) fn key(&self) -> Box<[u8]> {
+        self.name.as_slice().into()
+    }
+
     /// A name that exists because others lie below it (RFC 8020 §2).
     pub(crate) fn filler(name: &[u8]) -> Self {
-        Self { is_filler: true, ..Self::new(name.into()) }
+        Self { is_filler: true, ..Self::new(name) }
     }
 }
 
@@ -91,7 +97,7 @@ pub(crate) fn service_name(namespace: &str, name: &str) -> Result<Box<[u8]>, Nam
 /// # Errors
 /// [`NameError`] if a part of it is no DNS label.
 pub(crate) fn service(service: &ServiceEntry) -> Result<Entry, NameError> {
-    let mut entry = Entry::new(service_name(&service.namespace, &service.name)?);
+    let mut entry = Entry::new(&service_name(&service.namespace, &service.name)?);
     match &service.kind {
         ServiceKind::ClusterSet { addresses } => fill(&mut entry, addresses, &service.ports),
         ServiceKind::Headless { endpoints } => fill_headless(&mut entry, endpoints, &service.ports)?,
@@ -101,7 +107,7 @@ pub(crate) fn service(service: &ServiceEntry) -> Result<Entry, NameError> {
 
 /// The entry of a name of one's own.
 pub(crate) fn own_name(name: &NameEntry) -> Entry {
-    let mut entry = Entry::new(name.fqdn.wire().into());
+    let mut entry = Entry::new(name.fqdn.wire());
     entry.service.clone_from(&name.service);
     if name.addresses.is_empty() {
         entry.node = None;
@@ -118,7 +124,7 @@ pub(crate) fn zone_names(zone: &Fqdn, servers: &[IpAddr]) -> Vec<Entry> {
         let mut wire = Vec::new();
         labels.iter().for_each(|label| push_label(&mut wire, label));
         wire.extend_from_slice(zone.wire());
-        Entry { always: true, ..Entry::new(wire.into_boxed_slice()) }
+        Entry { always: true, ..Entry::new(&wire) }
     };
     let mut server = below(&["ns", "dns"]);
     set_addresses(&mut server, servers);

@@ -115,11 +115,11 @@ impl ZoneStore {
             batch.remove(name);
         }
         for entry in entries {
-            writer.zone_names.insert(entry.name.clone());
+            writer.zone_names.insert(entry.key());
             // A name of one's own may be the zone's own name; its entry then serves for both.
             let is_taken = writer.names.iter().any(|name| *name.wire() == *entry.name);
             if is_taken {
-                batch.changes.remove(&entry.name);
+                batch.changes.remove(entry.name.as_slice());
             } else {
                 batch.put(entry);
             }
@@ -144,7 +144,7 @@ impl ZoneStore {
     pub fn upsert_service(&self, service: &ServiceEntry) -> Result<bool, NameError> {
         let entry = build::service(service)?;
         let mut writer = self.lock();
-        writer.services.insert(entry.name.clone());
+        writer.services.insert(entry.key());
         Ok(self.publish(&mut writer, Batch::of(entry)))
     }
 
@@ -186,7 +186,7 @@ impl ZoneStore {
         let mut writer = self.lock();
         let services: Vec<_> = services.iter().map(build::service).collect::<Result<_, _>>()?;
         let own = names.iter().map(|name| self.own_entry(name)).collect::<Result<Vec<_>, _>>()?;
-        let service_names: BTreeSet<_> = services.iter().map(|entry| entry.name.clone()).collect();
+        let service_names: BTreeSet<_> = services.iter().map(Entry::key).collect();
         let own_names: BTreeSet<_> = names.iter().map(|name| name.fqdn.clone()).collect();
 
         let mut batch = Batch::default();
@@ -291,7 +291,7 @@ impl ZoneStore {
     fn without_name(&self, name: &Fqdn) -> Batch {
         let zones = self.zones.load();
         match zone_of(&zones, name.wire()) {
-            Some(zone) if zone.name == *name => Batch::of(Entry { always: true, ..Entry::new(name.wire().into()) }),
+            Some(zone) if zone.name == *name => Batch::of(Entry { always: true, ..Entry::new(name.wire()) }),
             _ => Batch::without(name.wire().into()),
         }
     }
@@ -415,7 +415,7 @@ impl Batch {
     }
 
     fn put(&mut self, entry: Entry) {
-        self.changes.insert(entry.name.clone(), Some(entry));
+        self.changes.insert(entry.key(), Some(entry));
     }
 
     fn remove(&mut self, name: Box<[u8]>) {
