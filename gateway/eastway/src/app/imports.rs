@@ -17,7 +17,7 @@ use eastway_proto::federation::v1 as wire;
 use eastway_tunnel::header::{FederationHeader, StreamHeader};
 use eastway_tunnel::{Link, OpenError, RecvHalf, ResetCode, SendHalf, StreamError, Tunnel};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -30,7 +30,7 @@ use crate::telemetry::{Refusal, Telemetry};
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// A session that lived this long was a success: the next pause is the first one again.
 const SETTLED: Duration = Duration::from_secs(10);
-/// How often a peer without a usable link is looked at beside being told.
+/// How often links are looked at beside being told: for a usable one, or whether a session's still is.
 const LINK_POLL: Duration = Duration::from_millis(200);
 /// How long changes are collected before the copy on disk is written anew.
 const SAVE_AFTER: Duration = Duration::from_secs(1);
@@ -127,6 +127,8 @@ enum SessionEnd {
     Frame(#[from] FrameError),
     #[error("closed: {0}")]
     Closed(CloseReason),
+    #[error("the link is given up")]
+    LinkGivenUp,
 }
 
 impl Importer {
@@ -179,7 +181,7 @@ impl Importer {
         let now = self.imports.clock.now();
         let (mut session, actions) = ImportSession::start(&mut self.table, &rules, self.imports.limits.clone(), now);
         let result = match self.perform(actions, &mut send).await {
-            Ok(()) => self.drive(&mut session, &mut send, &mut recv).await,
+            Ok(()) => self.drive(&mut session, link, &mut send, &mut recv).await,
             Err(end) => Err(end),
         };
         if let Err(SessionEnd::Frame(error)) = &result {
@@ -195,9 +197,11 @@ impl Importer {
     async fn drive(
         &mut self,
         session: &mut ImportSession,
+        link: &Link,
         send: &mut SendHalf,
         recv: &mut RecvHalf,
     ) -> Result<std::convert::Infallible, SessionEnd> {
+        let mut looks = interval(LINK_POLL);
         let mut decoder = Decoder::<wire::ExporterMessage>::new();
         let mut live = false;
         let mut save_at: Option<Instant> = None;
@@ -228,6 +232,14 @@ impl Importer {
                 () = sleep_until(save_at.unwrap_or_else(far)), if save_at.is_some() => {
                     save_at = None;
                     self.save();
+                    Vec::new()
+                }
+                // A link that drains, or a second one to the same replica, waits for its streams to
+                // end; a session never ends by itself, it moves to another link.
+                _ = looks.tick() => {
+                    if !link.is_usable() {
+                        return Err(SessionEnd::LinkGivenUp);
+                    }
                     Vec::new()
                 }
             };
@@ -353,5 +365,6 @@ fn end_name(end: &SessionEnd) -> &'static str {
         SessionEnd::Finished => "finished",
         SessionEnd::Frame(_) => "frame",
         SessionEnd::Closed(reason) => reason.code().as_str_name(),
+        SessionEnd::LinkGivenUp => "link given up",
     }
 }
