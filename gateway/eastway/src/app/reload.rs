@@ -15,6 +15,8 @@ use crate::telemetry::{LogHandle, Refusal};
 pub async fn run(gateway: Arc<Gateway>, log: Option<LogHandle>, end: CancellationToken) {
     let mut loaded = gateway.configuration.loaded.clone();
     let mut status = gateway.configuration.status.clone();
+    // What runs was read without errors.
+    gateway.telemetry.metrics.config_reloaded(true);
     loop {
         tokio::select! {
             () = end.cancelled() => return,
