@@ -76,13 +76,13 @@ async fn until_told_to_stop(args: Args) -> Result<ExitCode> {
         result = perform(&args, lab, browser, &mut story) => result,
         _ = terminate.recv() => Ok(ExitCode::from(130)),
     };
-    if let Some(story) = &mut story {
-        if result.is_err() {
-            eprintln!("{}", story.logs());
-        }
-        story.stop().await?;
+    let Some(mut story) = story else { return result };
+    let logs = story.logs();
+    let stopped = story.stop().await;
+    if result.is_err() || stopped.is_err() {
+        eprintln!("{logs}");
     }
-    result
+    stopped.and(result)
 }
 
 /// The browser's listener, which the outer process made on the host's network.

@@ -37,7 +37,7 @@ pub(super) async fn run(story: &Story, script: &Script<'_>) -> Result<()> {
             write(&format!("{HOME}{}", screen(story, round, &shown, &versions)))?;
         } else {
             for row in rows {
-                write(&format!("{}\n", row.join("  ")))?;
+                write(&format!("{}\n", row.join("  ").replace('\n', ", ")))?;
             }
         }
     }

@@ -14,14 +14,12 @@ use serde_json::Value;
 use super::files::{self, GatewaySpec, ServiceSpec};
 use super::net::CloudNet;
 use super::place::Place;
-use super::process::{Leash, Process, Program};
+use super::process::{LOG_TAIL, Leash, Process, Program};
 use super::{Isolation, Lab, http};
 use crate::admin::views::{Items, PeerCondition, PeerView, StatusView, View};
 
 /// Longest wait for a gateway to become ready.
 const READY: Duration = Duration::from_secs(10);
-/// Bytes of a log that an error quotes.
-const LOG_TAIL: u64 = 3000;
 
 /// What a cloud is made from.
 #[derive(Clone, Debug)]
@@ -301,6 +299,26 @@ impl Cloud {
         let process = Process::start(self.net.pods(), &format!("{}/{name}", self.spec.name), program).await?;
         self.workloads.push(process);
         Ok(())
+    }
+
+    /// Runs a command of the `eastway` binary beside a replica, as its operator would; gives its exit code
+    /// and all that it printed.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub async fn command(&self, replica: usize, arguments: &[&str]) -> Result<(Option<i32>, String)> {
+        let (place, address) = self.operator(replica)?;
+        let mut command = tokio::process::Command::new(&self.binary);
+        command
+            .args(arguments)
+            .env("EASTWAY_CONFIG", self.main_file(replica))
+            .env("EASTWAY_ADMIN", SocketAddr::new(address, files::ADMIN_PORT).to_string())
+            .stdin(std::process::Stdio::null())
+            .kill_on_drop(true);
+        let output = place.run(async move { Ok(command.output().await?) }).await;
+        let output = output.with_context(|| format!("run eastway {arguments:?}"))?;
+        let printed = [output.stdout, output.stderr].concat();
+        Ok((output.status.code(), String::from_utf8_lossy(&printed).into_owned()))
     }
 
     /// Fetches a path of a replica's admin port.

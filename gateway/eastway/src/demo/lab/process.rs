@@ -14,6 +14,9 @@ use tokio::process::{Child, Command};
 
 use super::place::Place;
 
+/// Bytes of a log that an error quotes.
+pub(super) const LOG_TAIL: u64 = 3000;
+
 /// How the children of a lab are kept from outliving it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leash {
@@ -108,7 +111,7 @@ impl Process {
             return Ok(status?);
         }
         self.kill().await?;
-        anyhow::bail!("{} did not end within {patience:?} of SIGTERM", self.name)
+        anyhow::bail!("{} did not end within {patience:?} of SIGTERM:\n{}", self.name, self.log_tail(LOG_TAIL))
     }
 
     /// Waits until it ends by itself.
