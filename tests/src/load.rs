@@ -24,6 +24,10 @@ use crate::servers::body;
 /// Longest wait for an answer, the connection's set-up included.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 
+/// Longest use of a kept-alive connection, as of a server that limits it. No longer than a drain (30 s):
+/// a proxy for bytes cannot tell between which two requests it may close.
+const KEPT: Duration = Duration::from_secs(5);
+
 /// What to ask, from where, how often.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
@@ -178,7 +182,7 @@ async fn one(plan: Plan, id: u64, idle: Idle, record: Arc<Mutex<Record>>, starte
     let result = result.unwrap_or_else(|_| bail!("no answer within {PATIENCE:?}"));
     match result {
         Ok((connection, server)) => {
-            if keep {
+            if keep && connection.opened.elapsed() < KEPT {
                 idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
             }
             let mut record = lock(&record);
@@ -198,7 +202,7 @@ fn usable(idle: &Idle) -> Option<Connection> {
     let mut idle = idle.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
         let connection = idle.pop()?;
-        if connection.is_open() {
+        if connection.is_open() && connection.opened.elapsed() < KEPT {
             return Some(connection);
         }
     }
@@ -206,6 +210,7 @@ fn usable(idle: &Idle) -> Option<Connection> {
 
 #[derive(Debug)]
 struct Connection {
+    opened: Instant,
     read: BufReader<OwnedReadHalf>,
     write: OwnedWriteHalf,
 }
@@ -214,7 +219,7 @@ impl Connection {
     async fn open(plan: Plan) -> Result<Self> {
         let stream = connect(plan.source, plan.target).await.context("connect")?;
         let (read, write) = stream.into_split();
-        Ok(Self { read: BufReader::new(read), write })
+        Ok(Self { opened: Instant::now(), read: BufReader::new(read), write })
     }
 
     /// Whether the server has neither closed nor reset it. A reset is left for the request to meet.

@@ -143,6 +143,7 @@ impl MeshBuilder {
         for spec in &self.clouds {
             let policy = files::access_policy(NAMESPACE, "everyone", &["*"], &everyone);
             mesh.cloud(&spec.name).write_policy("everyone", &policy)?;
+            mesh.change_services(&spec.name, |_| {})?;
         }
         for (_, to) in &self.named {
             let address = mesh.cloud(to).net().gateways()[0].wan;

@@ -38,7 +38,8 @@ pub fn run_in_lab(module: &str, name: &str, body: impl Future<Output = Result<()
     if std::env::var_os(LAB_FOLDER).is_some() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         if let Err(error) = runtime.block_on(body) {
-            panic!("{error:?}");
+            let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+            panic!("{}", causes.join("\n  because "));
         }
         return;
     }
@@ -47,6 +48,8 @@ pub fn run_in_lab(module: &str, name: &str, body: impl Future<Output = Result<()
     let test = std::env::current_exe().expect("a test knows its file");
     let mut command = in_namespaces(&binary());
     command.arg(test).args([&path, "--exact", "--nocapture", "--test-threads=1", "--include-ignored"]);
+    // Where a harness failed is in the message; traces of its runtimes would bury it.
+    command.env("RUST_BACKTRACE", "0");
     let (code, output) = run(command);
     println!("{output}");
     assert!(output.contains("1 passed"), "{path} {code} inside its namespaces; its output is above");

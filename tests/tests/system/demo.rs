@@ -1,0 +1,256 @@
+//! The demo, as a user runs it: the real binary, without root, on the host.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid};
+use serde_json::Value;
+
+/// Longest wait for a run of the script.
+const LIMIT: Duration = Duration::from_secs(90);
+/// A user without any rights of his own (`nobody` on Linux).
+const NOBODY: u32 = 65534;
+
+/// One demo at a time: each checks that the machine is as it was before.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// A copy of the binary where any user can run it, in a folder that is removed at the end.
+struct Binary {
+    folder: tempfile::TempDir,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Binary {
+    fn copy() -> Self {
+        use std::os::unix::fs::PermissionsExt;
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        let copy = Self { folder, _alone: alone };
+        std::fs::copy(eastway_tests::binary(), copy.path()).unwrap();
+        copy
+    }
+
+    fn path(&self) -> PathBuf {
+        // The name tells its processes from all others.
+        let unique = self.folder.path().file_name().unwrap().to_string_lossy().into_owned();
+        self.folder.path().join(format!("eastway{unique}"))
+    }
+
+    /// `eastway demo …`, never as root.
+    fn demo(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.path());
+        command.arg("demo").args(arguments).current_dir("/").stdin(Stdio::null());
+        command.env_remove("EASTWAY_BIN");
+        if geteuid().is_root() {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        command
+    }
+
+    /// Processes that run this copy.
+    fn processes(&self) -> BTreeSet<u32> {
+        let path = self.path();
+        let entries = std::fs::read_dir("/proc").unwrap().flatten();
+        let runs = |entry: &std::fs::DirEntry| {
+            std::fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe == path)
+                || std::fs::read(entry.path().join("cmdline")).is_ok_and(|line| starts_with(&line, &path))
+        };
+        entries.filter(runs).filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    }
+
+    fn wait_until_nothing_runs(&self) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !self.processes().is_empty() {
+            assert!(Instant::now() < deadline, "processes stayed: {:?}", self.processes());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn starts_with(line: &[u8], path: &Path) -> bool {
+    line.starts_with(path.to_string_lossy().as_bytes())
+}
+
+/// Folders and mounts that a demo might forget.
+fn left_behind() -> BTreeSet<String> {
+    let folders = std::fs::read_dir(std::env::temp_dir()).unwrap().flatten();
+    let names = folders.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let links = std::fs::read_to_string("/proc/net/dev").unwrap();
+    let interfaces = links.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim().to_owned());
+    names
+        .filter(|name| name.starts_with("eastway-lab"))
+        .chain(mounts.lines().map(str::to_owned))
+        .chain(interfaces)
+        .collect()
+}
+
+/// Runs the script; gives whether it succeeded, its JSON and what it said.
+fn script(binary: &Binary, arguments: &[&str]) -> (bool, Value, String) {
+    let mut command = binary.demo(&["--once", "-o", "json"]);
+    let mut child = command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (mut stdout, mut stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    let said = std::thread::spawn(move || {
+        let mut said = String::new();
+        stderr.read_to_string(&mut said).unwrap();
+        said
+    });
+    let printed = std::thread::spawn(move || {
+        let mut printed = String::new();
+        stdout.read_to_string(&mut printed).unwrap();
+        printed
+    });
+    let ended = wait(&mut child, LIMIT);
+    let (printed, said) = (printed.join().unwrap(), said.join().unwrap());
+    let json = serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{error}\n{printed}\n{said}"));
+    (ended, json, said)
+}
+
+fn wait(child: &mut Child, limit: Duration) -> bool {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.success();
+        }
+        if Instant::now() > deadline {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("no end within {limit:?}");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn check_steps(json: &Value, said: &str) {
+    let steps = json["steps"].as_array().unwrap();
+    let names: Vec<&str> = steps.iter().filter_map(|step| step["name"].as_str()).collect();
+    assert_eq!(names, ["resolve", "weights", "private-cluster", "failover", "failback"]);
+    for step in steps {
+        assert_eq!(step["ok"], true, "{step:#}\n{said}");
+    }
+    let requests = json["requests"].as_array().unwrap();
+    assert!(requests.len() > 2000, "{}", requests.len());
+    let crossed = |from: &str, to: &str| {
+        requests.iter().any(|request| {
+            request["crossed"].as_array().is_some_and(|pairs| pairs.iter().any(|pair| pair[0] == from && pair[1] == to))
+        })
+    };
+    for (from, to) in [("onprem", "gke"), ("gke", "edge"), ("edge", "onprem"), ("onprem", "edge")] {
+        assert!(crossed(from, to), "nothing went from {from} to {to}");
+    }
+}
+
+/// What a new user sees: three clouds without root, the same addresses, no route across, all steps ok.
+#[test]
+fn demo_script_runs_in_namespaces_without_root() {
+    let binary = Binary::copy();
+    let before = left_behind();
+    let (ok, json, said) = script(&binary, &["--require-namespaces"]);
+    check_steps(&json, &said);
+    assert!(ok, "{said}");
+    assert_eq!(json["isolation"], "namespaces");
+    let clouds = json["clouds"].as_array().unwrap();
+    assert_eq!(clouds.len(), 3);
+    for cloud in clouds {
+        assert_eq!(cloud["pod_range"], "10.244.0.0/16", "{cloud:#}");
+        assert_eq!(cloud["routes"].as_array().unwrap().len(), 2, "{cloud:#}");
+        let ways = cloud["ways_out"].as_object().unwrap();
+        assert!(ways.len() == 2 && ways.values().all(|way| way == "Network is unreachable"), "{cloud:#}");
+        assert!(cloud["gateway"]["rss_bytes"].as_u64().unwrap() > 1 << 20, "{cloud:#}");
+    }
+    let pods: Vec<&Value> = clouds.iter().map(|cloud| &cloud["pods"]["10.244.1.11"]).collect();
+    assert_eq!(pods, ["productpage v1", "reviews v2", "ratings v1"]);
+    let edge = &clouds[2];
+    assert!(edge["inbound"].is_null() && edge["inbound_guard"].is_string(), "{edge:#}");
+    let links = edge["gateway"]["links"].as_array().unwrap();
+    assert!(!links.is_empty() && links.iter().all(|link| link["dialled"] == true), "{edge:#}");
+    println!("first answer across clouds: {} ms", json["first_cross_cloud_answer_ms"]);
+    binary.wait_until_nothing_runs();
+    assert_eq!(left_behind(), before);
+}
+
+/// Where user namespaces are forbidden the demo still shows everything, and says what it does not show.
+#[test]
+fn demo_script_runs_on_loopback() {
+    let binary = Binary::copy();
+    let before = left_behind();
+    let (ok, json, said) = script(&binary, &["--isolation", "loopback"]);
+    check_steps(&json, &said);
+    assert!(ok, "{said}");
+    assert_eq!(json["isolation"], "loopback");
+    binary.wait_until_nothing_runs();
+    assert_eq!(left_behind(), before);
+}
+
+/// A live demo that has shown its page's address and the first line of its table.
+struct Live {
+    process: Child,
+    url: String,
+    /// A demo that nobody listens to would end.
+    _output: (BufReader<ChildStderr>, BufReader<ChildStdout>),
+}
+
+fn live(binary: &Binary, arguments: &[&str]) -> Live {
+    let mut command = binary.demo(arguments);
+    let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(process.stderr.take().unwrap());
+    let mut url = None;
+    while url.is_none() {
+        let mut line = String::new();
+        assert!(said.read_line(&mut line).unwrap() > 0, "it does not say where the page is");
+        url = line.split_ascii_whitespace().find(|word| word.starts_with("http://")).map(str::to_owned);
+    }
+    let mut table = BufReader::new(process.stdout.take().unwrap());
+    let mut line = String::new();
+    table.read_line(&mut line).unwrap();
+    assert!(line.contains("productpage v1 (onprem)"), "{line}");
+    Live { process, url: url.unwrap(), _output: (said, table) }
+}
+
+/// The page a browser gets.
+fn browse(url: &str) -> String {
+    let (host, path) = url.trim_start_matches("http://").split_once('/').unwrap();
+    let mut stream = TcpStream::connect(host).unwrap();
+    let request = format!("GET /{path} HTTP/1.1\r\nHost: {host}\r\nAccept: text/html\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).unwrap();
+    page
+}
+
+/// The live demo serves its page on the host's loopback, and Ctrl-C leaves nothing behind.
+#[test]
+fn demo_ends_with_ctrl_c_and_leaves_nothing() {
+    let binary = Binary::copy();
+    let before = left_behind();
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let mut demo = live(&binary, &["--listen", "127.0.0.1:0"]);
+        let page = browse(&demo.url);
+        assert!(page.starts_with("HTTP/1.1 200 OK") && page.contains("The Comedy of Errors"), "{page}");
+        assert!(binary.processes().len() > 12, "{:?}", binary.processes());
+        kill(Pid::from_raw(i32::try_from(demo.process.id()).unwrap()), signal).unwrap();
+        assert!(wait(&mut demo.process, Duration::from_secs(15)), "{signal} is no failure");
+        binary.wait_until_nothing_runs();
+        assert_eq!(left_behind(), before);
+    }
+}
+
+/// Neither does a kill that gives no process a chance to tidy up.
+#[test]
+fn demo_that_is_killed_leaves_nothing() {
+    let binary = Binary::copy();
+    let before = left_behind();
+    let mut demo = live(&binary, &["--listen", "127.0.0.1:0", "--require-namespaces"]);
+    demo.process.kill().unwrap();
+    demo.process.wait().unwrap();
+    binary.wait_until_nothing_runs();
+    assert_eq!(left_behind(), before);
+}

@@ -1,0 +1,21 @@
+//! Clouds as network namespaces: what a user would notice, with and without faults.
+//!
+//! Faults are called by their number in the fault table of the design's reliability research (F1, F3, …).
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and prints what it measured"
+)]
+
+mod basics;
+mod cli;
+mod config;
+mod demo;
+mod lab;
+mod partition;
+mod rebind;
+mod restart;
+mod state;

@@ -1,0 +1,72 @@
+//! Paths that change under a link: F10, F11, F12.
+
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use eastway_tests::mesh::MeshBuilder;
+use eastway_tests::servers::Habit;
+use eastway_tests::{lab_test, within};
+
+lab_test! {
+    /// F10: a NAT that forgets its mapping every 5 s is not noticed: no failed request, the same link.
+    async fn f10_nat_rebinds_break_nothing() {
+        let mut mesh = MeshBuilder::of(&["a", "b"]).relay("a", "b", 10).start().await?;
+        mesh.serve("b", "web", 11, Habit::Http).await?;
+        let target = mesh.target("a", "web").await?;
+        mesh.wait_answer("a", target, "b-11", Duration::from_secs(5)).await?;
+        let before = mesh.peer("a", "b").await?;
+        let load = mesh.load("a", target, 100);
+        let wan = mesh.lab().wan().clone();
+        for round in 1..=3 {
+            let until = Duration::from_secs(5 * round);
+            within(Duration::from_secs(10), "5 s of load", async || Ok(load.elapsed() > until)).await?;
+            ensure!(mesh.relay("a", "b").rebind(&wan).await? >= 1);
+        }
+        within(Duration::from_secs(10), "2 s after the last", async || Ok(load.elapsed() > Duration::from_secs(17))).await?;
+        load.stop().await?.none_failed()?;
+        let after = mesh.peer("a", "b").await?;
+        ensure!(after.links.len() == 1 && after.links[0].since == before.links[0].since, "the link was replaced");
+        mesh.stop().await
+    }
+
+    /// F11: when one pair of addresses is swallowed for ever (a stale conntrack entry), a redial comes from
+    /// another port and gets through.
+    async fn f11_redial_leaves_a_blackholed_address_pair() {
+        let mut mesh = MeshBuilder::of(&["a", "b"]).relay("a", "b", 11).start().await?;
+        mesh.serve("b", "web", 11, Habit::Http).await?;
+        let target = mesh.target("a", "web").await?;
+        mesh.wait_answer("a", target, "b-11", Duration::from_secs(5)).await?;
+        let before = mesh.relay("a", "b").clients();
+        ensure!(mesh.relay("a", "b").blackhole_current_flows() >= 1);
+        let detected = mesh.wait_down("a", "b", Duration::from_secs(5)).await?;
+        let recovered = mesh.wait_answer("a", target, "b-11", Duration::from_secs(2)).await?;
+        println!("down after {detected:?}, answered {recovered:?} later");
+        let after = mesh.relay("a", "b").clients();
+        ensure!(after.difference(&before).count() >= 1, "no new port was used");
+        mesh.stop().await
+    }
+
+    /// F12: an address that changes in DNS is found by the next dial, and the old one is left alone.
+    async fn f12_dns_is_asked_again_before_each_dial() {
+        let mut mesh = MeshBuilder::of(&["a", "b"]).replicas("b", 2).named("a", "b").prepare().await?;
+        mesh.serve("b", "web", 11, Habit::Http).await?;
+        let (old, new) = (mesh.cloud("b").net().gateways()[0].wan, mesh.cloud("b").net().gateways()[1].wan);
+        mesh.cloud_mut("b").start_gateway(0).await?;
+        mesh.cloud_mut("a").start_gateway(0).await?;
+        let target = mesh.target("a", "web").await?;
+        mesh.wait_answer("a", target, "b-11", Duration::from_secs(5)).await?;
+        // The load balancer is replaced: another gateway at another address, the name moves.
+        mesh.cloud_mut("b").kill_gateway(0).await?;
+        mesh.cloud_mut("b").start_gateway(1).await?;
+        mesh.cloud_mut("b").wait_ready(1).await?;
+        mesh.wait_down("a", "b", Duration::from_secs(5)).await?;
+        mesh.move_name("b", new)?;
+        let moved = Instant::now();
+        mesh.wait_answer("a", target, "b-11", Duration::from_secs(5)).await?;
+        println!("answered {:?} after the name had moved", moved.elapsed());
+        let links = mesh.peer("a", "b").await?.links;
+        ensure!(links.iter().all(|link| link.remote.starts_with(&new.to_string())), "{links:?}");
+        ensure!(links.iter().all(|link| !link.remote.starts_with(&format!("{old}:"))), "{links:?}");
+        mesh.stop().await
+    }
+}
