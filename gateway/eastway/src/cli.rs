@@ -23,7 +23,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
 use eastway_registry::diagnostic::did_you_mean;
 
-pub use self::run::{Role, RunOptions};
+use crate::roles::Role;
 use exit::Failure;
 
 /// Variables that commands read.

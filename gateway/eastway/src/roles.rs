@@ -5,8 +5,10 @@ pub mod ca;
 pub mod enroll;
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use clap::ValueEnum;
 use eastway_identity::{SpiffeId, SpiffeIdError};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -14,12 +16,47 @@ use tracing::{error, info, warn};
 
 use crate::adapters;
 use crate::app::{self, BuildError, Configuration, signals};
-use crate::cli::{Role, RunOptions};
 use crate::config::settings::{CaAddress, LogFormat};
 use crate::config::{self, ConfigErrors, Loaded, Settings};
 use crate::roles::ca::{CaSettings, CaStartError};
 use crate::roles::enroll::CaClient;
 use crate::telemetry::{LogError, LogHandle, LogSettings, Telemetry, log};
+
+/// What a process does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum)]
+pub enum Role {
+    /// Links, federation, DNS, virtual addresses: the only role that faces the outside
+    Gateway,
+    /// The only role that writes to the Kubernetes API
+    Controller,
+    /// The only role that holds the CA key
+    Ca,
+}
+
+impl Role {
+    /// Its name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway",
+            Self::Controller => "controller",
+            Self::Ca => "ca",
+        }
+    }
+}
+
+/// What a process was asked to run.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// The `kind: GatewayConfig` file.
+    pub config: PathBuf,
+    /// Sorted, not empty, without duplicates.
+    pub roles: Vec<Role>,
+    /// Overrides `log.level` of the file; its grammar is checked.
+    pub log_level: Option<String>,
+    /// Overrides `log.format` of the file.
+    pub log_format: Option<crate::telemetry::LogFormat>,
+}
 
 /// Why a process could not start, or ended.
 #[derive(Debug, thiserror::Error)]

@@ -12,7 +12,8 @@ use eastway_identity::ca::{InitOptions, KeyKind, Root};
 use super::config::ConfigFile;
 use super::exit::Failure;
 use super::output::print;
-use super::run::{self, Role, RoleArgs};
+use super::run::{self, RoleArgs};
+use crate::roles::Role;
 
 /// Arguments of `eastway ca`.
 #[derive(Debug, Args)]

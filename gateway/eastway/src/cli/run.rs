@@ -2,48 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use super::exit::Failure;
 use crate::config::ConfigErrors;
-use crate::roles::RunError;
+use crate::roles::{Role, RunError, RunOptions};
 use crate::telemetry::{LogFormat, log};
-
-/// What a process does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum)]
-pub enum Role {
-    /// Links, federation, DNS, virtual addresses: the only role that faces the outside
-    Gateway,
-    /// The only role that writes to the Kubernetes API
-    Controller,
-    /// The only role that holds the CA key
-    Ca,
-}
-
-impl Role {
-    /// Its name.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Gateway => "gateway",
-            Self::Controller => "controller",
-            Self::Ca => "ca",
-        }
-    }
-}
-
-/// What a process was asked to run.
-#[derive(Clone, Debug)]
-pub struct RunOptions {
-    /// The `kind: GatewayConfig` file.
-    pub config: PathBuf,
-    /// Sorted, not empty, without duplicates.
-    pub roles: Vec<Role>,
-    /// Overrides `log.level` of the file; its grammar is checked.
-    pub log_level: Option<String>,
-    /// Overrides `log.format` of the file.
-    pub log_format: Option<LogFormat>,
-}
 
 /// Arguments of `eastway run`.
 #[derive(Debug, Args)]
