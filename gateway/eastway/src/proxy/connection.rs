@@ -233,6 +233,7 @@ fn connect_flag(error: &ConnectError) -> ResponseFlag {
         ConnectError::Refused(_, error) => stream_flag(error),
         ConnectError::Dial(DialError::Timeout(_)) | ConnectError::Timeout => ResponseFlag::UpstreamTimeout,
         ConnectError::Dial(_) => ResponseFlag::UpstreamFailure,
+        ConnectError::Broken(..) => ResponseFlag::UpstreamReset,
         ConnectError::Client(_) => ResponseFlag::DownstreamReset,
     }
 }

@@ -182,10 +182,11 @@ pub async fn between_sockets(
     let mut back = ChunkReader::default();
     let result = {
         let up = async {
-            if !ended {
-                pipe(&client_read, &mut reader, &mut upstream_write, &moved.from_local).await?;
+            if ended {
+                // The client ended its direction while its far end was looked for.
+                return end(&mut upstream_write).await;
             }
-            Ok(())
+            pipe(&client_read, &mut reader, &mut upstream_write, &moved.from_local).await
         };
         let down = pipe(&upstream_read, &mut back, &mut client_write, &moved.to_local);
         let both = async { tokio::try_join!(up, down).map(|((), ())| ()) };
@@ -263,4 +264,41 @@ fn reset_code(error: &CopyError) -> ResetCode {
 pub fn abort(tcp: &TcpStream) {
     // A socket that is gone already needs no reset.
     let _gone = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn sockets() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (one, other) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        (one.unwrap(), other.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn a_client_that_ended_before_its_endpoint_was_found_is_answered() {
+        let ((mut client, ours), (upstream, mut server)) = (sockets().await, sockets().await);
+        let local = Local { ended: true, ..Local::new(ours) };
+        let copy =
+            tokio::spawn(
+                async move { between_sockets(local, upstream, &Transferred::default(), Duration::ZERO).await },
+            );
+        let answer = async {
+            // This server speaks only when it has heard all.
+            let mut heard = Vec::new();
+            server.read_to_end(&mut heard).await.unwrap();
+            server.write_all(b"answer").await.unwrap();
+            drop(server);
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.unwrap();
+            answer
+        };
+        let answer = tokio::time::timeout(Duration::from_secs(5), answer).await;
+        assert_eq!(answer.unwrap(), "answer");
+        copy.await.unwrap().unwrap();
+    }
 }

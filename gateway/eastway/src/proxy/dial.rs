@@ -103,8 +103,11 @@ impl InFlight {
     /// Counts one connection until the guard is dropped.
     #[must_use]
     pub fn enter(self: &Arc<Self>, endpoint: &EndpointId) -> InFlightGuard {
-        let count = self.0.entry(endpoint.clone()).or_default().clone();
-        count.fetch_add(1, Ordering::Relaxed);
+        let entry = self.0.entry(endpoint.clone()).or_default();
+        // Counted while the entry is held: else the last one to leave could remove it in between.
+        entry.fetch_add(1, Ordering::Relaxed);
+        let count = entry.clone();
+        drop(entry);
         InFlightGuard { table: self.clone(), endpoint: endpoint.clone(), count }
     }
 }

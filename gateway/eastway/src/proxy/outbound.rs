@@ -66,6 +66,9 @@ pub enum ConnectError {
     /// An endpoint of this cluster could not be dialled.
     #[error(transparent)]
     Dial(#[from] DialError),
+    /// An endpoint of this cluster took the connection and broke it before it had what the client sent.
+    #[error("{0}: broken while it got what the client had sent: {1}")]
+    Broken(SocketAddr, #[source] std::io::Error),
     /// The client went away first.
     #[error("the client went away: {0}")]
     Client(#[source] std::io::Error),
@@ -82,7 +85,8 @@ impl ConnectError {
             Self::Refused(_, StreamError::Reset(code)) => code.is_retryable_before_delivery(),
             // Whether the bytes arrived is not known: only a connection that sent none is safe.
             Self::Refused(..) => nothing_sent,
-            Self::Route(_) | Self::Header | Self::Client(_) | Self::Timeout => false,
+            // What it got of the client's bytes must not be said a second time elsewhere.
+            Self::Broken(..) | Self::Route(_) | Self::Header | Self::Client(_) | Self::Timeout => false,
         }
     }
 }
@@ -178,7 +182,7 @@ impl Connecting<'_> {
             self.router.telemetry.metrics.upstream_dial(dial::outcome(&dialled));
             match dialled {
                 Ok(upstream) => {
-                    replay.write_to(&upstream).await.map_err(|error| DialError::Failed(picked.address, error))?;
+                    replay.write_to(&upstream).await.map_err(|error| ConnectError::Broken(picked.address, error))?;
                     return Ok(Upstream::Local(upstream, in_flight));
                 }
                 Err(_) if tried.len() + 1 < MAX_ATTEMPTS && !tried.contains(&picked.endpoint) => {
@@ -307,5 +311,26 @@ impl Replay {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Error, ErrorKind};
+
+    use super::*;
+
+    #[test]
+    fn bytes_that_may_have_been_delivered_are_not_said_again_elsewhere() {
+        let address = SocketAddr::from(([10, 0, 0, 1], 80));
+        let refused = ConnectError::Dial(DialError::Failed(address, Error::from(ErrorKind::ConnectionRefused)));
+        assert!(refused.is_retryable(false), "nothing was connected");
+        let broken = ConnectError::Broken(address, Error::from(ErrorKind::BrokenPipe));
+        assert!(!broken.is_retryable(false));
+        let lost = |nothing_sent| {
+            ConnectError::Refused(ClusterName::parse("gke").unwrap(), StreamError::LinkLost).is_retryable(nothing_sent)
+        };
+        assert!(lost(true));
+        assert!(!lost(false), "the owner may have had them");
     }
 }
