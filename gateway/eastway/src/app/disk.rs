@@ -4,14 +4,56 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
-/// Replaces `file` as a whole: a reader, or the next start, sees the old or the new content.
+use tokio::runtime::{Handle, RuntimeFlavor};
+
+/// Replaces `file` as a whole: a reader, or the next start, sees the old or the new content, also
+/// after a power failure. A slow disk stops only the task that writes: the others of its thread move on.
 ///
 /// # Errors
-/// Those of the file system; the old content is still there.
+/// Those of the file system; the old content is still there, and no half of the new one.
 pub fn write_atomically(file: &Path, content: &[u8]) -> io::Result<()> {
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(|| replace(file, content)),
+        _ => replace(file, content),
+    }
+}
+
+fn replace(file: &Path, content: &[u8]) -> io::Result<()> {
     let temporary = file.with_extension("tmp");
-    let mut out = File::create(&temporary)?;
+    let written = write(&temporary, content).and_then(|()| fs::rename(&temporary, file));
+    if written.is_err() {
+        // A full disk gets its room back; that this fails too changes nothing for the caller.
+        let _gone = fs::remove_file(&temporary);
+        return written;
+    }
+    // Without this the rename itself can be lost. Some file systems refuse it, and need it not.
+    let _synced = file.parent().map(|folder| File::open(folder).and_then(|folder| folder.sync_all()));
+    Ok(())
+}
+
+fn write(file: &Path, content: &[u8]) -> io::Result<()> {
+    let mut out = File::create(file)?;
     out.write_all(content)?;
-    out.sync_all()?;
-    fs::rename(&temporary, file)
+    out.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn f20_what_cannot_be_written_leaves_the_old_file_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("vips.json");
+        write_atomically(&file, b"old").unwrap();
+        // A folder stands where the new content would go first.
+        let in_the_way = folder.path().join("vips.tmp");
+        fs::create_dir(&in_the_way).unwrap();
+        write_atomically(&file, b"new").unwrap_err();
+        assert_eq!(fs::read(&file).unwrap(), b"old");
+        fs::remove_dir(&in_the_way).unwrap();
+        write_atomically(&file, b"new").unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"new");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -174,7 +175,8 @@ fn millis(at: SystemTime) -> UnixMillis {
 /// The revocation file, as it was last read.
 struct CrlFile {
     path: Option<PathBuf>,
-    seen: Option<(SystemTime, u64)>,
+    /// Time and size at the last look (within: none, it was not there).
+    seen: Option<Option<(SystemTime, u64)>>,
     lists: Vec<CertificateRevocationListDer<'static>>,
 }
 
@@ -184,10 +186,10 @@ impl CrlFile {
     fn refresh(&mut self) -> bool {
         let Some(path) = &self.path else { return false };
         let now = fs::metadata(path).ok().and_then(|meta| Some((meta.modified().ok()?, meta.len())));
-        if now == self.seen {
+        if self.seen == Some(now) {
             return false;
         }
-        self.seen = now;
+        self.seen = Some(now);
         match crl::load(path) {
             Ok(lists) => {
                 let changed = lists != self.lists;
@@ -212,7 +214,14 @@ struct Accepted {
 impl Accepted {
     fn open(state: &Path) -> Self {
         let file = state.join(ACCEPTED);
-        let since = fs::read(&file).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+        let stored = match fs::read(&file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+            read => read.and_then(|text| serde_json::from_slice(&text).map_err(io::Error::from)),
+        };
+        let since = stored.unwrap_or_else(|error| {
+            warn!(%error, file = %file.display(), "since when peers are accepted cannot be read: all count as accepted now, which may change who wins conflicts");
+            BTreeMap::new()
+        });
         Self { file, since, dirty: false }
     }
 
@@ -234,7 +243,7 @@ impl Accepted {
             return;
         }
         self.dirty = false;
-        let written = serde_json::to_vec_pretty(&self.since).map_err(std::io::Error::other);
+        let written = serde_json::to_vec_pretty(&self.since).map_err(io::Error::other);
         if let Err(error) = written.and_then(|text| write_atomically(&self.file, &text)) {
             warn!(%error, file = %self.file.display(), "when peers were accepted is not kept on disk");
         }

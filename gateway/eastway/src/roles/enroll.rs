@@ -133,8 +133,8 @@ pub async fn keep_fresh(client: CaClient, ttl: Duration, store: Arc<IdentityStor
         pause = TRUST_INTERVAL.min(until_renewal(&store));
         let now = client.issuer().await.ok();
         let rotated = now.is_some() && issuer.is_some() && now != issuer;
-        if issuer.is_none() || rotated {
-            issuer = now.or(issuer);
+        if issuer.is_none() {
+            issuer.clone_from(&now);
         }
         if !rotated && !until_renewal(&store).is_zero() {
             continue;
@@ -143,6 +143,8 @@ pub async fn keep_fresh(client: CaClient, ttl: Duration, store: Arc<IdentityStor
             Ok((identity, _keys)) => {
                 info!(rotated, identity = %identity.id(), "certificate renewed");
                 store.replace(identity);
+                // Only now: a renewal that failed is still due to the rotation.
+                issuer = now.or(issuer);
                 pause = TRUST_INTERVAL.min(until_renewal(&store));
             }
             Err(error) => {
