@@ -44,13 +44,11 @@ use crate::app::store::StoreSender;
 use crate::app::vips::VipBook;
 use crate::config::{Loaded, ReloadStatus, Settings};
 use crate::proxy::inbound::Inbound;
-use crate::proxy::vip::Listeners;
+use crate::proxy::vip::{Listeners, VipLimits};
 use crate::roles::enroll::{self, CaClient};
 use crate::router::Router;
 use crate::telemetry::{LogHandle, Telemetry};
 
-/// Most local connections served at once.
-const MAX_CONNECTIONS: usize = 65_536;
 /// A connection without a byte for this long is ended, as Envoy's TCP proxy does by default.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// How long tasks may take to end once the drain is over.
@@ -265,7 +263,8 @@ impl Running {
         self.spawn("registries", registries.run(gateway.configuration.loaded.clone()));
         self.tasks.spawn(until_synced(gateway.reader.clone(), synced, self.end.clone()));
 
-        let listeners = Listeners::new(gateway.router.clone(), MAX_CONNECTIONS, self.stop.clone());
+        let limits = VipLimits::within(file_descriptors());
+        let listeners = Listeners::new(gateway.router.clone(), limits, self.stop.clone());
         let connections = listeners.connections();
         let state = settings.vip.owner.then_some(settings.state.as_path());
         let book = VipBook::open(settings.vip.ranges.clone(), state);
@@ -350,6 +349,11 @@ impl Running {
         }
         info!(clean, "stopped");
     }
+}
+
+/// Most files that this process may have open.
+fn file_descriptors() -> u64 {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 async fn until_synced(mut reader: Reader, synced: admin::Guard, end: CancellationToken) {

@@ -12,7 +12,7 @@ use clap::ValueEnum;
 use eastway_identity::{SpiffeId, SpiffeIdError};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::adapters;
 use crate::app::{self, BuildError, Configuration, signals};
@@ -100,11 +100,26 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
     for warning in loaded.warnings.iter() {
         warn!("{warning}");
     }
+    raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("eastway").build()?;
     let result = runtime.block_on(serve(options, loaded, log.clone()));
     runtime.shutdown_background();
     log.flush();
     result
+}
+
+/// Allows this process as many open files as an unprivileged one may have: the usual limit of 1,024
+/// is for programs that use `select`, which nothing here does.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if current == maximum {
+        return;
+    }
+    match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        Ok(()) => debug!(?current, ?maximum, "limit on open files raised"),
+        Err(error) => warn!(%error, ?current, ?maximum, "the limit on open files cannot be raised"),
+    }
 }
 
 fn log_settings(options: &RunOptions, settings: &Settings) -> LogSettings {

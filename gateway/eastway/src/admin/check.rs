@@ -45,7 +45,7 @@ pub struct GatewayFacts {
     pub exported_services: u32,
     /// Exported services without any ready endpoint, `namespace/name`.
     pub exported_without_endpoints: Vec<String>,
-    /// Imports without a virtual address because the ranges are full.
+    /// Imports without a virtual address because the ranges are full, or without a listener because there are too many.
     pub vips_missing: u32,
     /// Virtual addresses with their ports that could not be listened on.
     pub vips_unbound: Vec<String>,

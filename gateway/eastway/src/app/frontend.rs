@@ -16,12 +16,14 @@ use tracing::{error, warn};
 
 use crate::app::vips::VipBook;
 use crate::proxy::outbound::Target;
-use crate::proxy::vip::Listeners;
-use crate::telemetry::Telemetry;
+use crate::proxy::vip::{Listeners, Wanted};
+use crate::telemetry::{Refusal, Telemetry};
 
 /// Addresses of one headless import; more endpoints than this get none (design: headless).
 const MAX_HEADLESS: usize = 100;
-/// How soon an address that could not be listened on is tried again.
+/// Services looked at before other tasks of this thread get their turn: a new peer can bring thousands.
+const SERVICES_AT_ONCE: usize = 32;
+/// How soon addresses that could not be given or listened on are tried again.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// What became of the imports, for status and describe.
@@ -29,12 +31,25 @@ const RETRY: Duration = Duration::from_secs(5);
 pub struct FrontendView {
     /// Addresses of each import.
     pub vips: BTreeMap<ServiceKey, Vec<IpAddr>>,
-    /// Imports without an address because a range is full.
-    pub exhausted: BTreeSet<ServiceKey>,
+    /// Imports without an address, or without some port of it, because there is no room.
+    pub exhausted: BTreeMap<ServiceKey, Shortage>,
     /// Addresses that could not be listened on, and why.
     pub failed: BTreeMap<SocketAddr, String>,
     /// Listeners.
     pub listeners: usize,
+}
+
+/// What there was not enough of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Shortage {
+    /// A range is full.
+    #[error("vip.ranges is full: add a range")]
+    Addresses,
+    /// Too many addresses and ports are listened on, by all or by that peer.
+    #[error(
+        "too many ports are listened on: raise the limit on file descriptors, or import less of the peer that exports so much"
+    )]
+    Listeners,
 }
 
 /// The one owner of addresses, listeners and names.
@@ -90,8 +105,8 @@ impl Frontend {
     pub async fn run(mut self, mut reader: Reader, stop: CancellationToken) {
         loop {
             let snapshot = reader.load_full();
-            self.sync(&snapshot);
-            let retry = !self.current.failed.is_empty();
+            self.sync(&snapshot).await;
+            let retry = !self.current.failed.is_empty() || !self.current.exhausted.is_empty();
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = reader.changed() => if changed.is_err() { return },
@@ -100,10 +115,13 @@ impl Frontend {
         }
     }
 
-    fn sync(&mut self, snapshot: &Snapshot) {
+    async fn sync(&mut self, snapshot: &Snapshot) {
         self.telemetry.metrics.set_snapshot_version(snapshot.version());
-        for key in self.changed(snapshot) {
-            self.sync_service(snapshot, &key);
+        for (number, key) in self.changed(snapshot).iter().enumerate() {
+            if number % SERVICES_AT_ONCE == SERVICES_AT_ONCE - 1 {
+                tokio::task::yield_now().await;
+            }
+            self.sync_service(snapshot, key);
         }
         self.seen = Some(snapshot.version());
         self.set_readiness(snapshot);
@@ -131,9 +149,9 @@ impl Frontend {
     }
 
     fn sync_service(&mut self, snapshot: &Snapshot, key: &ServiceKey) {
-        let mut plan = Plan { key: key.clone(), keep: BTreeSet::new(), wanted: BTreeMap::new(), exhausted: false };
+        let mut plan = Plan { key: key.clone(), keep: BTreeSet::new(), wanted: BTreeMap::new(), shortage: None };
         let import = snapshot.import(key);
-        let vips = match import {
+        let mut vips = match import {
             Some(import) if import.kind == ServiceKind::ClusterSetIp => {
                 self.allocate(&mut plan, "service", import, None)
             }
@@ -148,18 +166,22 @@ impl Frontend {
             rules.into_iter().filter_map(|rule| self.name(&mut plan, rule, import.map(AsRef::as_ref), &vips)).collect();
 
         self.current.failed.retain(|address, _| !plan.wanted.contains_key(address));
-        let failed = self.listeners.set(key, plan.wanted);
-        for (address, error) in failed {
+        let unbound = self.listeners.set(key, plan.wanted);
+        for (address, error) in unbound.failed {
             if self.current.failed.insert(address, error.to_string()).is_none() {
                 warn!(%error, %address, service = %key, "cannot listen on a virtual address: is vip.ranges routed to this host (ip route add local RANGE dev lo)?");
             }
         }
         self.book.release(&format!("{key}/"), &plan.keep);
-        self.remember(key, import.is_some(), &vips, plan.exhausted);
+        if !unbound.over_limit.is_empty() {
+            vips.retain(|vip| self.listeners.listens(key, *vip));
+            plan.shortage = Some(Shortage::Listeners);
+        }
+        self.remember(key, import.is_some(), &vips, plan.shortage);
         self.publish(key, import.map(AsRef::as_ref), vips, endpoints, names);
     }
 
-    fn remember(&mut self, key: &ServiceKey, exists: bool, vips: &[IpAddr], exhausted: bool) {
+    fn remember(&mut self, key: &ServiceKey, exists: bool, vips: &[IpAddr], shortage: Option<Shortage>) {
         if exists {
             self.known.insert(key.clone());
             self.current.vips.insert(key.clone(), vips.to_vec());
@@ -168,11 +190,17 @@ impl Frontend {
             self.current.vips.remove(key);
             self.headless.remove(key);
         }
-        if exhausted && self.current.exhausted.insert(key.clone()) {
-            self.telemetry.metrics.vip_exhausted();
-            error!(service = %key, "no virtual address is left: enlarge vip.ranges");
-        } else if !exhausted {
-            self.current.exhausted.remove(key);
+        match shortage {
+            None => {
+                self.current.exhausted.remove(key);
+            }
+            Some(shortage) => {
+                if self.current.exhausted.insert(key.clone(), shortage).is_none() {
+                    self.telemetry.metrics.vip_exhausted();
+                    let detail = format_args!("{key} cannot be reached by its address: {shortage}");
+                    self.telemetry.refusals.refused(Refusal::Overload, None, detail);
+                }
+            }
         }
     }
 
@@ -180,12 +208,14 @@ impl Frontend {
     fn allocate(&mut self, plan: &mut Plan, purpose: &str, import: &Import, only: Option<&Only>) -> Vec<IpAddr> {
         let book_key = format!("{}/{purpose}", plan.key);
         let Some(addresses) = self.book.allocate(&book_key).map(<[IpAddr]>::to_vec) else {
-            plan.exhausted = true;
+            plan.shortage = Some(Shortage::Addresses);
             return Vec::new();
         };
         plan.keep.insert(book_key);
         let tcp = import.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
         for port in tcp {
+            let peer = import.parts.iter().find(|part| part.serves(port.protocol, port.number));
+            let peer = peer.and_then(|part| part.cluster.clone());
             for address in &addresses {
                 let target = Target {
                     service: plan.key.clone(),
@@ -193,7 +223,8 @@ impl Frontend {
                     cluster: only.and_then(|only| only.cluster.clone()),
                     endpoint: only.and_then(|only| only.endpoint.clone()),
                 };
-                plan.wanted.insert(SocketAddr::new(*address, port.number.get()), target);
+                let wanted = Wanted { target, peer: peer.clone() };
+                plan.wanted.insert(SocketAddr::new(*address, port.number.get()), wanted);
             }
         }
         addresses
@@ -336,8 +367,8 @@ struct Plan {
     key: ServiceKey,
     /// Entries of the book that stay.
     keep: BTreeSet<String>,
-    wanted: BTreeMap<SocketAddr, Target>,
-    exhausted: bool,
+    wanted: BTreeMap<SocketAddr, Wanted>,
+    shortage: Option<Shortage>,
 }
 
 /// A narrower target than the whole service.

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use eastway_model::ServiceKey;
+use eastway_model::{ClusterName, ServiceKey};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -22,6 +22,43 @@ const BACKLOG: i32 = 1024;
 /// Pause after an accept error that is the machine's and not the connection's, such as EMFILE.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// What listeners and connections may take of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VipLimits {
+    /// Connections served at once; more wait in the kernel's queue.
+    pub connections: usize,
+    /// Addresses with their ports that are listened on.
+    pub listeners: usize,
+}
+
+impl VipLimits {
+    /// Shares of a limit on file descriptors, each at most 65,536: a connection takes up to three,
+    /// a listener one, and links, registries and HTTP need theirs.
+    #[must_use]
+    pub fn within(file_descriptors: u64) -> Self {
+        let share = usize::try_from(file_descriptors / 4).unwrap_or(usize::MAX).clamp(64, 65_536);
+        Self { connections: share, listeners: share }
+    }
+}
+
+/// An address to listen on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Where its connections go.
+    pub target: Target,
+    /// The peer for whose export it is needed; none: this cluster's.
+    pub peer: Option<ClusterName>,
+}
+
+/// What could not be done for a service.
+#[derive(Debug, Default)]
+pub struct Unbound {
+    /// Addresses that the machine refused, and why.
+    pub failed: Vec<(SocketAddr, io::Error)>,
+    /// Addresses above the limit.
+    pub over_limit: Vec<SocketAddr>,
+}
+
 /// All listeners on virtual addresses.
 pub struct Listeners {
     router: Arc<Router>,
@@ -29,20 +66,22 @@ pub struct Listeners {
     budget: Arc<Semaphore>,
     stop: CancellationToken,
     open: BTreeMap<ServiceKey, BTreeMap<SocketAddr, Listener>>,
+    room: Room,
 }
 
 struct Listener {
-    target: Target,
+    wanted: Wanted,
     /// Ends the accept loop; connections go on.
     _stop: DropGuard,
 }
 
 impl Listeners {
-    /// None yet. At most `max_connections` are served at once; more wait in the kernel's queue.
+    /// None yet.
     #[must_use]
-    pub fn new(router: Arc<Router>, max_connections: usize, stop: CancellationToken) -> Self {
-        let budget = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
-        Self { router, connections: TaskTracker::new(), budget, stop, open: BTreeMap::new() }
+    pub fn new(router: Arc<Router>, limits: VipLimits, stop: CancellationToken) -> Self {
+        let budget = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
+        let room = Room { limit: limits.listeners, taken: 0, by_peer: BTreeMap::new() };
+        Self { router, connections: TaskTracker::new(), budget, stop, open: BTreeMap::new(), room }
     }
 
     /// The connections that are being served, to wait for in a drain.
@@ -54,7 +93,7 @@ impl Listeners {
     /// Number of listeners.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.open.values().map(BTreeMap::len).sum()
+        self.room.taken
     }
 
     /// Whether there is no listener.
@@ -65,31 +104,48 @@ impl Listeners {
 
     /// This cluster.
     #[must_use]
-    pub fn cluster(&self) -> &eastway_model::ClusterName {
+    pub fn cluster(&self) -> &ClusterName {
         self.router.cluster()
     }
 
-    /// Makes the listeners of a service be those of `wanted`, and returns the addresses that could
-    /// not be bound, with the reason. Established connections are never touched.
-    pub fn set(&mut self, service: &ServiceKey, wanted: BTreeMap<SocketAddr, Target>) -> Vec<(SocketAddr, io::Error)> {
+    /// Whether a service has a listener on this address.
+    #[must_use]
+    pub fn listens(&self, service: &ServiceKey, address: IpAddr) -> bool {
+        self.open.get(service).is_some_and(|open| open.keys().any(|socket| socket.ip() == address))
+    }
+
+    /// Makes the listeners of a service be those of `wanted`, as far as there is room. Established
+    /// connections are never touched.
+    pub fn set(&mut self, service: &ServiceKey, wanted: BTreeMap<SocketAddr, Wanted>) -> Unbound {
         let mut current = self.open.remove(service).unwrap_or_default();
-        current.retain(|address, listener| wanted.get(address) == Some(&listener.target));
-        let mut failed = Vec::new();
-        for (address, target) in wanted {
+        current.retain(|address, listener| {
+            let keep = wanted.get(address) == Some(&listener.wanted);
+            if !keep {
+                self.room.leave(listener.wanted.peer.as_ref());
+            }
+            keep
+        });
+        let mut unbound = Unbound::default();
+        for (address, wanted) in wanted {
             if current.contains_key(&address) {
                 continue;
             }
-            match self.listen(address, &target) {
+            if !self.room.has_for(wanted.peer.as_ref()) {
+                unbound.over_limit.push(address);
+                continue;
+            }
+            match self.listen(address, &wanted.target) {
                 Ok(stop) => {
-                    current.insert(address, Listener { target, _stop: stop.drop_guard() });
+                    self.room.enter(wanted.peer.as_ref());
+                    current.insert(address, Listener { wanted, _stop: stop.drop_guard() });
                 }
-                Err(error) => failed.push((address, error)),
+                Err(error) => unbound.failed.push((address, error)),
             }
         }
         if !current.is_empty() {
             self.open.insert(service.clone(), current);
         }
-        failed
+        unbound
     }
 
     fn listen(&self, address: SocketAddr, target: &Target) -> io::Result<CancellationToken> {
@@ -104,6 +160,44 @@ impl Listeners {
         };
         self.connections.spawn(accept.run(listener, stop.clone()));
         Ok(stop)
+    }
+}
+
+/// How many listeners there may be, and for whom there are.
+#[derive(Debug)]
+struct Room {
+    limit: usize,
+    taken: usize,
+    by_peer: BTreeMap<ClusterName, usize>,
+}
+
+impl Room {
+    /// A peer gets at most as many as stay free, so that no peer takes them all: the first can have a
+    /// half, the next a half of the rest (invariant I8).
+    fn has_for(&self, peer: Option<&ClusterName>) -> bool {
+        let free = self.limit.saturating_sub(self.taken);
+        match peer {
+            None => free > 0,
+            Some(peer) => self.by_peer.get(peer).copied().unwrap_or(0) < free,
+        }
+    }
+
+    fn enter(&mut self, peer: Option<&ClusterName>) {
+        self.taken += 1;
+        if let Some(peer) = peer {
+            *self.by_peer.entry(peer.clone()).or_default() += 1;
+        }
+    }
+
+    fn leave(&mut self, peer: Option<&ClusterName>) {
+        self.taken = self.taken.saturating_sub(1);
+        let Some(peer) = peer else { return };
+        if let Some(count) = self.by_peer.get_mut(peer) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.by_peer.remove(peer);
+            }
+        }
     }
 }
 
@@ -128,10 +222,12 @@ impl Accept {
     /// those of the machine are waited out.
     async fn run(self, listener: TcpListener, stop: CancellationToken) {
         loop {
-            let Ok(permit) = self.budget.clone().acquire_owned().await else { return };
             let Some(accepted) = stop.run_until_cancelled(listener.accept()).await else { return };
             match accepted {
                 Ok((tcp, client)) => {
+                    // Taken after the accept: a listener without clients must not use the budget up.
+                    let permit = stop.run_until_cancelled(self.budget.clone().acquire_owned()).await;
+                    let Some(Ok(permit)) = permit else { return };
                     let (router, target) = (self.router.clone(), self.target.clone());
                     self.connections.spawn(async move {
                         serve(&router, tcp, client, &target).await;
@@ -157,4 +253,31 @@ async fn serve(router: &Arc<Router>, tcp: TcpStream, client: SocketAddr, target:
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn i8_no_peer_takes_all_listeners() {
+        let mut room = Room { limit: 1000, taken: 0, by_peer: BTreeMap::new() };
+        let names: Vec<_> = ["greedy", "second"].map(|name| ClusterName::parse(name).unwrap()).into();
+        let mut got = names.iter().map(|peer| {
+            let mut got = 0;
+            while room.has_for(Some(peer)) {
+                room.enter(Some(peer));
+                got += 1;
+            }
+            got
+        });
+        assert_eq!((got.next(), got.next()), (Some(500), Some(250)));
+        drop(got);
+        assert!(room.has_for(None), "this cluster's own services have room");
+        for _ in 0..500 {
+            room.leave(Some(&names[0]));
+        }
+        assert_eq!(room.by_peer.len(), 1);
+        assert!(room.has_for(Some(&names[1])), "what a peer gives back is for all");
+    }
 }

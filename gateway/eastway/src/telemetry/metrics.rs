@@ -182,7 +182,7 @@ metrics! {
     config_success: Gauge, "eastway_config_last_reload_success", "1 if the files on disk are what runs";
     config_time: FloatGauge, "eastway_config_last_reload_success_timestamp_seconds", "When the running configuration was read";
     vips: Gauge, "eastway_vips", "Virtual addresses allocated";
-    vips_exhausted: Counter, "eastway_vips_exhausted", "Imports that got no virtual address because the ranges are full";
+    vips_exhausted: Counter, "eastway_vips_exhausted", "Imports that got no virtual address because the ranges are full, or lack listeners because there are too many";
     snapshot_version: Gauge<i64, AtomicI64>, "eastway_snapshot_version", "Version of the published snapshot";
     ready: Gauge, "eastway_ready", "1 if this process is ready";
     log_lines_dropped: Counter, "eastway_log_lines_dropped", "Log lines dropped because the output was blocked";

@@ -35,8 +35,8 @@ pub(super) fn describe(gateway: &Gateway, query: &DescribeQuery) -> Result<Descr
     if explanation.candidates.iter().any(|candidate| candidate.stale) {
         warnings.push("only the last known state of an unreachable cluster is left".to_owned());
     }
-    if gateway.frontend.borrow().exhausted.contains(&key) {
-        warnings.push("it has no virtual address: vip.ranges is full".to_owned());
+    if let Some(shortage) = gateway.frontend.borrow().exhausted.get(&key) {
+        warnings.push(format!("it cannot be reached by its address: {shortage}"));
     }
     Ok(Description {
         service: key.to_string(),

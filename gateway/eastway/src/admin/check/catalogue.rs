@@ -60,7 +60,8 @@ codes! {
     SMALL_UDP_BUFFER = "EW112" Warning "the UDP receive buffer is only {what} bytes",
         "`net.core.rmem_max` of this machine is small; bursts are lost", "sysctl -w net.core.rmem_max=7500000";
     VIPS_FULL = "EW113" Error "{what} imports have no virtual address",
-        "`vip.ranges` is full", "add a range to `vip.ranges`";
+        "`vip.ranges` is full, or there is no room for more listeners: `eastway describe NAME` tells which",
+        "add a range to `vip.ranges`, or raise the limit on open files";
     NO_ENDPOINTS = "EW114" Warning "exported services without a ready endpoint: {what}",
         "their health checks fail, or all endpoints drain", "run `eastway endpoints`, and look at the health checks in the registry";
     NO_PEERS = "EW115" Warning "no peer is configured",
