@@ -164,6 +164,21 @@ impl CloseCode {
         Self::Internal,
     ];
 
+    /// Whether the side that closed will not have the other one: its certificate, name or protocol. Trying
+    /// again soon does not help.
+    #[must_use]
+    pub const fn is_refusal(self) -> bool {
+        match self {
+            Self::Protocol
+            | Self::VersionUnsupported
+            | Self::ClusterMismatch
+            | Self::PeerIdentityConflict
+            | Self::CertificateExpired
+            | Self::Revoked => true,
+            Self::Done | Self::Timeout | Self::Draining | Self::Overloaded | Self::Internal => false,
+        }
+    }
+
     /// The number on the wire.
     #[must_use]
     pub const fn to_wire(self) -> u32 {

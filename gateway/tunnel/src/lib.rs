@@ -13,6 +13,7 @@
 mod code;
 mod config;
 pub mod control;
+mod events;
 pub mod header;
 mod link;
 mod manager;
@@ -28,6 +29,7 @@ pub use code::{CloseCode, ResetCode};
 pub use config::{
     HostPort, HostPortError, LinkKeys, NoRandomness, PeerTarget, ReplicaId, Timing, TunnelConfig, TunnelLimits,
 };
+pub use events::{Event, FailureCause, LinkFailure, Observer};
 pub use link::{Link, LinkState, LinkTable, OpenError};
 pub use metrics::TunnelCounters;
 pub use status::{AddressStatus, LinkStatus, PeerState, PeerStates, PeerStatus};

@@ -15,11 +15,12 @@ use tracing::Instrument as _;
 
 use crate::code::CloseCode;
 use crate::config::{HostPort, PeerTarget};
+use crate::events::{Event, FailureCause, LinkFailure};
 use crate::link::driver::{self, Environment, GoAwayOrder, LinkEvent, Started};
 use crate::link::{Link, LinkState, LinkTable};
-use crate::peers::{Dial, FailureKind, LinkFacts, Peers};
+use crate::peers::{Dial, LinkFacts, Peers};
 use crate::status::{PeerState, PeerStates};
-use crate::transport::{CloseReason, DialError, Transport};
+use crate::transport::Transport;
 use crate::world::Resolver;
 
 /// For the lookup of a peer's name.
@@ -105,7 +106,7 @@ impl Board {
 /// How an attempt at a link ended. `dial`: it was made from here.
 enum Report {
     Started { started: Box<Started>, dial: Option<Dial> },
-    Failed { dial: Dial, kind: FailureKind, error: String },
+    Failed { dial: Dial, failure: LinkFailure },
 }
 
 pub(crate) struct Manager {
@@ -190,13 +191,16 @@ impl Manager {
 
     fn report(&self, report: Report, events: &mpsc::Sender<LinkEvent>) {
         match report {
-            Report::Failed { dial, kind, error } => {
-                self.environment.counters.dial_failed();
-                tracing::debug!(peer = %dial.peer, address = %dial.address, error, "Dial failed");
-                self.board.peers().dial_failed(&dial, kind, error, self.now());
-            }
+            Report::Failed { dial, failure } => self.dial_failed(&dial, failure),
             Report::Started { started, dial } => self.started(*started, dial, events),
         }
+    }
+
+    fn dial_failed(&self, dial: &Dial, failure: LinkFailure) {
+        self.environment.counters.dial_failed();
+        let Dial { peer, address, .. } = dial;
+        self.environment.observer.happened(&Event::Dialled { peer, address, failure: Some(&failure) });
+        self.board.peers().dial_failed(dial, failure, self.now());
     }
 
     fn started(&self, started: Started, dial: Option<Dial>, events: &mpsc::Sender<LinkEvent>) {
@@ -219,12 +223,18 @@ impl Manager {
         };
         if let Err((code, message)) = taken {
             link.0.connection.close(code, message);
-            if let Some(dial) = dial {
-                self.board.peers().dial_failed(&dial, FailureKind::Unreachable, message.to_owned(), now);
+            match dial {
+                Some(dial) => {
+                    self.dial_failed(&dial, LinkFailure::new(FailureCause::Lost, message));
+                }
+                None => refused(&self.environment, link.peer(), link.remote_addr(), code.name(), message),
             }
             return;
         }
         let (peer, replica, remote) = (link.peer(), link.replica(), link.remote_addr());
+        if let Some(Dial { peer, address, .. }) = &dial {
+            self.environment.observer.happened(&Event::Dialled { peer, address, failure: None });
+        }
         tracing::info!(%peer, %replica, %remote, dialled = dial.is_some(), version = hello.software_version, "Link established");
         self.environment.counters.link();
         self.board.links().insert(link.0.identity.id, Entry { link: link.clone(), orders });
@@ -247,10 +257,10 @@ impl Manager {
             }
             LinkEvent::Ended { id, reason } => {
                 if let Some(Entry { link, .. }) = self.board.links().remove(&id) {
-                    let (peer, replica) = (link.peer(), link.replica());
-                    tracing::info!(%peer, %replica, %reason, "Link ended");
+                    let (peer, replica, remote) = (link.peer(), link.replica(), link.remote_addr());
+                    self.environment.observer.happened(&Event::Closed { peer, replica, remote, reason: &reason });
                 }
-                self.board.peers().link_ended(id, failure_kind(&reason), reason.to_string(), now, wall);
+                self.board.peers().link_ended(id, LinkFailure::from(&reason), now, wall);
             }
         }
         self.retire_duplicates();
@@ -284,20 +294,27 @@ async fn accept_all(environment: Arc<Environment>, transport: Arc<dyn Transport>
         let starting = environment.start_counts.of(&peer);
         if starting.fetch_add(1, Ordering::Relaxed) >= MAX_STARTING {
             starting.fetch_sub(1, Ordering::Relaxed);
-            established.connection.close(CloseCode::Overloaded, "too many connections of this peer wait for Hello");
+            let (code, message) = (CloseCode::Overloaded, "too many connections of this peer wait for Hello");
+            established.connection.close(code, message);
+            refused(&environment, &peer, remote, code.name(), message);
             continue;
         }
         tasks.spawn(async move {
-            let started = driver::start(environment, established).await;
+            let started = driver::start(Arc::clone(&environment), established).await;
             starting.fetch_sub(1, Ordering::Relaxed);
             match started {
                 Ok(started) => {
                     reports.send(Report::Started { started: Box::new(started), dial: None }).await.ok();
                 }
-                Err(reason) => tracing::warn!(%peer, %remote, %reason, "Link refused"),
+                Err(reason) => refused(&environment, &peer, remote, reason.label(), &reason.to_string()),
             }
         });
     }
+}
+
+/// Tells of a peer that dialled us and got no link.
+fn refused(environment: &Environment, peer: &Arc<str>, remote: SocketAddr, reason: &'static str, text: &str) {
+    environment.observer.happened(&Event::Refused { peer: Some(peer), remote, reason, text });
 }
 
 /// One dial, from the name to Hello.
@@ -310,20 +327,16 @@ async fn attempt(
     let result = async {
         let remote = resolve(&environment.resolver, &dial.address, dial.attempt)
             .await
-            .map_err(|error| (FailureKind::Unreachable, error))?;
-        let established = transport.dial(Arc::clone(&dial.peer), remote).await.map_err(|error| {
-            let kind = match error {
-                DialError::NoReply { .. } | DialError::Local { .. } => FailureKind::Unreachable,
-                DialError::Refused { .. } => FailureKind::Refused,
-            };
-            (kind, error.to_string())
-        })?;
-        let started = driver::start(environment, established).await;
-        started.map_err(|reason| (failure_kind(&reason), format!("{remote}: {reason}")))
+            .map_err(|text| LinkFailure::new(FailureCause::Unresolved, text))?;
+        let established = transport.dial(Arc::clone(&dial.peer), remote).await?;
+        driver::start(environment, established).await.map_err(|reason| {
+            let failure = LinkFailure::from(&reason);
+            LinkFailure { text: format!("{remote}: {}", failure.text), ..failure }
+        })
     };
     let report = match result.await {
         Ok(started) => Report::Started { started: Box::new(started), dial: Some(dial) },
-        Err((kind, error)) => Report::Failed { dial, kind, error },
+        Err(failure) => Report::Failed { dial, failure },
     };
     reports.send(report).await.ok();
 }
@@ -341,31 +354,6 @@ async fn resolve(resolver: &Resolver, address: &HostPort, attempt: u32) -> Resul
     };
     let index = usize::try_from(attempt).unwrap_or_default().checked_rem(found.len()).unwrap_or_default();
     found.get(index).copied().ok_or_else(|| format!("{} has no address", address.host))
-}
-
-/// Whether trying again soon makes sense.
-fn failure_kind(reason: &CloseReason) -> FailureKind {
-    match reason {
-        CloseReason::Local { code: CloseCode::Done, .. } | CloseReason::Remote { code: CloseCode::Done, .. } => {
-            FailureKind::Wanted
-        }
-        CloseReason::Local { code, .. } | CloseReason::Remote { code, .. } => match code {
-            CloseCode::Timeout
-            | CloseCode::Draining
-            | CloseCode::Overloaded
-            | CloseCode::Internal
-            | CloseCode::Done => FailureKind::Unreachable,
-            CloseCode::Protocol
-            | CloseCode::VersionUnsupported
-            | CloseCode::ClusterMismatch
-            | CloseCode::PeerIdentityConflict
-            | CloseCode::CertificateExpired
-            | CloseCode::Revoked => FailureKind::Refused,
-        },
-        CloseReason::Reset | CloseReason::Silent => FailureKind::Unreachable,
-        // A certificate that the other side refuses shows only after our own handshake is done.
-        CloseReason::Transport(_) => FailureKind::Refused,
-    }
 }
 
 /// Waits until no link has streams, or the deadline.

@@ -12,12 +12,11 @@ use std::time::{Duration, SystemTime};
 
 use dashmap::DashMap;
 
-use self::address::{Address, Moment, Outcome, RateLimit};
+use self::address::{Address, Moment, RateLimit};
 use crate::code::CloseCode;
 use crate::config::{HostPort, PeerTarget, ReplicaId, Timing};
+use crate::events::{FailureCause, LinkFailure};
 use crate::transport::Side;
-
-pub(crate) use self::address::FailureKind;
 
 /// Dials in search of a replica that is not linked yet, for each replica that the peer has.
 const SEARCH_PER_REPLICA: u32 = 4;
@@ -158,12 +157,12 @@ impl Peers {
     }
 
     /// A dial gave no link.
-    pub(crate) fn dial_failed(&mut self, dial: &Dial, kind: FailureKind, error: String, now: Duration) {
+    pub(crate) fn dial_failed(&mut self, dial: &Dial, failure: LinkFailure, now: Duration) {
         let mut at = Moment { now, timing: &self.timing, random: &mut self.random };
         let Some(peer) = self.peers.get_mut(&dial.peer) else { return };
-        peer.last_error = Some(error.clone());
+        peer.last_error = Some(failure.text.clone());
         if let Some(address) = peer.address(&dial.address) {
-            address.dialled(Outcome::Failed(kind), Some(error), &mut at);
+            address.failed(failure, &mut at);
         }
     }
 
@@ -185,7 +184,7 @@ impl Peers {
         let mut at = Moment { now, timing: &self.timing, random: &mut self.random };
         let peer = self.peers.entry(Arc::clone(name)).or_insert_with(|| Peer::new(wall));
         if let Some(address) = facts.address.clone().and_then(|address| peer.address(&address)) {
-            address.dialled(Outcome::Reached(facts.replica), None, &mut at);
+            address.reached(facts.replica, &mut at);
         }
         if peer.links.len() >= self.links_per_peer {
             return Err((CloseCode::Overloaded, "too many links of this peer"));
@@ -217,17 +216,17 @@ impl Peers {
     }
 
     /// A link is gone.
-    pub(crate) fn link_ended(&mut self, id: u64, kind: FailureKind, error: String, now: Duration, wall: SystemTime) {
+    pub(crate) fn link_ended(&mut self, id: u64, failure: LinkFailure, now: Duration, wall: SystemTime) {
         let mut at = Moment { now, timing: &self.timing, random: &mut self.random };
         let Some(peer) = self.peers.values_mut().find(|peer| peer.links.contains_key(&id)) else { return };
         let Some(facts) = peer.links.remove(&id) else { return };
-        if kind != FailureKind::Wanted {
+        if failure.cause != FailureCause::Done {
             peer.searched = 0;
-            peer.last_error = Some(error.clone());
+            peer.last_error = Some(failure.text.clone());
         }
         let lasted = now.saturating_sub(facts.since) >= at.timing.acknowledge;
         if let Some(address) = facts.address.and_then(|address| peer.address(&address)) {
-            address.lost(kind, lasted, (kind != FailureKind::Wanted).then_some(error), &mut at);
+            address.lost(failure, lasted, &mut at);
         }
         peer.refresh(wall);
         self.peers.retain(|_, peer| peer.listed || !peer.links.is_empty());

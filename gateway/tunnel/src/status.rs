@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
+use eastway_identity::VerifyError;
 use serde::{Serialize, Serializer};
 
 use crate::config::{HostPort, ReplicaId};
+use crate::events::FailureCause;
 use crate::link::{Link, LinkState};
 use crate::peers::Peer;
 use crate::transport::Side;
@@ -64,6 +66,11 @@ pub struct AddressStatus {
     pub failures: u32,
     /// Why the last one failed.
     pub last_error: Option<String>,
+    /// Likewise, by who has to do something about it.
+    pub cause: Option<FailureCause>,
+    /// What was wrong with the certificate of the other side, if it was that.
+    #[serde(skip)]
+    pub verdict: Option<VerifyError>,
 }
 
 /// One link.
@@ -122,7 +129,9 @@ impl PeerStatus {
             address: address.host.clone(),
             replica: address.replica,
             failures: address.failures,
-            last_error: address.last_error.clone(),
+            last_error: address.last_failure.as_ref().map(|failure| failure.text.clone()),
+            cause: address.last_failure.as_ref().map(|failure| failure.cause),
+            verdict: address.last_failure.as_ref().and_then(|failure| failure.verdict.clone()),
         });
         Self {
             name: Arc::clone(name),

@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use eastway_identity::{CertificateDer, VerifiedPeer};
+use eastway_identity::{CertificateDer, VerifiedPeer, VerifyError};
 
 use crate::code::{CloseCode, ResetCode};
 
@@ -66,12 +66,22 @@ pub enum DialError {
         /// How long.
         after: Duration,
     },
-    /// The other side answered and the handshake failed: identities, versions, protocols.
-    #[error("{remote} was refused or refused us: {reason}")]
-    Refused {
+    /// The other side answered and this side refused it: identity, version, protocol.
+    #[error("{remote} is not accepted: {reason}")]
+    Rejected {
         /// What was dialled.
         remote: SocketAddr,
         /// Why, in words.
+        reason: String,
+        /// What is wrong with its certificate, if it is that.
+        verdict: Option<VerifyError>,
+    },
+    /// The other side answered and refused this one.
+    #[error("{remote}: the peer refused us: {reason}")]
+    RefusedUs {
+        /// What was dialled.
+        remote: SocketAddr,
+        /// Why, in words, as the other side puts it.
         reason: String,
     },
     /// This side could not even try.
@@ -238,6 +248,10 @@ pub enum CloseReason {
     /// Nothing came for longer than the idle timeout.
     #[error("the peer fell silent")]
     Silent,
+    /// The other side ended the handshake of TLS: it does not accept our certificate. That shows only after our
+    /// own part of the handshake is done.
+    #[error("the peer refused us: {0}")]
+    RefusedUs(String),
     /// The transport itself found a fault.
     #[error("transport: {0}")]
     Transport(String),
@@ -251,6 +265,7 @@ impl CloseReason {
             Self::Local { code, .. } | Self::Remote { code, .. } => code.name(),
             Self::Reset => "STATELESS_RESET",
             Self::Silent => "SILENT",
+            Self::RefusedUs(_) => "REFUSED_US",
             Self::Transport(_) => "TRANSPORT",
         }
     }

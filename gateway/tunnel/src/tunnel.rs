@@ -57,7 +57,7 @@ impl Tunnel {
         Self::bind_in(World::default(), config, identity, trust, handler)
     }
 
-    /// [`Tunnel::bind`] with another clock or other addresses for names.
+    /// [`Tunnel::bind`] with another clock, other addresses for names, or somebody who is told of links.
     ///
     /// # Errors
     /// As [`Tunnel::bind`].
@@ -76,6 +76,7 @@ impl Tunnel {
             Arc::clone(&trust),
             Arc::clone(&world.clock),
             Arc::clone(&live),
+            Arc::clone(&world.observer),
         )?;
         Ok(Self::start(world, config, identity, trust, handler, Arc::new(transport), live))
     }
@@ -123,6 +124,7 @@ impl Tunnel {
             trust,
             clock: world.clock,
             resolver: world.resolver,
+            observer: world.observer,
             handler,
             counters: Arc::new(Counters::default()),
             stream_counts: PeerCounts::default(),

@@ -1,4 +1,4 @@
-//! What a tunnel asks of the world outside: the time and the addresses of names.
+//! What a tunnel asks of the world outside, and what it tells it: the time, the addresses of names, events.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,6 +7,7 @@ use std::sync::Arc;
 use eastway_identity::{Clock, system_clock};
 
 use crate::config::HostPort;
+use crate::events::Observer;
 use crate::transport::BoxFuture;
 
 /// Looks the addresses of a peer up. Called anew for each dial.
@@ -19,11 +20,13 @@ pub struct World {
     pub clock: Clock,
     /// Addresses of names.
     pub resolver: Resolver,
+    /// Told what happens to links.
+    pub observer: Arc<dyn Observer>,
 }
 
 impl Default for World {
     fn default() -> Self {
-        Self { clock: system_clock(), resolver: system_resolver() }
+        Self { clock: system_clock(), resolver: system_resolver(), observer: Arc::new(()) }
     }
 }
 

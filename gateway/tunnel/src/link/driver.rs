@@ -18,6 +18,7 @@ use super::{Link, LinkIdentity, LinkShared, LinkState, LinkSurroundings};
 use crate::code::CloseCode;
 use crate::config::{ReplicaId, TunnelConfig};
 use crate::control::{ControlAction, ControlConfig, ControlSession, Now, PeerHello};
+use crate::events::Observer;
 use crate::metrics::Counters;
 use crate::peers::PeerCounts;
 use crate::stream::{self, StreamHandler};
@@ -34,6 +35,7 @@ pub(crate) struct Environment {
     pub(crate) trust: Arc<TrustStore>,
     pub(crate) clock: Clock,
     pub(crate) resolver: Resolver,
+    pub(crate) observer: Arc<dyn Observer>,
     pub(crate) handler: Arc<dyn StreamHandler>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) budget: Arc<Budget>,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::config::{HostPort, ReplicaId, Timing};
+use crate::events::{FailureCause, LinkFailure};
 
 /// Dials of one peer in a second.
 const MAX_RATE: usize = 2;
@@ -15,30 +16,20 @@ pub(crate) struct Address {
     pub(crate) not_before: Duration,
     pub(crate) failures: u32,
     attempts: u32,
-    pub(crate) last_error: Option<String>,
+    pub(crate) last_failure: Option<LinkFailure>,
 }
 
-/// What a failure says about the next try.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum FailureKind {
-    /// Nothing answers, or not now: keep trying at a steady pace.
-    Unreachable,
-    /// The other side answers and does not fit: trying often does not help.
-    Refused,
-    /// This side wanted it so.
-    Wanted,
-}
-
-/// How a dial ended.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Outcome {
-    Reached(ReplicaId),
-    Failed(FailureKind),
+impl FailureCause {
+    /// The other side answers and does not fit: trying often does not help. Everything else is tried at a
+    /// steady pace.
+    const fn is_refusal(self) -> bool {
+        matches!(self, Self::Rejected | Self::RefusedUs | Self::Fault)
+    }
 }
 
 impl Address {
     pub(crate) fn new(host: HostPort, now: Duration) -> Self {
-        Self { host, replica: None, dialling: false, not_before: now, failures: 0, attempts: 0, last_error: None }
+        Self { host, replica: None, dialling: false, not_before: now, failures: 0, attempts: 0, last_failure: None }
     }
 
     /// Begins a dial; returns its number.
@@ -48,17 +39,18 @@ impl Address {
         self.attempts - 1
     }
 
-    /// The dial begun last has ended.
-    pub(crate) fn dialled(&mut self, outcome: Outcome, error: Option<String>, at: &mut Moment<'_>) {
+    /// The dial begun last led to `replica`.
+    pub(crate) fn reached(&mut self, replica: ReplicaId, at: &mut Moment<'_>) {
         self.dialling = false;
-        match outcome {
-            Outcome::Reached(replica) => {
-                self.replica = Some(replica);
-                self.last_error = None;
-                self.not_before = at.now + at.jitter(at.timing.redial);
-            }
-            Outcome::Failed(kind) => self.pause(kind, error, at),
-        }
+        self.replica = Some(replica);
+        self.last_failure = None;
+        self.not_before = at.now + at.jitter(at.timing.redial);
+    }
+
+    /// The dial begun last gave no link.
+    pub(crate) fn failed(&mut self, failure: LinkFailure, at: &mut Moment<'_>) {
+        self.dialling = false;
+        self.pause(failure, at);
     }
 
     pub(crate) fn retry(&mut self, at: &mut Moment<'_>) {
@@ -67,19 +59,16 @@ impl Address {
     }
 
     /// A link dialled here has ended. `lasted`: it had been good for a while.
-    pub(crate) fn lost(&mut self, kind: FailureKind, lasted: bool, error: Option<String>, at: &mut Moment<'_>) {
-        if lasted || kind == FailureKind::Wanted {
+    pub(crate) fn lost(&mut self, failure: LinkFailure, lasted: bool, at: &mut Moment<'_>) {
+        if lasted || failure.cause == FailureCause::Done {
             self.failures = 0;
         }
-        self.pause(kind, error, at);
+        self.pause(failure, at);
     }
 
-    fn pause(&mut self, kind: FailureKind, error: Option<String>, at: &mut Moment<'_>) {
-        self.last_error = error;
-        let most = match kind {
-            FailureKind::Unreachable | FailureKind::Wanted => at.timing.redial_max,
-            FailureKind::Refused => at.timing.refused_max,
-        };
+    fn pause(&mut self, failure: LinkFailure, at: &mut Moment<'_>) {
+        let most = if failure.cause.is_refusal() { at.timing.refused_max } else { at.timing.redial_max };
+        self.last_failure = (failure.cause != FailureCause::Done).then_some(failure);
         let pause = at.timing.redial.saturating_mul(1 << self.failures.min(16)).min(most);
         self.failures = self.failures.saturating_add(1);
         self.not_before = at.now + at.jitter(pause);

@@ -22,6 +22,10 @@ fn link(id: u64, to: u8, side: Side, address: Option<&str>, since: Duration) -> 
     LinkFacts { id, replica: replica(to), side, address, since, fresh: true, up: true, going_away: false }
 }
 
+fn failure(cause: FailureCause) -> LinkFailure {
+    LinkFailure::new(cause, "as the test says")
+}
+
 fn start(peers: &mut Peers, facts: LinkFacts, live: &[u8], now: Duration) {
     let live = live.iter().copied().map(replica).collect();
     peers.link_started(&"b".into(), facts, live, now, NOW).unwrap();
@@ -51,7 +55,7 @@ fn f4_a_peer_that_does_not_answer_is_dialled_steadily_but_at_most_twice_a_second
     let mut peers = peers("a", 1);
     peers.set_targets(vec![target("b", &["10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1"])], Duration::ZERO, NOW);
     let fail = |peers: &mut Peers, dial: &Dial, now: Duration| {
-        peers.dial_failed(dial, FailureKind::Unreachable, "no reply".to_owned(), now);
+        peers.dial_failed(dial, failure(FailureCause::NoReply), now);
     };
     let dials = run(&mut peers, Duration::ZERO, 60 * SECOND, fail);
     assert!(dials.len() > 100, "{} dials in a minute", dials.len());
@@ -62,15 +66,15 @@ fn f4_a_peer_that_does_not_answer_is_dialled_steadily_but_at_most_twice_a_second
 
 #[test]
 fn one_address_is_dialled_with_growing_pauses_up_to_a_second_or_ten_when_refused() {
-    for (kind, most) in [(FailureKind::Unreachable, 1.25), (FailureKind::Refused, 12.5)] {
+    for (cause, most) in [(FailureCause::NoReply, 1.25), (FailureCause::RefusedUs, 12.5)] {
         let mut peers = peers("a", 1);
         peers.set_targets(vec![target("b", &["10.0.0.1:1"])], Duration::ZERO, NOW);
-        let fail = |peers: &mut Peers, dial: &Dial, now: Duration| peers.dial_failed(dial, kind, String::new(), now);
+        let fail = |peers: &mut Peers, dial: &Dial, now: Duration| peers.dial_failed(dial, failure(cause), now);
         let dials = run(&mut peers, Duration::ZERO, 300 * SECOND, fail);
         let pauses: Vec<_> = dials.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
         assert!(pauses[0] < 0.2, "the first redial comes soon: {pauses:?}");
         let longest = pauses.iter().copied().fold(0.0, f64::max);
-        assert!(longest > most * 0.7 && longest <= most + 0.01, "{kind:?}: {longest}");
+        assert!(longest > most * 0.7 && longest <= most + 0.01, "{cause:?}: {longest}");
         assert!(pauses[10..].windows(2).any(|pair| pair[0] != pair[1]), "no jitter");
     }
 }
@@ -80,7 +84,7 @@ fn refused_dials_are_tried_again_at_once_when_trust_changes() {
     let mut peers = peers("a", 1);
     peers.set_targets(vec![target("b", &["10.0.0.1:1"])], Duration::ZERO, NOW);
     let fail = |peers: &mut Peers, dial: &Dial, now: Duration| {
-        peers.dial_failed(dial, FailureKind::Refused, String::new(), now);
+        peers.dial_failed(dial, failure(FailureCause::Rejected), now);
     };
     run(&mut peers, Duration::ZERO, 100 * SECOND, fail);
     peers.retry(101 * SECOND);
@@ -99,7 +103,7 @@ fn every_replica_behind_one_address_is_looked_for_and_then_shown_as_missed() {
         let facts = link(id, 2, Side::Dialler, Some(&dial.address.to_string()), now);
         peers.link_started(&"b".into(), facts, live, now, NOW).unwrap();
         for superfluous in peers.superfluous() {
-            peers.link_ended(superfluous, FailureKind::Wanted, "duplicate".to_owned(), now, NOW);
+            peers.link_ended(superfluous, failure(FailureCause::Done), now, NOW);
         }
     };
     let dials = run(&mut peers, Duration::ZERO, 600 * SECOND, same);
@@ -147,7 +151,7 @@ fn f11_a_lost_link_is_redialled_at_once() {
     let dial = peers.due(Duration::ZERO).remove(0);
     start(&mut peers, link(1, 2, Side::Dialler, Some(&dial.address.to_string()), Duration::ZERO), &[2], Duration::ZERO);
     assert_eq!(peers.next_due(), None);
-    peers.link_ended(1, FailureKind::Unreachable, "silent".to_owned(), 60 * SECOND, NOW);
+    peers.link_ended(1, failure(FailureCause::Lost), 60 * SECOND, NOW);
     assert!(peers.next_due().unwrap() < 61 * SECOND);
 }
 

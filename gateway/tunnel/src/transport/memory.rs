@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use eastway_identity::{Clock, IdentityStore, TrustStore, VerifiedPeer};
+use eastway_identity::{Clock, IdentityStore, TrustStore, VerifiedPeer, VerifyError};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -179,12 +179,16 @@ async fn dial(
     cuts.wait_for(|cuts| !cuts.contains(&(address, remote))).await.ok();
     let other = lock(&network.hosts).get(&remote).cloned();
     let Some(other) = other else { return std::future::pending().await };
-    let refused = |reason: String| DialError::Refused { remote, reason };
-    let judge = |judge: &Host, judged: &Host, expected: Option<&str>| -> Result<VerifiedPeer, DialError> {
-        let verdict = judge.trust.verify(judged.identity.current().chain(), (judge.clock)(), expected);
-        verdict.map_err(|error| refused(format!("the other side {error}")))
+    let judge = |judge: &Host, judged: &Host, expected: Option<&str>| -> Result<VerifiedPeer, VerifyError> {
+        judge.trust.verify(judged.identity.current().chain(), (judge.clock)(), expected)
     };
-    let (theirs, ours) = (judge(&host, &other, Some(&peer))?, judge(&other, &host, None)?);
+    let refused = |reason: String| DialError::RefusedUs { remote, reason };
+    let theirs = judge(&host, &other, Some(&peer)).map_err(|error| DialError::Rejected {
+        remote,
+        reason: format!("the other side {error}"),
+        verdict: Some(error),
+    })?;
+    let ours = judge(&other, &host, None).map_err(|error| refused(error.reason().public().to_owned()))?;
     let (our_leaf, their_leaf) = (host.identity.current(), other.identity.current());
     let mut exporter = [0; 32];
     exporter.fill_with(|| fastrand::u8(..));

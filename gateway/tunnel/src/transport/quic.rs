@@ -27,6 +27,7 @@ use self::runtime::TrackedRuntime;
 use super::{BoxFuture, DialError, Established, Transport};
 use crate::code::CloseCode;
 use crate::config::TunnelConfig;
+use crate::events::Observer;
 
 pub(crate) use cid::LiveReplicas;
 
@@ -47,6 +48,7 @@ struct Shared {
     tasks: TaskTracker,
     stop: CancellationToken,
     failures: Failures,
+    observer: Arc<dyn Observer>,
     /// Handshakes of others under way.
     handshakes: Arc<Semaphore>,
 }
@@ -88,6 +90,7 @@ impl QuicTransport {
         trust: Arc<TrustStore>,
         clock: Clock,
         live: LiveReplicas,
+        observer: Arc<dyn Observer>,
     ) -> Result<Self, QuicError> {
         let tasks = TaskTracker::new();
         let shared = Arc::new(Shared {
@@ -102,6 +105,7 @@ impl QuicTransport {
             tasks,
             stop: CancellationToken::new(),
             failures: Failures::default(),
+            observer,
         });
         let listen = shared.config.listen;
         let endpoint = shared.listen(listen)?;

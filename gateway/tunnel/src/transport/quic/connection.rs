@@ -36,6 +36,7 @@ impl QuicConnection {
                 code: CloseCode::from_wire(close.error_code.into_inner()),
                 message: printable(&String::from_utf8_lossy(&close.reason)),
             },
+            E::ConnectionClosed(close) if is_alert(&close) => CloseReason::RefusedUs(words(&close)),
             E::ConnectionClosed(close) => CloseReason::Transport(printable(&close.to_string())),
             E::Reset => CloseReason::Reset,
             E::TimedOut => CloseReason::Silent,
@@ -115,6 +116,22 @@ impl Connection for QuicConnection {
     fn set_max_streams(&self, streams: u32) {
         self.inner.set_max_concurrent_bi_streams(VarInt::from_u32(streams));
     }
+}
+
+/// Whether the other side closed by an alert of TLS (RFC 9001 §4.8).
+pub(super) fn is_alert(close: &quinn::ConnectionClose) -> bool {
+    (0x100..0x200).contains(&u64::from(close.error_code))
+}
+
+/// What the other side says about it, and if it says nothing, the number of its alert.
+pub(super) fn words(close: &quinn::ConnectionClose) -> String {
+    if close.reason.is_empty() {
+        return close.to_string();
+    }
+    let reason = String::from_utf8_lossy(&close.reason);
+    // A gateway's own words, inside those of rustls.
+    let own = reason.strip_prefix("invalid peer certificate: Other(OtherError(").and_then(|own| own.strip_suffix("))"));
+    printable(own.unwrap_or(&reason))
 }
 
 /// An IPv4 address as such, also when the socket is an IPv6 one.

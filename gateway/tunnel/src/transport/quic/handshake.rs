@@ -3,18 +3,17 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use eastway_identity::{CertificateDer, TrustStore, VerifyReason, tls};
+use eastway_identity::{CertificateDer, TrustStore, VerifyError, tls};
 use quinn::{ConnectionError, Incoming, TransportErrorCode};
 use quinn_proto::crypto::rustls::HandshakeData;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tokio::time::Instant;
 
-use super::connection::{QuicConnection, canonical};
+use super::connection::{QuicConnection, canonical, is_alert, words};
 use super::{Shared, floor, socket};
 use crate::code::CloseCode;
 use crate::control::printable;
+use crate::events::Event;
 use crate::transport::{DialError, Established, Side};
 
 /// TLS alert `no_application_protocol` (RFC 7301 §3.2).
@@ -22,8 +21,6 @@ const NO_APPLICATION_PROTOCOL: u8 = 120;
 /// TLS alert `access_denied`: what our server says to a client whose protocols do not include ours, before it
 /// comes to show a certificate.
 const ACCESS_DENIED: u8 = 49;
-/// Least time between two log lines about strangers who fail.
-const LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Takes connections of others.
 pub(super) struct Handshakes {
@@ -47,12 +44,14 @@ impl Handshakes {
     fn take(&self, incoming: Incoming) {
         if !incoming.remote_address_validated() {
             if let Err(error) = incoming.retry() {
-                error.into_incoming().ignore();
+                let incoming = error.into_incoming();
+                self.shared.refuse(&Failure::RetryToken, canonical(incoming.remote_address()));
+                incoming.ignore();
             }
             return;
         }
         let Ok(permit) = Arc::clone(&self.shared.handshakes).try_acquire_owned() else {
-            self.shared.failures.count("TOO_MANY");
+            self.shared.refuse(&Failure::TooMany, canonical(incoming.remote_address()));
             incoming.ignore();
             return;
         };
@@ -85,7 +84,7 @@ async fn accept(
             // Only when the transport is closing is nobody left to take it.
             accepted.send(established).await.ok();
         }
-        Err(failure) => shared.failures.note(&failure, remote),
+        Err(failure) => shared.refuse(&failure, remote),
     }
 }
 
@@ -103,7 +102,14 @@ pub(super) async fn dial(shared: Arc<Shared>, peer: Arc<str>, remote: SocketAddr
         endpoint.connect_with(client, remote, tls::SERVER_NAME).map_err(|error| local(error.to_string()))?;
     let after = shared.config.timing.handshake;
     let no_reply = || DialError::NoReply { remote, after };
-    let refused = |failure: Failure| DialError::Refused { remote, reason: failure.to_string() };
+    let refused = |failure: Failure| {
+        if let Failure::RefusedUs(reason) = failure {
+            return DialError::RefusedUs { remote, reason };
+        }
+        let reason = failure.to_string();
+        let verdict = if let Failure::Untrusted(error) = failure { Some(error) } else { None };
+        DialError::Rejected { remote, reason, verdict }
+    };
     let connection = match tokio::time::timeout(after, connecting).await {
         Err(_) | Ok(Err(ConnectionError::TimedOut)) => return Err(no_reply()),
         Ok(Err(error)) => return Err(refused(Failure::of(&error, &shared.trust))),
@@ -135,10 +141,10 @@ fn finish(
     }
     let chain = connection.peer_identity().and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
     let chain = chain.map(|chain| *chain).unwrap_or_default();
-    let peer = shared.trust.verify(&chain, (shared.clock)(), expected).map_err(|error| {
-        let failure = Failure::Untrusted { reason: error.reason(), text: error.to_string() };
-        refuse(CloseCode::Revoked, failure)
-    })?;
+    let peer = shared
+        .trust
+        .verify(&chain, (shared.clock)(), expected)
+        .map_err(|error| refuse(CloseCode::Revoked, Failure::Untrusted(error)))?;
     shared.tasks.spawn(guard(connection.clone()));
     let connection = Arc::new(QuicConnection::new(connection, side));
     Ok(Established { connection, peer, chain, local_leaf_sha256 })
@@ -157,16 +163,22 @@ async fn guard(connection: quinn::Connection) {
 /// Why a handshake came to nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Failure {
+    #[error("too many handshakes are under way")]
+    TooMany,
+    #[error("its Retry token is not ours, or too old")]
+    RetryToken,
     #[error("the handshake did not finish in time")]
     Timeout,
     #[error("the other side does not speak eastway/1")]
     Alpn,
     #[error("our certificate was renewed during the handshake")]
     Renewed,
-    #[error("the other side {text}")]
-    Untrusted { reason: VerifyReason, text: String },
+    #[error("the other side {0}")]
+    Untrusted(VerifyError),
     #[error("the other side offers a max_idle_timeout below the floor")]
     IdleFloor,
+    #[error("the other side refuses us: {0}")]
+    RefusedUs(String),
     #[error("{0}")]
     Other(String),
 }
@@ -176,7 +188,7 @@ impl Failure {
         let text = error.to_string();
         // A refusal of ours stands in the text as a number; one of the other side names its class.
         if let Some(refusal) = trust.refusal_in(&text) {
-            return Self::Untrusted { reason: refusal.error.reason(), text: refusal.error.to_string() };
+            return Self::Untrusted(refusal.error);
         }
         let alpn = [NO_APPLICATION_PROTOCOL, ACCESS_DENIED].map(TransportErrorCode::crypto);
         match error {
@@ -184,6 +196,10 @@ impl Failure {
             ConnectionError::TransportError(error) if error.reason == floor::REFUSED => Self::IdleFloor,
             ConnectionError::TransportError(error) if alpn.contains(&error.code) => Self::Alpn,
             ConnectionError::ConnectionClosed(close) if alpn.contains(&close.error_code) => Self::Alpn,
+            ConnectionError::ConnectionClosed(close) if is_alert(close) => Self::RefusedUs(words(close)),
+            ConnectionError::ApplicationClosed(close) if CloseCode::from_wire(close.error_code.into()).is_refusal() => {
+                Self::RefusedUs(printable(&String::from_utf8_lossy(&close.reason)))
+            }
             ConnectionError::VersionMismatch
             | ConnectionError::TransportError(_)
             | ConnectionError::ConnectionClosed(_)
@@ -196,36 +212,37 @@ impl Failure {
 
     fn label(&self) -> &'static str {
         match self {
+            Self::TooMany => "TOO_MANY",
+            Self::RetryToken => "RETRY_TOKEN",
             Self::Timeout => "TIMEOUT",
             Self::Alpn => "ALPN",
             Self::Renewed => "RENEWED",
-            Self::Untrusted { reason, .. } => reason.as_str(),
+            Self::Untrusted(error) => error.reason().as_str(),
             Self::IdleFloor => "IDLE_TIMEOUT_TOO_SHORT",
+            Self::RefusedUs(_) => "REFUSED_US",
             Self::Other(_) => "TRANSPORT",
         }
     }
 }
 
-/// Counts failed handshakes of others, and logs them at most once a second: strangers are many.
+impl Shared {
+    /// Counts and tells a handshake of somebody else that came to nothing.
+    fn refuse(&self, failure: &Failure, remote: SocketAddr) {
+        let reason = failure.label();
+        self.failures.count(reason);
+        self.observer.happened(&Event::Refused { peer: None, remote, reason, text: &failure.to_string() });
+    }
+}
+
+/// Counts failed handshakes of others.
 #[derive(Default)]
 pub(super) struct Failures {
     counts: Mutex<BTreeMap<&'static str, u64>>,
-    last_log: Mutex<Option<Instant>>,
 }
 
 impl Failures {
     fn count(&self, label: &'static str) {
         *self.counts.lock().unwrap_or_else(PoisonError::into_inner).entry(label).or_default() += 1;
-    }
-
-    fn note(&self, failure: &Failure, remote: SocketAddr) {
-        self.count(failure.label());
-        let now = Instant::now();
-        let mut last = self.last_log.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.is_none_or(|last| now.duration_since(last) >= LOG_INTERVAL) {
-            *last = Some(now);
-            tracing::warn!(%remote, reason = failure.label(), %failure, "Link refused");
-        }
     }
 
     pub(super) fn counts(&self) -> Vec<(&'static str, u64)> {
