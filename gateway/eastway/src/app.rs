@@ -9,6 +9,7 @@ pub mod disk;
 pub mod exports;
 pub mod frontend;
 pub mod imports;
+pub mod links;
 pub mod peers;
 pub mod registries;
 pub mod reload;
@@ -26,7 +27,7 @@ use std::time::Duration;
 use eastway_dns::ZoneStore;
 use eastway_identity::{IdentityStore, TrustStore};
 use eastway_model::store::{Reader, Writer};
-use eastway_tunnel::{ReplicaId, Tunnel, TunnelConfig};
+use eastway_tunnel::{ReplicaId, Tunnel, TunnelConfig, World};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -38,6 +39,7 @@ use crate::app::clock::Clock;
 use crate::app::exports::Exports;
 use crate::app::frontend::{Frontend, FrontendView, Outputs};
 use crate::app::imports::Imports;
+use crate::app::links::LinkLog;
 use crate::app::peers::Peers;
 use crate::app::registries::Registries;
 use crate::app::store::StoreSender;
@@ -307,7 +309,10 @@ impl Running {
             timing: adapters::timing(settings),
             software_version: adapters::software_version(),
         };
-        let tunnel = Arc::new(Tunnel::bind(config, identity.clone(), gateway.trust.clone(), Arc::new(inbound))?);
+        let observer = LinkLog::new(gateway.telemetry.clone(), gateway.configuration.loaded.clone());
+        let world = World { observer: Arc::new(observer), ..World::default() };
+        let (handler, trust) = (Arc::new(inbound), gateway.trust.clone());
+        let tunnel = Arc::new(Tunnel::bind_in(world, config, identity.clone(), trust, handler)?);
         gateway.router.set_tunnel(tunnel.clone());
         // Each is set here and nowhere else.
         let _set = (gateway.tunnel.set(tunnel.clone()), gateway.identity.set(identity.clone()));

@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod escape;
+pub mod limit;
 pub mod log;
 pub mod metrics;
 pub mod refusals;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 
 pub use access::{AccessLog, AccessMode, AccessRecord, Direction, Path};
 pub use escape::Escaped;
+pub use limit::LogLimit;
 pub use log::{LogError, LogFormat, LogHandle, LogSettings};
 pub use metrics::{
     Certificate, ConnectionLabels, ConnectionMetrics, Destination, DialOutcome, Metrics, PeerSample, Reporter,

@@ -19,3 +19,4 @@ mod partition;
 mod rebind;
 mod restart;
 mod state;
+mod trust;

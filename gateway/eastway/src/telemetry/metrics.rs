@@ -57,7 +57,9 @@ pub enum DialOutcome {
 }
 
 impl DialOutcome {
-    fn as_str(self) -> &'static str {
+    /// The label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Connected => "connected",
             Self::Refused => "refused",

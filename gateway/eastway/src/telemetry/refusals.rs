@@ -3,12 +3,12 @@
 //! A hostile peer can send refused input as fast as its link carries it. The counter shows every one; the log
 //! shows the first of its kind, and later one line with how many more there were.
 
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::escape::Escaped;
+use super::limit::LogLimit;
 use super::metrics::Metrics;
 
 /// Shortest time between two log lines of one kind and peer.
@@ -81,38 +81,21 @@ type Key = (Refusal, Option<Arc<str>>);
 #[derive(Debug)]
 pub struct Refusals {
     metrics: Arc<Metrics>,
-    interval: Duration,
-    lines: Mutex<HashMap<Key, Line>>,
-}
-
-#[derive(Debug)]
-struct Line {
-    written: Instant,
-    suppressed: u64,
-}
-
-/// What [`Refusals::admit`] decided.
-#[derive(Debug, PartialEq, Eq)]
-enum Admission {
-    /// Write it, and say how many were not written since the last one.
-    Write {
-        suppressed: u64,
-    },
-    Suppress,
+    lines: LogLimit<Key>,
 }
 
 impl Refusals {
     /// Counts into `metrics`, and logs once per [`INTERVAL`].
     #[must_use]
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, interval: INTERVAL, lines: Mutex::default() }
+        Self { metrics, lines: LogLimit::new(INTERVAL) }
     }
 
     /// One refused input from `peer` (`None`: not known, or local). `detail` says what was wrong and is
     /// formatted only if the line is written; it is escaped here, so it may quote the input.
     pub fn refused(&self, kind: Refusal, peer: Option<&Arc<str>>, detail: impl fmt::Display) {
         self.metrics.refused(kind, peer);
-        if let Admission::Write { suppressed } = self.admit(kind, peer, Instant::now()) {
+        if let Some(suppressed) = self.admit(kind, peer, Instant::now()) {
             let detail = detail.to_string();
             tracing::warn!(
                 kind = kind.as_str(),
@@ -124,28 +107,18 @@ impl Refusals {
         }
     }
 
-    fn admit(&self, kind: Refusal, peer: Option<&Arc<str>>, now: Instant) -> Admission {
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut key = (kind, peer.cloned());
-        if lines.len() >= MAX_KEYS && !lines.contains_key(&key) {
-            key.1 = None;
-        }
-        let Some(line) = lines.get_mut(&key) else {
-            lines.insert(key, Line { written: now, suppressed: 0 });
-            return Admission::Write { suppressed: 0 };
-        };
-        if now.saturating_duration_since(line.written) < self.interval {
-            line.suppressed += 1;
-            return Admission::Suppress;
-        }
-        line.written = now;
-        Admission::Write { suppressed: std::mem::take(&mut line.suppressed) }
+    /// Counts a refused input that is logged elsewhere.
+    pub fn count(&self, kind: Refusal, peer: Option<&Arc<str>>) {
+        self.metrics.refused(kind, peer);
+    }
+
+    fn admit(&self, kind: Refusal, peer: Option<&Arc<str>>, now: Instant) -> Option<u64> {
+        self.lines.admit_bounded((kind, peer.cloned()), MAX_KEYS, |(kind, _)| (kind, None), now)
     }
 
     /// Drops what is remembered of a peer that was removed.
     pub fn forget_peer(&self, peer: &str) {
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.retain(|(_, owner), _| owner.as_deref() != Some(peer));
+        self.lines.retain(|(_, owner)| owner.as_deref() != Some(peer));
     }
 }
 
@@ -162,14 +135,14 @@ mod tests {
         let refusals = Refusals::new(Arc::new(Metrics::new()));
         let start = Instant::now();
         let (a, b) = (peer("a"), peer("b"));
-        assert_eq!(refusals.admit(Refusal::Record, Some(&a), start), Admission::Write { suppressed: 0 });
+        assert_eq!(refusals.admit(Refusal::Record, Some(&a), start), Some(0));
         for _ in 0..1_000 {
-            assert_eq!(refusals.admit(Refusal::Record, Some(&a), start), Admission::Suppress);
+            assert_eq!(refusals.admit(Refusal::Record, Some(&a), start), None);
         }
         // Others are not silenced by a loud one.
-        assert_eq!(refusals.admit(Refusal::Record, Some(&b), start), Admission::Write { suppressed: 0 });
-        assert_eq!(refusals.admit(Refusal::Dns, Some(&a), start), Admission::Write { suppressed: 0 });
-        assert_eq!(refusals.admit(Refusal::Record, Some(&a), start + INTERVAL), Admission::Write { suppressed: 1_000 });
+        assert_eq!(refusals.admit(Refusal::Record, Some(&b), start), Some(0));
+        assert_eq!(refusals.admit(Refusal::Dns, Some(&a), start), Some(0));
+        assert_eq!(refusals.admit(Refusal::Record, Some(&a), start + INTERVAL), Some(1_000));
     }
 
     #[test]
@@ -177,8 +150,8 @@ mod tests {
         let refusals = Refusals::new(Arc::new(Metrics::new()));
         for number in 0..10_000 {
             let name = peer(&format!("peer-{number}"));
-            let _: Admission = refusals.admit(Refusal::Handshake, Some(&name), Instant::now());
+            let _: Option<u64> = refusals.admit(Refusal::Handshake, Some(&name), Instant::now());
         }
-        assert!(refusals.lines.lock().unwrap().len() <= MAX_KEYS + 1);
+        assert!(refusals.lines.len() <= MAX_KEYS + 1);
     }
 }
