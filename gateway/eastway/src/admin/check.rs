@@ -81,7 +81,7 @@ pub struct PeerFacts {
     pub up: bool,
     /// What dialling each configured address led to.
     pub addresses: Vec<AddressFacts>,
-    /// Why the last handshake, in either direction, was refused; from the last 10 minutes.
+    /// Why the last handshake that we began with it was refused, by either side.
     pub handshake: Option<HandshakeFault>,
     /// Bytes of UDP payload that fit one packet on the best link.
     pub mtu: Option<u16>,

@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use eastway_dns::client::QueryType;
-use eastway_identity::VerifyError;
+use eastway_identity::{SpkiPin, VerifyError};
 use eastway_model::store::Snapshot;
 use eastway_tunnel::header::StreamHeader;
-use eastway_tunnel::{Link, PeerStatus};
+use eastway_tunnel::{AddressStatus, FailureCause, Link, PeerStatus};
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
@@ -19,8 +19,6 @@ use crate::config::PeerSettings;
 /// What is sent through a link and back.
 const ECHO: usize = 64 * 1024;
 const ECHO_TIMEOUT: Duration = Duration::from_secs(3);
-/// How old a refused handshake may be to be told.
-const RECENT: Duration = Duration::from_secs(600);
 
 pub(super) async fn facts(gateway: &Gateway, only: Option<String>) -> CheckFacts {
     let loaded = gateway.configuration.loaded.borrow().clone();
@@ -113,18 +111,28 @@ async fn peer_facts(
     }
 }
 
-/// Why the peer is not let in, if a handshake of it was refused lately: by us, or by it.
+/// Why there is no link, as its addresses tell it: what we refuse, or that the peer refuses us.
 fn handshake(gateway: &Gateway, status: Option<&PeerStatus>) -> Option<HandshakeFault> {
-    if status.is_some_and(|status| status.up) {
-        return None;
+    let status = status.filter(|status| !status.up)?;
+    if let Some(verdict) = status.addresses.iter().find_map(|address| address.verdict.as_ref()) {
+        return Some(fault(verdict));
     }
-    let error = status?.last_error.as_deref()?;
-    if let Some(refusal) = gateway.trust.refusal_in(error)
-        && refusal.at.elapsed().is_ok_and(|age| age < RECENT)
-    {
-        return Some(fault(&refusal.error));
+    let failed = |cause| status.addresses.iter().find(|address| address.cause == Some(cause));
+    let text = |address: &AddressStatus| address.last_error.clone().unwrap_or_default();
+    if let Some(address) = failed(FailureCause::RefusedUs) {
+        // The finding says so itself.
+        let said = text(address).replacen("the peer refused us: ", "", 1);
+        return Some(HandshakeFault::RefusedUs(format!("{said}; {}", presented(gateway))));
     }
-    error.contains("refused").then(|| HandshakeFault::RefusedUs(error.to_owned()))
+    failed(FailureCause::Rejected).map(|address| HandshakeFault::Other(text(address)))
+}
+
+/// What this gateway shows of itself in a handshake, for the other side to compare with its Peer file.
+fn presented(gateway: &Gateway) -> String {
+    let Some(identity) = gateway.identity.get().map(|store| store.current()) else { return String::new() };
+    let pin = identity.chain().get(1).and_then(|issuer| SpkiPin::of_certificate(issuer).ok());
+    let pin = pin.map_or_else(|| "no issuer".to_owned(), |pin| format!("the key {pin}"));
+    format!("we present {} by {pin}", identity.id())
 }
 
 fn fault(error: &VerifyError) -> HandshakeFault {
@@ -135,6 +143,7 @@ fn fault(error: &VerifyError) -> HandshakeFault {
             HandshakeFault::Unpinned(presented.to_string())
         }
         VerifyError::NotTheGateway { presented, .. } => HandshakeFault::WrongIdentity(presented.to_string()),
+        VerifyError::Revoked { .. } => HandshakeFault::Revoked,
         VerifyError::Expired { not_after, .. } => HandshakeFault::Expired(unix(not_after)),
         VerifyError::NotYetValid { not_before, .. } => HandshakeFault::NotYetValid(unix(not_before)),
         other => HandshakeFault::Other(other.to_string()),

@@ -118,8 +118,8 @@ codes! {
         "it is on our revocation list", "if that is a mistake, publish a new list; else the peer must get a new certificate";
     WRONG_CLUSTER = "EW406" Error "the peer calls itself {what}",
         "two clusters have one name, or our Peer file has the wrong one", "each cluster needs a name of its own: correct `metadata.name` here or `cluster` there";
-    REFUSED_US = "EW407" Error "the peer refused us: {what}",
-        "it does not know our key or identity", "send it the output of `eastway peer export`; its `eastway check` names the reason";
+    REFUSED_US = "EW407" Error "the peer refuses us: {what}",
+        "its Peer file for us has another key or identity, or it has none", "send it the output of `eastway peer export`: `pins` and `gateway` there must be what we present; its log names the reason";
     PROTOCOL = "EW408" Error "the peer does not speak our protocol: {what}",
         "another service answers at this address, or the versions are too far apart", "compare `eastway version` on both sides";
     HANDSHAKE = "EW409" Error "the handshake failed: {what}",
