@@ -140,10 +140,16 @@ impl ImportTable {
         self.source
     }
 
-    /// When the peer's session last said something.
+    /// When the contents were last known to be what the peer exports, by the wall clock.
     #[must_use]
     pub fn heard_at(&self) -> UnixMillis {
         self.heard_at
+    }
+
+    /// The contents were still what the peer exports at that moment: a session whose peer has
+    /// nothing to say is silent, and its link is not.
+    pub fn confirm(&mut self, at: UnixMillis) {
+        self.heard_at = at;
     }
 
     /// Grows with every change that is worth a new image on disk.
@@ -156,10 +162,11 @@ impl ImportTable {
         self.revision += 1;
     }
 
-    /// What the store has to know of a table that was read from disk.
+    /// What the store has to know of a table that was read from disk. `heard_at` is
+    /// [`ImportTable::heard_at`] on the clock that the store is given.
     #[must_use]
-    pub fn restore(&self) -> Vec<PeerChange> {
-        let mut changes = vec![self.replacement()];
+    pub fn restore(&self, heard_at: UnixMillis) -> Vec<PeerChange> {
+        let mut changes = vec![PeerChange::LastHeard(heard_at), self.replacement()];
         for (key, subscribed) in self.subscriptions.iter().filter(|(_, subscribed)| !subscribed.endpoints.is_empty()) {
             changes.push(PeerChange::Endpoints {
                 service: key.clone(),
@@ -175,15 +182,14 @@ impl ImportTable {
         PeerChange::Replace(self.services().map(Arc::clone).collect())
     }
 
-    /// Forgets everything, after the peer was away for its `withdrawAfter`: the next session begins
-    /// with a whole snapshot.
-    pub fn withdraw(&mut self) -> Vec<PeerChange> {
+    /// Forgets everything, after the store withdrew what the peer exported
+    /// ([`eastway_model::store::Writer::expire`]): the next session begins with a whole snapshot.
+    pub fn withdraw(&mut self) {
         self.services = Services::default();
         self.subscriptions.values_mut().for_each(Subscribed::forget);
         self.pending = Pending::default();
         self.source = None;
         self.touch();
-        vec![PeerChange::Replace(Vec::new())]
     }
 
     /// The services whose endpoint records are asked for from now on; takes effect with the next
@@ -193,20 +199,25 @@ impl ImportTable {
         let dropped: Vec<ServiceKey> =
             self.subscriptions.keys().filter(|key| !wanted.contains(*key)).cloned().collect();
         let mut changes = Vec::new();
-        for key in dropped {
-            let mut remove = self.pending.endpoints.remove(&key).unwrap_or_default();
-            if let Some(subscribed) = self.subscriptions.remove(&key) {
+        for key in &dropped {
+            let mut remove = self.pending.endpoints.remove(key).unwrap_or_default();
+            if let Some(subscribed) = self.subscriptions.remove(key) {
                 remove.extend(subscribed.ids());
             }
             if !remove.is_empty() {
                 let remove = remove.into_iter().collect();
-                changes.push(PeerChange::Endpoints { service: key, upsert: Vec::new(), remove });
+                changes.push(PeerChange::Endpoints { service: key.clone(), upsert: Vec::new(), remove });
             }
         }
+        let before = self.subscriptions.len();
+        let mut changed = !dropped.is_empty();
         for key in wanted {
             self.subscriptions.entry(key).or_default();
         }
-        self.touch();
+        changed |= self.subscriptions.len() != before;
+        if changed {
+            self.touch();
+        }
         changes
     }
 

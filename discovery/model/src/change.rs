@@ -97,6 +97,9 @@ pub enum PeerChange {
     },
     /// The links to the peer changed state.
     State(PeerState),
+    /// What follows is a copy from disk, and its peer was last heard then. Makes an unknown peer one
+    /// that is down since; a link that was seen since our start says more and stays.
+    LastHeard(UnixMillis),
     /// The Peer was removed from the configuration: everything of it goes at once.
     Removed,
 }
@@ -111,7 +114,7 @@ pub enum PeerState {
     Up,
     /// No link; the last known records are served as stale.
     Down {
-        /// Since when.
+        /// Since when, by the clock that [`crate::store::Writer::apply`] is given.
         since: UnixMillis,
     },
 }

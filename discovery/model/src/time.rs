@@ -14,6 +14,12 @@ impl UnixMillis {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
 
+    /// `self` moved into the past; not before the epoch.
+    #[must_use]
+    pub fn minus(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
+    }
+
     /// `self` moved into the future.
     #[must_use]
     pub fn plus(self, duration: Duration) -> Self {

@@ -97,8 +97,8 @@ pub struct Gateway {
     pub settings: Arc<Settings>,
     /// Roles of the process.
     pub roles: Vec<String>,
-    /// Milliseconds since the Unix epoch.
-    pub started_at: u64,
+    /// What is timed and dated, since the start.
+    pub clock: Clock,
     /// The store.
     pub reader: Reader,
     /// Routes and connections in flight.
@@ -169,7 +169,7 @@ pub async fn build(
     let router = Router::new(reader.clone(), settings.allow_loopback, IDLE_TIMEOUT, telemetry.clone());
     let gateway = Gateway {
         roles,
-        started_at: store::now().0,
+        clock: Clock::start(),
         reader,
         router: Arc::new(router),
         tunnel: OnceLock::new(),
@@ -216,7 +216,7 @@ impl Bound {
         running.spawn("admin port", admin.run(context, running.end.clone()));
 
         let (sender, inputs) = store::queue();
-        running.spawn("store", store::run(writer, inputs, running.end.clone()));
+        running.spawn("store", store::run(writer, inputs, running.gateway.clock, running.end.clone()));
         running.spawn("dns", dns.run(running.end.clone()));
         let connections = running.serve_locally(&sender, outputs.clone(), synced);
 
@@ -288,9 +288,9 @@ impl Running {
         let enrolling = enroll::until_enrolled(client, settings.trust.leaf_ttl);
         let Some((identity, keys)) = self.stop.run_until_cancelled(enrolling).await else { return Ok(None) };
         let identity = IdentityStore::new(identity);
-        let clock = Clock::start();
+        let clock = gateway.clock;
         let limits = adapters::federation_limits(settings);
-        let epoch = gateway.started_at;
+        let epoch = clock.started_at().0;
         let exports = Exports::new(
             gateway.reader.clone(),
             limits.clone(),

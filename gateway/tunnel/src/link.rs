@@ -55,6 +55,12 @@ impl Link {
         self.0.connection.rtt()
     }
 
+    /// For how long the other side has acknowledged nothing; none if it never did.
+    #[must_use]
+    pub fn silent_for(&self) -> Option<Duration> {
+        self.0.live().last_acknowledged.map(|at| at.elapsed())
+    }
+
     /// Streams opened here that have not ended.
     #[must_use]
     pub fn in_flight(&self) -> u32 {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use eastway_federation::{CloseReason, ImportTable};
 use eastway_model::rules::Rules;
-use eastway_model::{Change, LocalService, PeerChange, PeerState, ServiceKey};
+use eastway_model::{Change, LocalService, PeerChange, ServiceKey};
 
 use super::check;
 use super::conn::ReplicaIndex;
@@ -446,8 +446,8 @@ impl World {
                 Ok(_) if disk == Disk::Torn => return Err("F20: a torn image was read".to_owned()),
                 Ok(table) => {
                     check::table(&table, &rules, &self.limits, self.hostile == Some(peer))?;
-                    changes = table.restore();
-                    changes.push(PeerChange::State(PeerState::Down { since: Replica::steady(self.now) }));
+                    let away = now.wall.since(table.heard_at());
+                    changes = table.restore(Replica::steady(self.now).minus(away));
                     if let Some(importing) = self.replica_mut(index).imports.get_mut(&peer) {
                         importing.table = table;
                     }

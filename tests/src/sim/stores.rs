@@ -61,29 +61,18 @@ impl World {
 
     pub(super) fn expire(&mut self, index: ReplicaIndex) -> Check {
         let steady = Replica::steady(self.now);
-        let replica = self.replica_mut(index);
-        let before = replica.reader.load_full();
-        if !replica.writer.expire(steady) {
+        let withdrawn = self.replica_mut(index).writer.expire(steady);
+        if withdrawn.is_empty() {
             return Ok(());
         }
-        let after = replica.reader.load_full();
-        let withdrawn: Vec<usize> = replica
-            .imports
-            .keys()
-            .copied()
-            .filter(|peer| {
-                let synced = |view: &eastway_model::store::Snapshot| {
-                    view.peer(cluster_name(*peer).as_str()).is_some_and(|view| view.synced)
-                };
-                synced(&before) && !synced(&after)
-            })
-            .collect();
-        for peer in withdrawn {
+        for cluster in withdrawn {
             self.hits.hit(Kind::Withdraw);
+            self.log(|| format!("{index:?} withdraws imports of {cluster}"));
             let replica = self.replica_mut(index);
-            let changes = replica.imports.get_mut(&peer).map(|importing| importing.table.withdraw());
-            self.log(|| format!("{index:?} withdraws imports of {peer}"));
-            self.apply(index, peer, changes.unwrap_or_default())?;
+            let peer = replica.imports.keys().copied().find(|peer| cluster_name(*peer) == cluster);
+            let Some(peer) = peer else { continue };
+            replica.imports.entry(peer).and_modify(|importing| importing.table.withdraw());
+            check::store_holds_table(replica, &cluster, &replica.imports[&peer].table)?;
         }
         self.published(index)
     }

@@ -70,19 +70,23 @@ impl PeerTable {
                 }
             }
             PeerChange::State(state) => peer.set_state(state, now, &mut self.dirty),
+            PeerChange::LastHeard(at) => peer.last_heard(at),
             PeerChange::Removed => {}
         }
     }
 
-    /// Drops what peers exported that have been away for too long.
-    pub(super) fn expire(&mut self, rules: &Rules, now: UnixMillis) {
+    /// Drops what peers exported that have been away for too long; names them.
+    pub(super) fn expire(&mut self, rules: &Rules, now: UnixMillis) -> Vec<ClusterName> {
+        let mut expired = Vec::new();
         for (name, peer) in &mut self.peers {
             if peer.expires_at(name, rules).is_some_and(|at| at <= now) {
                 peer.endpoints = 0;
                 peer.synced = false;
                 self.dirty.extend(std::mem::take(&mut peer.services).into_keys());
+                expired.push(name.clone());
             }
         }
+        expired
     }
 
     pub(super) fn next_expiry(&self, rules: &Rules) -> Option<UnixMillis> {
@@ -183,6 +187,13 @@ impl Peer {
             PeerState::Unknown | PeerState::Up => now,
         };
         self.state = state;
+    }
+
+    fn last_heard(&mut self, at: UnixMillis) {
+        if self.state == PeerState::Unknown {
+            self.state = PeerState::Down { since: at };
+            self.idle_since = at;
+        }
     }
 
     /// When what it exported is withdrawn, if it stays away.

@@ -64,7 +64,7 @@ impl Writer {
     }
 
     /// Applies changes in order and publishes the result, once, if it differs. Returns whether it
-    /// did. `now` dates peers that were never up; take it from a clock that does not jump.
+    /// did. `now` dates peers that were never up: take it from a clock that does not jump.
     pub fn apply(&mut self, batch: impl IntoIterator<Item = Change>, now: UnixMillis) -> bool {
         for change in batch {
             match change {
@@ -92,12 +92,14 @@ impl Writer {
         self.publish(rules, dirty, false)
     }
 
-    /// Withdraws the services of peers that have been away for longer than their rules allow.
-    /// Returns whether anything was. A clock that jumps ahead withdraws too early: derive `now` from
-    /// a monotonic clock.
-    pub fn expire(&mut self, now: UnixMillis) -> bool {
-        self.peers.expire(&self.snapshot.rules, now);
-        self.publish_changes()
+    /// Withdraws the services of peers that have been away for longer than their rules allow, and
+    /// names these peers: whoever else keeps something of them drops it now. This is the one place
+    /// where it is decided (fault F25). A clock that jumps ahead would withdraw too early: `now` is
+    /// of the clock that [`Writer::apply`] is given.
+    pub fn expire(&mut self, now: UnixMillis) -> Vec<ClusterName> {
+        let expired = self.peers.expire(&self.snapshot.rules, now);
+        self.publish_changes();
+        expired
     }
 
     /// When [`Writer::expire`] has something to do next, if nothing changes until then.

@@ -147,6 +147,7 @@ pub(crate) fn any_peer_change() -> impl Strategy<Value = Change> {
             .prop_map(|(service, upsert, remove)| PeerChange::Endpoints { service, upsert, remove }),
         1 => vec(record(), 0..3).prop_map(PeerChange::Replace),
         2 => state.prop_map(PeerChange::State),
+        1 => Just(PeerChange::LastHeard(NOW)),
         1 => Just(PeerChange::Removed),
     ];
     (select(&PEERS[..]), change).prop_map(|(cluster, change)| peer(cluster, change))
@@ -276,6 +277,8 @@ impl Peer {
                 endpoints.retain(|id, _| !remove.contains(id));
             }
             PeerChange::State(state) => self.state = state,
+            PeerChange::LastHeard(since) if self.state == PeerState::Unknown => self.state = PeerState::Down { since },
+            PeerChange::LastHeard(_) => {}
             PeerChange::Removed => unreachable!("handled by the world"),
         }
     }

@@ -22,7 +22,7 @@ fn a_change_is_published_once_and_a_repetition_never() {
     assert!(!writer.apply([local(LocalChange::Replace(vec![Arc::new(service)]))], NOW));
     assert!(!writer.apply([], NOW));
     assert!(!writer.set_rules(Arc::clone(reader.load().rules())));
-    assert!(!writer.expire(NOW));
+    assert_eq!(writer.expire(NOW), []);
     assert_eq!(reader.load().version(), before + 1);
 }
 
@@ -250,8 +250,8 @@ fn withdraw_after_counts_from_the_loss_of_the_last_link() {
     writer.apply([down("gke", NOW)], NOW.plus(Duration::from_secs(5)));
     assert_eq!(writer.next_expiry(), Some(NOW.plus(DAY)));
     assert_eq!(reader.load().peer("gke").unwrap().withdraw_at, Some(NOW.plus(DAY)));
-    assert!(!writer.expire(UnixMillis(NOW.plus(DAY).0 - 1)));
-    assert!(writer.expire(NOW.plus(DAY)));
+    assert_eq!(writer.expire(UnixMillis(NOW.plus(DAY).0 - 1)), []);
+    assert_eq!(writer.expire(NOW.plus(DAY)), [label("gke")]);
     assert!(reader.load().import(&key("bookinfo/reviews")).is_none());
     assert_eq!(writer.next_expiry(), None);
     assert_eq!(reader.load().peer("gke").unwrap().state, PeerState::Down { since: NOW });
@@ -269,8 +269,30 @@ fn withdraw_after_of_the_peer_counts_and_a_return_stops_it() {
     assert_eq!(writer.next_expiry(), Some(minute), "loaded from disk, never heard of since");
     writer.apply([up("gke")], NOW);
     assert_eq!(writer.next_expiry(), None);
-    assert!(!writer.expire(minute.plus(DAY)));
+    assert_eq!(writer.expire(minute.plus(DAY)), []);
     assert!(reader.load().import(&key("bookinfo/reviews")).is_some());
+}
+
+#[test]
+fn withdraw_after_counts_over_a_restart_and_a_link_says_more_than_the_disk() {
+    let (mut writer, reader) = store();
+    let hours = |hours: u64| Duration::from_secs(hours * 3600);
+    let heard = UnixMillis(NOW.0 - u64::try_from(hours(23).as_millis()).unwrap());
+    let restored =
+        [peer("gke", PeerChange::LastHeard(heard)), peer_upsert("gke", remote("bookinfo/reviews", &[("v1", 1)]))];
+    writer.apply(restored.clone(), NOW);
+    let view = || reader.load().peer("gke").unwrap().clone();
+    assert_eq!(view().state, PeerState::Down { since: heard }, "away since it was heard, not since our start");
+    assert_eq!(view().withdraw_at, Some(NOW.plus(hours(1))));
+    assert!(reader.load().import(&key("bookinfo/reviews")).unwrap().parts[0].stale);
+    // The copy on disk may be read after the first link is there.
+    writer.apply([up("gke")], NOW);
+    writer.apply(restored, NOW);
+    assert_eq!((view().state, view().withdraw_at), (PeerState::Up, None));
+    writer.apply([down("gke", NOW)], NOW);
+    writer.apply([peer("gke", PeerChange::LastHeard(heard))], NOW);
+    assert_eq!(view().withdraw_at, Some(NOW.plus(DAY)));
+    assert_eq!(writer.expire(NOW.plus(hours(1))), []);
 }
 
 #[test]

@@ -74,7 +74,7 @@ impl AdminSource for Source {
             trust_domain: self.gateway.settings.trust.domain.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             roles: self.gateway.roles.clone(),
-            started_at: self.gateway.started_at,
+            started_at: self.gateway.clock.started_at().0,
             listeners,
             snapshot: SnapshotView {
                 version: snapshot.version(),

@@ -4,8 +4,10 @@
 //! usable one carries the session, and when it goes the next one takes over: a complete snapshot, or
 //! the word that nothing changed, replaces what was held.
 
+mod copy;
+
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,13 +19,14 @@ use eastway_proto::federation::v1 as wire;
 use eastway_tunnel::header::{FederationHeader, StreamHeader};
 use eastway_tunnel::{Link, OpenError, RecvHalf, ResetCode, SendHalf, StreamError, Tunnel};
 use tokio::sync::watch;
-use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use self::copy::DiskCopy;
+
 use crate::app::clock::Clock;
-use crate::app::disk::write_atomically;
-use crate::app::store::StoreSender;
+use crate::app::store::{StoreSender, Withdrawals};
 use crate::telemetry::{Refusal, Telemetry};
 
 /// First and longest pause between two sessions with one peer.
@@ -32,8 +35,6 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 const SETTLED: Duration = Duration::from_secs(10);
 /// How often links are looked at beside being told: for a usable one, or whether a session's still is.
 const LINK_POLL: Duration = Duration::from_millis(200);
-/// How long changes are collected before the copy on disk is written anew.
-const SAVE_AFTER: Duration = Duration::from_secs(1);
 
 /// What all importers share.
 #[derive(Clone)]
@@ -69,37 +70,15 @@ pub struct Stop {
 pub async fn run(imports: Imports, rules: watch::Receiver<Arc<PeerRules>>, stop: Stop) {
     let peer = rules.borrow().name.clone();
     let name: Arc<str> = Arc::from(peer.as_str());
-    let file = imports.state.join("imports").join(format!("{peer}.bin"));
-    let table = load(&imports, &rules.borrow(), &file);
-    let mut importer = Importer { table, imports, rules, peer, name, file, saved: 0 };
+    let mut copy = DiskCopy::new(&imports.state, &peer);
+    let table = copy.load(&imports, &rules.borrow());
+    let withdrawals = imports.store.withdrawals(&peer);
+    let mut importer = Importer { imports, rules, peer, name, table, withdrawals, copy };
     importer.restore().await;
     tokio::select! {
         () = importer.sessions() => {}
-        () = stop.process.cancelled() => importer.save(),
+        () = stop.process.cancelled() => importer.copy.save(&importer.table),
         () = stop.removed.cancelled() => importer.remove().await,
-    }
-}
-
-fn load(imports: &Imports, rules: &PeerRules, file: &Path) -> ImportTable {
-    let peer = &rules.name;
-    let fresh = || ImportTable::new(imports.cluster.clone(), peer.clone(), imports.limits.clone());
-    match std::fs::read(file) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => fresh(),
-        Err(error) => {
-            warn!(%error, file = %file.display(), "the copy of a peer's exports cannot be read");
-            fresh()
-        }
-        Ok(bytes) => {
-            let (cluster, limits) = (imports.cluster.clone(), imports.limits.clone());
-            match ImportTable::from_disk(&bytes, cluster, peer.clone(), rules, limits, imports.clock.now()) {
-                Ok(table) => table,
-                Err(error) => {
-                    imports.telemetry.refusals.refused(Refusal::State, Some(&Arc::from(peer.as_str())), error);
-                    warn!(%error, file = %file.display(), "snapshot rejected; it is asked for anew");
-                    fresh()
-                }
-            }
-        }
     }
 }
 
@@ -109,9 +88,8 @@ struct Importer {
     peer: ClusterName,
     name: Arc<str>,
     table: ImportTable,
-    file: PathBuf,
-    /// Revision of the copy on disk.
-    saved: u64,
+    withdrawals: Withdrawals,
+    copy: DiskCopy,
 }
 
 /// Why a session ended.
@@ -129,6 +107,8 @@ enum SessionEnd {
     Closed(CloseReason),
     #[error("the link is given up")]
     LinkGivenUp,
+    #[error("what the peer exports was withdrawn")]
+    Withdrawn,
 }
 
 impl Importer {
@@ -137,33 +117,37 @@ impl Importer {
         if self.table.source().is_none() {
             return;
         }
-        let changes = self.table.restore();
+        let clock = self.imports.clock;
+        let away = clock.now().wall.since(self.table.heard_at());
+        let changes = self.table.restore(clock.steady().minus(away));
         info!(peer = %self.peer, services = self.table.services().count(), "serving a peer's exports from disk, stale until it is heard");
         self.apply(changes).await;
-        self.saved = self.table.revision();
     }
 
     async fn sessions(&mut self) {
         let mut pause = RETRY.0;
-        let mut down_since = Instant::now();
         loop {
-            let withdraw = down_since + self.rules.borrow().withdraw_after;
             let link = tokio::select! {
-                link = next_link(&self.imports.tunnel, &self.name) => link,
-                () = sleep_until(withdraw), if self.table.source().is_some() => {
-                    self.withdraw().await;
+                // Before a session: it would tell the store what was just withdrawn.
+                biased;
+                () = self.withdrawals.next() => {
+                    self.withdraw();
                     continue;
                 }
+                link = next_link(&self.imports.tunnel, &self.name) => link,
             };
             let began = Instant::now();
             let end = self.session(&link).await;
-            down_since = Instant::now();
             let changes = self.table.take_pending();
             self.apply(changes).await;
             let Err(end) = end;
             debug!(peer = %self.peer, reason = %end, "federation session ended");
             self.imports.telemetry.metrics.federation_closed(&self.name, end_name(&end));
-            self.save();
+            if let SessionEnd::Withdrawn = end {
+                self.withdraw();
+            } else {
+                self.copy.save_changes(&self.table);
+            }
             pause = if began.elapsed() > SETTLED { RETRY.0 } else { (pause * 2).min(RETRY.1) };
             sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
         }
@@ -202,9 +186,9 @@ impl Importer {
         recv: &mut RecvHalf,
     ) -> Result<std::convert::Infallible, SessionEnd> {
         let mut looks = interval(LINK_POLL);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut decoder = Decoder::<wire::ExporterMessage>::new();
         let mut live = false;
-        let mut save_at: Option<Instant> = None;
         loop {
             let now = self.imports.clock.now();
             let due = session.next_timeout(&self.table, now).map(|at| self.imports.clock.instant(at));
@@ -229,17 +213,14 @@ impl Importer {
                     let wanted = self.imports.subscriptions.borrow_and_update().clone();
                     session.subscribe(&mut self.table, wanted.iter().cloned())
                 }
-                () = sleep_until(save_at.unwrap_or_else(far)), if save_at.is_some() => {
-                    save_at = None;
-                    self.save();
-                    Vec::new()
-                }
+                () = self.withdrawals.next() => return Err(SessionEnd::Withdrawn),
                 // A link that drains, or a second one to the same replica, waits for its streams to
                 // end; a session never ends by itself, it moves to another link.
                 _ = looks.tick() => {
                     if !link.is_usable() {
                         return Err(SessionEnd::LinkGivenUp);
                     }
+                    self.look(session, link);
                     Vec::new()
                 }
             };
@@ -248,9 +229,17 @@ impl Importer {
                 info!(peer = %self.peer, services = self.table.services().count(), epoch = session.epoch(), "in sync with a peer");
             }
             live = session.is_live();
-            if self.table.revision() != self.saved && save_at.is_none() {
-                save_at = Some(Instant::now() + SAVE_AFTER);
-            }
+        }
+    }
+
+    /// While the link is acknowledged, a live session that says nothing means that nothing changed.
+    fn look(&mut self, session: &ImportSession, link: &Link) {
+        if let Some(silent) = link.silent_for().filter(|_| session.is_live()) {
+            self.table.confirm(self.imports.clock.now().wall.minus(silent));
+        }
+        let withdraw_after = self.rules.borrow().withdraw_after;
+        if self.copy.is_due(&self.table, session.is_live(), withdraw_after) {
+            self.copy.save(&self.table);
         }
     }
 
@@ -294,37 +283,21 @@ impl Importer {
         let _stopping = self.imports.store.changes(changes).await;
     }
 
-    /// After `withdrawAfter` without the peer its services go.
-    async fn withdraw(&mut self) {
+    /// After `withdrawAfter` without the peer its services are gone from the store; they go here, and
+    /// no restart brings them back.
+    fn withdraw(&mut self) {
         warn!(peer = %self.peer, "the peer was away for withdrawAfter: its services are withdrawn");
-        let changes = self.table.withdraw();
-        self.apply(changes).await;
-        self.save();
+        self.table.withdraw();
+        self.copy.save(&self.table);
+        self.copy.delete();
     }
 
     async fn remove(&mut self) {
         self.apply(vec![PeerChange::Removed]).await;
         self.imports.telemetry.metrics.forget_peer(&self.name);
         self.imports.telemetry.refusals.forget_peer(&self.name);
-        match std::fs::remove_file(&self.file) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                warn!(%error, file = %self.file.display(), "the copy of a removed peer's exports cannot be deleted");
-            }
-            Ok(()) | Err(_) => info!(peer = %self.peer, "peer removed"),
-        }
-    }
-
-    /// Writes the copy on disk. A full or read-only disk costs the warm start and nothing else (fault F20).
-    fn save(&mut self) {
-        let revision = self.table.revision();
-        if revision == self.saved || self.table.source().is_none() {
-            return;
-        }
-        self.saved = revision;
-        let folder = self.file.parent().map_or(Ok(()), std::fs::create_dir_all);
-        if let Err(error) = folder.and_then(|()| write_atomically(&self.file, &self.table.to_disk())) {
-            warn!(%error, file = %self.file.display(), "a peer's exports are not kept on disk; running from memory");
-        }
+        self.copy.delete();
+        info!(peer = %self.peer, "peer removed");
     }
 }
 
@@ -353,7 +326,7 @@ fn change_name(change: &PeerChange) -> &'static str {
         PeerChange::Remove(_) => "remove",
         PeerChange::Replace(_) => "snapshot",
         PeerChange::Endpoints { .. } => "endpoints",
-        PeerChange::State(_) => "state",
+        PeerChange::State(_) | PeerChange::LastHeard(_) => "state",
         PeerChange::Removed => "removed",
     }
 }
@@ -366,5 +339,9 @@ fn end_name(end: &SessionEnd) -> &'static str {
         SessionEnd::Frame(_) => "frame",
         SessionEnd::Closed(reason) => reason.code().as_str_name(),
         SessionEnd::LinkGivenUp => "link given up",
+        SessionEnd::Withdrawn => "withdrawn",
     }
 }
+
+#[cfg(test)]
+mod tests;

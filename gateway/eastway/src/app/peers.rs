@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use eastway_identity::{CertificateRevocationListDer, crl};
 use eastway_model::rules::PeerRules;
@@ -20,9 +20,10 @@ use tracing::{error, info, warn};
 
 use crate::adapters;
 use crate::app::Gateway;
+use crate::app::clock;
 use crate::app::disk::write_atomically;
 use crate::app::imports::{self, Imports, Stop};
-use crate::app::store::{self, Input};
+use crate::app::store::Input;
 use crate::config::Loaded;
 use crate::telemetry::Refusal;
 
@@ -40,7 +41,7 @@ pub struct Peers {
     accepted: Accepted,
     crl: CrlFile,
     running: BTreeMap<ClusterName, Running>,
-    told: BTreeMap<ClusterName, bool>,
+    told: Told,
 }
 
 struct Running {
@@ -55,7 +56,7 @@ impl Peers {
         let settings = &gateway.settings;
         let accepted = Accepted::open(&settings.state);
         let crl = CrlFile { path: settings.trust.crl.clone(), seen: None, lists: Vec::new() };
-        Self { gateway, imports, tasks, end, accepted, crl, running: BTreeMap::new(), told: BTreeMap::new() }
+        Self { gateway, imports, tasks, end, accepted, crl, running: BTreeMap::new(), told: Told::default() }
     }
 
     /// Takes the configuration of the start over: rules and trust, before anything is dialled.
@@ -105,7 +106,7 @@ impl Peers {
             if let Some(running) = self.running.remove(&peer) {
                 running.removed.cancel();
             }
-            self.told.remove(&peer);
+            self.told.0.remove(&peer);
         }
         for (peer, rules) in &rules.peers {
             match self.running.get(peer) {
@@ -141,21 +142,36 @@ impl Peers {
 
     /// Tells the store which peers can be reached.
     async fn tell(&mut self, states: &PeerStates) {
+        let changes = self.told.changes(self.running.keys(), states, self.gateway.clock.steady());
+        // False only while the process stops.
+        let _stopping = self.imports.store.changes(changes).await;
+    }
+}
+
+/// What the store was told of each peer's links.
+#[derive(Debug, Default)]
+pub(super) struct Told(BTreeMap<ClusterName, bool>);
+
+impl Told {
+    /// What is new for the store. `now` is of its clock: a peer that was lost counts from then.
+    pub(super) fn changes<'a>(
+        &mut self,
+        peers: impl Iterator<Item = &'a ClusterName>,
+        states: &PeerStates,
+        now: UnixMillis,
+    ) -> Vec<Change> {
         let mut changes = Vec::new();
-        for cluster in self.running.keys() {
-            let state = states.get(cluster.as_str());
-            let up = state.is_some_and(|state| state.up);
-            let before = self.told.insert(cluster.clone(), up);
+        for cluster in peers {
+            let up = states.get(cluster.as_str()).is_some_and(|state| state.up);
+            let before = self.0.insert(cluster.clone(), up);
             if before == Some(up) || (before.is_none() && !up) {
                 continue;
             }
-            let since = state.map_or_else(store::now, |state| millis(state.since));
             info!(peer = %cluster, up, "{}", if up { "peer is up" } else { "peer is down" });
-            let state = if up { PeerState::Up } else { PeerState::Down { since } };
+            let state = if up { PeerState::Up } else { PeerState::Down { since: now } };
             changes.push(Change::Peer { cluster: cluster.clone(), change: PeerChange::State(state) });
         }
-        // False only while the process stops.
-        let _stopping = self.imports.store.changes(changes).await;
+        changes
     }
 }
 
@@ -165,11 +181,6 @@ fn targets(loaded: &Loaded) -> Vec<PeerTarget> {
         addresses: peer.addresses.iter().filter_map(adapters::host_port).collect(),
     };
     loaded.peers.iter().map(target).collect()
-}
-
-fn millis(at: SystemTime) -> UnixMillis {
-    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-    UnixMillis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// The revocation file, as it was last read.
@@ -229,7 +240,7 @@ impl Accepted {
         let dirty = &mut self.dirty;
         let since = self.since.entry(peer.to_string()).or_insert_with(|| {
             *dirty = true;
-            store::now().0
+            clock::wall().0
         });
         UnixMillis(*since)
     }

@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
-use crate::app::store::{self, Input, StoreSender};
+use crate::app::clock;
+use crate::app::store::{Input, StoreSender};
 use crate::config::settings::RegistrySettings;
 use crate::config::{Loaded, Settings};
 
@@ -77,7 +78,7 @@ impl Registries {
             path: registry.file.clone(),
             state: Some(self.settings.state.clone()),
             allow_loopback: self.settings.allow_loopback,
-            clock: Arc::new(store::now),
+            clock: Arc::new(clock::wall),
         };
         let (file, _status) = FileRegistry::new(config);
         self.tasks.spawn(file.run(sender, stop.clone()));

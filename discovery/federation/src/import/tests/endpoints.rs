@@ -159,7 +159,11 @@ fn a_service_that_comes_back_has_the_endpoints_it_has_now() {
                 store.retain(|id| !remove.contains(id));
             }
             PeerChange::Remove(_) => store.clear(),
-            PeerChange::Upsert(_) | PeerChange::Replace(_) | PeerChange::State(_) | PeerChange::Removed => {}
+            PeerChange::Upsert(_)
+            | PeerChange::Replace(_)
+            | PeerChange::State(_)
+            | PeerChange::LastHeard(_)
+            | PeerChange::Removed => {}
         }
     }
     assert_eq!(store.into_iter().collect::<Vec<_>>(), [EndpointId::parse("pod-00008-x7k2p").unwrap()]);

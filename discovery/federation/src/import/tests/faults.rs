@@ -140,9 +140,10 @@ fn f17_a_restart_serves_from_disk_and_resumes_for_less_than_1_kb() {
     let image = pair.table.to_disk();
     pair.table =
         ImportTable::from_disk(&image, name("a"), name("b"), &pair.rules, Limits::default(), pair.now).unwrap();
-    let restored = pair.table.restore();
-    assert!(matches!(&restored[0], PeerChange::Replace(records) if records.len() == 1));
-    assert!(matches!(&restored[1], PeerChange::Endpoints { upsert, .. } if upsert.len() == 50));
+    let restored = pair.table.restore(UnixMillis(7));
+    assert!(matches!(&restored[0], PeerChange::LastHeard(UnixMillis(7))));
+    assert!(matches!(&restored[1], PeerChange::Replace(records) if records.len() == 1));
+    assert!(matches!(&restored[2], PeerChange::Endpoints { upsert, .. } if upsert.len() == 50));
     pair.reconnect();
     pair.run(SECOND);
     assert!(pair.import.is_live());

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::{millis, reach};
 use crate::admin::check::{AddressFacts, CheckFacts, DnsFacts, GatewayFacts, HandshakeFault, PeerFacts};
-use crate::app::{Gateway, store};
+use crate::app::{Gateway, clock};
 use crate::config::PeerSettings;
 
 /// What is sent through a link and back.
@@ -30,7 +30,7 @@ pub(super) async fn facts(gateway: &Gateway, only: Option<String>) -> CheckFacts
         peer_facts(gateway, &snapshot, peer, status)
     });
     let (peers, dns) = tokio::join!(join_all(peers), dns_facts(gateway, &snapshot));
-    CheckFacts { now: store::now().0, gateway: gateway_facts(gateway, &snapshot), dns, peers }
+    CheckFacts { now: clock::wall().0, gateway: gateway_facts(gateway, &snapshot), dns, peers }
 }
 
 fn gateway_facts(gateway: &Gateway, snapshot: &Snapshot) -> GatewayFacts {
@@ -82,7 +82,7 @@ async fn peer_facts(
     let stored = snapshot.peer(peer.name.as_str());
     let links = status.map(|status| status.links.as_slice()).unwrap_or_default();
     let stale = stored.and_then(|stored| match stored.state {
-        eastway_model::PeerState::Down { since } => Some(store::now().since(since)),
+        eastway_model::PeerState::Down { since } => Some(gateway.clock.steady().since(since)),
         eastway_model::PeerState::Up | eastway_model::PeerState::Unknown => None,
     });
     let conflicts = snapshot.imports().flat_map(|import| &import.conflicts);

@@ -9,7 +9,7 @@ use eastway_tunnel::{LinkStatus, PeerStatus};
 
 use super::millis;
 use crate::admin::views::{LinkView, PeerCondition, PeerView};
-use crate::app::{Gateway, store};
+use crate::app::Gateway;
 use crate::config::PeerSettings;
 use crate::telemetry::{Certificate, Metrics, PeerSample};
 
@@ -17,14 +17,14 @@ pub(super) fn views(gateway: &Gateway) -> Vec<PeerView> {
     let loaded = gateway.configuration.loaded.borrow().clone();
     let snapshot = gateway.reader.load_full();
     let status = gateway.tunnel.get().map(|tunnel| tunnel.status()).unwrap_or_default();
-    loaded.peers.values().map(|peer| view(peer, &snapshot, find(&status, peer))).collect()
+    loaded.peers.values().map(|peer| view(gateway, peer, &snapshot, find(&status, peer))).collect()
 }
 
 fn find<'a>(status: &'a [PeerStatus], peer: &PeerSettings) -> Option<&'a PeerStatus> {
     status.iter().find(|status| &*status.name == peer.name.as_str())
 }
 
-fn view(peer: &PeerSettings, snapshot: &Snapshot, status: Option<&PeerStatus>) -> PeerView {
+fn view(gateway: &Gateway, peer: &PeerSettings, snapshot: &Snapshot, status: Option<&PeerStatus>) -> PeerView {
     let stored = snapshot.peer(peer.name.as_str());
     let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
     let state = stored.map_or(PeerState::Unknown, |stored| stored.state);
@@ -34,7 +34,7 @@ fn view(peer: &PeerSettings, snapshot: &Snapshot, status: Option<&PeerStatus>) -
         PeerState::Unknown => PeerCondition::Unknown,
     };
     let stale = match state {
-        PeerState::Down { since } => Some(store::now().since(since)),
+        PeerState::Down { since } => Some(gateway.clock.steady().since(since)),
         PeerState::Up | PeerState::Unknown => None,
     };
     PeerView {
