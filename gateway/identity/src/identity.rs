@@ -94,6 +94,13 @@ impl Identity {
         self.not_after.to_system()
     }
 
+    /// End of the issuing CA's life; `None` if the chain holds no CA, or one that cannot be read.
+    #[must_use]
+    pub fn issuer_not_after(&self) -> Option<SystemTime> {
+        let issuer = certificate::parse(self.chain().get(1)?).ok()?;
+        Some(certificate::not_after(&issuer).to_system())
+    }
+
     /// SHA-256 of the leaf, as re-authentication binds it.
     #[must_use]
     pub fn leaf_sha256(&self) -> [u8; 32] {

@@ -152,7 +152,7 @@ impl PeerVerifier {
         let chain: Vec<_> = std::iter::once(leaf).chain(others).cloned().collect();
         match self.trust.verify(&chain, now, self.expected.as_deref()) {
             Ok(_) => Ok(()),
-            Err(error) => Err(self.trust.refusals().record(error, now)),
+            Err(error) => Err(self.trust.refuse(error, now, leaf, self.expected.as_ref())),
         }
     }
 

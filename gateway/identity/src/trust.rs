@@ -12,8 +12,10 @@ use arc_swap::ArcSwap;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use tokio::sync::watch;
 
+use crate::crl;
 use crate::pin::SpkiPin;
 use crate::spiffe::SpiffeId;
+use crate::timestamp::Timestamp;
 
 mod error;
 mod refusals;
@@ -200,14 +202,43 @@ impl TrustStore {
         self.refusals.find(text)
     }
 
+    /// The latest refusal, among the last 256, that concerns the Peer called `peer`. Who presents a chain that leads
+    /// nowhere can claim any identity: this is for people who look for the reason why a Peer has no link.
+    #[must_use]
+    pub fn last_refusal_of(&self, peer: &str) -> Option<Refusal> {
+        self.refusals.last_of(peer)
+    }
+
+    /// When the first CA's revocation list in force ends: of several lists of one CA the youngest counts. `None`
+    /// without lists.
+    #[must_use]
+    pub fn crl_next_update(&self) -> Option<SystemTime> {
+        let state = self.state.load();
+        let mut by_issuer = HashMap::new();
+        for info in state.peers.iter().flat_map(|peer| &peer.trust.crls).filter_map(|list| crl::describe(list).ok()) {
+            let end = by_issuer.entry(info.issuer).or_insert(info.next_update);
+            *end = info.next_update.max(*end);
+        }
+        by_issuer.into_values().min().map(Timestamp::to_system)
+    }
+
+    /// Records why a chain was refused, for whom it was meant (`expected`) or who it says it is.
+    pub(crate) fn refuse(
+        &self,
+        error: VerifyError,
+        now: SystemTime,
+        leaf: &CertificateDer<'_>,
+        expected: Option<&Arc<str>>,
+    ) -> rustls::Error {
+        let peer = expected.or_else(|| error.peer()).cloned();
+        let peer = peer.or_else(|| self.state.load().claimed(leaf));
+        self.refusals.record(error, now, peer)
+    }
+
     /// Handshakes refused since the start, by reason; reasons that never occurred are left out.
     #[must_use]
     pub fn refused(&self) -> Vec<(VerifyReason, u64)> {
         self.refusals.counts()
-    }
-
-    pub(crate) fn refusals(&self) -> &RefusalLog {
-        &self.refusals
     }
 }
 

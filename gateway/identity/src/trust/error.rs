@@ -283,6 +283,30 @@ impl std::fmt::Display for VerifyReason {
 }
 
 impl VerifyError {
+    /// The Peer that the verdict is about, where it names one.
+    pub(crate) fn peer(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::NotPinned { claims, .. } => claims.as_ref(),
+            Self::WrongPeer { expected: peer, .. }
+            | Self::UnknownPeer { name: peer }
+            | Self::NotTheGateway { peer, .. }
+            | Self::Revoked { peer, .. }
+            | Self::CrlExpired { peer, .. }
+            | Self::CrlUnusable { peer, .. } => Some(peer),
+            Self::NoCertificate
+            | Self::ChainTooLong { .. }
+            | Self::Malformed { .. }
+            | Self::San(_)
+            | Self::Purpose { .. }
+            | Self::CaLeaf
+            | Self::Expired { .. }
+            | Self::NotYetValid { .. }
+            | Self::Signature { .. }
+            | Self::Chain { .. }
+            | Self::Reauth { .. } => None,
+        }
+    }
+
     /// The reason without details, for counting.
     #[must_use]
     pub fn reason(&self) -> VerifyReason {

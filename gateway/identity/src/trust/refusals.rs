@@ -19,6 +19,8 @@ pub struct Refusal {
     pub at: SystemTime,
     /// Why.
     pub error: VerifyError,
+    /// The Peer it concerns: who was dialled, or whose key or identity the other side showed or claimed.
+    pub peer: Option<Arc<str>>,
     id: u64,
 }
 
@@ -30,7 +32,7 @@ pub(crate) struct RefusalLog {
 
 impl RefusalLog {
     /// Records a refusal and gives the error for rustls.
-    pub(crate) fn record(&self, error: VerifyError, at: SystemTime) -> rustls::Error {
+    pub(crate) fn record(&self, error: VerifyError, at: SystemTime, peer: Option<Arc<str>>) -> rustls::Error {
         if let Some(count) = self.counts.get(error.reason() as usize) {
             count.fetch_add(1, Ordering::Relaxed);
         }
@@ -42,7 +44,7 @@ impl RefusalLog {
         if recent.len() >= KEPT {
             recent.pop_front();
         }
-        recent.push_back(Refusal { at, error: error.clone(), id });
+        recent.push_back(Refusal { at, error: error.clone(), peer, id });
         drop(recent);
         RefusedHandshake { error, id }.into()
     }
@@ -52,6 +54,11 @@ impl RefusalLog {
         let id = u64::from_str_radix(after.get(..16)?, 16).ok()?;
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         recent.iter().rev().find(|refusal| refusal.id == id).cloned()
+    }
+
+    pub(crate) fn last_of(&self, peer: &str) -> Option<Refusal> {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.iter().rev().find(|refusal| refusal.peer.as_deref() == Some(peer)).cloned()
     }
 
     pub(crate) fn counts(&self) -> Vec<(VerifyReason, u64)> {

@@ -118,13 +118,21 @@ impl State {
     /// The verdict for a chain that reaches no pinned key.
     fn not_pinned(&self, leaf: &X509Certificate<'_>, others: &[CertificateDer<'_>]) -> VerifyError {
         let issuer_key = others.first().and_then(|issuer| SpkiPin::of_certificate(issuer).ok());
-        let claimed = single_uri(leaf).ok();
-        let claims = claimed.and_then(|id| self.peers.iter().find(|peer| peer.trust.gateway == id));
         VerifyError::NotPinned {
             presented: issuer_key.unwrap_or_else(|| SpkiPin::of_spki(leaf.public_key().raw)),
             issuer: quoted(&leaf.issuer().to_string()),
-            claims: claims.map(|peer| Arc::clone(&peer.trust.name)),
+            claims: self.claimed_in(leaf),
         }
+    }
+
+    /// The Peer whose gateway a leaf says it is, without any proof.
+    pub(super) fn claimed(&self, leaf: &CertificateDer<'_>) -> Option<Arc<str>> {
+        self.claimed_in(&certificate::parse(leaf).ok()?)
+    }
+
+    fn claimed_in(&self, leaf: &X509Certificate<'_>) -> Option<Arc<str>> {
+        let id = single_uri(leaf).ok()?;
+        self.peers.iter().find(|peer| peer.trust.gateway == id).map(|peer| Arc::clone(&peer.trust.name))
     }
 }
 

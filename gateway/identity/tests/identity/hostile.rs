@@ -504,6 +504,13 @@ fn refusals_are_counted_found_again_and_bounded() {
     assert_eq!(VerifyReason::told_in(&text), Some(VerifyReason::NotPinned));
     assert_eq!(VerifyReason::told_in("timed out"), None);
 
+    let dialled = trusting(&[&onprem]);
+    let refused = dial((&onprem.store(), &dialled), (&stranger.store(), &trusting(&[&onprem])), "onprem");
+    assert!(refused.client_error.is_some());
+    let refusal = dialled.last_refusal_of("onprem").expect("who was dialled is who it is about");
+    assert!(matches!(&refusal.error, VerifyError::NotPinned { presented, .. } if *presented == stranger.ca.pin()));
+    assert!(trust.last_refusal_of("onprem").is_none(), "the stranger did not claim to be onprem");
+
     for _ in 0..256 {
         let pod = dial((&stranger.store(), &trusting(&[&gke])), (&gke.store(), &trust), "gke");
         assert!(pod.server_error.is_some());

@@ -56,6 +56,14 @@ fn c1_a_revoked_gateway_is_refused_anew_and_on_a_live_link() {
 }
 
 #[test]
+fn the_first_list_to_end_is_told_and_of_one_ca_only_the_youngest_counts() {
+    let (ca, other) = (Authority::root("onprem", |_| {}), Authority::root("other", |_| {}));
+    assert_eq!(trust(&ca, Vec::new()).crl_next_update(), None);
+    let lists = vec![ca.crl(&[], noon() - 2 * DAY, DAY), ca.crl(&[], noon(), 2 * MONTH), other.crl(&[], noon(), MONTH)];
+    assert_eq!(trust(&ca, lists).crl_next_update(), Some(noon() + MONTH));
+}
+
+#[test]
 fn c3_an_expired_list_refuses_new_peers_but_not_live_links() {
     let ca = Authority::root("onprem", |_| {});
     let store = trust(&ca, vec![ca.crl(&[7], noon() - 2 * DAY, DAY)]);
