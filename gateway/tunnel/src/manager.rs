@@ -105,8 +105,19 @@ impl Board {
 
 /// How an attempt at a link ended. `dial`: it was made from here.
 enum Report {
-    Started { started: Box<Started>, dial: Option<Dial> },
-    Failed { dial: Dial, failure: LinkFailure },
+    Started {
+        started: Box<Started>,
+        dial: Option<Dial>,
+    },
+    Failed {
+        dial: Dial,
+        failure: LinkFailure,
+    },
+    /// The peer had connected.
+    Refused {
+        peer: Arc<str>,
+        error: String,
+    },
 }
 
 pub(crate) struct Manager {
@@ -192,6 +203,7 @@ impl Manager {
     fn report(&self, report: Report, events: &mpsc::Sender<LinkEvent>) {
         match report {
             Report::Failed { dial, failure } => self.dial_failed(&dial, failure),
+            Report::Refused { peer, error } => self.board.peers().refused(&peer, error),
             Report::Started { started, dial } => self.started(*started, dial, events),
         }
     }
@@ -306,7 +318,10 @@ async fn accept_all(environment: Arc<Environment>, transport: Arc<dyn Transport>
                 Ok(started) => {
                     reports.send(Report::Started { started: Box::new(started), dial: None }).await.ok();
                 }
-                Err(reason) => refused(&environment, &peer, remote, reason.label(), &reason.to_string()),
+                Err(reason) => {
+                    refused(&environment, &peer, remote, reason.label(), &reason.to_string());
+                    reports.send(Report::Refused { error: format!("{remote}: {reason}"), peer }).await.ok();
+                }
             }
         });
     }

@@ -5,7 +5,7 @@
 
 mod address;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::{Duration, SystemTime};
@@ -20,6 +20,9 @@ use crate::transport::Side;
 
 /// Dials in search of a replica that is not linked yet, for each replica that the peer has.
 const SEARCH_PER_REPLICA: u32 = 4;
+
+/// Losses of links that are remembered for each peer.
+const MAX_LOSSES: usize = 16;
 
 /// One counter for each peer: its streams, its connections under way.
 #[derive(Clone, Default)]
@@ -87,6 +90,8 @@ pub(crate) struct Peer {
     pub(crate) since: SystemTime,
     pub(crate) dials: u64,
     pub(crate) last_error: Option<String>,
+    /// When links ended that should not have, the latest last.
+    pub(crate) losses: VecDeque<SystemTime>,
 }
 
 impl Peers {
@@ -166,6 +171,13 @@ impl Peers {
         }
     }
 
+    /// A connection that the peer made gave no link.
+    pub(crate) fn refused(&mut self, name: &str, error: String) {
+        if let Some(peer) = self.peers.get_mut(name) {
+            peer.last_error = Some(error);
+        }
+    }
+
     /// A link is there.
     ///
     /// # Errors
@@ -223,6 +235,10 @@ impl Peers {
         if failure.cause != FailureCause::Done {
             peer.searched = 0;
             peer.last_error = Some(failure.text.clone());
+            if peer.losses.len() >= MAX_LOSSES {
+                peer.losses.pop_front();
+            }
+            peer.losses.push_back(wall);
         }
         let lasted = now.saturating_sub(facts.since) >= at.timing.acknowledge;
         if let Some(address) = facts.address.and_then(|address| peer.address(&address)) {
@@ -269,6 +285,7 @@ impl Peer {
             since: wall,
             dials: 0,
             last_error: None,
+            losses: VecDeque::new(),
         }
     }
 

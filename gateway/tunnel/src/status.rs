@@ -50,6 +50,9 @@ pub struct PeerStatus {
     pub dials: u64,
     /// Why the last dial failed or the last link ended.
     pub last_error: Option<String>,
+    /// When its last 16 links that ended without either side wanting it did so, the latest last.
+    #[serde(skip)]
+    pub losses: Vec<SystemTime>,
     /// Its clock minus ours, milliseconds, by its youngest link.
     pub clock_skew_ms: Option<i64>,
 }
@@ -142,6 +145,7 @@ impl PeerStatus {
             missing_replicas: peer.missing(),
             dials: peer.dials,
             last_error: peer.last_error.clone(),
+            losses: peer.losses.iter().copied().collect(),
             links,
         }
     }

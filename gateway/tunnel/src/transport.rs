@@ -36,6 +36,11 @@ pub trait Transport: Send + Sync + 'static {
     /// The next connection whose other side is authenticated. `None`: the transport is closed.
     fn accept(&self) -> BoxFuture<'_, Option<Established>>;
 
+    /// Bytes that packets may take up while they wait to be read, as the system granted them; `None` without a socket.
+    fn receive_buffer(&self) -> Option<u64> {
+        None
+    }
+
     /// What happened to connections that did not come about.
     fn handshake_failures(&self) -> Vec<(&'static str, u64)>;
 

@@ -152,6 +152,13 @@ impl Tunnel {
         self.transport.local_addr()
     }
 
+    /// Receive buffer of the socket where links are taken, bytes: what the system granted, in the measure of
+    /// `net.core.rmem_max`. `None` if the transport has no socket.
+    #[must_use]
+    pub fn receive_buffer(&self) -> Option<u64> {
+        self.transport.receive_buffer()
+    }
+
     /// Replaces the peers that links shall exist to; what stays the same is not disturbed, and links to
     /// peers that are gone are closed at once. Latest wins. The trust store decides who is accepted.
     pub fn set_peers(&self, peers: Vec<PeerTarget>) {

@@ -177,3 +177,17 @@ fn links_of_one_peer_are_limited() {
     let refused = peers.link_started(&"b".into(), facts, vec![], Duration::ZERO, NOW);
     assert_eq!(refused.unwrap_err().0, CloseCode::Overloaded);
 }
+
+#[test]
+fn losses_are_remembered_up_to_a_bound_and_wanted_ends_are_none() {
+    let mut peers = peers("a", 1);
+    peers.set_targets(vec![target("b", &[])], Duration::ZERO, NOW);
+    for id in 0..40 {
+        start(&mut peers, link(id, 2, Side::Acceptor, None, Duration::ZERO), &[2], Duration::ZERO);
+        let cause = if id % 2 == 0 { FailureCause::Lost } else { FailureCause::Done };
+        peers.link_ended(id, failure(cause), SECOND, NOW + Duration::from_secs(id));
+    }
+    let losses: Vec<_> = peers.iter().flat_map(|(_, peer)| peer.losses.iter().copied()).collect();
+    assert_eq!(losses.len(), MAX_LOSSES);
+    assert_eq!(losses.last(), Some(&(NOW + Duration::from_secs(38))));
+}

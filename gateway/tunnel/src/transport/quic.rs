@@ -15,6 +15,7 @@ mod socket;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use eastway_identity::{Clock, IdentityStore, TrustStore, tls};
@@ -51,6 +52,8 @@ struct Shared {
     observer: Arc<dyn Observer>,
     /// Handshakes of others under way.
     handshakes: Arc<Semaphore>,
+    /// What the socket that takes links was granted, bytes; 0: not known.
+    receive_buffer: AtomicU64,
 }
 
 /// Takes and dials links over UDP.
@@ -106,6 +109,7 @@ impl QuicTransport {
             stop: CancellationToken::new(),
             failures: Failures::default(),
             observer,
+            receive_buffer: AtomicU64::new(0),
         });
         let listen = shared.config.listen;
         let endpoint = shared.listen(listen)?;
@@ -133,6 +137,10 @@ impl Transport for QuicTransport {
         Box::pin(async { self.accepted.lock().await.recv().await })
     }
 
+    fn receive_buffer(&self) -> Option<u64> {
+        Some(self.shared.receive_buffer.load(Ordering::Relaxed)).filter(|bytes| *bytes > 0)
+    }
+
     fn handshake_failures(&self) -> Vec<(&'static str, u64)> {
         self.shared.failures.counts()
     }
@@ -157,6 +165,7 @@ impl Shared {
         let server = self.server_config()?;
         socket::bind(address, self.config.limits.socket_buffer)
             .and_then(|socket| {
+                self.receive_buffer.store(socket::receive_buffer(&socket).unwrap_or(0), Ordering::Relaxed);
                 let runtime = Arc::clone(&self.runtime) as Arc<dyn quinn::Runtime>;
                 quinn::Endpoint::new(self.endpoint.clone(), Some(server), socket, runtime)
             })

@@ -313,3 +313,15 @@ async fn f36_a_second_cluster_of_the_same_name_is_refused_and_the_first_is_not_h
     let mut stream = link.open(&header("greet")).await.unwrap();
     assert_eq!(soon("greeting", read_all(&mut stream.recv)).await.unwrap(), b"220 ready\r\n");
 }
+
+/// What the system grants is told, not what was asked for: bursts are lost for want of it, and nobody sees why.
+#[tokio::test]
+async fn the_receive_buffer_is_what_the_system_granted() {
+    let mut cloud = Cloud::new("a");
+    cloud.limits.socket_buffer = 128 << 10;
+    let small = cloud.gateway().tunnel.receive_buffer();
+    assert_eq!(small, Some(128 << 10), "below every limit, so as asked for");
+    cloud.limits.socket_buffer = 1 << 30;
+    let largest = cloud.gateway().tunnel.receive_buffer().unwrap();
+    assert!(largest > 128 << 10 && largest <= 1 << 30, "{largest}");
+}

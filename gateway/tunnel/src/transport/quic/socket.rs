@@ -26,6 +26,14 @@ pub(super) fn for_dial(remote: SocketAddr, buffer: usize) -> io::Result<UdpSocke
     bind(any, buffer)
 }
 
+/// Bytes that the system granted for receiving, in the measure of `net.core.rmem_max`: Linux reports twice
+/// that, because it counts its own bookkeeping (socket(7), `SO_RCVBUF`).
+pub(super) fn receive_buffer(socket: &UdpSocket) -> Option<u64> {
+    let reported = rustix::net::sockopt::socket_recv_buffer_size(socket).ok()?;
+    let granted = if cfg!(target_os = "linux") { reported / 2 } else { reported };
+    u64::try_from(granted).ok()
+}
+
 /// Asks for `buffer` bytes each way and takes what the system grants (`net.core.rmem_max`, `wmem_max`, unless
 /// the process has `CAP_NET_ADMIN`). The default of 208 KiB loses packets in every burst.
 fn enlarge(socket: &Socket, buffer: usize) {
