@@ -85,7 +85,7 @@ fn touch(metrics: &Arc<Metrics>) {
     metrics.stream_answered(&peer, "dialled");
     metrics.stream_retried(&peer);
     metrics.federation_applied(&peer, "upsert");
-    metrics.federation_rejected(&peer, "namespace");
+    metrics.federation_rejected(&peer, "namespace", 1);
     metrics.federation_closed(&peer, "version");
     metrics.set_federation_lag(&peer, std::time::Duration::ZERO);
     metrics.set_federation_objects(&peer, 0, 0, 0);

@@ -21,7 +21,7 @@ use crate::transport::Side;
 /// Dials in search of a replica that is not linked yet, for each replica that the peer has.
 const SEARCH_PER_REPLICA: u32 = 4;
 
-/// Losses of links that are remembered for each peer.
+/// Losses that are remembered for each peer.
 const MAX_LOSSES: usize = 16;
 
 /// One counter for each peer: its streams, its connections under way.
@@ -90,7 +90,7 @@ pub(crate) struct Peer {
     pub(crate) since: SystemTime,
     pub(crate) dials: u64,
     pub(crate) last_error: Option<String>,
-    /// When links ended that should not have, the latest last.
+    /// When the last link was lost, the latest last: one outage is one loss, however many links there were.
     pub(crate) losses: VecDeque<SystemTime>,
 }
 
@@ -235,10 +235,6 @@ impl Peers {
         if failure.cause != FailureCause::Done {
             peer.searched = 0;
             peer.last_error = Some(failure.text.clone());
-            if peer.losses.len() >= MAX_LOSSES {
-                peer.losses.pop_front();
-            }
-            peer.losses.push_back(wall);
         }
         let lasted = now.saturating_sub(facts.since) >= at.timing.acknowledge;
         if let Some(address) = facts.address.and_then(|address| peer.address(&address)) {
@@ -343,8 +339,15 @@ impl Peer {
 
     fn refresh(&mut self, wall: SystemTime) {
         let up = self.links.values().any(|link| link.up);
-        if up != self.up {
-            (self.up, self.since) = (up, wall);
+        if up == self.up {
+            return;
+        }
+        (self.up, self.since) = (up, wall);
+        if !up {
+            if self.losses.len() >= MAX_LOSSES {
+                self.losses.pop_front();
+            }
+            self.losses.push_back(wall);
         }
     }
 }

@@ -50,7 +50,7 @@ pub struct PeerStatus {
     pub dials: u64,
     /// Why the last dial failed or the last link ended.
     pub last_error: Option<String>,
-    /// When its last 16 links that ended without either side wanting it did so, the latest last.
+    /// When it could not be reached any more, the last 16 times, the latest last.
     #[serde(skip)]
     pub losses: Vec<SystemTime>,
     /// Its clock minus ours, milliseconds, by its youngest link.

@@ -11,6 +11,7 @@
 )]
 
 mod basics;
+mod check;
 mod cli;
 mod config;
 mod demo;

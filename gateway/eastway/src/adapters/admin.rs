@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use eastway_identity::SpkiPin;
-use eastway_model::PeerState;
 use eastway_model::store::Snapshot;
+use eastway_model::{ClusterName, PeerState};
 
 use crate::admin::check::CheckFacts;
 use crate::admin::views::{
@@ -21,6 +21,7 @@ use crate::admin::views::{
 };
 use crate::admin::{AdminSource, BoxFuture, DescribeQuery, SourceError};
 use crate::app::Gateway;
+use crate::app::imports::copy_of_imports;
 use crate::telemetry::{Certificate, Metrics};
 
 /// Reads the handles of a gateway.
@@ -47,7 +48,7 @@ impl Source {
             id: identity.id().to_string(),
             not_after: millis(identity.not_after()),
             pin: pin.map(|pin| pin.to_string()).unwrap_or_default(),
-            issuer_not_after: None,
+            issuer_not_after: identity.issuer_not_after().map(millis),
         })
     }
 
@@ -79,7 +80,7 @@ impl AdminSource for Source {
             snapshot: SnapshotView {
                 version: snapshot.version(),
                 local_synced: snapshot.is_local_synced(),
-                restored_age_ms: None,
+                restored_age_ms: peers::restored_age(&self.gateway, &snapshot),
             },
             identity: self.identity(),
             config: self.config_view(),
@@ -155,14 +156,15 @@ impl AdminSource for Source {
         let imports: Vec<_> = snapshot.imports().filter(of_peer).collect();
         let frontend = self.gateway.frontend.borrow();
         let alone = imports.iter().filter(|import| import.parts.len() == 1 && frontend.vips.contains_key(&import.key));
-        let file = self.gateway.settings.state.join("imports").join(format!("{peer}.bin"));
+        // What is no name of a cluster never had a file, and must not lead to one elsewhere.
+        let file = ClusterName::parse(peer).ok().map(|peer| copy_of_imports(&self.gateway.settings.state, &peer));
         Leftovers {
             configured,
             links: count(links),
             sessions: u32::from(snapshot.peer(peer).is_some()),
             imports: count(imports.len()),
             vips: count(alone.count()),
-            files: u32::from(file.exists()),
+            files: u32::from(file.is_some_and(|file| file.exists())),
         }
     }
 
@@ -180,7 +182,11 @@ impl AdminSource for Source {
             metrics.set_dns_dropped(reason, total);
         }
         if let Some(identity) = self.gateway.identity.get() {
-            metrics.set_certificate(&Certificate::Leaf, identity.current().not_after());
+            let identity = identity.current();
+            metrics.set_certificate(&Certificate::Leaf, identity.not_after());
+            if let Some(end) = identity.issuer_not_after() {
+                metrics.set_certificate(&Certificate::Issuer, end);
+            }
         }
         metrics.set_ready(self.gateway.readiness.is_ready());
     }

@@ -212,8 +212,12 @@ fn logging(context: &AdminContext) -> LoggingView {
         level: context.log.as_ref().map_or_else(String::new, |log| log.level().to_string()),
         format: context.log.as_ref().map_or_else(String::new, |log| log.format().as_str().to_owned()),
         access: access.as_str().to_owned(),
-        dropped_lines: context.log.as_ref().map_or(0, LogHandle::dropped),
+        dropped_lines: dropped_lines(context),
     }
+}
+
+fn dropped_lines(context: &AdminContext) -> u64 {
+    context.log.as_ref().map_or(0, LogHandle::dropped)
 }
 
 fn describe(head: &Head, context: &AdminContext) -> Response {
@@ -248,7 +252,8 @@ async fn check(head: &Head, context: &AdminContext) -> Response {
             return problem(StatusCode::NOT_FOUND, &message);
         }
     }
-    let facts = context.source.check(peer).await;
+    let mut facts = context.source.check(peer).await;
+    facts.gateway.dropped_log_lines = dropped_lines(context);
     json("Check", &check::judge(&facts))
 }
 

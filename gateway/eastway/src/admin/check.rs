@@ -95,7 +95,7 @@ pub struct PeerFacts {
     pub certificate_not_after: Option<u64>,
     /// Packets sent and lost on its links since they opened.
     pub packets: (u64, u64),
-    /// Links closed in the last 10 minutes.
+    /// How often the last link was lost in the last 10 minutes.
     pub recent_link_losses: u32,
     /// Number of keys it is pinned to.
     pub pins: u32,
@@ -119,6 +119,8 @@ pub struct PeerFacts {
     pub version_mismatch: Option<String>,
     /// Connections of it that no access rule allowed since the start: how many, and an example.
     pub denied: Option<(u64, String)>,
+    /// Connections from here that its access rules denied since the start.
+    pub denied_by_it: u64,
     /// Conflicts over services between it and another cluster: a sentence each.
     pub conflicts: Vec<String>,
 }

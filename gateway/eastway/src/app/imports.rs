@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use self::copy::DiskCopy;
+pub(crate) use self::copy::file_of as copy_of_imports;
 
 use crate::app::clock::Clock;
 use crate::app::store::{StoreSender, Withdrawals};
@@ -253,7 +254,7 @@ impl Importer {
                 ImportAction::Apply(change) => changes.push(change),
                 ImportAction::Rejected { service, reason, count } => {
                     let what = service.map_or_else(|| "a record".to_owned(), |key| key.to_string());
-                    self.imports.telemetry.metrics.federation_rejected(&self.name, reason.kind());
+                    self.imports.telemetry.metrics.federation_rejected(&self.name, reason.kind(), count);
                     let detail = format!("{what}: {reason} ({count} in this message)");
                     self.imports.telemetry.refusals.refused(Refusal::Record, Some(&self.name), detail);
                 }

@@ -323,9 +323,29 @@ impl Metrics {
         self.federation_applied.get(&peer_reason(peer, kind)).inc();
     }
 
-    /// A record of `peer` was refused.
-    pub fn federation_rejected(&self, peer: &Arc<str>, reason: &'static str) {
-        self.federation_rejected.get(&peer_reason(peer, reason)).inc();
+    /// `count` records of `peer` were refused.
+    pub fn federation_rejected(&self, peer: &Arc<str>, reason: &'static str, count: usize) {
+        self.federation_rejected.get(&peer_reason(peer, reason)).inc_by(count as u64);
+    }
+
+    /// Records of `peer` refused since our start, by reason, the most frequent first.
+    #[must_use]
+    pub fn rejected_records(&self, peer: &str) -> Vec<(&'static str, u64)> {
+        let mut rejected = counts_of(&self.federation_rejected, peer);
+        rejected.sort_by_key(|(reason, count)| (std::cmp::Reverse(*count), *reason));
+        rejected
+    }
+
+    /// Inputs of one kind that were refused from `peer` since our start.
+    #[must_use]
+    pub fn refused_from(&self, peer: &str, kind: Refusal) -> u64 {
+        count_with(&self.refusals, peer, kind.as_str())
+    }
+
+    /// Streams that `peer` answered with this reset code since our start.
+    #[must_use]
+    pub fn streams_answered_with(&self, peer: &str, code: &'static str) -> u64 {
+        count_with(&self.stream_opens, peer, code)
     }
 
     /// A federation session with `peer` was closed.
@@ -418,6 +438,24 @@ impl Metrics {
         text::encode(&mut page, &self.registry)?;
         Ok(page)
     }
+}
+
+/// The counters of one peer, by reason.
+fn counts_of(family: &Family<PeerReason, Counter>, peer: &str) -> Vec<(&'static str, u64)> {
+    let mut counts = Vec::new();
+    // The closure does not fail.
+    let _done = family.for_each(|labels, counter| {
+        if *labels.peer == *peer {
+            counts.push((labels.reason, counter.get()));
+        }
+        Ok(())
+    });
+    counts
+}
+
+/// One counter of a peer, without creating its series.
+fn count_with(family: &Family<PeerReason, Counter>, peer: &str, reason: &str) -> u64 {
+    counts_of(family, peer).into_iter().find(|(name, _)| *name == reason).map_or(0, |(_, count)| count)
 }
 
 /// Sets a counter that somebody else keeps; it never goes down, as counters must not.

@@ -3,8 +3,9 @@
 //! A hostile peer can send refused input as fast as its link carries it. The counter shows every one; the log
 //! shows the first of its kind, and later one line with how many more there were.
 
+use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::escape::Escaped;
@@ -82,13 +83,15 @@ type Key = (Refusal, Option<Arc<str>>);
 pub struct Refusals {
     metrics: Arc<Metrics>,
     lines: LogLimit<Key>,
+    /// What the last line of each key said, escaped; bounded as the lines are.
+    examples: Mutex<HashMap<Key, String>>,
 }
 
 impl Refusals {
     /// Counts into `metrics`, and logs once per [`INTERVAL`].
     #[must_use]
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, lines: LogLimit::new(INTERVAL) }
+        Self { metrics, lines: LogLimit::new(INTERVAL), examples: Mutex::default() }
     }
 
     /// One refused input from `peer` (`None`: not known, or local). `detail` says what was wrong and is
@@ -96,15 +99,26 @@ impl Refusals {
     pub fn refused(&self, kind: Refusal, peer: Option<&Arc<str>>, detail: impl fmt::Display) {
         self.metrics.refused(kind, peer);
         if let Some(suppressed) = self.admit(kind, peer, Instant::now()) {
-            let detail = detail.to_string();
+            let detail = Escaped(&detail.to_string()).to_string();
             tracing::warn!(
                 kind = kind.as_str(),
                 peer = %Escaped(peer.map_or("-", |peer| peer)),
                 suppressed,
-                "refused: {}",
-                Escaped(&detail)
+                "refused: {detail}"
             );
+            let mut examples = self.examples.lock().unwrap_or_else(PoisonError::into_inner);
+            let key = (kind, peer.cloned());
+            if examples.len() < MAX_KEYS || examples.contains_key(&key) {
+                examples.insert(key, detail);
+            }
         }
+    }
+
+    /// What the last log line about this kind and peer said.
+    #[must_use]
+    pub fn example(&self, kind: Refusal, peer: &Arc<str>) -> Option<String> {
+        let examples = self.examples.lock().unwrap_or_else(PoisonError::into_inner);
+        examples.get(&(kind, Some(Arc::clone(peer)))).cloned()
     }
 
     /// Counts a refused input that is logged elsewhere.
@@ -119,6 +133,8 @@ impl Refusals {
     /// Drops what is remembered of a peer that was removed.
     pub fn forget_peer(&self, peer: &str) {
         self.lines.retain(|(_, owner)| owner.as_deref() != Some(peer));
+        let mut examples = self.examples.lock().unwrap_or_else(PoisonError::into_inner);
+        examples.retain(|(_, owner), _| owner.as_deref() != Some(peer));
     }
 }
 

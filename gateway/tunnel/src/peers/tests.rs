@@ -179,15 +179,20 @@ fn links_of_one_peer_are_limited() {
 }
 
 #[test]
-fn losses_are_remembered_up_to_a_bound_and_wanted_ends_are_none() {
+fn one_outage_is_one_loss_and_losses_are_bounded() {
     let mut peers = peers("a", 1);
     peers.set_targets(vec![target("b", &[])], Duration::ZERO, NOW);
-    for id in 0..40 {
-        start(&mut peers, link(id, 2, Side::Acceptor, None, Duration::ZERO), &[2], Duration::ZERO);
-        let cause = if id % 2 == 0 { FailureCause::Lost } else { FailureCause::Done };
-        peers.link_ended(id, failure(cause), SECOND, NOW + Duration::from_secs(id));
+    let losses = |peers: &Peers| peers.iter().flat_map(|(_, peer)| peer.losses.iter().copied()).collect::<Vec<_>>();
+    for outage in 0..40 {
+        for (id, replica) in [(2 * outage, 2), (2 * outage + 1, 3)] {
+            start(&mut peers, link(id, replica, Side::Acceptor, None, Duration::ZERO), &[2, 3], Duration::ZERO);
+            peers.link_changed(id, |facts| facts.up = true, None, NOW);
+        }
+        let at = NOW + Duration::from_secs(outage);
+        peers.link_ended(2 * outage, failure(FailureCause::Lost), SECOND, at);
+        assert_ne!(losses(&peers).last(), Some(&at), "another link is left");
+        peers.link_ended(2 * outage + 1, failure(FailureCause::Lost), SECOND, at);
+        assert_eq!(losses(&peers).last(), Some(&at));
     }
-    let losses: Vec<_> = peers.iter().flat_map(|(_, peer)| peer.losses.iter().copied()).collect();
-    assert_eq!(losses.len(), MAX_LOSSES);
-    assert_eq!(losses.last(), Some(&(NOW + Duration::from_secs(38))));
+    assert_eq!(losses(&peers).len(), MAX_LOSSES);
 }

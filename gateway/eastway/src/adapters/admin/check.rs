@@ -1,13 +1,16 @@
 //! Facts for `eastway check`, gathered from the handles and by probing the peers.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use eastway_dns::client::QueryType;
 use eastway_identity::{SpkiPin, VerifyError};
 use eastway_model::store::Snapshot;
+use eastway_model::{ClusterName, ServiceKey, ServiceKind};
 use eastway_tunnel::header::StreamHeader;
-use eastway_tunnel::{AddressStatus, FailureCause, Link, PeerStatus};
+use eastway_tunnel::{AddressStatus, CloseCode, FailureCause, Link, PeerStatus, ResetCode};
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
@@ -15,10 +18,16 @@ use super::{millis, reach};
 use crate::admin::check::{AddressFacts, CheckFacts, DnsFacts, GatewayFacts, HandshakeFault, PeerFacts};
 use crate::app::{Gateway, clock};
 use crate::config::PeerSettings;
+use crate::telemetry::Refusal;
 
 /// What is sent through a link and back.
 const ECHO: usize = 64 * 1024;
 const ECHO_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Names that our DNS server is asked for.
+const MAX_NAMES: usize = 100;
+/// How long a link that was lost, and a handshake of the peer's that was refused, are told.
+const RECENT: Duration = Duration::from_secs(600);
 
 pub(super) async fn facts(gateway: &Gateway, only: Option<String>) -> CheckFacts {
     let loaded = gateway.configuration.loaded.borrow().clone();
@@ -38,15 +47,21 @@ fn gateway_facts(gateway: &Gateway, snapshot: &Snapshot) -> GatewayFacts {
     let exported: Vec<_> = snapshot.locals().filter(|local| local.exported).collect();
     let idle = exported.iter().filter(|local| local.record.groups.iter().all(|group| group.ready == 0));
     let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    let frontend = gateway.frontend.borrow().clone();
     GatewayFacts {
         leaf: identity.as_ref().map(|identity| (millis(identity.not_before()), millis(identity.not_after()))),
+        issuer_not_after: identity.as_ref().and_then(|identity| identity.issuer_not_after()).map(millis),
+        crl_next_update: gateway.trust.crl_next_update().map(millis),
         pending: gateway.readiness.pending().iter().map(ToString::to_string).collect(),
         config_errors: gateway.configuration.status.borrow().errors.clone(),
         exported_services: count(exported.len()),
         exported_without_endpoints: idle.map(|local| local.key().to_string()).collect(),
-        vips_missing: count(gateway.frontend.borrow().exhausted.len()),
+        vips_missing: count(frontend.exhausted.len()),
+        vips_unbound: frontend.failed.iter().map(|(address, error)| format!("{address} ({error})")).collect(),
+        // The admin port knows the log.
+        dropped_log_lines: 0,
         fd_limit: rustix::process::getrlimit(rustix::process::Resource::Nofile).current,
-        ..GatewayFacts::default()
+        udp_receive_buffer: gateway.tunnel.get().and_then(|tunnel| tunnel.receive_buffer()),
     }
 }
 
@@ -56,12 +71,44 @@ async fn dns_facts(gateway: &Gateway, snapshot: &Snapshot) -> DnsFacts {
     };
     let asked = eastway_dns::client::query(server, "clusterset.local", QueryType::Soa, Duration::from_secs(1)).await;
     let dangling = snapshot.rules().names.iter().filter(|rule| snapshot.import(&rule.service).is_none());
+    let answers = asked.is_ok();
+    // Without local truth, and without a server, every name fails, which is told once.
+    let unresolved =
+        if answers && snapshot.is_local_synced() { unresolved(server, snapshot).await } else { Vec::new() };
     DnsFacts {
         enabled: true,
-        answers: asked.is_ok(),
+        answers,
         synced: snapshot.is_local_synced(),
         dangling_names: dangling.map(|rule| (rule.fqdn.to_string(), rule.service.to_string())).collect(),
-        unresolved: Vec::new(),
+        unresolved,
+    }
+}
+
+/// Asks our own server for the names that should have an address, own names first, and gives those that have none.
+async fn unresolved(server: SocketAddr, snapshot: &Snapshot) -> Vec<(String, String)> {
+    let has_address =
+        |key: &ServiceKey| snapshot.import(key).is_some_and(|import| import.kind == ServiceKind::ClusterSetIp);
+    let own = snapshot.rules().names.iter().filter(|rule| has_address(&rule.service)).map(|rule| rule.fqdn.to_string());
+    let clusterset = snapshot.imports().filter(|import| has_address(&import.key));
+    let clusterset =
+        clusterset.map(|import| format!("{}.{}.svc.clusterset.local", import.key.name, import.key.namespace));
+    let asked = own.chain(clusterset).take(MAX_NAMES).map(|name| async move {
+        let (v4, v6) = tokio::join!(answer(server, &name, QueryType::A), answer(server, &name, QueryType::Aaaa));
+        match (v4, v6) {
+            (Ok(()), _) | (_, Ok(())) => None,
+            (Err(why), Err(_)) => Some((name, why)),
+        }
+    });
+    join_all(asked).await.into_iter().flatten().collect()
+}
+
+/// Whether a name has an address; else what it is answered.
+async fn answer(server: SocketAddr, name: &str, qtype: QueryType) -> Result<(), String> {
+    match eastway_dns::client::query(server, name, qtype, Duration::from_secs(2)).await {
+        Ok(answer) if answer.rcode != "NOERROR" => Err(answer.rcode),
+        Ok(answer) if answer.records.is_empty() => Err("without an address".to_owned()),
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("not at all: {error}")),
     }
 }
 
@@ -85,6 +132,8 @@ async fn peer_facts(
         eastway_model::PeerState::Down { since } => Some(gateway.clock.steady().since(since)),
         eastway_model::PeerState::Up | eastway_model::PeerState::Unknown => None,
     });
+    let metrics = &gateway.telemetry.metrics;
+    let rejected = metrics.rejected_records(peer.name.as_str());
     let conflicts = snapshot.imports().flat_map(|import| &import.conflicts);
     let conflicts = conflicts.filter(|conflict| conflict.winner == peer.name || conflict.losers.contains(&peer.name));
     PeerFacts {
@@ -97,6 +146,7 @@ async fn peer_facts(
         transport: links.first().map(|link| link.transport.to_owned()),
         clock_skew_ms: status.and_then(|status| status.clock_skew_ms),
         certificate_not_after: links.iter().map(|link| millis(link.cert_not_after)).max(),
+        recent_link_losses: count(status.map_or(0, recent_losses)),
         packets: (links.iter().map(|link| link.packets_sent).sum(), links.iter().map(|link| link.packets_lost).sum()),
         pins: count(peer.pins.len()),
         shared_trust_domain: peer.shared_trust_domain,
@@ -104,18 +154,48 @@ async fn peer_facts(
         export_rules: count(peer.export.entries().len()),
         imported_services: count(stored.map_or(0, |stored| stored.services)),
         exported_services: count(snapshot.exports_to(&peer.name).count()),
+        rejected: rejected.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect(),
         synced: stored.is_some_and(|stored| stored.synced),
         stale_ms: stale.map(|stale| u64::try_from(stale.as_millis()).unwrap_or(u64::MAX)),
+        version_mismatch: status.filter(|status| !status.up).and_then(version_mismatch),
+        denied: denied(gateway, &peer.name),
+        denied_by_it: metrics.streams_answered_with(peer.name.as_str(), ResetCode::PermissionDenied.name()),
         conflicts: conflicts.map(|conflict| conflict.message.clone()).collect(),
-        ..PeerFacts::default()
     }
 }
 
-/// Why there is no link, as its addresses tell it: what we refuse, or that the peer refuses us.
+/// How often in the last ten minutes the peer could not be reached any more.
+fn recent_losses(status: &PeerStatus) -> usize {
+    status.losses.iter().filter(|at| at.elapsed().is_ok_and(|age| age < RECENT)).count()
+}
+
+/// Connections of a peer that no access rule allowed, and the latest that was logged.
+fn denied(gateway: &Gateway, peer: &ClusterName) -> Option<(u64, String)> {
+    let telemetry = &gateway.telemetry;
+    let count = telemetry.metrics.refused_from(peer.as_str(), Refusal::Denied);
+    let example = || telemetry.refusals.example(Refusal::Denied, &Arc::from(peer.as_str()));
+    (count > 0).then(|| (count, example().unwrap_or_default()))
+}
+
+/// Why there is no link, as its addresses and its own attempts tell it: what we refuse, or that the peer refuses us.
 fn handshake(gateway: &Gateway, status: Option<&PeerStatus>) -> Option<HandshakeFault> {
     let status = status.filter(|status| !status.up)?;
     if let Some(verdict) = status.addresses.iter().find_map(|address| address.verdict.as_ref()) {
         return Some(fault(verdict));
+    }
+    // It dialled us. What was refused before the last link came up is mended.
+    let refusal = gateway.trust.last_refusal_of(&status.name).filter(|refusal| {
+        refusal.at.elapsed().is_ok_and(|age| age < RECENT) && refusal.at + Duration::from_secs(1) >= status.since
+    });
+    if let Some(refusal) = refusal {
+        return Some(fault(&refusal.error));
+    }
+    let last = status.last_error.as_deref().unwrap_or_default();
+    if last.contains(CloseCode::VersionUnsupported.name()) {
+        return None;
+    }
+    if let Some(name) = other_name(last) {
+        return Some(HandshakeFault::WrongCluster(name.to_owned()));
     }
     let failed = |cause| status.addresses.iter().find(|address| address.cause == Some(cause));
     let text = |address: &AddressStatus| address.last_error.clone().unwrap_or_default();
@@ -124,7 +204,20 @@ fn handshake(gateway: &Gateway, status: Option<&PeerStatus>) -> Option<Handshake
         let said = text(address).replacen("the peer refused us: ", "", 1);
         return Some(HandshakeFault::RefusedUs(format!("{said}; {}", presented(gateway))));
     }
-    failed(FailureCause::Rejected).map(|address| HandshakeFault::Other(text(address)))
+    let said = text(failed(FailureCause::Rejected)?);
+    let foreign = said.contains(&*String::from_utf8_lossy(eastway_identity::tls::ALPN));
+    Some(if foreign { HandshakeFault::Protocol(said) } else { HandshakeFault::Other(said) })
+}
+
+/// By what name a peer calls itself that is not its own, from the words of the tunnel.
+fn other_name(error: &str) -> Option<&str> {
+    let (_, name) = error.split_once("the peer calls itself ")?;
+    Some(name.split_once(',').map_or(name, |(name, _)| name))
+}
+
+fn version_mismatch(status: &PeerStatus) -> Option<String> {
+    let error = status.last_error.as_deref()?;
+    error.contains(CloseCode::VersionUnsupported.name()).then(|| error.to_owned())
 }
 
 /// What this gateway shows of itself in a handshake, for the other side to compare with its Peer file.
@@ -146,7 +239,7 @@ fn fault(error: &VerifyError) -> HandshakeFault {
         VerifyError::Revoked { .. } => HandshakeFault::Revoked,
         VerifyError::Expired { not_after, .. } => HandshakeFault::Expired(unix(not_after)),
         VerifyError::NotYetValid { not_before, .. } => HandshakeFault::NotYetValid(unix(not_before)),
-        other => HandshakeFault::Other(other.to_string()),
+        other => HandshakeFault::Other(format!("the other side {other}")),
     }
 }
 

@@ -5,12 +5,14 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use tokio::net::{UdpSocket, lookup_host};
-use tokio::time::timeout;
+use tokio::time::{interval, timeout};
 
 use crate::admin::check::Reach;
 
 /// How long an answer is waited for.
-const PATIENCE: Duration = Duration::from_millis(1500);
+const PATIENCE: Duration = Duration::from_millis(2500);
+/// A packet may be lost, and so may an answer: systems send few ICMP messages (Linux one per second and host).
+const RESEND: Duration = Duration::from_millis(250);
 /// Smallest datagram that a QUIC server answers (RFC 9000 §14.1).
 const INITIAL: usize = 1200;
 /// A version that nobody speaks (RFC 9000 §15: reserved to exercise version negotiation).
@@ -36,10 +38,18 @@ async fn ask(to: SocketAddr) -> io::Result<Duration> {
     let socket = UdpSocket::bind(any).await?;
     socket.connect(to).await?;
     let began = Instant::now();
-    socket.send(&initial()).await?;
+    let packet = initial();
     let mut reply = [0; 1500];
+    let mut sends = interval(RESEND);
     loop {
-        let length = socket.recv(&mut reply).await?;
+        let received = tokio::select! {
+            received = socket.recv(&mut reply) => received,
+            _ = sends.tick() => {
+                socket.send(&packet).await?;
+                continue;
+            }
+        };
+        let length = received?;
         // A version negotiation packet: long header, version 0.
         if let [first, 0, 0, 0, 0, ..] = reply.get(..length).unwrap_or_default()
             && first & 0x80 != 0

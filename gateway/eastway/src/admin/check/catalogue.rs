@@ -50,7 +50,7 @@ codes! {
     ISSUER_EXPIRED = "EW107" Error "the issuing CA ended {what} ago",
         "it was not rotated in time", "run `eastway ca rotate`, and send the output of `eastway peer export` to all peers";
     CRL_STALE = "EW108" Error "the revocation list ended {what} ago",
-        "`trust.crl` is not updated any more; new links are refused", "publish a new list, or remove `crl` from the configuration";
+        "`trust.crl` is not updated any more; new links to gateways of that CA are refused", "publish a new list, or remove `crl` from the configuration";
     LEAF_IN_FUTURE = "EW109" Error "the gateway's certificate begins in {what}",
         "the clock of this machine is behind", "set the clock (`timedatectl`, chrony)";
     LOG_LINES_LOST = "EW110" Warning "{what} log lines were dropped",
@@ -68,6 +68,8 @@ codes! {
         "the peers folder holds no `kind: Peer` file", "run `eastway peer export` at the other cluster and save its output in the peers folder";
     VIPS_UNBOUND = "EW116" Error "virtual addresses cannot be listened on: {what}",
         "`vip.ranges` does not lead to this host", "route each range here: ip route add local RANGE dev lo";
+    CRL_ENDS = "EW117" Warning "the revocation list ends in {what}",
+        "no newer list was published at `trust.crl`", "publish a new list before then: after it new links to gateways of that CA are refused";
 
     DNS_OK = "EW200" Ok "names are answered", "", "";
     DNS_SILENT = "EW201" Error "our DNS server does not answer",
@@ -100,7 +102,7 @@ codes! {
         "packets of some size are dropped on the way, or the peer is overloaded", "look for a device that drops large UDP packets; see the peer's CPU and memory";
     LOSS = "EW310" Warning "{what} of packets are lost",
         "a congested or faulty path", "measure the path with another tool, and tell the network's owner";
-    FLAPPING = "EW311" Warning "the link was lost {what} times in 10 minutes",
+    FLAPPING = "EW311" Warning "all links were lost {what} times in 10 minutes",
         "a NAT or load balancer drops the flow, or the peer restarts", "see the reasons in the log; look for UDP timeouts below 30 s";
     ANSWERS_BUT_DOWN = "EW312" Error "the address answers, but no link comes up",
         "the peer does not know us, or removed us; or something else speaks QUIC there", "see `lastError` in `eastway peers -o json`, and ask whether {peer} has our `eastway peer export`";
@@ -156,6 +158,8 @@ codes! {
     POLICY_OK = "EW600" Ok "no connection was denied", "", "";
     DENIED = "EW601" Warning "connections were denied: {what}",
         "no AccessPolicy allows this source (deny by default across clusters)", "if they should pass, add the source to an AccessPolicy of the service";
+    DENIED_BY_PEER = "EW602" Warning "{peer} denied {what} connections from here",
+        "no AccessPolicy there allows their source", "see this gateway's access log for `DENY`; the owner of the service at {peer} has to allow the source in an AccessPolicy";
 }
 
 /// The code called `id`, in either case.

@@ -6,6 +6,8 @@ use crate::human::duration;
 
 /// A CA that ends sooner is reported.
 const ISSUER_WARNING: u64 = 30 * DAY;
+/// A revocation list that ends sooner is reported: CAs publish the next one days before.
+const CRL_WARNING: u64 = 2 * DAY;
 /// A peer's certificate that ends sooner is reported: gateways renew 8 hours before the end of a 24 h leaf.
 const PEER_LEAF_WARNING: u64 = HOUR;
 /// Clocks further apart are reported; certificates are issued with a grace of a minute.
@@ -92,8 +94,10 @@ fn gateway(report: &mut Report, now: u64, facts: &GatewayFacts) {
         Some(end) if end - now < ISSUER_WARNING => add(&codes::ISSUER_ENDS, &duration(end - now)),
         _ => {}
     }
-    if let Some(end) = facts.crl_next_update.filter(|end| *end <= now) {
-        add(&codes::CRL_STALE, &duration(now - end));
+    match facts.crl_next_update {
+        Some(end) if end <= now => add(&codes::CRL_STALE, &duration(now - end)),
+        Some(end) if end - now < CRL_WARNING => add(&codes::CRL_ENDS, &duration(end - now)),
+        _ => {}
     }
     if facts.dropped_log_lines > 0 {
         add(&codes::LOG_LINES_LOST, &facts.dropped_log_lines.to_string());
@@ -266,9 +270,15 @@ fn exchange(report: &mut Report, peer: &PeerFacts) {
 
 fn policy(report: &mut Report, peer: &PeerFacts) {
     let subject = format!("peer {}", peer.name);
-    match &peer.denied {
-        Some((count, example)) => report.add(&codes::DENIED, &subject, &peer.name, &format!("{count}, e.g. {example}")),
-        None => report.add(&codes::POLICY_OK, &subject, &peer.name, ""),
+    let before = report.findings.len();
+    if let Some((count, example)) = &peer.denied {
+        report.add(&codes::DENIED, &subject, &peer.name, &format!("{count}, e.g. {example}"));
+    }
+    if peer.denied_by_it > 0 {
+        report.add(&codes::DENIED_BY_PEER, &subject, &peer.name, &peer.denied_by_it.to_string());
+    }
+    if !report.complained_since(before) {
+        report.add(&codes::POLICY_OK, &subject, &peer.name, "");
     }
 }
 

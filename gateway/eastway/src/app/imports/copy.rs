@@ -19,6 +19,11 @@ const COLLECT: Duration = Duration::from_secs(1);
 /// How old a copy may say it is while the peer has nothing new to say.
 const REFRESH: Duration = Duration::from_secs(600);
 
+/// Where the copy of what a peer exports is, in the folder `state`.
+pub(crate) fn file_of(state: &Path, peer: &ClusterName) -> PathBuf {
+    state.join("imports").join(format!("{peer}.bin"))
+}
+
 /// One file, and what was written there last.
 #[derive(Debug)]
 pub(super) struct DiskCopy {
@@ -33,8 +38,7 @@ pub(super) struct DiskCopy {
 impl DiskCopy {
     /// In the folder `state`; nothing is read yet.
     pub(super) fn new(state: &Path, peer: &ClusterName) -> Self {
-        let file = state.join("imports").join(format!("{peer}.bin"));
-        Self { file, saved: 0, saved_at: Instant::now(), changed_at: None }
+        Self { file: file_of(state, peer), saved: 0, saved_at: Instant::now(), changed_at: None }
     }
 
     /// The table of the file; an empty one if there is none that can be used.

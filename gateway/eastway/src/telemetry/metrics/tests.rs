@@ -108,7 +108,7 @@ fn p11_a_hostile_peer_stays_below_5000_series() {
         let source = Workload { cluster: text("gke"), namespace: text(&hostile), name: text(&hostile), version: None };
         metrics.access_denied(&source, &text("bookinfo"), &text("ratings"), number % 2 == 0);
         for reason in reasons {
-            metrics.federation_rejected(&text("gke"), reason);
+            metrics.federation_rejected(&text("gke"), reason, 1);
             metrics.handshake_refused(reason);
         }
         // As if names of peers were not checked, either.

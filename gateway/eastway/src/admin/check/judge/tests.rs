@@ -77,6 +77,7 @@ const FAULTS: &[(&str, Break)] = &[
     ("EW106", |f| f.gateway.issuer_not_after = Some(NOW + 7 * DAY)),
     ("EW107", |f| f.gateway.issuer_not_after = Some(NOW - 1)),
     ("EW108", |f| f.gateway.crl_next_update = Some(NOW - HOUR)),
+    ("EW117", |f| f.gateway.crl_next_update = Some(NOW + HOUR)),
     ("EW109", |f| f.gateway.leaf = Some((NOW + HOUR, NOW + 25 * HOUR))),
     ("EW110", |f| f.gateway.dropped_log_lines = 7),
     ("EW111", |f| f.gateway.fd_limit = Some(1_024)),
@@ -127,6 +128,7 @@ const FAULTS: &[(&str, Break)] = &[
     ("EW508", |f| peer(f).conflicts = vec!["bookinfo/reviews: port http differs".to_owned()]),
     ("EW509", |f| peer(f).version_mismatch = Some("they speak 3-4, we 1-2".to_owned())),
     ("EW601", |f| peer(f).denied = Some((12, "gke/bookinfo/default to bookinfo/ratings".to_owned()))),
+    ("EW602", |f| peer(f).denied_by_it = 3),
 ];
 
 #[test]
