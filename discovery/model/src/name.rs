@@ -19,6 +19,9 @@ pub enum NameError {
     /// A byte other than a lower-case letter, a digit or `-`, or a `-` at either end.
     #[error("must consist of lower-case letters, digits and '-', and begin and end with a letter or digit")]
     NotALabel,
+    /// A service's name that `inet_aton` reads as an IPv4 address: a decimal, octal or `0x` number.
+    #[error("is a number, and numbers are read as addresses; give it a letter that is not hexadecimal")]
+    Number,
     /// Not of the form `namespace/name`.
     #[error("must have the form namespace/name")]
     NotAKey,
@@ -37,6 +40,17 @@ impl Label {
     pub fn parse(text: &str) -> Result<Self, NameError> {
         check_label(text, MAX_LABEL)?;
         Ok(Self(Arc::from(text)))
+    }
+
+    /// Checks the grammar of a service's name: no address can be one, since connections name what they
+    /// want (invariant I1).
+    ///
+    /// # Errors
+    /// [`NameError`] says which rule the text breaks.
+    pub fn parse_service(text: &str) -> Result<Self, NameError> {
+        let label = Self::parse(text)?;
+        let hex = text.strip_prefix("0x").is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        if hex || text.bytes().all(|byte| byte.is_ascii_digit()) { Err(NameError::Number) } else { Ok(label) }
     }
 
     /// The text.
@@ -137,7 +151,7 @@ impl ServiceKey {
     /// # Errors
     /// [`NameError`] of the first part that breaks a rule.
     pub fn parse(namespace: &str, name: &str) -> Result<Self, NameError> {
-        Ok(Self { namespace: Label::parse(namespace)?, name: Label::parse(name)? })
+        Ok(Self { namespace: Label::parse(namespace)?, name: Label::parse_service(name)? })
     }
 }
 
@@ -169,9 +183,88 @@ impl serde::Serialize for ServiceKey {
     }
 }
 
+/// Why a pair is no Kubernetes label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LabelPairError {
+    /// The key.
+    #[error(
+        "a label's key must be letters, digits, '-', '_' and '.' with a letter or digit at both ends, at most 63 of them, and may have the prefix of a DNS name and '/'"
+    )]
+    Key,
+    /// The value.
+    #[error(
+        "a label's value must be empty or letters, digits, '-', '_' and '.' with a letter or digit at both ends, at most 63 of them"
+    )]
+    Value,
+}
+
+/// Checks a label such as `version: v2`: what Kubernetes accepts, registries, policies and peers may say.
+///
+/// # Errors
+/// [`LabelPairError`].
+pub fn check_label_pair(key: &str, value: &str) -> Result<(), LabelPairError> {
+    check_label_key(key)?;
+    check_label_value(value)
+}
+
+/// Checks the key of a label or annotation: an optional DNS name of at most 253 bytes and `/`, then a name.
+///
+/// # Errors
+/// [`LabelPairError::Key`].
+pub fn check_label_key(key: &str) -> Result<(), LabelPairError> {
+    let name = match key.split_once('/') {
+        Some((prefix, name)) => {
+            let good = prefix.len() <= 253 && prefix.split('.').all(|label| check_label(label, MAX_LABEL).is_ok());
+            good.then_some(name).ok_or(LabelPairError::Key)?
+        }
+        None => key,
+    };
+    is_qualified(name).then_some(()).ok_or(LabelPairError::Key)
+}
+
+/// Checks the value of a label; empty is one.
+///
+/// # Errors
+/// [`LabelPairError::Value`].
+pub fn check_label_value(value: &str) -> Result<(), LabelPairError> {
+    (value.is_empty() || is_qualified(value)).then_some(()).ok_or(LabelPairError::Value)
+}
+
+fn is_qualified(text: &str) -> bool {
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let end = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric());
+    text.len() <= MAX_LABEL && text.bytes().all(good) && end(text.bytes().next()) && end(text.bytes().last())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn i1_a_number_is_no_service() {
+        for bad in ["1", "123", "0x7f", "0x", "2130706433", "017700000001"] {
+            assert_eq!(ServiceKey::parse("shop", bad), Err(NameError::Number), "{bad}");
+            assert!(format!("shop/{bad}").parse::<ServiceKey>().is_err());
+        }
+        for good in ["1a", "0x7g", "x", "1-1", "cafe"] {
+            assert!(ServiceKey::parse("1", good).is_ok(), "{good}");
+        }
+    }
+
+    #[test]
+    fn label_pairs_are_those_of_kubernetes() {
+        let long = "a".repeat(63);
+        for (key, value) in [("version", "v2"), ("a", ""), ("app.kubernetes.io/part-of", "A_b.c-1"), (&long, &long)] {
+            assert_eq!(check_label_pair(key, value), Ok(()), "{key}: {value}");
+        }
+        let longer = "a".repeat(64);
+        for key in ["", "/a", "a/", "a/b/c", "a!b", ".a", "a-", "A.b/c", "-a.b/c", "a..b/c", "ä", "a b", &longer] {
+            assert_eq!(check_label_pair(key, "v"), Err(LabelPairError::Key), "{key}");
+        }
+        for value in ["v2+x", "-", "a.", "a b", "ü", "a\n", &longer] {
+            assert_eq!(check_label_pair("a", value), Err(LabelPairError::Value), "{value}");
+        }
+    }
 
     #[test]
     fn labels_follow_dns_1123() {

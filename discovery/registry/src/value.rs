@@ -4,6 +4,8 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::time::Duration;
 
+pub use eastway_model::name::{LabelPairError, check_label_pair as label_pair};
+
 /// Longest duration: what is longer is a slip, not a wish.
 const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
@@ -153,32 +155,6 @@ pub fn dialable(address: IpAddr, allow_loopback: bool) -> Result<(), RefusedAddr
         Some(refused) => Err(refused),
         None => Ok(()),
     }
-}
-
-/// Why a label pair is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LabelPairError {
-    /// The key.
-    #[error("a label's key must be 1 to 253 printable ASCII characters without blanks")]
-    Key,
-    /// The value.
-    #[error("a label's value must be at most 63 printable ASCII characters without blanks")]
-    Value,
-}
-
-/// Checks a label such as `version: v2`.
-///
-/// # Errors
-/// [`LabelPairError`].
-pub fn label_pair(key: &str, value: &str) -> Result<(), LabelPairError> {
-    let good = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
-    if key.is_empty() || key.len() > 253 || !good(key) {
-        return Err(LabelPairError::Key);
-    }
-    if value.len() > 63 || !good(value) {
-        return Err(LabelPairError::Value);
-    }
-    Ok(())
 }
 
 #[cfg(test)]

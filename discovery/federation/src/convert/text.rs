@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use eastway_model::WorkloadIdentity;
+use eastway_model::name::{check_label_key, check_label_value};
 use eastway_proto::federation::v1 as wire;
 
 use crate::close::excerpt;
@@ -74,11 +75,11 @@ pub(super) fn pairs_from_wire(
     }
     let mut out = BTreeMap::new();
     for wire::Pair { key, value } in pairs {
-        if !is_label_key(key) {
+        if check_label_key(key).is_err() {
             return Err(RejectReason::BadText { field, text: excerpt(key, 64) });
         }
         let good = match kind {
-            PairKind::Label => is_label_value(value),
+            PairKind::Label => check_label_value(value).is_ok(),
             PairKind::Annotation => value.len() <= 4096 && !value.chars().any(is_dangerous),
         };
         if !good {
@@ -110,23 +111,6 @@ pub(super) fn token_from_wire(
         return Err(RejectReason::BadText { field, text: excerpt(text, 64) });
     }
     Ok(Some(texts.share(text)))
-}
-
-/// Kubernetes qualified name: an optional DNS prefix of at most 253 bytes and `/`, then at most 63.
-fn is_label_key(key: &str) -> bool {
-    let (prefix, name) = key.rsplit_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
-    let prefix_good = prefix.is_none_or(|prefix| {
-        let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
-        !prefix.is_empty() && prefix.len() <= 253 && prefix.bytes().all(good)
-    });
-    prefix_good && !name.is_empty() && is_label_value(name)
-}
-
-fn is_label_value(value: &str) -> bool {
-    let edge = |byte: Option<&u8>| byte.is_none_or(u8::is_ascii_alphanumeric);
-    let bytes = value.as_bytes();
-    let good = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-    bytes.len() <= 63 && bytes.iter().all(good) && edge(bytes.first()) && edge(bytes.last())
 }
 
 fn is_dangerous(c: char) -> bool {

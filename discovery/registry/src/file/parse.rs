@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use eastway_model::name::check_label_key;
 use eastway_model::rules::never_shared;
 use eastway_model::{
     IpFamily, Label, PortName, PortNumber, Protocol, ServiceKey, ServiceKind, ServicePort, ServiceRecord,
@@ -107,7 +108,7 @@ impl Reader<'_> {
     fn service(&mut self, section: &At<ServiceSection>) -> Option<(ServiceKey, ServiceSpec)> {
         let (at, service) = (section.at, &section.value);
         let namespace = self.cx.required_parse(at, "namespace", &service.namespace, "its namespace", Label::parse);
-        let name = self.cx.required_parse(at, "name", &service.name, "the service's name", Label::parse);
+        let name = self.cx.required_parse(at, "name", &service.name, "the service's name", Label::parse_service);
         let ports = self.ports(at, service);
         let health = service.health.get().and_then(|section| self.health(section, &ports));
         let endpoints = self.endpoints(service, &ports);
@@ -393,8 +394,10 @@ impl Reader<'_> {
         for (key, value) in &map.value {
             let Some(value) = value.get() else { continue };
             let text = value.value.as_str();
-            if label_pair(key, "").is_err() || text.len() > 1024 || text.chars().any(char::is_control) {
-                let message = "must be at most 1024 characters without control characters, under a key of at most 253";
+            if let Err(error) = check_label_key(key) {
+                self.cx.error(value.at, Code::Value, error.to_string());
+            } else if text.len() > 1024 || text.chars().any(char::is_control) {
+                let message = "must be at most 1024 characters without control characters";
                 self.cx.error(value.at, Code::Value, message);
             } else {
                 annotations.insert(key.as_str().into(), text.into());

@@ -14,6 +14,10 @@ use super::file::{self, AccessAllow, LocalityWord, PolicyMetadata, SplitSection}
 
 /// Most label pairs of a subset.
 const MAX_LABELS: usize = 16;
+/// Most bytes of a subset in a stream's header, whose other fields leave this much of its 1,024, and
+/// what a pair costs beside its texts.
+const MAX_SUBSET_BYTES: usize = 256;
+const PAIR_OVERHEAD: usize = 8;
 
 /// All policies of a folder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -77,7 +81,7 @@ impl Collected {
         let Some(section) = cx.required(root, "spec", &policy.spec, "at least spec.service") else { return };
         let spec = &section.value;
         let service = cx.required(section.at, "service", &spec.service, "the name of a service");
-        let service = service.and_then(|text| Some(At { value: cx.parse(text, Label::parse)?, at: text.at }));
+        let service = service.and_then(|text| Some(At { value: cx.parse(text, Label::parse_service)?, at: text.at }));
         let split: Vec<Split> = spec.split.items().filter_map(|section| self.split(section, cx)).collect();
         let failover: Vec<ClusterRef> = spec.failover.items().filter_map(|text| self.cluster_ref(text, cx)).collect();
         let locality = spec.locality.value().map(|word| match word {
@@ -215,6 +219,10 @@ fn subset(field: &Field<BTreeMap<String, Field<String>>>, cx: &mut Context<'_>) 
             cx.error(value.at, Code::Value, error.to_string());
         }
         subset.insert(key.as_str().into(), value.value.as_str().into());
+    }
+    if subset.iter().map(|(key, value)| key.len() + value.len() + PAIR_OVERHEAD).sum::<usize>() > MAX_SUBSET_BYTES {
+        let message = format!("is too long for a stream's header: at most {MAX_SUBSET_BYTES} bytes are allowed");
+        cx.error(labels.at, Code::Value, message);
     }
     subset
 }

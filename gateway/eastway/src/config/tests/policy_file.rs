@@ -34,6 +34,8 @@ refused! {
     a_share_twice: errors(&with("version: v2", "version: v1"));
     a_label_that_is_a_number: errors(&with("version: v2", "version: 2"));
     a_label_with_blanks: errors(&with("version: v2", "version: v 2"));
+    a_subset_that_no_header_has_room_for: errors(&with("version: v2", &format!("{0}.{0}.{0}/{0}: {0}", "d".repeat(60))));
+    a_service_that_reads_as_an_address: errors(&with("  service: reviews\n", "  service: '0x7f'\n"));
     failover_twice: errors(&with("[local, gke]", "[gke, gke]"));
     unknown_locality: errors(&with("  failover:", "  locality: preferLocal\n  failover:"));
     a_service_twice: errors(&format!("{POLICIES}---\n{}", POLICIES.replace("{name: reviews, n", "{name: again, n").replace("{name: ratings, n", "{name: again, n")));
