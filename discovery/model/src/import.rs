@@ -5,7 +5,8 @@
 //! loser keeps its ports and endpoints: an export time is a claim, and a peer must not be able to
 //! take a port away from others by claiming to be old. So connections are always routed by
 //! (protocol, number) to every cluster that has that port; only names and settings are decided by
-//! the winner.
+//! the winner. And whether a service of this cluster has a virtual address is this cluster's to say:
+//! a peer must not be able to take it away from those who use it (invariant I6).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -25,7 +26,7 @@ use crate::time::UnixMillis;
 pub struct Import {
     /// Namespace and name.
     pub key: ServiceKey,
-    /// With or without a virtual address.
+    /// With or without a virtual address: what this cluster exports, else the oldest export.
     pub kind: ServiceKind,
     /// All ports of all clusters, each (protocol, number) once. A port without a name may be one
     /// whose name another cluster's port has won.
@@ -155,6 +156,8 @@ pub(crate) fn merge(
     let winner = oldest.record;
     let mut conflicts = Conflicts::default();
     let ports = merge_ports(oldest, younger, &mut conflicts);
+    let typed = exports.iter().find(|export| export.name == own).unwrap_or(oldest);
+    conflicts.of_kinds(typed, &exports);
     conflicts.of_settings(oldest, younger);
     let families = exports.iter().find(|export| !export.record.ip_families.is_empty());
     if let Some(families) = families {
@@ -164,7 +167,7 @@ pub(crate) fn merge(
     found.sort_by_key(|conflict| conflict.kind);
     Some(Import {
         key: key.clone(),
-        kind: winner.kind,
+        kind: typed.record.kind,
         ports,
         ip_families: families.map(|export| export.record.ip_families.clone()).unwrap_or_default(),
         session_affinity: winner.session_affinity,
@@ -255,9 +258,6 @@ impl Conflicts {
                     format!("{field}: {a} in {winner}, {b} in {loser}; {winner} exported first and wins")
                 });
             };
-            if a.kind != b.kind {
-                differs(ConflictKind::TypeConflict, "type", format!("{:?}", a.kind), format!("{:?}", b.kind));
-            }
             match (a.session_affinity, b.session_affinity) {
                 (SessionAffinity::None, SessionAffinity::None) => {}
                 (SessionAffinity::ClientIp { timeout: a }, SessionAffinity::ClientIp { timeout: b }) => {
@@ -290,6 +290,20 @@ impl Conflicts {
                 let (a, b) = (shown(&a.traffic_distribution), shown(&b.traffic_distribution));
                 differs(ConflictKind::TrafficDistributionConflict, "trafficDistribution", a, b);
             }
+        }
+    }
+
+    fn of_kinds(&mut self, winner: &Export<'_>, exports: &[Export<'_>]) {
+        let kind = winner.record.kind;
+        let is_older =
+            |export: &Export<'_>| (export.record.exported_at, export.name) < (winner.record.exported_at, winner.name);
+        let why =
+            if exports.iter().any(is_older) { "is this cluster and decides here" } else { "exported first and wins" };
+        for export in exports.iter().filter(|export| export.record.kind != kind) {
+            let (winner, loser, other) = (winner.name, export.name, export.record.kind);
+            self.add(ConflictKind::TypeConflict, winner, loser, || {
+                format!("type: {kind:?} in {winner}, {other:?} in {loser}; {winner} {why}")
+            });
         }
     }
 

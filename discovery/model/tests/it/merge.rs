@@ -109,6 +109,27 @@ fn app_protocol_is_the_oldest_s() {
     assert_eq!(kinds(&import), [ConflictKind::PortConflict]);
 }
 
+/// A peer that exported before us must not turn our service headless: its address is in use.
+#[test]
+fn i6_an_old_claim_takes_no_virtual_address_from_a_service_of_ours() {
+    let of_kind = |kind| ServiceRecord { kind, ..with_ports(&[("http", 80)]) };
+    let (single, headless) = (of_kind(ServiceKind::ClusterSetIp), of_kind(ServiceKind::Headless));
+    let ours = import(Some(at(1, single.clone())), Some(at(3, headless.clone())), Some(at(2, single.clone())));
+    assert_eq!(ours.kind, ServiceKind::ClusterSetIp);
+    let [Conflict { kind: ConflictKind::TypeConflict, winner, losers, message }] = ours.conflicts.as_slice() else {
+        panic!("{:?}", ours.conflicts)
+    };
+    assert_eq!((winner, losers), (&own(), &vec![label("edge")]));
+    assert_eq!(message, "type: ClusterSetIp in onprem, Headless in edge; onprem is this cluster and decides here");
+    // Nor may it give one to a headless service of ours.
+    let ours = import(Some(at(1, headless.clone())), None, Some(at(2, single.clone())));
+    assert_eq!(ours.kind, ServiceKind::Headless);
+    // Between peers the oldest decides, as in all that is not ours.
+    let theirs = import(None, Some(at(1, single)), Some(at(2, headless)));
+    assert_eq!(theirs.kind, ServiceKind::Headless);
+    assert!(theirs.conflicts[0].message.ends_with("gke exported first and wins"), "{:?}", theirs.conflicts);
+}
+
 #[test]
 fn every_setting_that_differs_is_a_conflict_of_its_own_kind_and_the_oldest_wins() {
     let base = || with_ports(&[("http", 80)]);
@@ -140,10 +161,10 @@ fn every_setting_that_differs_is_a_conflict_of_its_own_kind_and_the_oldest_wins(
     ];
     for (kind, a, b) in cases {
         for (older, younger) in [(&a, &b), (&b, &a)] {
-            let import = import(Some(at(1, younger.clone())), Some(at(2, older.clone())), None);
+            let import = import(None, Some(at(2, older.clone())), Some(at(1, younger.clone())));
             let [conflict] = import.conflicts.as_slice() else { panic!("{kind}: {:?}", import.conflicts) };
             assert_eq!((conflict.kind, &conflict.winner), (kind, &label("edge")));
-            assert_eq!(conflict.losers, [own()]);
+            assert_eq!(conflict.losers, [label("gke")]);
             assert!(conflict.message.ends_with("edge exported first and wins"), "{}", conflict.message);
             let settings = (
                 import.kind,
@@ -171,17 +192,20 @@ fn every_setting_that_differs_is_a_conflict_of_its_own_kind_and_the_oldest_wins(
 
 #[test]
 fn ties_go_to_the_smaller_cluster_name_the_own_one_included() {
-    let headless = || ServiceRecord { kind: ServiceKind::Headless, ..with_ports(&[("http", 80)]) };
+    let local = InternalTrafficPolicy::Local;
+    let with_local = || ServiceRecord { internal_traffic_policy: local, ..with_ports(&[("http", 80)]) };
     let plain = || with_ports(&[("http", 80)]);
-    let of = |import: &Import| (import.kind, import.conflicts[0].winner.to_string());
-    assert_eq!(of(&import(Some(plain()), None, Some(headless()))), (ServiceKind::Headless, "gke".into()));
-    assert_eq!(of(&import(None, Some(plain()), Some(headless()))), (ServiceKind::ClusterSetIp, "edge".into()));
+    let of = |import: &Import| (import.internal_traffic_policy, import.conflicts[0].winner.to_string());
+    assert_eq!(of(&import(Some(plain()), None, Some(with_local()))), (local, "gke".into()));
+    let edge_wins = import(None, Some(plain()), Some(with_local()));
+    assert_eq!(of(&edge_wins), (InternalTrafficPolicy::Cluster, "edge".into()));
 }
 
 #[test]
 fn all_losers_stand_in_one_conflict() {
-    let headless = || ServiceRecord { kind: ServiceKind::Headless, ..with_ports(&[("http", 80)]) };
-    let import = import(Some(at(1, headless())), Some(at(3, with_ports(&[("http", 80)]))), Some(at(2, headless())));
+    let local = InternalTrafficPolicy::Local;
+    let other = || ServiceRecord { internal_traffic_policy: local, ..with_ports(&[("http", 80)]) };
+    let import = import(Some(at(1, other())), Some(at(3, with_ports(&[("http", 80)]))), Some(at(2, other())));
     let [Conflict { losers, .. }] = import.conflicts.as_slice() else { panic!("{:?}", import.conflicts) };
     assert_eq!(losers, &[label("gke"), own()]);
 }
