@@ -144,7 +144,7 @@ pub struct Timing {
     pub acknowledge: Duration,
     /// For a whole handshake, Hello included.
     pub handshake: Duration,
-    /// For the header of a stream.
+    /// For the header of a stream, and for the one byte that answers it.
     pub header: Duration,
     /// How long opening a stream may wait for the other side to admit one more.
     pub open: Duration,

@@ -3,8 +3,10 @@
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::timeout;
 
 use super::{Direction, RecvHalf, STATUS_ACCEPTED, SendHalf, StreamError, StreamShared, TunnelStream};
 use crate::code::ResetCode;
@@ -34,16 +36,25 @@ pub trait StreamHandler: Send + Sync + 'static {
 /// with `INTERNAL`.
 pub struct AcceptedStream {
     halves: Option<(SendHalf, RecvHalf)>,
+    /// For the status byte.
+    within: Duration,
 }
 
 impl AcceptedStream {
     /// Tells the other side that the endpoint was reached, and hands the stream over.
     ///
     /// # Errors
-    /// [`StreamError`]: the other side has given up, or the link is gone.
+    /// [`StreamError`]: the other side has given up, admits not even one byte, or the link is gone.
     pub async fn accept(mut self) -> Result<TunnelStream, StreamError> {
-        let (mut send, recv) = self.halves.take().ok_or(StreamError::Closed)?;
-        send.write(Bytes::from_static(&[STATUS_ACCEPTED])).await?;
+        let (mut send, mut recv) = self.halves.take().ok_or(StreamError::Closed)?;
+        match timeout(self.within, send.write(Bytes::from_static(&[STATUS_ACCEPTED]))).await {
+            Ok(written) => written?,
+            Err(_elapsed) => {
+                send.reset(ResetCode::IdleTimeout);
+                recv.stop(ResetCode::IdleTimeout);
+                return Err(StreamError::Reset(ResetCode::IdleTimeout));
+            }
+        }
         Ok(TunnelStream { send, recv })
     }
 
@@ -79,7 +90,7 @@ pub(crate) async fn serve(link: Arc<LinkShared>, halves: Halves, handler: Arc<dy
     let (send, recv) = halves;
     let shared = StreamShared::new(&link, Direction::Served, recv);
     let halves = (SendHalf::new(send, Arc::clone(&shared)), RecvHalf::new(Arc::clone(&shared), false));
-    let mut stream = AcceptedStream { halves: Some(halves) };
+    let mut stream = AcceptedStream { halves: Some(halves), within: link.timing().header };
     match admit(&link, &shared).await {
         Ok(header) => {
             drop(shared);
@@ -93,7 +104,7 @@ async fn admit(link: &LinkShared, shared: &StreamShared) -> Result<StreamHeader,
     if link.over_stream_limit() {
         return Err(ResetCode::Overloaded);
     }
-    let header = tokio::time::timeout(link.timing().header, read_header(shared)).await;
+    let header = timeout(link.timing().header, read_header(shared)).await;
     let header = match header {
         Ok(Err(ReadHeaderError::Stream(error))) => return Err(error.code()),
         Ok(Err(ReadHeaderError::Header(error))) => Err(error),
