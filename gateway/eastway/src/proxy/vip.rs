@@ -12,10 +12,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
-use tracing::{debug, warn};
+use tracing::debug;
 
+use crate::proxy::clients::Clients;
+use crate::proxy::copy;
 use crate::proxy::outbound::{self, Target};
 use crate::router::Router;
+use crate::telemetry::Refusal;
 
 /// Connections that wait to be accepted, per listener.
 const BACKLOG: i32 = 1024;
@@ -25,7 +28,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// What listeners and connections may take of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VipLimits {
-    /// Connections served at once; more wait in the kernel's queue.
+    /// Connections served at once; more wait in the kernel's queue. One client has a quarter of them and no
+    /// more, so that others find room.
     pub connections: usize,
     /// Addresses with their ports that are listened on.
     pub listeners: usize,
@@ -64,6 +68,7 @@ pub struct Listeners {
     router: Arc<Router>,
     connections: TaskTracker,
     budget: Arc<Semaphore>,
+    clients: Arc<Clients>,
     stop: CancellationToken,
     open: BTreeMap<ServiceKey, BTreeMap<SocketAddr, Listener>>,
     room: Room,
@@ -81,7 +86,8 @@ impl Listeners {
     pub fn new(router: Arc<Router>, limits: VipLimits, stop: CancellationToken) -> Self {
         let budget = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
         let room = Room { limit: limits.listeners, taken: 0, by_peer: BTreeMap::new() };
-        Self { router, connections: TaskTracker::new(), budget, stop, open: BTreeMap::new(), room }
+        let clients = Clients::new(limits.connections / 4);
+        Self { router, connections: TaskTracker::new(), budget, clients, stop, open: BTreeMap::new(), room }
     }
 
     /// The connections that are being served, to wait for in a drain.
@@ -156,6 +162,7 @@ impl Listeners {
             router: self.router.clone(),
             connections: self.connections.clone(),
             budget: self.budget.clone(),
+            clients: self.clients.clone(),
             target: Arc::new(target.clone()),
         };
         self.connections.spawn(accept.run(listener, stop.clone()));
@@ -214,6 +221,7 @@ struct Accept {
     router: Arc<Router>,
     connections: TaskTracker,
     budget: Arc<Semaphore>,
+    clients: Arc<Clients>,
     target: Arc<Target>,
 }
 
@@ -225,22 +233,31 @@ impl Accept {
             let Some(accepted) = stop.run_until_cancelled(listener.accept()).await else { return };
             match accepted {
                 Ok((tcp, client)) => {
+                    let Some(share) = self.clients.enter(client.ip()) else {
+                        self.refused(format_args!("{client} has its share of connections to virtual addresses"));
+                        copy::abort(&tcp);
+                        continue;
+                    };
                     // Taken after the accept: a listener without clients must not use the budget up.
                     let permit = stop.run_until_cancelled(self.budget.clone().acquire_owned()).await;
                     let Some(Ok(permit)) = permit else { return };
                     let (router, target) = (self.router.clone(), self.target.clone());
                     self.connections.spawn(async move {
                         serve(&router, tcp, client, &target).await;
-                        drop(permit);
+                        drop((permit, share));
                     });
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
-                    warn!(%error, service = %self.target.service, "cannot accept connections, retrying");
+                    self.refused(format_args!("{}: cannot accept connections: {error}", self.target.service));
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
+    }
+
+    fn refused(&self, detail: std::fmt::Arguments<'_>) {
+        self.router.telemetry.refusals.refused(Refusal::Overload, None, detail);
     }
 }
 
