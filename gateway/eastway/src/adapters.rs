@@ -10,6 +10,7 @@ use eastway_tunnel::{HostPort, Timing, TunnelLimits};
 
 use crate::config::settings::AccessLog;
 use crate::config::{Loaded, Settings};
+use crate::proxy::copy::Limits;
 use crate::telemetry::AccessMode;
 
 /// Our own zones, for the DNS server.
@@ -52,14 +53,22 @@ pub fn federation_limits(settings: &Settings) -> eastway_federation::Limits {
     }
 }
 
-/// Limits of links.
+/// Limits of links. Each stream of a peer takes a file descriptor: one peer gets a quarter of them and no more.
 #[must_use]
-pub fn tunnel_limits(settings: &Settings) -> TunnelLimits {
+pub fn tunnel_limits(settings: &Settings, file_descriptors: u64) -> TunnelLimits {
+    let share = u32::try_from(file_descriptors / 4).unwrap_or(u32::MAX).max(64);
     TunnelLimits {
-        streams_per_peer: settings.limits.streams_per_link,
+        streams_per_peer: settings.limits.streams_per_link.min(share),
         total_window: settings.limits.buffer_bytes,
         ..TunnelLimits::default()
     }
+}
+
+/// How long connections may stand still.
+#[must_use]
+pub fn limits(settings: &Settings) -> Limits {
+    let limits = &settings.limits;
+    Limits { idle: limits.connection_idle, half_closed: limits.connection_half_closed }
 }
 
 /// Timing of links.

@@ -51,8 +51,6 @@ use crate::roles::enroll::{self, CaClient};
 use crate::router::Router;
 use crate::telemetry::{LogHandle, Telemetry};
 
-/// A connection without a byte for this long is ended, as Envoy's TCP proxy does by default.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// How long tasks may take to end once the drain is over.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -166,7 +164,7 @@ pub async fn build(
 
     let outputs = Outputs { view: watch::Sender::default(), subscriptions: watch::Sender::default() };
     let (writer, reader) = Writer::new(settings.cluster.clone());
-    let router = Router::new(reader.clone(), settings.allow_loopback, IDLE_TIMEOUT, telemetry.clone());
+    let router = Router::new(reader.clone(), settings.allow_loopback, adapters::limits(&settings), telemetry.clone());
     let gateway = Gateway {
         roles,
         clock: Clock::start(),
@@ -305,7 +303,7 @@ impl Running {
             cluster: Arc::from(settings.cluster.as_str()),
             replica: ReplicaId::random()?,
             keys,
-            limits: adapters::tunnel_limits(settings),
+            limits: adapters::tunnel_limits(settings, file_descriptors()),
             timing: adapters::timing(settings),
             software_version: adapters::software_version(),
         };

@@ -3,7 +3,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use eastway_model::access::{self, SourceIdentity, Verdict};
 use eastway_model::routing::{self, Candidate, PickError, PickRequest, Route, RouteError, RouteRequest};
@@ -12,6 +11,7 @@ use eastway_model::{ClusterName, EndpointId, LocalEndpoint, PortNumber, ServiceK
 use eastway_tunnel::header::{EndpointRef, Label, ServiceHeader, Source, StreamHeader};
 use eastway_tunnel::{Link, Tunnel};
 
+use crate::proxy::copy::Limits;
 use crate::proxy::dial::InFlight;
 use crate::proxy::outbound::Target;
 use crate::telemetry::Telemetry;
@@ -25,8 +25,8 @@ pub struct Router {
     pub in_flight: Arc<InFlight>,
     /// Endpoints on loopback addresses may be dialled.
     pub allow_loopback: bool,
-    /// A connection without a byte for this long is ended; zero: never.
-    pub idle_timeout: Duration,
+    /// How long connections may stand still.
+    pub limits: Limits,
     /// Counters and logs.
     pub telemetry: Telemetry,
 }
@@ -54,10 +54,10 @@ pub struct Picked {
 impl Router {
     /// Routes by `reader`; remote services have no links until [`Self::set_tunnel`].
     #[must_use]
-    pub fn new(reader: Reader, allow_loopback: bool, idle_timeout: Duration, telemetry: Telemetry) -> Self {
+    pub fn new(reader: Reader, allow_loopback: bool, limits: Limits, telemetry: Telemetry) -> Self {
         let cluster = reader.load().cluster().clone();
         let in_flight = Arc::default();
-        Self { reader, tunnel: std::sync::OnceLock::new(), cluster, in_flight, allow_loopback, idle_timeout, telemetry }
+        Self { reader, tunnel: std::sync::OnceLock::new(), cluster, in_flight, allow_loopback, limits, telemetry }
     }
 
     /// Where links are. The tunnel serves streams through the router, so it comes second.

@@ -74,7 +74,7 @@ fn touch(metrics: &Arc<Metrics>) {
             destination: Destination { namespace, service, workload },
             mutual_tls: true,
         })
-        .received(1);
+        .carried(1, 1);
     let sample = PeerSample { rtt: Some(std::time::Duration::ZERO), clock_skew_ms: Some(0), ..PeerSample::default() };
     metrics.set_peer(&peer, &sample);
     metrics.upstream_dial(DialOutcome::Connected);

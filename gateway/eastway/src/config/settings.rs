@@ -195,7 +195,7 @@ pub struct Limits {
     pub endpoints_per_peer: usize,
     /// Updates of one peer per second.
     pub updates_per_second_per_peer: u32,
-    /// Open streams of one link.
+    /// Open streams of one peer.
     pub streams_per_link: u32,
     /// Bytes of all links in buffers.
     pub buffer_bytes: u64,
@@ -203,6 +203,10 @@ pub struct Limits {
     pub dns_in_flight: usize,
     /// DNS answers per second and client network.
     pub dns_answers_per_second: u32,
+    /// Without a byte, or with bytes that nobody takes, for so long a connection is reset.
+    pub connection_idle: Duration,
+    /// Likewise, once one of its directions has ended.
+    pub connection_half_closed: Duration,
 }
 
 impl Default for Limits {
@@ -215,6 +219,8 @@ impl Default for Limits {
             buffer_bytes: 256 << 20,
             dns_in_flight: 1_024,
             dns_answers_per_second: 10_000,
+            connection_idle: Duration::from_secs(3_600),
+            connection_half_closed: Duration::from_secs(600),
         }
     }
 }

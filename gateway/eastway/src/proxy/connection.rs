@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use eastway_model::access::SourceIdentity;
@@ -115,22 +114,42 @@ impl Connection {
         self.metrics = Some(telemetry.metrics.connection_opened(&self.labels()));
     }
 
+    /// Counts what it carried so far.
+    pub fn count(&mut self, moved: &Transferred) {
+        let (from_client, to_client) = self.bytes(moved);
+        if let Some(metrics) = &mut self.metrics {
+            metrics.carried(from_client, to_client);
+        }
+    }
+
+    /// Bytes from the client, and to it.
+    fn bytes(&self, moved: &Transferred) -> (u64, u64) {
+        match self.direction {
+            Direction::Outbound => (moved.from_local.taken(), moved.to_local.given()),
+            Direction::Inbound => (moved.to_local.taken(), moved.from_local.given()),
+        }
+    }
+
     /// It ended, established or not.
     pub fn closed(mut self, telemetry: &Telemetry, outcome: &Outcome, moved: &Transferred) {
         let flag = flag(self.direction, outcome);
-        let (from_local, to_local) = (moved.from_local.load(Ordering::Relaxed), moved.to_local.load(Ordering::Relaxed));
-        let (from_client, to_client) = match self.direction {
-            Direction::Outbound => (from_local, to_local),
-            Direction::Inbound => (to_local, from_local),
-        };
+        self.count(moved);
+        let (from_client, to_client) = self.bytes(moved);
         if let Some(metrics) = self.metrics.take() {
-            metrics.received(from_client);
-            metrics.sent(to_client);
             metrics.closed(flag);
         }
-        if telemetry.access.wants(flag) {
-            telemetry.access.record(&self.record(flag, outcome, from_client, to_client));
+        if !telemetry.access.wants(flag) {
+            return;
         }
+        let mut record = self.record(flag, outcome, from_client, to_client);
+        if let (Outcome::Rejected(_, why), Some(peer)) = (outcome, &self.peer) {
+            match telemetry.access.admits_rejected(peer, flag) {
+                None => return,
+                Some(0) => {}
+                Some(more) => record.details = Some(Arc::from(format!("{why}; {more} more had no line"))),
+            }
+        }
+        telemetry.access.record(&record);
     }
 
     fn record(&self, flag: ResponseFlag, outcome: &Outcome, bytes_received: u64, bytes_sent: u64) -> AccessRecord {
@@ -214,7 +233,7 @@ fn flag(direction: Direction, outcome: &Outcome) -> ResponseFlag {
         Outcome::NotConnected(error) => connect_flag(error),
         Outcome::Rejected(code, _) => code_flag(*code),
         Outcome::Ended(Ok(())) => ResponseFlag::None,
-        Outcome::Ended(Err(CopyError::Idle(_))) => ResponseFlag::IdleTimeout,
+        Outcome::Ended(Err(CopyError::Idle(..))) => ResponseFlag::IdleTimeout,
         Outcome::Ended(Err(CopyError::Local(_))) => match direction {
             Direction::Outbound => ResponseFlag::DownstreamReset,
             Direction::Inbound => ResponseFlag::UpstreamReset,

@@ -1,38 +1,84 @@
-//! Copies a connection, both ways, with half-close and resets kept.
+//! Copies a connection, both ways, with half-close and resets kept, and watches that it does not stand still.
 
-use std::future::pending;
+mod watch;
+
+use std::future::poll_fn;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::net::Shutdown;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use eastway_tunnel::{RecvHalf, ResetCode, SendHalf, StreamError};
 use socket2::SockRef;
-use tokio::io::{AsyncWriteExt, Interest};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::time::{MissedTickBehavior, interval};
+
+pub use watch::{Limits, Watch};
 
 /// Smallest read buffer. It is allocated only when bytes are waiting, so an idle connection has none.
 const MIN_READ: usize = 4 * 1024;
 /// Largest read buffer: few large chunks keep the work per byte small, and quinn searches its
 /// chunks one by one.
 const MAX_READ: usize = 256 * 1024;
-/// How often an established connection is looked at for idleness.
-const IDLE_CHECK: Duration = Duration::from_secs(60);
+/// Bytes that all connections together may hold in read buffers above [`MIN_READ`]: a peer that reads nothing
+/// leaves one buffer in the hands of each of its streams.
+const LARGE_READS: u64 = 64 << 20;
+
+/// Bytes in read buffers above [`MIN_READ`], of the whole process: what bounds memory has to be.
+static LARGE: LargeReads = LargeReads { held: AtomicU64::new(0), most: LARGE_READS };
 
 /// Bytes that a connection carried, readable while it runs.
 #[derive(Debug, Default)]
 pub struct Transferred {
-    /// Read from the local socket that [`Local`] holds.
-    pub from_local: AtomicU64,
-    /// Written to it.
-    pub to_local: AtomicU64,
+    /// From the local socket that [`Local`] holds.
+    pub from_local: Lane,
+    /// To it.
+    pub to_local: Lane,
 }
 
-impl Transferred {
-    fn total(&self) -> u64 {
-        self.from_local.load(Ordering::Relaxed).wrapping_add(self.to_local.load(Ordering::Relaxed))
+/// One direction of a connection.
+#[derive(Debug, Default)]
+pub struct Lane {
+    taken: AtomicU64,
+    given: AtomicU64,
+    ended: AtomicBool,
+}
+
+impl Lane {
+    /// Bytes taken from where they come from.
+    #[must_use]
+    pub fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of those that were handed on.
+    #[must_use]
+    pub fn given(&self) -> u64 {
+        self.given.load(Ordering::Relaxed)
+    }
+
+    /// Counts bytes that went through before the copying began.
+    pub fn passed(&self, bytes: usize) {
+        self.take(bytes);
+        self.give(bytes);
+    }
+
+    fn take(&self, bytes: usize) {
+        self.taken.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn give(&self, bytes: usize) {
+        self.given.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Its end was handed on too.
+    fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+    }
+
+    fn is_ended(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
     }
 }
 
@@ -45,9 +91,23 @@ pub enum CopyError {
     /// The other gateway or the link ended the stream.
     #[error("stream: {0}")]
     Stream(#[from] StreamError),
-    /// Nothing moved for the idle limit.
-    #[error("idle for {0:?}")]
-    Idle(Duration),
+    /// It stood still for too long.
+    #[error("{0} for {1:?}")]
+    Idle(Idle, Duration),
+}
+
+/// How a connection stands still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Idle {
+    /// No byte moved in either direction.
+    #[error("no byte moved")]
+    Quiet,
+    /// One direction has ended, and no byte moved in the other.
+    #[error("half-closed, and no byte moved")]
+    HalfClosed,
+    /// Bytes wait in one direction, and nobody takes them.
+    #[error("bytes wait and nobody took them")]
+    Blocked,
 }
 
 /// Reads what is waiting on a TCP socket into buffers of a size that follows the traffic.
@@ -63,24 +123,29 @@ impl Default for ChunkReader {
 }
 
 impl ChunkReader {
-    /// The next bytes; `None` at the end of the stream. Cancel safe.
+    /// The next bytes, at most [`MIN_READ`] of them; `None` at the end of the stream. Cancel safe.
     ///
     /// # Errors
     /// Those of the socket.
     pub async fn read(&mut self, tcp: &TcpStream) -> io::Result<Option<Bytes>> {
-        loop {
-            tcp.ready(Interest::READABLE).await?;
-            let mut buffer = BytesMut::with_capacity(self.size);
-            match tcp.try_read_buf(&mut buffer) {
-                Ok(0) => return Ok(None),
-                Ok(read) => {
-                    self.adapt(read);
-                    return Ok(Some(buffer.freeze()));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-            }
-        }
+        read(tcp, || MIN_READ).await
+    }
+
+    /// As [`Self::read`], more at once when much comes and `large` has room.
+    async fn read_large<'a>(
+        &mut self,
+        tcp: &TcpStream,
+        large: &'a LargeReads,
+    ) -> io::Result<Option<(Bytes, LargeRead<'a>)>> {
+        let mut held = LargeRead { owner: large, bytes: 0 };
+        let size = self.size;
+        let chunk = read(tcp, || {
+            held = large.reserve(size);
+            size.min(MIN_READ + held.bytes)
+        });
+        let Some(chunk) = chunk.await? else { return Ok(None) };
+        self.adapt(chunk.len());
+        Ok(Some((chunk, held)))
     }
 
     fn adapt(&mut self, read: usize) {
@@ -88,6 +153,61 @@ impl ChunkReader {
             self.size = (self.size * 4).min(MAX_READ);
         } else if read < self.size / 4 {
             self.size = (self.size / 4).max(MIN_READ);
+        }
+    }
+}
+
+/// Reads once bytes are waiting, into a buffer of the size that is asked for only then.
+async fn read(tcp: &TcpStream, mut size: impl FnMut() -> usize) -> io::Result<Option<Bytes>> {
+    loop {
+        tcp.ready(Interest::READABLE).await?;
+        let mut buffer = BytesMut::with_capacity(size());
+        match tcp.try_read_buf(&mut buffer) {
+            Ok(0) => return Ok(None),
+            Ok(_) => return Ok(Some(buffer.freeze())),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Bytes in large read buffers.
+#[derive(Debug)]
+struct LargeReads {
+    held: AtomicU64,
+    most: u64,
+}
+
+/// What one read buffer has of them.
+#[derive(Debug)]
+struct LargeRead<'a> {
+    owner: &'a LargeReads,
+    bytes: usize,
+}
+
+impl LargeReads {
+    /// Room for a buffer of `size`, or none beyond the least.
+    fn reserve(&self, size: usize) -> LargeRead<'_> {
+        let bytes = size.saturating_sub(MIN_READ);
+        let before = self.held.fetch_add(bytes as u64, Ordering::Relaxed);
+        let mut read = LargeRead { owner: self, bytes };
+        if before + bytes as u64 > self.most {
+            read.release();
+        }
+        read
+    }
+}
+
+impl LargeRead<'_> {
+    fn release(&mut self) {
+        self.owner.held.fetch_sub(std::mem::take(&mut self.bytes) as u64, Ordering::Relaxed);
+    }
+}
+
+impl Drop for LargeRead<'_> {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.release();
         }
     }
 }
@@ -120,50 +240,76 @@ pub async fn with_stream(
     local: Local,
     (mut send, mut recv): (SendHalf, RecvHalf),
     moved: &Transferred,
-    idle: Duration,
+    watch: Watch<'_>,
 ) -> Result<(), CopyError> {
     let Local { tcp, mut reader, ended } = local;
-    let (tcp_read, mut tcp_write) = tcp.into_split();
     let result = {
         let up = async {
             if !ended {
-                upload(&tcp_read, &mut reader, &mut send, &moved.from_local).await?;
+                upload(&tcp, &mut reader, &mut send, &moved.from_local).await?;
             }
+            moved.from_local.end();
             Ok(())
         };
-        let down = download(&mut recv, &mut tcp_write, &moved.to_local);
+        let down = download(&mut recv, &tcp, &moved.to_local);
         let both = async { tokio::try_join!(up, down).map(|((), ())| ()) };
-        until_idle(both, moved, idle).await
+        tokio::select! {
+            biased;
+            result = both => result,
+            error = broken(&tcp) => Err(error.into()),
+            error = watch.run(moved) => Err(error),
+        }
     };
     if let Err(error) = &result {
         let code = reset_code(error);
         send.reset(code);
         recv.stop(code);
-        abort(tcp_write.as_ref());
+        abort(&tcp);
     }
     result
 }
 
-async fn upload(
-    tcp: &OwnedReadHalf,
-    reader: &mut ChunkReader,
-    send: &mut SendHalf,
-    sent: &AtomicU64,
-) -> Result<(), CopyError> {
-    while let Some(chunk) = reader.read(tcp.as_ref()).await? {
-        sent.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-        send.write(chunk).await?;
+async fn upload(tcp: &TcpStream, reader: &mut ChunkReader, send: &mut SendHalf, lane: &Lane) -> Result<(), CopyError> {
+    while let Some((chunk, _held)) = reader.read_large(tcp, &LARGE).await? {
+        lane.take(chunk.len());
+        let mut rest = [chunk];
+        while rest.iter().any(|chunk| !chunk.is_empty()) {
+            lane.give(poll_fn(|cx| send.poll_write(cx, &mut rest)).await?);
+        }
     }
     send.finish();
     Ok(())
 }
 
-async fn download(recv: &mut RecvHalf, tcp: &mut OwnedWriteHalf, received: &AtomicU64) -> Result<(), CopyError> {
-    while let Some(chunk) = recv.read().await? {
-        received.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-        tcp.write_all(&chunk).await?;
+async fn download(recv: &mut RecvHalf, tcp: &TcpStream, lane: &Lane) -> Result<(), CopyError> {
+    while let Some(mut chunk) = recv.read().await? {
+        lane.take(chunk.len());
+        while write(tcp, &mut chunk, lane)? {
+            // A client that does not read must not keep a stream that the other side has cut.
+            tokio::select! {
+                writable = tcp.writable() => writable?,
+                error = recv.aborted() => return Err(error.into()),
+            }
+        }
     }
-    end(tcp).await
+    finish(tcp)?;
+    lane.end();
+    Ok(())
+}
+
+/// Writes what the socket takes of `chunk`; whether there is a rest.
+fn write(tcp: &TcpStream, chunk: &mut Bytes, lane: &Lane) -> io::Result<bool> {
+    while !chunk.is_empty() {
+        match tcp.try_write(chunk) {
+            Ok(written) => {
+                lane.give(written);
+                chunk.advance(written);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
 }
 
 /// Copies between two local connections: client and an endpoint of this cluster.
@@ -174,79 +320,61 @@ pub async fn between_sockets(
     local: Local,
     upstream: TcpStream,
     moved: &Transferred,
-    idle: Duration,
+    watch: Watch<'_>,
 ) -> Result<(), CopyError> {
-    let Local { tcp, mut reader, ended } = local;
-    let (client_read, mut client_write) = tcp.into_split();
-    let (upstream_read, mut upstream_write) = upstream.into_split();
+    let Local { tcp: client, mut reader, ended } = local;
     let mut back = ChunkReader::default();
     let result = {
         let up = async {
             if ended {
-                // The client ended its direction while its far end was looked for.
-                return end(&mut upstream_write).await;
+                finish(&upstream)?;
+                moved.from_local.end();
+                return Ok(());
             }
-            pipe(&client_read, &mut reader, &mut upstream_write, &moved.from_local).await
+            pipe(&client, &mut reader, &upstream, &moved.from_local).await
         };
-        let down = pipe(&upstream_read, &mut back, &mut client_write, &moved.to_local);
+        let down = pipe(&upstream, &mut back, &client, &moved.to_local);
         let both = async { tokio::try_join!(up, down).map(|((), ())| ()) };
-        until_idle(both, moved, idle).await
+        tokio::select! {
+            biased;
+            result = both => result,
+            error = broken(&client) => Err(error.into()),
+            error = broken(&upstream) => Err(error.into()),
+            error = watch.run(moved) => Err(error),
+        }
     };
     if result.is_err() {
-        abort(client_write.as_ref());
-        abort(upstream_write.as_ref());
+        abort(&client);
+        abort(&upstream);
     }
     result
 }
 
-async fn pipe(
-    from: &OwnedReadHalf,
-    reader: &mut ChunkReader,
-    to: &mut OwnedWriteHalf,
-    moved: &AtomicU64,
-) -> Result<(), CopyError> {
-    while let Some(chunk) = reader.read(from.as_ref()).await? {
-        moved.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-        to.write_all(&chunk).await?;
+async fn pipe(from: &TcpStream, reader: &mut ChunkReader, to: &TcpStream, lane: &Lane) -> Result<(), CopyError> {
+    while let Some((mut chunk, _held)) = reader.read_large(from, &LARGE).await? {
+        lane.take(chunk.len());
+        while write(to, &mut chunk, lane)? {
+            to.writable().await?;
+        }
     }
-    end(to).await
+    finish(to)?;
+    lane.end();
+    Ok(())
 }
 
-async fn end(tcp: &mut OwnedWriteHalf) -> Result<(), CopyError> {
-    match tcp.shutdown().await {
+fn finish(tcp: &TcpStream) -> io::Result<()> {
+    match SockRef::from(tcp).shutdown(Shutdown::Write) {
         // The other side is gone already, with everything it was sent.
         Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
-        other => Ok(other?),
+        other => other,
     }
 }
 
-/// Runs `copy`, but ends it when no byte moved for `limit` (zero: no limit).
-async fn until_idle<F>(copy: F, moved: &Transferred, limit: Duration) -> Result<(), CopyError>
-where
-    F: Future<Output = Result<(), CopyError>>,
-{
-    let watch = async {
-        if limit.is_zero() {
-            return pending().await;
-        }
-        let period = IDLE_CHECK.min(limit);
-        let mut ticks = interval(period);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        ticks.tick().await;
-        let (mut last, mut quiet) = (moved.total(), Duration::ZERO);
-        loop {
-            ticks.tick().await;
-            let now = moved.total();
-            quiet = if now == last { quiet + period } else { Duration::ZERO };
-            last = now;
-            if quiet >= limit {
-                return CopyError::Idle(limit);
-            }
-        }
-    };
-    tokio::select! {
-        result = copy => result,
-        error = watch => Err(error),
+/// Resolves when the socket is reset, also while it is neither read nor written.
+async fn broken(tcp: &TcpStream) -> io::Error {
+    match tcp.ready(Interest::ERROR).await {
+        Ok(_) => tcp.take_error().ok().flatten().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()),
+        Err(error) => error,
     }
 }
 
@@ -256,7 +384,7 @@ fn reset_code(error: &CopyError) -> ResetCode {
         CopyError::Local(_) => ResetCode::UpstreamReset,
         CopyError::Stream(StreamError::Reset(code)) => *code,
         CopyError::Stream(_) => ResetCode::Internal,
-        CopyError::Idle(_) => ResetCode::IdleTimeout,
+        CopyError::Idle(..) => ResetCode::IdleTimeout,
     }
 }
 
@@ -267,38 +395,4 @@ pub fn abort(tcp: &TcpStream) {
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::io::AsyncReadExt;
-    use tokio::net::TcpListener;
-
-    use super::*;
-
-    async fn sockets() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (one, other) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
-        (one.unwrap(), other.unwrap().0)
-    }
-
-    #[tokio::test]
-    async fn a_client_that_ended_before_its_endpoint_was_found_is_answered() {
-        let ((mut client, ours), (upstream, mut server)) = (sockets().await, sockets().await);
-        let local = Local { ended: true, ..Local::new(ours) };
-        let copy =
-            tokio::spawn(
-                async move { between_sockets(local, upstream, &Transferred::default(), Duration::ZERO).await },
-            );
-        let answer = async {
-            // This server speaks only when it has heard all.
-            let mut heard = Vec::new();
-            server.read_to_end(&mut heard).await.unwrap();
-            server.write_all(b"answer").await.unwrap();
-            drop(server);
-            let mut answer = String::new();
-            client.read_to_string(&mut answer).await.unwrap();
-            answer
-        };
-        let answer = tokio::time::timeout(Duration::from_secs(5), answer).await;
-        assert_eq!(answer.unwrap(), "answer");
-        copy.await.unwrap().unwrap();
-    }
-}
+mod tests;

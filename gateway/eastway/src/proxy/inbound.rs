@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use crate::app::exports::Exports;
 use crate::proxy::connection::{Connection, Outcome};
-use crate::proxy::copy::{self, Local, Transferred};
+use crate::proxy::copy::{self, Local, Transferred, Watch};
 use crate::proxy::dial::{self, DialError, InFlightGuard};
 use crate::router::{Picked, Router};
 use crate::telemetry::{Path, Refusal};
@@ -88,7 +88,10 @@ async fn serve(router: &Arc<Router>, link: &LinkInfo, header: &ServiceHeader, st
             router.telemetry.metrics.stream_answered(&link.peer, "dialled");
             connection.opened(&router.telemetry);
             Outcome::Ended(match stream.accept().await {
-                Ok(stream) => copy::with_stream(Local::new(tcp), stream.split(), &moved, router.idle_timeout).await,
+                Ok(stream) => {
+                    let watch = Watch { limits: router.limits, count: &mut || connection.count(&moved) };
+                    copy::with_stream(Local::new(tcp), stream.split(), &moved, watch).await
+                }
                 Err(error) => {
                     copy::abort(&tcp);
                     Err(error.into())

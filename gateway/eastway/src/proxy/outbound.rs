@@ -6,7 +6,6 @@
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::proxy::connection::{Connection, Outcome};
-use crate::proxy::copy::{self, CopyError, Local, Transferred};
+use crate::proxy::copy::{self, CopyError, Local, Transferred, Watch};
 use crate::proxy::dial::{self, DialError, InFlightGuard};
 use crate::router::{self, Routed, Router};
 use crate::telemetry::Path;
@@ -105,7 +104,8 @@ pub async fn serve(router: &Arc<Router>, tcp: TcpStream, client: SocketAddr, tar
         }
         Ok(upstream) => {
             connection.opened(&router.telemetry);
-            Outcome::Ended(run(upstream, local, &moved, router.idle_timeout).await)
+            let watch = Watch { limits: router.limits, count: &mut || connection.count(&moved) };
+            Outcome::Ended(run(upstream, local, &moved, watch).await)
         }
     };
     connection.closed(&router.telemetry, &outcome, &moved);
@@ -117,10 +117,10 @@ enum Upstream {
     Remote(SendHalf, RecvHalf),
 }
 
-async fn run(upstream: Upstream, local: Local, moved: &Transferred, idle: Duration) -> Result<(), CopyError> {
+async fn run(upstream: Upstream, local: Local, moved: &Transferred, watch: Watch<'_>) -> Result<(), CopyError> {
     match upstream {
-        Upstream::Local(tcp, _in_flight) => copy::between_sockets(local, tcp, moved, idle).await,
-        Upstream::Remote(send, recv) => copy::with_stream(local, (send, recv), moved, idle).await,
+        Upstream::Local(tcp, _in_flight) => copy::between_sockets(local, tcp, moved, watch).await,
+        Upstream::Remote(send, recv) => copy::with_stream(local, (send, recv), moved, watch).await,
     }
 }
 
@@ -147,7 +147,7 @@ impl Connecting<'_> {
             };
             match attempt {
                 Ok(upstream) => {
-                    self.moved.from_local.fetch_add(replay.bytes as u64, Ordering::Relaxed);
+                    self.moved.from_local.passed(replay.bytes);
                     return Ok(upstream);
                 }
                 Err(error) if error.is_retryable(replay.is_empty()) => {

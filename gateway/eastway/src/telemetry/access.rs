@@ -4,15 +4,18 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 use super::escape::Escaped;
+use super::limit::LogLimit;
 use super::metrics::ResponseFlag;
 
 /// The `target` of access lines: filters and formats can tell them from the log.
 pub const TARGET: &str = "access";
+/// Least time between two lines about refused streams of one peer, for each way of refusing.
+const REJECTED_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Which connections get a line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -113,13 +116,14 @@ pub struct AccessRecord {
 #[derive(Clone, Debug)]
 pub struct AccessLog {
     mode: Arc<AtomicU8>,
+    rejected: Arc<LogLimit<(Arc<str>, ResponseFlag)>>,
 }
 
 impl AccessLog {
     /// Begins in `mode`.
     #[must_use]
     pub fn new(mode: AccessMode) -> Self {
-        let log = Self { mode: Arc::default() };
+        let log = Self { mode: Arc::default(), rejected: Arc::new(LogLimit::new(REJECTED_INTERVAL)) };
         log.set_mode(mode);
         log
     }
@@ -152,6 +156,13 @@ impl AccessLog {
             AccessMode::Errors => flag != ResponseFlag::None,
             AccessMode::All => true,
         }
+    }
+
+    /// Whether a stream of `peer` that was refused gets a line, and how many like it got none since the last one: a
+    /// peer can be refused as fast as its link carries it.
+    #[must_use]
+    pub fn admits_rejected(&self, peer: &Arc<str>, flag: ResponseFlag) -> Option<u64> {
+        self.rejected.admit((Arc::clone(peer), flag), Instant::now())
     }
 
     /// Writes the line, if the mode asks for it.
@@ -230,5 +241,14 @@ mod tests {
         assert!(log.wants(ResponseFlag::None));
         log.set_mode(AccessMode::Off);
         assert!(!log.wants(ResponseFlag::UpstreamFailure));
+    }
+
+    #[test]
+    fn p11_a_peer_that_is_refused_all_the_time_does_not_fill_the_log() {
+        let log = AccessLog::new(AccessMode::Errors);
+        let (loud, other): (Arc<str>, Arc<str>) = (Arc::from("loud"), Arc::from("other"));
+        let lines = (0..10_000).filter(|_| log.admits_rejected(&loud, ResponseFlag::NoRoute).is_some()).count();
+        assert!((1..100).contains(&lines), "{lines}");
+        assert_eq!(log.admits_rejected(&other, ResponseFlag::NoRoute), Some(0), "others are not silenced");
     }
 }

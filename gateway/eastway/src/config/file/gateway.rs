@@ -217,7 +217,8 @@ pub struct LimitsSection {
     /// Updates of one peer per second, 1 to 1000000. Default: 1000.
     #[serde(default)]
     pub updates_per_second_per_peer: Field<u64>,
-    /// Open streams of one link, 1 to 1000000. Default: 65536.
+    /// Open streams of one peer, 1 to 1000000, and no more than a quarter of the file descriptors that the process
+    /// may open. Default: 65536.
     #[serde(default)]
     pub streams_per_link: Field<u64>,
     /// Bytes of all links that may wait in buffers, 16MiB to 64GiB. Default: `256MiB`.
@@ -229,4 +230,12 @@ pub struct LimitsSection {
     /// DNS answers per second and client network, 1 to 10000000. Default: 10000.
     #[serde(default)]
     pub dns_answers_per_second: Field<u64>,
+    /// A connection is reset when no byte moved in either direction for so long, or bytes waited and nobody
+    /// took them, 1s to 168h. Default: `1h`.
+    #[serde(default)]
+    pub connection_idle: Field<Text>,
+    /// A connection of which one direction has ended is reset when no byte moved in the other for so long, 1s to
+    /// 168h. Default: `10m`.
+    #[serde(default)]
+    pub connection_half_closed: Field<Text>,
 }

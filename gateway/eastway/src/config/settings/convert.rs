@@ -299,6 +299,10 @@ fn limits(section: Option<&LimitsSection>, cx: &mut Context<'_>) -> Limits {
             cx.error(text.at, Code::Value, "must be 16MiB to 64GiB");
         }
     }
+    let (least, most) = (Duration::from_secs(1), 7 * 24 * HOUR);
+    limits.connection_idle = duration_in(&section.connection_idle, least, most, limits.connection_idle, cx);
+    let half_closed = limits.connection_half_closed;
+    limits.connection_half_closed = duration_in(&section.connection_half_closed, least, most, half_closed, cx);
     limits
 }
 

@@ -32,9 +32,8 @@ fn series(page: &str) -> usize {
 #[test]
 fn istio_names_with_the_labels_kiali_groups_by() {
     let metrics = Metrics::new();
-    let open = metrics.connection_opened(&connection("gke", "bookinfo"));
-    open.sent(10);
-    open.received(3);
+    let mut open = metrics.connection_opened(&connection("gke", "bookinfo"));
+    open.carried(3, 10);
     open.closed(ResponseFlag::UpstreamReset);
     let page = metrics.encode().unwrap();
     for (name, value, flags) in [

@@ -168,22 +168,21 @@ impl Series {
 pub struct ConnectionMetrics {
     series: Series,
     flag: ResponseFlag,
+    received: u64,
+    sent: u64,
 }
 
 impl ConnectionMetrics {
     pub(super) fn open(series: Series) -> Self {
         series.opened.inc();
-        Self { series, flag: ResponseFlag::None }
+        Self { series, flag: ResponseFlag::None, received: 0, sent: 0 }
     }
 
-    /// `bytes` more went to the client.
-    pub fn sent(&self, bytes: u64) {
-        self.series.sent.inc_by(bytes);
-    }
-
-    /// `bytes` more came from the client.
-    pub fn received(&self, bytes: u64) {
-        self.series.received.inc_by(bytes);
+    /// So many bytes came from the client, and went to it, since it was opened.
+    pub fn carried(&mut self, received: u64, sent: u64) {
+        self.series.received.inc_by(received.saturating_sub(self.received));
+        self.series.sent.inc_by(sent.saturating_sub(self.sent));
+        (self.received, self.sent) = (self.received.max(received), self.sent.max(sent));
     }
 
     /// The connection ended.
