@@ -97,6 +97,7 @@ impl Peers {
 
     async fn apply(&mut self, loaded: &Loaded) {
         // What is revoked or removed is cut first; what is new is dialled last.
+        self.crl.follow(loaded.settings.trust.crl.as_deref());
         self.trust(loaded);
         let rules = Arc::new(loaded.rules(|peer| self.accepted.of(peer)));
         self.accepted.keep(loaded.peers.keys());
@@ -192,6 +193,19 @@ struct CrlFile {
 }
 
 impl CrlFile {
+    /// Takes over another path, or none: then nothing is revoked any more.
+    fn follow(&mut self, path: Option<&Path>) {
+        if self.path.as_deref() == path {
+            return;
+        }
+        self.path = path.map(Path::to_owned);
+        self.seen = None;
+        let cleared = path.is_none() && !std::mem::take(&mut self.lists).is_empty();
+        if self.refresh() || cleared {
+            info!(lists = self.lists.len(), "revocation lists changed");
+        }
+    }
+
     /// Reads the file if it changed; whether the lists did. A file that cannot be used keeps what
     /// was revoked revoked.
     fn refresh(&mut self) -> bool {
