@@ -104,6 +104,14 @@ pub fn describe(list: &CertificateRevocationListDer<'_>) -> Result<CrlInfo, Stri
     })
 }
 
+/// Serial number of a certificate as revocation lists name it: hexadecimal digits, two for each byte; `None` if it
+/// cannot be parsed.
+#[must_use]
+pub fn serial(certificate: &CertificateDer<'_>) -> Option<String> {
+    let parsed = certificate::parse(certificate).ok()?;
+    Some(parsed.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 /// What is wrong with a list although it can be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CrlProblem {

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use eastway_identity::SpiffeId;
 use eastway_identity::ca::{Ca, CaError};
+use eastway_identity::{SpiffeId, crl};
 use eastway_proto::ca::v1 as wire;
 use eastway_proto::ca::v1::certificate_authority_server::{CertificateAuthority, CertificateAuthorityServer};
 use tokio::net::UnixListener;
@@ -180,7 +180,9 @@ impl CertificateAuthority for Service {
             .issue(&request.csr, &self.settings.gateway, ttl, SystemTime::now())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let keys = ca.link_keys();
-        info!(identity = %self.settings.gateway, ttl = ?ttl, "certificate issued");
+        // Nothing else keeps it, and without it a certificate cannot be revoked.
+        let serial = chain.first().and_then(crl::serial).unwrap_or_default();
+        info!(identity = %self.settings.gateway, ttl = ?ttl, serial, "certificate issued");
         Ok(Response::new(wire::SignResponse {
             chain: chain.iter().map(|certificate| certificate.as_ref().to_vec().into()).collect(),
             link_keys: Some(wire::LinkKeys {
