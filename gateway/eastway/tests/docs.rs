@@ -1,5 +1,5 @@
-//! The reference pages under `docs/operations` say what the code does. `make regenerate` writes them anew.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+//! The reference pages under `docs` say what the code does. `make regenerate` writes them anew.
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,46 @@ use eastway::telemetry::{
 
 fn page(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/operations").join(name)
+}
+
+/// Every key of every kind of file.
+#[test]
+fn keys_are_documented() {
+    let mut text = String::new();
+    for kind in eastway::config::KINDS {
+        let schema: serde_json::Value = serde_json::from_str(&eastway::config::schema(kind).unwrap()).unwrap();
+        let about = schema["description"].as_str().unwrap().replace('\n', " ");
+        text.push_str(&format!("\n## {kind}\n\n{about}\n\n| key | | |\n|---|---|---|\n"));
+        keys_of(&schema, &schema, "", &mut text);
+    }
+    assert_page("../configuration.md", &text);
+}
+
+/// A row for each key of `object`, depth first, in the order of the file.
+fn keys_of(root: &serde_json::Value, object: &serde_json::Value, above: &str, text: &mut String) {
+    let required = object["required"].as_array().cloned().unwrap_or_default();
+    for (key, value) in object["properties"].as_object().into_iter().flatten() {
+        let path = format!("{above}{key}");
+        let inner = resolve(root, value);
+        let (inner, path) = match inner.get("items") {
+            Some(items) => (resolve(root, items), format!("{path}[]")),
+            None => (inner, path),
+        };
+        let must = if required.contains(&serde_json::json!(key)) { "**required**" } else { "" };
+        let about = value["description"].as_str().or(inner["description"].as_str()).unwrap_or_default();
+        let about = about.replace('\n', " ").replace('|', "\\|");
+        text.push_str(&format!("| `{path}` | {must} | {about} |\n"));
+        keys_of(root, inner, &format!("{path}."), text);
+    }
+}
+
+/// What a schema refers to.
+fn resolve<'a>(root: &'a serde_json::Value, value: &'a serde_json::Value) -> &'a serde_json::Value {
+    let reference = value["$ref"].as_str().or_else(|| value["anyOf"][0]["$ref"].as_str());
+    match reference.and_then(|reference| reference.strip_prefix('#')) {
+        Some(pointer) => root.pointer(pointer).expect("a schema refers to its own parts"),
+        None => value,
+    }
 }
 
 /// Compares the part of a page after its marker with what the code says; with `EASTWAY_REGENERATE` writes it.
