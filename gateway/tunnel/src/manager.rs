@@ -31,8 +31,6 @@ const QUEUE: usize = 1_024;
 const MAX_STARTING: u32 = 16;
 /// A superfluous link refuses streams after this long: the other side's last ones are on their way.
 const DUPLICATE_GRACE: Duration = Duration::from_secs(1);
-/// And is closed after this long, with streams or without.
-const DUPLICATE_LIFE: Duration = Duration::from_secs(30);
 
 /// What the tunnel and its manager share.
 pub(crate) struct Board {
@@ -287,7 +285,9 @@ impl Manager {
                 let order = GoAwayOrder {
                     reason: "another link to the same replica is there",
                     grace: DUPLICATE_GRACE,
-                    within: DUPLICATE_LIFE,
+                    // Its streams are as good as any: they end when they are done. How many such links there can be
+                    // is bounded by the links of a peer.
+                    within: None,
                     close_when_idle: true,
                 };
                 self.board.order(id, order);

@@ -216,7 +216,7 @@ impl Tunnel {
         let rtt = self.board.all_links().iter().map(Link::rtt).max().unwrap_or_default();
         let grace = (rtt * 2).max(GRACE).min(MAX_GRACE).min(within);
         let close = within + self.environment.config.timing.close;
-        let order = GoAwayOrder { reason: "shutting down", grace, within: close, close_when_idle: false };
+        let order = GoAwayOrder { reason: "shutting down", grace, within: Some(close), close_when_idle: false };
         self.board.order_all(order);
         tokio::time::sleep(grace).await;
         let clean = until_idle(&self.board, deadline).await;

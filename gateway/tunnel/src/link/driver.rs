@@ -58,13 +58,13 @@ impl Environment {
 }
 
 /// Tells a link to drain: the other side is told to open nothing new here, what comes after `grace` is
-/// refused, and the link is closed after `within` or, with `close_when_idle`, when no stream is open after
-/// `grace`.
+/// refused, and the link is closed after `within` (`None`: for as long as it has streams) or, with
+/// `close_when_idle`, when no stream is open after `grace`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct GoAwayOrder {
     pub(crate) reason: &'static str,
     pub(crate) grace: Duration,
-    pub(crate) within: Duration,
+    pub(crate) within: Option<Duration>,
     pub(crate) close_when_idle: bool,
 }
 
@@ -100,7 +100,7 @@ pub(crate) struct Driver {
 
 struct Drain {
     refuse_at: Instant,
-    close_at: Instant,
+    close_at: Option<Instant>,
     close_when_idle: bool,
 }
 
@@ -321,8 +321,9 @@ impl Driver {
     async fn obey(&mut self, order: GoAwayOrder, events: &mpsc::Sender<LinkEvent>) -> Stop {
         let GoAwayOrder { reason, grace, within, close_when_idle } = order;
         let now = Instant::now();
-        self.drain = Some(Drain { refuse_at: now + grace, close_at: now + within, close_when_idle });
-        let actions = self.session.go_away(reason, within);
+        self.drain =
+            Some(Drain { refuse_at: now + grace, close_at: within.map(|within| now + within), close_when_idle });
+        let actions = self.session.go_away(reason, within.unwrap_or(Duration::MAX));
         self.act(actions, events).await
     }
 
@@ -336,7 +337,7 @@ impl Driver {
                     return Err((CloseCode::Done, "no longer needed".to_owned()));
                 }
             }
-            if now >= drain.close_at {
+            if drain.close_at.is_some_and(|close_at| now >= close_at) {
                 return Err((CloseCode::Done, "the time for draining is over".to_owned()));
             }
         }

@@ -83,6 +83,37 @@ async fn eventually_long(mut look: impl FnMut() -> bool) -> Duration {
     start.elapsed()
 }
 
+/// Both sides dial when they meet; what an application opened on the link that is given up must not pay for it.
+#[tokio::test(start_paused = true)]
+async fn a_stream_outlives_the_superfluous_link_it_was_opened_on() {
+    let (a, b) = pair();
+    let network = network();
+    let (a, b) = (a.gateway_in(&network, address(1)), b.gateway_in(&network, address(2)));
+    linked(&b, &a).await;
+    let old = a.links_to("b")[0].remote_addr();
+    let mut stream = a.links_to("b")[0].open(&header("echo")).await.unwrap();
+    // Of two links the one that a dialled stays.
+    a.knows(&[("b", &[b.tunnel.local_addr()])]);
+    let ours = |gateway: &Gateway| gateway.tunnel.status()[0].links.iter().filter(|link| !link.draining).count();
+    eventually("the older link is given up", || {
+        let links = &a.tunnel.status()[0].links;
+        links.len() == 2 && ours(&a) == 1 && links.iter().any(|link| link.draining && link.remote == old)
+    })
+    .await;
+    for _ in 0..20 {
+        tokio::time::sleep(MINUTE / 2).await;
+        stream.send.write(Bytes::from_static(b"tick")).await.unwrap();
+        assert_eq!(stream.recv.read().await.unwrap().as_deref(), Some(&b"tick"[..]));
+    }
+    // With its last stream the link goes too, and nothing else.
+    stream.send.finish();
+    assert_eq!(read_all(&mut stream.recv).await.unwrap(), b"");
+    drop(stream);
+    eventually("only one is left", || a.tunnel.status()[0].links.len() == 1 && b.tunnel.status()[0].links.len() == 1)
+        .await;
+    assert!(a.is_up("b") && b.is_up("a"));
+}
+
 #[tokio::test(start_paused = true)]
 async fn f4_a_partition_of_six_hours_is_noticed_in_five_seconds_and_over_in_three() {
     let (mut a, mut b) = pair();
