@@ -71,6 +71,8 @@ impl Peers {
         let mut configuration = self.gateway.configuration.loaded.clone();
         let Some(tunnel) = self.gateway.tunnel.get().cloned() else { return };
         let mut events = tunnel.events();
+        // What happened since the peers were set is news here.
+        events.mark_changed();
         let mut ticks = interval(CRL_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
