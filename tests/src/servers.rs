@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use socket2::SockRef;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::lab::place::Place;
@@ -21,8 +22,10 @@ pub enum Habit {
     Greeter,
     /// Reads until the client has finished, then sends all of it back and finishes too.
     HalfClose,
-    /// Accepts and never says a word; reads nothing either.
+    /// Accepts and never says a word; reads nothing either. Its end of a connection is open until that is reset.
     Silent,
+    /// Greets with its name and a line feed, and resets the connection at the first byte that comes.
+    Resets,
     /// Echoes every byte at once.
     Echo,
     /// Sends as fast as it can until the client goes.
@@ -36,6 +39,7 @@ pub struct Server {
     pub address: SocketAddr,
     accepted: Arc<AtomicU64>,
     open: Arc<AtomicU64>,
+    reset: Arc<AtomicU64>,
 }
 
 impl Server {
@@ -46,7 +50,7 @@ impl Server {
     pub async fn start(place: &Place, address: SocketAddr, name: &str, habit: Habit) -> Result<Self> {
         let bound = place.run(async move { Ok(TcpListener::bind(address).await?) }).await;
         let listener = bound.with_context(|| format!("server on {address}"))?;
-        let server = Self { address, accepted: Arc::default(), open: Arc::default() };
+        let server = Self { address, accepted: Arc::default(), open: Arc::default(), reset: Arc::default() };
         let counters = server.clone();
         let name: Arc<str> = Arc::from(name);
         place.spawn(async move {
@@ -54,11 +58,15 @@ impl Server {
                 let Ok((stream, _from)) = listener.accept().await else { continue };
                 counters.accepted.fetch_add(1, Ordering::Relaxed);
                 counters.open.fetch_add(1, Ordering::Relaxed);
-                let (name, open) = (Arc::clone(&name), Arc::clone(&counters.open));
+                let (name, counters) = (Arc::clone(&name), counters.clone());
                 tokio::spawn(async move {
-                    // How a connection ends is for its client to judge.
-                    let _ended = converse(stream, &name, habit).await;
-                    open.fetch_sub(1, Ordering::Relaxed);
+                    // How a connection ends is for its client to judge, and for who asks for resets.
+                    let ended = converse(stream, &name, habit).await;
+                    let error = ended.err().and_then(|error| error.downcast::<std::io::Error>().ok());
+                    if error.is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset) {
+                        counters.reset.fetch_add(1, Ordering::Relaxed);
+                    }
+                    counters.open.fetch_sub(1, Ordering::Relaxed);
                 });
             }
         });
@@ -69,6 +77,12 @@ impl Server {
     #[must_use]
     pub fn accepted(&self) -> u64 {
         self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Connections that ended by a reset from the other side.
+    #[must_use]
+    pub fn reset(&self) -> u64 {
+        self.reset.load(Ordering::Relaxed)
     }
 
     /// Connections open now.
@@ -96,9 +110,14 @@ async fn converse(stream: TcpStream, name: &str, habit: Habit) -> Result<()> {
             Ok(stream.shutdown().await?)
         }
         Habit::Silent => {
-            tokio::time::sleep(Duration::from_secs(3600)).await;
-            drop(stream);
+            stream.ready(Interest::ERROR).await?;
             Ok(())
+        }
+        Habit::Resets => {
+            let mut stream = stream;
+            stream.write_all(format!("{name}\n").as_bytes()).await?;
+            stream.read_u8().await?;
+            Ok(SockRef::from(&stream).set_linger(Some(Duration::ZERO))?)
         }
         Habit::Flood => flood(stream).await,
     }

@@ -19,5 +19,6 @@ mod lab;
 mod partition;
 mod rebind;
 mod restart;
+mod sockets;
 mod state;
 mod trust;

@@ -224,9 +224,10 @@ pub struct Local {
 }
 
 impl Local {
-    /// A connection of which nothing was read.
+    /// A connection of which nothing was read. From now on it is reset unless it ends in order.
     #[must_use]
     pub fn new(tcp: TcpStream) -> Self {
+        reset_unless_done(&tcp);
         Self { tcp, reader: ChunkReader::default(), ended: false }
     }
 }
@@ -260,11 +261,13 @@ pub async fn with_stream(
             error = watch.run(moved) => Err(error),
         }
     };
-    if let Err(error) = &result {
-        let code = reset_code(error);
-        send.reset(code);
-        recv.stop(code);
-        abort(&tcp);
+    match &result {
+        Ok(()) => done(&tcp),
+        Err(error) => {
+            let code = reset_code(error);
+            send.reset(code);
+            recv.stop(code);
+        }
     }
     result
 }
@@ -312,7 +315,7 @@ fn write(tcp: &TcpStream, chunk: &mut Bytes, lane: &Lane) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Copies between two local connections: client and an endpoint of this cluster.
+/// Copies between two local connections: client and an endpoint of this cluster, as [`dial`](super::dial::dial) gives it.
 ///
 /// # Errors
 /// The first thing that went wrong.
@@ -343,9 +346,9 @@ pub async fn between_sockets(
             error = watch.run(moved) => Err(error),
         }
     };
-    if result.is_err() {
-        abort(&client);
-        abort(&upstream);
+    if result.is_ok() {
+        done(&client);
+        done(&upstream);
     }
     result
 }
@@ -388,10 +391,16 @@ fn reset_code(error: &CopyError) -> ResetCode {
     }
 }
 
-/// Makes the coming close a TCP reset: the application must see that what it got is not complete.
-pub fn abort(tcp: &TcpStream) {
+/// Makes the close of a socket a TCP reset, whoever closes it: an error, a task that is dropped, or the system when
+/// this process is killed. An application must see that what it got is not complete.
+pub fn reset_unless_done(tcp: &TcpStream) {
     // A socket that is gone already needs no reset.
     let _gone = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+}
+
+/// Both directions have ended in order: so may the socket.
+fn done(tcp: &TcpStream) {
+    let _gone = SockRef::from(tcp).set_linger(None);
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use eastway_model::EndpointId;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::proxy::copy::reset_unless_done;
 use crate::telemetry::DialOutcome;
 
 /// How long an endpoint may take to accept a connection.
@@ -31,7 +32,7 @@ pub enum DialError {
 }
 
 /// Connects to an endpoint after looking at the address once more: a registry may have been
-/// tricked between its check and now.
+/// tricked between its check and now. The connection is reset unless it ends in order.
 ///
 /// # Errors
 /// [`DialError`]
@@ -44,6 +45,7 @@ pub async fn dial(address: SocketAddr, allow_loopback: bool) -> Result<TcpStream
         Ok(Err(error)) => Err(DialError::Failed(address, error)),
         Ok(Ok(tcp)) => {
             tcp.set_nodelay(true).map_err(|error| DialError::Failed(address, error))?;
+            reset_unless_done(&tcp);
             Ok(tcp)
         }
     }

@@ -71,14 +71,20 @@ impl Rejection {
     }
 }
 
-async fn serve(router: &Arc<Router>, link: &LinkInfo, header: &ServiceHeader, stream: AcceptedStream) {
+async fn serve(router: &Arc<Router>, link: &LinkInfo, header: &ServiceHeader, mut stream: AcceptedStream) {
     let Some((peer, service)) = names(link, header) else {
         stream.reject(ResetCode::BadName);
         return;
     };
     let mut connection = Connection::inbound(router.cluster(), &service, header.port.get(), &link.peer);
     let moved = Transferred::default();
-    let outcome = match establish(router, &peer, &service, header, &mut connection).await {
+    // Nobody is dialled for a stream that its opener has given up.
+    let established = tokio::select! {
+        biased;
+        error = stream.aborted() => Err(Rejection::new(error.code(), "given up before an endpoint was reached")),
+        established = establish(router, &peer, &service, header, &mut connection) => established,
+    };
+    let outcome = match established {
         Err(Rejection { code, why }) => {
             router.telemetry.metrics.stream_answered(&link.peer, code.name());
             stream.reject(code);
@@ -92,10 +98,7 @@ async fn serve(router: &Arc<Router>, link: &LinkInfo, header: &ServiceHeader, st
                     let watch = Watch { limits: router.limits, count: &mut || connection.count(&moved) };
                     copy::with_stream(Local::new(tcp), stream.split(), &moved, watch).await
                 }
-                Err(error) => {
-                    copy::abort(&tcp);
-                    Err(error.into())
-                }
+                Err(error) => Err(error.into()),
             })
         }
     };

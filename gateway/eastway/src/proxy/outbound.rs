@@ -98,10 +98,7 @@ pub async fn serve(router: &Arc<Router>, tcp: TcpStream, client: SocketAddr, tar
     let connecting = Connecting { router, target, client: client.ip(), connection: &mut connection, moved: &moved };
     let connected = timeout(CONNECT_TIMEOUT, connecting.run(&mut local)).await;
     let outcome = match connected.unwrap_or(Err(ConnectError::Timeout)) {
-        Err(error) => {
-            copy::abort(&local.tcp);
-            Outcome::NotConnected(error)
-        }
+        Err(error) => Outcome::NotConnected(error),
         Ok(upstream) => {
             connection.opened(&router.telemetry);
             let watch = Watch { limits: router.limits, count: &mut || connection.count(&moved) };

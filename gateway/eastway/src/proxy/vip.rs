@@ -235,7 +235,7 @@ impl Accept {
                 Ok((tcp, client)) => {
                     let Some(share) = self.clients.enter(client.ip()) else {
                         self.refused(format_args!("{client} has its share of connections to virtual addresses"));
-                        copy::abort(&tcp);
+                        copy::reset_unless_done(&tcp);
                         continue;
                     };
                     // Taken after the accept: a listener without clients must not use the budget up.

@@ -195,11 +195,38 @@ async fn a_client_that_resets_while_the_peer_takes_nothing_ends_the_stream() {
         written.unwrap();
     }
     Rig::blocked(|moved| &moved.from_local, &rig.moved).await;
-    abort(&rig.client);
+    reset_unless_done(&rig.client);
     drop(rig.client);
     let ended = timeout(PATIENCE, &mut rig.copying).await.expect("the reset is seen beside the write").unwrap();
     assert!(matches!(ended, Err(CopyError::Local(_))), "{ended:?}");
     assert_eq!(rig.far.recv.aborted().await, StreamError::Reset(ResetCode::UpstreamReset));
+}
+
+/// What an application sees when this process ends or one of its tasks does: never the end of the data.
+#[tokio::test]
+async fn a_copy_that_is_dropped_resets_the_connection() {
+    let mut rig = Rig::new(NEVER, NEVER).await;
+    rig.far.send.write(Bytes::from_static(b"a part")).await.unwrap();
+    let mut part = [0; 6];
+    timeout(PATIENCE, rig.client.read_exact(&mut part)).await.unwrap().unwrap();
+    rig.copying.abort();
+    let error = timeout(PATIENCE, rig.client.read(&mut part)).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    assert_eq!(rig.far.recv.read().await, Err(StreamError::Reset(ResetCode::Cancelled)));
+}
+
+#[tokio::test]
+async fn a_connection_that_ends_in_order_is_not_reset() {
+    let mut rig = Rig::new(NEVER, NEVER).await;
+    rig.far.send.write(Bytes::from_static(b"all of it")).await.unwrap();
+    rig.far.send.finish();
+    let mut all = Vec::new();
+    timeout(PATIENCE, rig.client.read_to_end(&mut all)).await.unwrap().unwrap();
+    assert_eq!(all, b"all of it");
+    rig.client.shutdown().await.unwrap();
+    timeout(PATIENCE, &mut rig.copying).await.unwrap().unwrap().unwrap();
+    let late = timeout(PATIENCE, rig.client.read(&mut [0])).await.unwrap();
+    assert!(matches!(late, Ok(0)), "{late:?}");
 }
 
 #[tokio::test]
