@@ -46,9 +46,13 @@ pub fn host_port(address: &crate::config::value::HostPort) -> Option<HostPort> {
 /// Quotas of federation sessions.
 #[must_use]
 pub fn federation_limits(settings: &Settings) -> eastway_federation::Limits {
+    let (services, endpoints) = (settings.limits.services_per_peer, settings.limits.endpoints_per_peer);
     eastway_federation::Limits {
-        services: settings.limits.services_per_peer,
-        endpoints: settings.limits.endpoints_per_peer,
+        services,
+        endpoints,
+        records_per_second: settings.limits.updates_per_second_per_peer,
+        // A whole snapshot within the quotas is not held back.
+        record_burst: u32::try_from(services.saturating_add(endpoints)).unwrap_or(u32::MAX),
         ..eastway_federation::Limits::default()
     }
 }

@@ -38,7 +38,7 @@ use crate::admin::{self, AdminContext, AdminPort, HealthPort, MetricsPort, Readi
 use crate::app::clock::Clock;
 use crate::app::exports::Exports;
 use crate::app::frontend::{Frontend, FrontendView, Outputs};
-use crate::app::imports::Imports;
+use crate::app::imports::{Freshness, Imports};
 use crate::app::links::LinkLog;
 use crate::app::peers::Peers;
 use crate::app::registries::Registries;
@@ -97,6 +97,8 @@ pub struct Gateway {
     pub roles: Vec<String>,
     /// What is timed and dated, since the start.
     pub clock: Clock,
+    /// How old imports are.
+    pub freshness: Freshness,
     /// The store.
     pub reader: Reader,
     /// Routes and connections in flight.
@@ -165,9 +167,11 @@ pub async fn build(
     let outputs = Outputs { view: watch::Sender::default(), subscriptions: watch::Sender::default() };
     let (writer, reader) = Writer::new(settings.cluster.clone());
     let router = Router::new(reader.clone(), settings.allow_loopback, adapters::limits(&settings), telemetry.clone());
+    let clock = Clock::start();
     let gateway = Gateway {
         roles,
-        clock: Clock::start(),
+        clock,
+        freshness: Freshness::new(clock),
         reader,
         router: Arc::new(router),
         tunnel: OnceLock::new(),
@@ -325,6 +329,7 @@ impl Running {
             subscriptions: outputs.subscriptions.subscribe(),
             state: settings.state.clone(),
             clock,
+            freshness: gateway.freshness.clone(),
             telemetry: gateway.telemetry.clone(),
         };
         let mut peers = Peers::new(gateway.clone(), imports, self.tasks.clone(), self.sessions.clone());

@@ -20,5 +20,6 @@ mod partition;
 mod rebind;
 mod restart;
 mod sockets;
+mod stale;
 mod state;
 mod trust;

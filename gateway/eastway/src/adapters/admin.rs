@@ -80,7 +80,11 @@ impl AdminSource for Source {
             snapshot: SnapshotView {
                 version: snapshot.version(),
                 local_synced: snapshot.is_local_synced(),
-                restored_age_ms: peers::restored_age(&self.gateway, &snapshot),
+                restored_age_ms: self
+                    .gateway
+                    .freshness
+                    .restored_age()
+                    .map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
             },
             identity: self.identity(),
             config: self.config_view(),

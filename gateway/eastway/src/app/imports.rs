@@ -5,6 +5,7 @@
 //! the word that nothing changed, replaces what was held.
 
 mod copy;
+mod freshness;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -25,6 +26,7 @@ use tracing::{debug, info, warn};
 
 use self::copy::DiskCopy;
 pub(crate) use self::copy::file_of as copy_of_imports;
+pub use self::freshness::Freshness;
 
 use crate::app::clock::Clock;
 use crate::app::store::{StoreSender, Withdrawals};
@@ -54,6 +56,8 @@ pub struct Imports {
     pub state: PathBuf,
     /// Both clocks.
     pub clock: Clock,
+    /// How old what is held is.
+    pub freshness: Freshness,
     /// Counters and logs.
     pub telemetry: Telemetry,
 }
@@ -120,7 +124,9 @@ impl Importer {
         }
         let clock = self.imports.clock;
         let away = clock.now().wall.since(self.table.heard_at());
-        let changes = self.table.restore(clock.steady().minus(away));
+        let heard_at = clock.steady().minus(away);
+        self.imports.freshness.restored(&self.peer, heard_at);
+        let changes = self.table.restore(heard_at);
         info!(peer = %self.peer, services = self.table.services().count(), "serving a peer's exports from disk, stale until it is heard");
         self.apply(changes).await;
     }
@@ -229,13 +235,19 @@ impl Importer {
             if session.is_live() && !live {
                 info!(peer = %self.peer, services = self.table.services().count(), epoch = session.epoch(), "in sync with a peer");
             }
+            if session.is_live() && !live {
+                self.look(session, link);
+            }
             live = session.is_live();
         }
     }
 
     /// While the link is acknowledged, a live session that says nothing means that nothing changed.
     fn look(&mut self, session: &ImportSession, link: &Link) {
-        if let Some(silent) = link.silent_for().filter(|_| session.is_live()) {
+        if session.is_live() {
+            // Before the first acknowledgement: the session itself has just said something.
+            let silent = link.silent_for().unwrap_or_default();
+            self.imports.freshness.confirmed(&self.peer, silent);
             self.table.confirm(self.imports.clock.now().wall.minus(silent));
         }
         let withdraw_after = self.rules.borrow().withdraw_after;
@@ -289,12 +301,14 @@ impl Importer {
     fn withdraw(&mut self) {
         warn!(peer = %self.peer, "the peer was away for withdrawAfter: its services are withdrawn");
         self.table.withdraw();
+        self.imports.freshness.forget(&self.peer);
         self.copy.save(&self.table);
         self.copy.delete();
     }
 
     async fn remove(&mut self) {
         self.apply(vec![PeerChange::Removed]).await;
+        self.imports.freshness.forget(&self.peer);
         self.imports.telemetry.metrics.forget_peer(&self.name);
         self.imports.telemetry.refusals.forget_peer(&self.name);
         self.copy.delete();

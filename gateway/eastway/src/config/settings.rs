@@ -193,7 +193,7 @@ pub struct Limits {
     pub services_per_peer: usize,
     /// Endpoints of one peer.
     pub endpoints_per_peer: usize,
-    /// Updates of one peer per second.
+    /// Changed services and endpoints of one peer per second, in the long run.
     pub updates_per_second_per_peer: u32,
     /// Open streams of one peer.
     pub streams_per_link: u32,
@@ -214,7 +214,7 @@ impl Default for Limits {
         Self {
             services_per_peer: 10_000,
             endpoints_per_peer: 100_000,
-            updates_per_second_per_peer: 1_000,
+            updates_per_second_per_peer: 10_000,
             streams_per_link: 65_536,
             buffer_bytes: 256 << 20,
             dns_in_flight: 1_024,

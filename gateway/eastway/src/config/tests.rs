@@ -123,3 +123,17 @@ fn peers_and_policies_become_rules() {
     assert_eq!(peer.gateway.as_str(), "spiffe://gke.example/ns/eastway-system/sa/eastway-gateway");
     assert_eq!(peer.withdraw_after, std::time::Duration::from_secs(86_400));
 }
+
+#[test]
+fn i8_quotas_of_the_file_are_those_of_the_sessions() {
+    let limits = "limits: {servicesPerPeer: 7, endpointsPerPeer: 70, updatesPerSecondPerPeer: 3}\n";
+    let folder = Folder::new(&[("gateway.yaml", &format!("{MINIMAL}{limits}"))]);
+    let loaded = load(&folder.path("gateway.yaml")).unwrap();
+    let quotas = crate::adapters::federation_limits(&loaded.settings);
+    assert_eq!((quotas.services, quotas.endpoints), (7, 70));
+    assert_eq!((quotas.records_per_second, quotas.record_burst), (3, 77));
+    // What is not in the file is what the sessions were tried with.
+    let folder = Folder::new(&[("gateway.yaml", MINIMAL)]);
+    let loaded = load(&folder.path("gateway.yaml")).unwrap();
+    assert_eq!(crate::adapters::federation_limits(&loaded.settings), eastway_federation::Limits::default());
+}

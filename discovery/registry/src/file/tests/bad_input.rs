@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::diagnostic::Diagnostic;
 use crate::file::{MAX_BYTES, parse};
 use crate::yaml::from_bytes;
 
@@ -28,7 +29,7 @@ fn complaints(bytes: &[u8]) -> Vec<String> {
         Ok((_, warnings)) => warnings,
         Err(errors) => errors,
     };
-    found.iter().map(|each| each.headline()).collect()
+    found.iter().map(Diagnostic::headline).collect()
 }
 
 /// The complaint about [`GOOD`] with one text in place of another.

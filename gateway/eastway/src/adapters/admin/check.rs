@@ -128,10 +128,6 @@ async fn peer_facts(
     let (addresses, echo) = tokio::join!(join_all(reached), echo(link));
     let stored = snapshot.peer(peer.name.as_str());
     let links = status.map(|status| status.links.as_slice()).unwrap_or_default();
-    let stale = stored.and_then(|stored| match stored.state {
-        eastway_model::PeerState::Down { since } => Some(gateway.clock.steady().since(since)),
-        eastway_model::PeerState::Up | eastway_model::PeerState::Unknown => None,
-    });
     let metrics = &gateway.telemetry.metrics;
     let rejected = metrics.rejected_records(peer.name.as_str());
     let conflicts = snapshot.imports().flat_map(|import| &import.conflicts);
@@ -156,7 +152,7 @@ async fn peer_facts(
         exported_services: count(snapshot.exports_to(&peer.name).count()),
         rejected: rejected.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect(),
         synced: stored.is_some_and(|stored| stored.synced),
-        stale_ms: stale.map(|stale| u64::try_from(stale.as_millis()).unwrap_or(u64::MAX)),
+        stale_ms: stored.and_then(|stored| super::peers::stale(gateway, peer.name.as_str(), stored.state)),
         version_mismatch: status.filter(|status| !status.up).and_then(version_mismatch),
         denied: denied(gateway, &peer.name),
         denied_by_it: metrics.streams_answered_with(peer.name.as_str(), ResetCode::PermissionDenied.name()),

@@ -10,25 +10,17 @@ use eastway_tunnel::{LinkStatus, PeerStatus};
 use super::millis;
 use crate::admin::views::{LinkView, PeerCondition, PeerView};
 use crate::app::Gateway;
-use crate::app::imports::copy_of_imports;
 use crate::config::PeerSettings;
 use crate::telemetry::{Certificate, Metrics, PeerSample};
+
+/// What a peer exports is current while a link to it acknowledges within this time (invariant I13).
+const CURRENT: Duration = Duration::from_secs(5);
 
 pub(super) fn views(gateway: &Gateway) -> Vec<PeerView> {
     let loaded = gateway.configuration.loaded.borrow().clone();
     let snapshot = gateway.reader.load_full();
     let status = gateway.tunnel.get().map(|tunnel| tunnel.status()).unwrap_or_default();
     loaded.peers.values().map(|peer| view(gateway, peer, &snapshot, find(&status, peer))).collect()
-}
-
-/// Age of the oldest copy on disk that imports were restored from and that its peer has not confirmed since.
-pub(super) fn restored_age(gateway: &Gateway, snapshot: &Snapshot) -> Option<u64> {
-    let unconfirmed = snapshot.peers().filter(|peer| peer.synced && peer.state == PeerState::Unknown);
-    let ages = unconfirmed.filter_map(|peer| {
-        let written = std::fs::metadata(copy_of_imports(&gateway.settings.state, &peer.name)).ok()?.modified().ok()?;
-        written.elapsed().ok()
-    });
-    ages.max().map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
 }
 
 fn find<'a>(status: &'a [PeerStatus], peer: &PeerSettings) -> Option<&'a PeerStatus> {
@@ -44,7 +36,6 @@ fn view(gateway: &Gateway, peer: &PeerSettings, snapshot: &Snapshot, status: Opt
         PeerState::Down { .. } => PeerCondition::Down,
         PeerState::Unknown => PeerCondition::Unknown,
     };
-    let stale = matches!(state, PeerState::Down { .. }).then(|| age(gateway, state));
     let rejected = gateway.telemetry.metrics.rejected_records(peer.name.as_str());
     PeerView {
         name: peer.name.to_string(),
@@ -63,16 +54,15 @@ fn view(gateway: &Gateway, peer: &PeerSettings, snapshot: &Snapshot, status: Opt
         imported_endpoints: stored.map_or(0, |stored| stored.endpoints as u64),
         exported_services: count(snapshot.exports_to(&peer.name).count()),
         rejected_records: rejected.into_iter().map(|(_, count)| count).sum(),
-        stale_ms: stale.map(|stale| u64::try_from(stale.as_millis()).unwrap_or(u64::MAX)),
+        stale_ms: stale(gateway, peer.name.as_str(), state),
     }
 }
 
-/// How long ago what is held of a peer was known to be current.
-fn age(gateway: &Gateway, state: PeerState) -> Duration {
-    match state {
-        PeerState::Down { since } => gateway.clock.steady().since(since),
-        PeerState::Up | PeerState::Unknown => Duration::ZERO,
-    }
+/// For how long what is held of a peer could not be confirmed; none if it is current or nothing is held.
+pub(super) fn stale(gateway: &Gateway, name: &str, state: PeerState) -> Option<u64> {
+    let age = gateway.freshness.age(name)?;
+    let is_stale = state != PeerState::Up || age > CURRENT;
+    is_stale.then(|| u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
 }
 
 fn link(link: &LinkStatus) -> LinkView {
@@ -114,14 +104,16 @@ pub(super) fn refresh(gateway: &Gateway, metrics: &Metrics) {
         if let Some(not_after) = links.iter().map(|link| link.cert_not_after).max() {
             metrics.set_certificate(&Certificate::Peer(&status.name), not_after);
         }
-        objects(gateway, &snapshot, &status.name, metrics);
+        if let Some(age) = gateway.freshness.age(&status.name) {
+            metrics.set_federation_lag(&status.name, age);
+        }
+        objects(&snapshot, &status.name, metrics);
     }
 }
 
-fn objects(gateway: &Gateway, snapshot: &Snapshot, name: &Arc<str>, metrics: &Metrics) {
+fn objects(snapshot: &Snapshot, name: &Arc<str>, metrics: &Metrics) {
     if let Some(peer) = snapshot.peer(name) {
         let exported = snapshot.exports_to(&peer.name).count();
         metrics.set_federation_objects(name, peer.services, peer.endpoints, exported);
-        metrics.set_federation_lag(name, age(gateway, peer.state));
     }
 }

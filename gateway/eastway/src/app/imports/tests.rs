@@ -132,8 +132,12 @@ async fn f17_a_restart_does_not_begin_withdraw_after_anew() {
     assert!(since <= stopped && stopped.since(since) < 2 * SECOND, "last heard when the process before stopped");
     sleep(4 * MINUTE).await;
     assert_eq!(importer.imports("b"), ["cart", "pay"]);
+    let age = importer.freshness.restored_age().unwrap();
+    assert!(age >= 19 * MINUTE && age < 19 * MINUTE + 2 * SECOND, "{age:?}");
+    assert_eq!(importer.freshness.age("b"), Some(age));
     sleep(2 * MINUTE).await;
     assert!(importer.imports("b").is_empty(), "21 minutes after it was heard");
+    assert_eq!((importer.freshness.restored_age(), importer.freshness.age("b")), (None, None), "nothing is held");
     importer.stop().await;
 
     // A process that was killed left a copy that says nearly the same.
@@ -141,4 +145,32 @@ async fn f17_a_restart_does_not_begin_withdraw_after_anew() {
     let importer = a.start(&network, &b, &[], withdraw, Clock::with_wall(|| read(&WALL)));
     in_sync(&importer).await;
     importer.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn i13_what_is_held_is_as_old_as_the_last_acknowledgement() {
+    wall_clock!(WALL);
+    let clock = Clock::with_wall(|| read(&WALL));
+    let (a, b, network) = clouds();
+    let importer = a.start(&network, &b, &[], WITHDRAW, clock);
+    let age = || importer.freshness.age("b");
+    sleep(MINUTE).await;
+    assert_eq!(age(), None, "a peer never heard is not current");
+    let exporter = b.start(&network, &a, &["cart", "pay"], WITHDRAW, Clock::start());
+    in_sync(&importer).await;
+    for _ in 0..60 {
+        jumped(&WALL, 1);
+        sleep(SECOND).await;
+        assert!(age().unwrap() < 5 * SECOND, "{:?}", age());
+        assert_eq!(importer.freshness.restored_age(), None);
+    }
+    network.cut(a.address(), b.address());
+    sleep(10 * MINUTE).await;
+    let during = age().unwrap();
+    assert!(during >= 10 * MINUTE && during < 10 * MINUTE + 2 * SECOND, "{during:?}");
+    network.heal(a.address(), b.address());
+    let current = || age().unwrap() < 5 * SECOND;
+    eventually("current again", current).await;
+    importer.stop().await;
+    exporter.stop().await;
 }

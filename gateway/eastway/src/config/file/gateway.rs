@@ -214,7 +214,7 @@ pub struct LimitsSection {
     /// Endpoints of one peer, 1 to 10000000. Default: 100000.
     #[serde(default)]
     pub endpoints_per_peer: Field<u64>,
-    /// Updates of one peer per second, 1 to 1000000. Default: 1000.
+    /// Changed services and endpoints of one peer per second in the long run, 1 to 1000000: above it the peer has to wait. Default: 10000.
     #[serde(default)]
     pub updates_per_second_per_peer: Field<u64>,
     /// Open streams of one peer, 1 to 1000000, and no more than a quarter of the file descriptors that the process

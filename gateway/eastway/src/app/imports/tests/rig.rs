@@ -28,7 +28,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::super::{Imports, Stop, run};
+use super::super::{Freshness, Imports, Stop, run};
 use crate::app::clock::Clock;
 use crate::app::exports::Exports;
 use crate::app::peers::Told;
@@ -98,6 +98,7 @@ impl Cloud {
         let rules = PeerRules::new(label(peer.name), &format!("{}.example", peer.name), UnixMillis(1));
         let rules = Arc::new(PeerRules { export: shop.clone(), import: shop, withdraw_after, ..rules });
         std::fs::create_dir_all(self.state()).unwrap();
+        let freshness = Freshness::new(clock);
         let imports = Imports {
             cluster: label(self.name),
             limits: Limits::default(),
@@ -106,6 +107,7 @@ impl Cloud {
             subscriptions: watch::Sender::default().subscribe(),
             state: self.state(),
             clock,
+            freshness: freshness.clone(),
             telemetry,
         };
         let stop = Stop { process: end.clone(), removed: CancellationToken::new() };
@@ -119,7 +121,7 @@ impl Cloud {
             tokio::join!(run(imports.clone(), receiver, stop.clone()), tell(imports, rules.name.clone(), stop.process));
         };
         let tasks = vec![tokio::spawn(store::run(writer, inputs, clock, end.clone())), tokio::spawn(importer)];
-        Gateway { reader, tunnel, end, tasks }
+        Gateway { reader, tunnel, end, tasks, freshness }
     }
 
     fn tunnel(&self, network: &MemoryNetwork, peer: &Cloud, exports: Arc<Exports>) -> Tunnel {
@@ -176,6 +178,7 @@ pub(super) struct Gateway {
     tunnel: Arc<Tunnel>,
     end: CancellationToken,
     tasks: Vec<JoinHandle<()>>,
+    pub(super) freshness: Freshness,
 }
 
 impl Gateway {
