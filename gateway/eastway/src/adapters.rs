@@ -11,6 +11,7 @@ use eastway_tunnel::{HostPort, Timing, TunnelLimits};
 use crate::config::settings::AccessLog;
 use crate::config::{Loaded, Settings};
 use crate::proxy::copy::Limits;
+use crate::proxy::dial::DialRules;
 use crate::telemetry::AccessMode;
 
 /// Our own zones, for the DNS server.
@@ -79,6 +80,12 @@ pub fn limits(settings: &Settings) -> Limits {
 #[must_use]
 pub fn timing(settings: &Settings) -> Timing {
     Timing { keep_alive: settings.link.keep_alive, idle: settings.link.idle_timeout, ..Timing::default() }
+}
+
+/// What is never dialled as an endpoint.
+#[must_use]
+pub fn dial_rules(settings: &Settings) -> DialRules {
+    DialRules { allow_loopback: settings.allow_loopback, virtual_ranges: settings.vip.ranges.clone() }
 }
 
 /// The version that people see.

@@ -5,6 +5,7 @@
 //! are owned here, in one tracker, and end with one token.
 
 pub mod clock;
+pub mod crl;
 pub mod disk;
 pub mod exports;
 pub mod frontend;
@@ -18,9 +19,7 @@ pub mod store;
 pub mod vips;
 
 use std::collections::BTreeMap;
-use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -69,9 +68,6 @@ pub enum BuildError {
     /// A zone of one's own is none.
     #[error("dns.zones: {0}")]
     Zone(#[from] eastway_dns::NameError),
-    /// The state folder cannot be made.
-    #[error("cannot use the state folder {0}: {1}")]
-    State(PathBuf, #[source] io::Error),
     /// The peers contradict each other.
     #[error(transparent)]
     Trust(#[from] eastway_identity::TrustError),
@@ -149,7 +145,9 @@ pub async fn build(
 ) -> Result<Bound, BuildError> {
     let loaded = configuration.loaded.borrow().clone();
     let settings = loaded.settings.clone();
-    std::fs::create_dir_all(&settings.state).map_err(|error| BuildError::State(settings.state.clone(), error))?;
+    if let Err(error) = std::fs::create_dir_all(&settings.state) {
+        warn!(%error, folder = %settings.state.display(), "the state folder cannot be made: running from memory, a restart will forget imports and virtual addresses");
+    }
 
     let zone = ZoneStore::new(adapters::zones(&settings)?)?;
     let dns = eastway_dns::Server::bind(&adapters::dns_config(&settings), zone.clone())?;
@@ -164,9 +162,14 @@ pub async fn build(
         ("link".to_owned(), vec![settings.listen.link]),
     ]);
 
+    // Peers that contradict each other are an error of the start. None is trusted before the revocation
+    // lists are read.
+    let trust = TrustStore::new(adapters::peer_trust(&loaded, &[]))?;
+    trust.replace(Vec::new())?;
     let outputs = Outputs { view: watch::Sender::default(), subscriptions: watch::Sender::default() };
     let (writer, reader) = Writer::new(settings.cluster.clone());
-    let router = Router::new(reader.clone(), settings.allow_loopback, adapters::limits(&settings), telemetry.clone());
+    let router =
+        Router::new(reader.clone(), adapters::dial_rules(&settings), adapters::limits(&settings), telemetry.clone());
     let clock = Clock::start();
     let gateway = Gateway {
         roles,
@@ -176,7 +179,7 @@ pub async fn build(
         router: Arc::new(router),
         tunnel: OnceLock::new(),
         identity: OnceLock::new(),
-        trust: TrustStore::new(adapters::peer_trust(&loaded, &[]))?,
+        trust,
         zone,
         dns: dns.counters(),
         frontend: outputs.view.subscribe(),

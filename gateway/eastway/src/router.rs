@@ -12,7 +12,7 @@ use eastway_tunnel::header::{EndpointRef, Label, ServiceHeader, Source, StreamHe
 use eastway_tunnel::{Link, Tunnel};
 
 use crate::proxy::copy::Limits;
-use crate::proxy::dial::InFlight;
+use crate::proxy::dial::{DialRules, InFlight};
 use crate::proxy::outbound::Target;
 use crate::telemetry::Telemetry;
 
@@ -23,8 +23,8 @@ pub struct Router {
     cluster: ClusterName,
     /// Connections per endpoint of this cluster.
     pub in_flight: Arc<InFlight>,
-    /// Endpoints on loopback addresses may be dialled.
-    pub allow_loopback: bool,
+    /// What is never dialled.
+    pub dial: DialRules,
     /// How long connections may stand still.
     pub limits: Limits,
     /// Counters and logs.
@@ -54,10 +54,10 @@ pub struct Picked {
 impl Router {
     /// Routes by `reader`; remote services have no links until [`Self::set_tunnel`].
     #[must_use]
-    pub fn new(reader: Reader, allow_loopback: bool, limits: Limits, telemetry: Telemetry) -> Self {
+    pub fn new(reader: Reader, dial: DialRules, limits: Limits, telemetry: Telemetry) -> Self {
         let cluster = reader.load().cluster().clone();
         let in_flight = Arc::default();
-        Self { reader, tunnel: std::sync::OnceLock::new(), cluster, in_flight, allow_loopback, limits, telemetry }
+        Self { reader, tunnel: std::sync::OnceLock::new(), cluster, in_flight, dial, limits, telemetry }
     }
 
     /// Where links are. The tunnel serves streams through the router, so it comes second.

@@ -2,6 +2,7 @@
 //! them, and the names that lead to them. A name is answered only once its address is listened on.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ const MAX_HEADLESS: usize = 100;
 /// Services looked at before other tasks of this thread get their turn: a new peer can bring thousands.
 const SERVICES_AT_ONCE: usize = 32;
 /// How soon addresses that could not be given or listened on are tried again.
-const RETRY: Duration = Duration::from_secs(5);
+const RETRY: Duration = Duration::from_secs(2);
 
 /// What became of the imports, for status and describe.
 #[derive(Clone, Debug, Default)]
@@ -61,9 +62,13 @@ pub struct Frontend {
     outputs: Outputs,
     current: FrontendView,
     seen: Option<u64>,
+    /// What found no address or no room is due to be tried again.
+    again: bool,
     known: BTreeSet<ServiceKey>,
     names: BTreeMap<ServiceKey, BTreeSet<Fqdn>>,
     headless: BTreeSet<ServiceKey>,
+    /// Addresses of `current.failed` by service.
+    failing: BTreeMap<ServiceKey, BTreeSet<SocketAddr>>,
     pending_since: BTreeMap<ClusterName, Instant>,
 }
 
@@ -94,9 +99,11 @@ impl Frontend {
             outputs,
             current: FrontendView::default(),
             seen: None,
+            again: false,
             known: BTreeSet::new(),
             names: BTreeMap::new(),
             headless: BTreeSet::new(),
+            failing: BTreeMap::new(),
             pending_since: BTreeMap::new(),
         }
     }
@@ -110,7 +117,7 @@ impl Frontend {
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = reader.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(RETRY), if retry => self.seen = None,
+                () = tokio::time::sleep(RETRY), if retry => self.again = true,
             }
         }
     }
@@ -124,6 +131,7 @@ impl Frontend {
             self.sync_service(snapshot, key);
         }
         self.seen = Some(snapshot.version());
+        self.again = false;
         self.set_readiness(snapshot);
         self.book.save();
         self.current.listeners = self.listeners.len();
@@ -139,7 +147,12 @@ impl Frontend {
     }
 
     fn changed(&self, snapshot: &Snapshot) -> Vec<ServiceKey> {
-        let changes = self.seen.and_then(|seen| snapshot.changes_since(seen));
+        let changes = self.seen.and_then(|seen| snapshot.changes_since(seen)).map(|mut changes| {
+            if self.again {
+                changes.extend(self.failing.keys().chain(self.current.exhausted.keys()).cloned());
+            }
+            changes
+        });
         changes.unwrap_or_else(|| {
             let mut all: BTreeSet<_> = snapshot.imports().map(|import| import.key.clone()).collect();
             all.extend(self.known.iter().cloned());
@@ -159,26 +172,43 @@ impl Frontend {
         };
         let endpoints = match import {
             Some(import) if import.kind == ServiceKind::Headless => self.headless(&mut plan, snapshot, import),
-            Some(_) | None => Vec::new(),
+            Some(_) | None => {
+                self.headless.remove(key);
+                Vec::new()
+            }
         };
         let rules: Vec<_> = snapshot.rules().names.iter().filter(|rule| rule.service == *key).collect();
         let names: Vec<_> =
             rules.into_iter().filter_map(|rule| self.name(&mut plan, rule, import.map(AsRef::as_ref), &vips)).collect();
 
-        self.current.failed.retain(|address, _| !plan.wanted.contains_key(address));
         let unbound = self.listeners.set(key, plan.wanted);
-        for (address, error) in unbound.failed {
-            if self.current.failed.insert(address, error.to_string()).is_none() {
-                warn!(%error, %address, service = %key, "cannot listen on a virtual address: is vip.ranges routed to this host (ip route add local RANGE dev lo)?");
-            }
-        }
+        self.remember_failed(key, &unbound.failed);
         self.book.release(&format!("{key}/"), &plan.keep);
         if !unbound.over_limit.is_empty() {
             vips.retain(|vip| self.listeners.listens(key, *vip));
             plan.shortage = Some(Shortage::Listeners);
         }
         self.remember(key, import.is_some(), &vips, plan.shortage);
-        self.publish(key, import.map(AsRef::as_ref), vips, endpoints, names);
+        let has_rule =
+            |name: &Fqdn| snapshot.rules().names.iter().any(|rule| Fqdn::parse(&rule.fqdn).as_ref() == Ok(name));
+        let named = Named { vips, endpoints, names };
+        self.publish(key, import.map(AsRef::as_ref), named, has_rule);
+    }
+
+    /// Says what cannot be listened on, once for as long as it stays so.
+    fn remember_failed(&mut self, key: &ServiceKey, failed: &[(SocketAddr, io::Error)]) {
+        let before = self.failing.remove(key).unwrap_or_default();
+        for address in &before {
+            self.current.failed.remove(address);
+        }
+        let now: BTreeSet<_> = failed.iter().map(|(address, _)| *address).collect();
+        if let Some((address, error)) = failed.iter().find(|(address, _)| !before.contains(address)) {
+            warn!(%error, %address, addresses = now.len(), service = %key, "cannot listen on virtual addresses: is vip.ranges routed to this host (ip route add local RANGE dev lo)?");
+        }
+        self.current.failed.extend(failed.iter().map(|(address, error)| (*address, error.to_string())));
+        if !now.is_empty() {
+            self.failing.insert(key.clone(), now);
+        }
     }
 
     fn remember(&mut self, key: &ServiceKey, exists: bool, vips: &[IpAddr], shortage: Option<Shortage>) {
@@ -297,9 +327,8 @@ impl Frontend {
         &mut self,
         key: &ServiceKey,
         import: Option<&Import>,
-        vips: Vec<IpAddr>,
-        endpoints: Vec<HeadlessEndpoint>,
-        mut names: Vec<NameEntry>,
+        Named { vips, endpoints, mut names }: Named,
+        has_rule: impl Fn(&Fqdn) -> bool,
     ) {
         let (namespace, name) = (key.namespace.to_string(), key.name.to_string());
         match import {
@@ -321,7 +350,8 @@ impl Frontend {
         }
         let before = self.names.remove(key).unwrap_or_default();
         let now: BTreeSet<_> = names.iter().map(|name| name.fqdn.clone()).collect();
-        for gone in before.difference(&now) {
+        // A name that has a rule leads to another service now, whose turn may have come already.
+        for gone in before.difference(&now).filter(|name| !has_rule(name)) {
             self.zone.remove_name(gone);
         }
         for entry in &mut names {
@@ -337,7 +367,8 @@ impl Frontend {
 
     /// Without the addresses where nobody would answer.
     fn listening(&self, mut addresses: Vec<IpAddr>) -> Vec<IpAddr> {
-        addresses.retain(|address| !self.current.failed.keys().any(|failed| failed.ip() == *address));
+        let sockets = |address| SocketAddr::new(address, 0)..=SocketAddr::new(address, u16::MAX);
+        addresses.retain(|address| self.current.failed.range(sockets(*address)).next().is_none());
         addresses
     }
 
@@ -369,6 +400,13 @@ struct Plan {
     keep: BTreeSet<String>,
     wanted: BTreeMap<SocketAddr, Wanted>,
     shortage: Option<Shortage>,
+}
+
+/// What a service and the names of one's own that lead to it are answered with.
+struct Named {
+    vips: Vec<IpAddr>,
+    endpoints: Vec<HeadlessEndpoint>,
+    names: Vec<NameEntry>,
 }
 
 /// A narrower target than the whole service.

@@ -6,9 +6,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use eastway_identity::{CertificateRevocationListDer, crl};
 use eastway_model::rules::PeerRules;
 use eastway_model::{Change, ClusterName, PeerChange, PeerState, UnixMillis};
 use eastway_tunnel::{PeerStates, PeerTarget};
@@ -21,6 +20,7 @@ use tracing::{error, info, warn};
 use crate::adapters;
 use crate::app::Gateway;
 use crate::app::clock;
+use crate::app::crl::CrlFile;
 use crate::app::disk::write_atomically;
 use crate::app::imports::{self, Imports, Stop};
 use crate::app::store::Input;
@@ -55,13 +55,12 @@ impl Peers {
     pub fn new(gateway: Arc<Gateway>, imports: Imports, tasks: TaskTracker, end: CancellationToken) -> Self {
         let settings = &gateway.settings;
         let accepted = Accepted::open(&settings.state);
-        let crl = CrlFile { path: settings.trust.crl.clone(), seen: None, lists: Vec::new() };
+        let crl = CrlFile::new(settings.trust.crl.clone());
         Self { gateway, imports, tasks, end, accepted, crl, running: BTreeMap::new(), told: Told::default() }
     }
 
     /// Takes the configuration of the start over: rules and trust, before anything is dialled.
     pub async fn start(&mut self) {
-        self.crl.refresh();
         let loaded = self.gateway.configuration.loaded.borrow().clone();
         self.apply(&loaded).await;
     }
@@ -89,7 +88,7 @@ impl Peers {
                     self.tell(&states).await;
                 }
                 _ = ticks.tick() => if self.crl.refresh() {
-                    info!(lists = self.crl.lists.len(), "revocation lists changed");
+                    info!(lists = self.crl.count(), "revocation lists changed");
                     let loaded = configuration.borrow().clone();
                     self.trust(&loaded);
                 }
@@ -137,7 +136,9 @@ impl Peers {
     }
 
     fn trust(&self, loaded: &Loaded) {
-        if let Err(error) = self.gateway.trust.replace(adapters::peer_trust(loaded, &self.crl.lists)) {
+        // Who is revoked is not known: nobody is trusted, rather than everybody.
+        let trust = self.crl.lists().map_or_else(Vec::new, |lists| adapters::peer_trust(loaded, lists));
+        if let Err(error) = self.gateway.trust.replace(trust) {
             error!(%error, "the peers contradict each other: whom we accepted before stays accepted");
             self.gateway.telemetry.refusals.refused(Refusal::Config, None, &error);
         }
@@ -184,51 +185,6 @@ fn targets(loaded: &Loaded) -> Vec<PeerTarget> {
         addresses: peer.addresses.iter().filter_map(adapters::host_port).collect(),
     };
     loaded.peers.iter().map(target).collect()
-}
-
-/// The revocation file, as it was last read.
-struct CrlFile {
-    path: Option<PathBuf>,
-    /// Time and size at the last look (within: none, it was not there).
-    seen: Option<Option<(SystemTime, u64)>>,
-    lists: Vec<CertificateRevocationListDer<'static>>,
-}
-
-impl CrlFile {
-    /// Takes over another path, or none: then nothing is revoked any more.
-    fn follow(&mut self, path: Option<&Path>) {
-        if self.path.as_deref() == path {
-            return;
-        }
-        self.path = path.map(Path::to_owned);
-        self.seen = None;
-        let cleared = path.is_none() && !std::mem::take(&mut self.lists).is_empty();
-        if self.refresh() || cleared {
-            info!(lists = self.lists.len(), "revocation lists changed");
-        }
-    }
-
-    /// Reads the file if it changed; whether the lists did. A file that cannot be used keeps what
-    /// was revoked revoked.
-    fn refresh(&mut self) -> bool {
-        let Some(path) = &self.path else { return false };
-        let now = fs::metadata(path).ok().and_then(|meta| Some((meta.modified().ok()?, meta.len())));
-        if self.seen == Some(now) {
-            return false;
-        }
-        self.seen = Some(now);
-        match crl::load(path) {
-            Ok(lists) => {
-                let changed = lists != self.lists;
-                self.lists = lists;
-                changed
-            }
-            Err(error) => {
-                error!(%error, file = %path.display(), "the revocation file is not usable: the lists read before stay in force");
-                false
-            }
-        }
-    }
 }
 
 /// Since when each Peer is accepted: an export cannot claim to be older (invariant I6).

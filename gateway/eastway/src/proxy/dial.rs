@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use dashmap::DashMap;
 use eastway_model::EndpointId;
+use eastway_model::vip::VipRange;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -31,13 +32,23 @@ pub enum DialError {
     Failed(SocketAddr, #[source] io::Error),
 }
 
+/// What this gateway never dials, whatever a registry says, beside what nobody can.
+#[derive(Clone, Debug, Default)]
+pub struct DialRules {
+    /// Endpoints on loopback addresses may be dialled: for demonstrations and tests.
+    pub allow_loopback: bool,
+    /// Virtual addresses of imports: an endpoint there would make this cluster carry traffic from
+    /// peer to peer, or in a circle (threat P13).
+    pub virtual_ranges: Vec<VipRange>,
+}
+
 /// Connects to an endpoint after looking at the address once more: a registry may have been
 /// tricked between its check and now. The connection is reset unless it ends in order.
 ///
 /// # Errors
 /// [`DialError`]
-pub async fn dial(address: SocketAddr, allow_loopback: bool) -> Result<TcpStream, DialError> {
-    if let Some(why) = forbidden(address.ip(), allow_loopback) {
+pub async fn dial(address: SocketAddr, rules: &DialRules) -> Result<TcpStream, DialError> {
+    if let Some(why) = forbidden(address.ip(), rules) {
         return Err(DialError::Forbidden(address.ip(), why));
     }
     match timeout(DIAL_TIMEOUT, TcpStream::connect(address)).await {
@@ -65,7 +76,7 @@ pub fn outcome<T>(dialled: &Result<T, DialError>) -> DialOutcome {
 
 /// Why an address is never an endpoint of a service.
 #[must_use]
-pub fn forbidden(address: IpAddr, allow_loopback: bool) -> Option<&'static str> {
+pub fn forbidden(address: IpAddr, rules: &DialRules) -> Option<&'static str> {
     if let IpAddr::V6(v6) = address
         && v6.to_ipv4_mapped().is_some()
     {
@@ -80,7 +91,8 @@ pub fn forbidden(address: IpAddr, allow_loopback: bool) -> Option<&'static str> 
         () if address.is_unspecified() => Some("unspecified"),
         () if address.is_multicast() || broadcast => Some("multicast"),
         () if link_local => Some("link-local"),
-        () if address.is_loopback() && !allow_loopback => Some("loopback"),
+        () if address.is_loopback() && !rules.allow_loopback => Some("loopback"),
+        () if rules.virtual_ranges.iter().any(|range| range.contains(address)) => Some("a virtual address of ours"),
         () => None,
     }
 }
@@ -148,10 +160,18 @@ mod tests {
             ("255.255.255.255", "multicast"),
             ("::ffff:10.0.0.1", "IPv4-mapped"),
         ] {
-            assert_eq!(forbidden(address.parse().unwrap(), false), Some(why), "{address}");
+            assert_eq!(forbidden(address.parse().unwrap(), &DialRules::default()), Some(why), "{address}");
         }
-        assert_eq!(forbidden("10.244.0.1".parse().unwrap(), false), None);
-        assert_eq!(forbidden("127.0.0.1".parse().unwrap(), true), None);
+        assert_eq!(forbidden("10.244.0.1".parse().unwrap(), &DialRules::default()), None);
+        let rules = DialRules { allow_loopback: true, virtual_ranges: Vec::new() };
+        assert_eq!(forbidden("127.0.0.1".parse().unwrap(), &rules), None);
+    }
+
+    #[test]
+    fn p13_an_import_is_no_endpoint() {
+        let rules = DialRules { virtual_ranges: vec!["242.0.0.0/16".parse().unwrap()], ..DialRules::default() };
+        assert_eq!(forbidden("242.0.7.9".parse().unwrap(), &rules), Some("a virtual address of ours"));
+        assert_eq!(forbidden("242.1.0.1".parse().unwrap(), &rules), None);
     }
 
     #[test]

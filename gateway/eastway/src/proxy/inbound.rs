@@ -201,7 +201,7 @@ async fn dial_endpoint(
     connection.set_upstream(Path::Quic, picked.address);
     connection.set_version(picked.version.clone());
     let in_flight = router.in_flight.enter(&picked.endpoint);
-    let dialled = dial::dial(picked.address, router.allow_loopback).await;
+    let dialled = dial::dial(picked.address, &router.dial).await;
     router.telemetry.metrics.upstream_dial(dial::outcome(&dialled));
     match dialled {
         Ok(tcp) => Ok((tcp, in_flight)),

@@ -175,7 +175,7 @@ impl Connecting<'_> {
             self.connection.set_upstream(Path::Local, picked.address);
             self.connection.set_version(picked.version.clone());
             let in_flight = self.router.in_flight.enter(&picked.endpoint);
-            let dialled = dial::dial(picked.address, self.router.allow_loopback).await;
+            let dialled = dial::dial(picked.address, &self.router.dial).await;
             self.router.telemetry.metrics.upstream_dial(dial::outcome(&dialled));
             match dialled {
                 Ok(upstream) => {

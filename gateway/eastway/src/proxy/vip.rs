@@ -9,7 +9,7 @@ use std::time::Duration;
 use eastway_model::{ClusterName, ServiceKey};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::debug;
@@ -75,7 +75,9 @@ pub struct Listeners {
 }
 
 struct Listener {
-    wanted: Wanted,
+    target: watch::Sender<Arc<Target>>,
+    /// For whom it counts.
+    peer: Option<ClusterName>,
     /// Ends the accept loop; connections go on.
     _stop: DropGuard,
 }
@@ -125,25 +127,36 @@ impl Listeners {
     pub fn set(&mut self, service: &ServiceKey, wanted: BTreeMap<SocketAddr, Wanted>) -> Unbound {
         let mut current = self.open.remove(service).unwrap_or_default();
         current.retain(|address, listener| {
-            let keep = wanted.get(address) == Some(&listener.wanted);
+            let keep = wanted.contains_key(address);
             if !keep {
-                self.room.leave(listener.wanted.peer.as_ref());
+                self.room.leave(listener.peer.as_ref());
             }
             keep
         });
         let mut unbound = Unbound::default();
         for (address, wanted) in wanted {
-            if current.contains_key(&address) {
+            if let Some(listener) = current.get_mut(&address) {
+                // The socket stays, and with it what waits in its queue.
+                self.room.leave(listener.peer.as_ref());
+                self.room.enter(wanted.peer.as_ref());
+                listener.peer = wanted.peer;
+                listener.target.send_if_modified(|target| {
+                    let changed = **target != wanted.target;
+                    if changed {
+                        *target = Arc::new(wanted.target);
+                    }
+                    changed
+                });
                 continue;
             }
             if !self.room.has_for(wanted.peer.as_ref()) {
                 unbound.over_limit.push(address);
                 continue;
             }
-            match self.listen(address, &wanted.target) {
-                Ok(stop) => {
-                    self.room.enter(wanted.peer.as_ref());
-                    current.insert(address, Listener { wanted, _stop: stop.drop_guard() });
+            match self.listen(address, wanted) {
+                Ok(listener) => {
+                    self.room.enter(listener.peer.as_ref());
+                    current.insert(address, listener);
                 }
                 Err(error) => unbound.failed.push((address, error)),
             }
@@ -154,19 +167,21 @@ impl Listeners {
         unbound
     }
 
-    fn listen(&self, address: SocketAddr, target: &Target) -> io::Result<CancellationToken> {
+    fn listen(&self, address: SocketAddr, wanted: Wanted) -> io::Result<Listener> {
+        let Wanted { target, peer } = wanted;
         let listener = bind(address)?;
         let stop = self.stop.child_token();
         debug!(%address, service = %target.service, port = target.port, "listening on a virtual address");
+        let (sender, target) = watch::channel(Arc::new(target));
         let accept = Accept {
             router: self.router.clone(),
             connections: self.connections.clone(),
             budget: self.budget.clone(),
             clients: self.clients.clone(),
-            target: Arc::new(target.clone()),
+            target,
         };
         self.connections.spawn(accept.run(listener, stop.clone()));
-        Ok(stop)
+        Ok(Listener { target: sender, peer, _stop: stop.drop_guard() })
     }
 }
 
@@ -222,7 +237,7 @@ struct Accept {
     connections: TaskTracker,
     budget: Arc<Semaphore>,
     clients: Arc<Clients>,
-    target: Arc<Target>,
+    target: watch::Receiver<Arc<Target>>,
 }
 
 impl Accept {
@@ -241,7 +256,7 @@ impl Accept {
                     // Taken after the accept: a listener without clients must not use the budget up.
                     let permit = stop.run_until_cancelled(self.budget.clone().acquire_owned()).await;
                     let Some(Ok(permit)) = permit else { return };
-                    let (router, target) = (self.router.clone(), self.target.clone());
+                    let (router, target) = (self.router.clone(), self.target.borrow().clone());
                     self.connections.spawn(async move {
                         serve(&router, tcp, client, &target).await;
                         drop((permit, share));
@@ -249,7 +264,8 @@ impl Accept {
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
-                    self.refused(format_args!("{}: cannot accept connections: {error}", self.target.service));
+                    let service = self.target.borrow().service.clone();
+                    self.refused(format_args!("{service}: cannot accept connections: {error}"));
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -274,7 +290,44 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use eastway_model::PortNumber;
+    use eastway_model::store::Writer;
+
     use super::*;
+    use crate::proxy::dial::DialRules;
+    use crate::telemetry::{AccessMode, Telemetry};
+
+    fn wanted(service: &ServiceKey, port: u16, peer: Option<&str>) -> Wanted {
+        let cluster = peer.map(|peer| ClusterName::parse(peer).unwrap());
+        let port = PortNumber::new(port).unwrap();
+        let target = Target { service: service.clone(), port, cluster: cluster.clone(), endpoint: None };
+        Wanted { target, peer: cluster }
+    }
+
+    #[tokio::test]
+    async fn a_listener_whose_target_changes_keeps_its_socket() {
+        let (_writer, reader) = Writer::new(ClusterName::parse("a").unwrap());
+        let telemetry = Telemetry::new(AccessMode::Off);
+        let never = copy::Limits { idle: Duration::ZERO, half_closed: Duration::ZERO };
+        let router = Router::new(reader, DialRules::default(), never, telemetry);
+        let limits = VipLimits { connections: 1, listeners: 2 };
+        let mut listeners = Listeners::new(Arc::new(router), limits, CancellationToken::new());
+        let service = ServiceKey::parse("shop", "web").unwrap();
+        // A port that was free a moment ago.
+        let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        for peer in [None, Some("b"), Some("c"), None] {
+            let unbound = listeners.set(&service, [(address, wanted(&service, address.port(), peer))].into());
+            assert!(unbound.failed.is_empty() && unbound.over_limit.is_empty(), "{peer:?}: {unbound:?}");
+            // There is no such service: it is accepted and reset, which `connect` may see already.
+            let refused =
+                TcpStream::connect(address).await.is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused);
+            assert!(!refused, "{peer:?}");
+            assert_eq!(listeners.room.by_peer.len(), usize::from(peer.is_some()));
+        }
+        assert_eq!(listeners.len(), 1);
+        listeners.set(&service, BTreeMap::new());
+        assert!(listeners.is_empty());
+    }
 
     #[test]
     fn i8_no_peer_takes_all_listeners() {

@@ -212,8 +212,14 @@ fn dns_settings(section: Option<&DnsSection>, cx: &mut Context<'_>) -> DnsSettin
     let mut names: Vec<NameRule> = Vec::new();
     for section in dns.names.items() {
         if let Some(name) = name_settings(section, &zones, cx) {
-            if names.contains(&name) {
-                cx.error(section.at, Code::Duplicate, format!("{} already leads to {}", name.fqdn, name.service));
+            if let Some(other) = names.iter().find(|other| other.fqdn == name.fqdn) {
+                let help = "a name leads to one service; without `cluster` it leads to every cluster that has it";
+                cx.error_help(
+                    section.at,
+                    Code::Duplicate,
+                    format!("{} already leads to {}", other.fqdn, other.service),
+                    help,
+                );
             } else {
                 names.push(name);
             }
