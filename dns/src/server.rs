@@ -24,7 +24,7 @@ pub struct Limits {
     /// Responses per second and client network (/24, /56) over UDP; 0 is no limit. A cluster's DNS
     /// asks for all its pods from a few addresses, so this is a bound on abuse, not a quota.
     pub responses_per_second: u32,
-    /// TCP connections at a time.
+    /// TCP connections at a time and address; for one more the one that said nothing for the longest is closed.
     pub tcp_connections: usize,
     /// How long a TCP connection may say nothing, or leave replies unread.
     pub tcp_idle: Duration,
@@ -127,8 +127,10 @@ impl Server {
         info!(addresses = ?self.local_addrs(), workers = workers.len(), "Serving DNS");
         loop {
             let ended = tokio::select! {
-                ended = tasks.join_next_with_id() => ended,
+                biased;
+                // A worker that ends because it is told to has not failed.
                 () = cancel.cancelled() => break,
+                ended = tasks.join_next_with_id() => ended,
             };
             let (id, failure) = match ended {
                 Some(Ok((id, ()))) => (id, None),
