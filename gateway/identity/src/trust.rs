@@ -53,6 +53,8 @@ pub struct VerifiedPeer {
     pub peer: Arc<str>,
     /// Its gateway identity.
     pub id: SpiffeId,
+    /// Begin of the leaf's life.
+    pub not_before: SystemTime,
     /// Earliest end of life in the accepted chain: the deadline of a link.
     pub not_after: SystemTime,
     /// SHA-256 of the leaf.

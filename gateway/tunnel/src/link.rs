@@ -212,7 +212,8 @@ pub(crate) struct LinkShared {
 /// What changes while the link lives, for status.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LiveFacts {
-    pub(crate) cert_not_after: SystemTime,
+    /// Life of the other side's certificate.
+    pub(crate) certificate: (SystemTime, SystemTime),
     pub(crate) last_acknowledged: Option<Instant>,
     /// The other side's clock minus ours, milliseconds.
     pub(crate) clock_skew_ms: Option<i64>,
@@ -232,12 +233,12 @@ impl LinkShared {
     pub(crate) fn new(
         identity: LinkIdentity,
         connection: Arc<dyn Connection>,
-        cert_not_after: SystemTime,
+        certificate: (SystemTime, SystemTime),
         surroundings: LinkSurroundings,
     ) -> Arc<Self> {
         let LinkSurroundings { limits, timing, counters, peer_streams } = surroundings;
         let live = LiveFacts {
-            cert_not_after,
+            certificate,
             last_acknowledged: None,
             clock_skew_ms: None,
             receive_window: u64::from(limits.link_window),

@@ -95,6 +95,9 @@ pub struct LinkStatus {
     pub draining: bool,
     /// What carries it.
     pub transport: &'static str,
+    /// Begin of life of the other side's certificate.
+    #[serde(serialize_with = "unix_ms")]
+    pub cert_not_before: SystemTime,
     /// End of life of the other side's certificate: the link ends then unless it is renewed.
     #[serde(serialize_with = "unix_ms")]
     pub cert_not_after: SystemTime,
@@ -164,7 +167,8 @@ impl LinkStatus {
             state: shared.state(),
             draining: shared.going_away(),
             transport,
-            cert_not_after: live.cert_not_after,
+            cert_not_before: live.certificate.0,
+            cert_not_after: live.certificate.1,
             last_acknowledged_ms: live.last_acknowledged.map(|at| micros(at.elapsed()) / 1_000),
             clock_skew_ms: live.clock_skew_ms,
             rtt_us: micros(path.rtt),

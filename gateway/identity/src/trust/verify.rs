@@ -78,6 +78,7 @@ impl State {
         Ok(VerifiedPeer {
             peer: Arc::clone(&peer.trust.name),
             id,
+            not_before: certificate::not_before(&leaf).to_system(),
             not_after: path.not_after.to_system(),
             leaf_sha256: Sha256::digest(leaf_der).into(),
             pin,

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use eastway_identity::reauth::{self, Exporter, Role};
-use eastway_identity::{CertificateDer, Clock, IdentityStore, TrustStore, VerifyError, VerifyReason};
+use eastway_identity::{CertificateDer, Clock, IdentityStore, TrustStore, VerifiedPeer, VerifyError, VerifyReason};
 use eastway_proto::control::v1::Reauthenticate;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -192,7 +192,7 @@ async fn exchange(environment: Arc<Environment>, established: Established) -> Re
         counters: Arc::clone(&environment.counters),
         peer_streams: environment.stream_counts.of(&peer.peer),
     };
-    let shared = LinkShared::new(identity, connection, peer.not_after, surroundings);
+    let shared = LinkShared::new(identity, connection, (peer.not_before, peer.not_after), surroundings);
     shared.update_live(|live| live.clock_skew_ms = Some(hello.clock_skew_ms));
     let certificates = Certificates {
         chain,
@@ -355,16 +355,16 @@ impl Driver {
         let now = (self.environment.clock)();
         match self.environment.trust.verify_live(&self.certificates.chain, now, self.shared.peer()) {
             Ok(verified) => {
-                self.accept_until(verified.not_after);
+                self.accept(&verified);
                 Ok(())
             }
             Err(error) => Err((close_code(&error), format!("the peer {error}"))),
         }
     }
 
-    fn accept_until(&mut self, not_after: SystemTime) {
-        self.certificates.not_after = not_after;
-        self.shared.update_live(|live| live.cert_not_after = not_after);
+    fn accept(&mut self, verified: &VerifiedPeer) {
+        self.certificates.not_after = verified.not_after;
+        self.shared.update_live(|live| live.certificate = (verified.not_before, verified.not_after));
     }
 
     /// Sends this side's certificate if it is another than the one that the other side knows.
@@ -407,7 +407,7 @@ impl Driver {
         let verified = reauth::verify(&self.environment.trust, &reauth, exporter, other, leaf, self.shared.peer(), now);
         let verified = verified.map_err(|error| (close_code(&error), format!("the peer {error}")))?;
         self.certificates.chain = reauth.chain;
-        self.accept_until(verified.not_after);
+        self.accept(&verified);
         tracing::debug!(peer = %self.shared.peer(), "Peer renewed its certificate");
         Ok(())
     }
