@@ -67,4 +67,5 @@ deps: ## What the tests need beside the Rust toolchain
 
 regenerate: ## Write generated code and schemas anew
 	EASTWAY_REGENERATE=1 $(CARGO) test -q -p eastway-proto --test bootstrap
+	EASTWAY_REGENERATE=1 $(CARGO) test -q -p eastway --lib schema
 	EASTWAY_REGENERATE=1 $(CARGO) test -q -p eastway --test docs

@@ -8,11 +8,9 @@ use eastway_dns::{DnsConfig, Fqdn, NameError};
 use eastway_identity::{CertificateRevocationListDer, PeerTrust};
 use eastway_tunnel::{HostPort, Timing, TunnelLimits};
 
-use crate::config::settings::AccessLog;
 use crate::config::{Loaded, Settings};
 use crate::proxy::copy::Limits;
 use crate::proxy::dial::DialRules;
-use crate::telemetry::AccessMode;
 
 /// Our own zones, for the DNS server.
 ///
@@ -27,6 +25,7 @@ pub fn zones(settings: &Settings) -> Result<Vec<Fqdn>, NameError> {
 pub fn dns_config(settings: &Settings) -> DnsConfig {
     let limits = eastway_dns::Limits {
         responses_per_second: settings.limits.dns_answers_per_second,
+        tcp_connections: settings.limits.dns_connections,
         ..eastway_dns::Limits::default()
     };
     DnsConfig { listen: settings.listen.dns.clone(), limits }
@@ -63,7 +62,7 @@ pub fn federation_limits(settings: &Settings) -> eastway_federation::Limits {
 pub fn tunnel_limits(settings: &Settings, file_descriptors: u64) -> TunnelLimits {
     let share = u32::try_from(file_descriptors / 4).unwrap_or(u32::MAX).max(64);
     TunnelLimits {
-        streams_per_peer: settings.limits.streams_per_link.min(share),
+        streams_per_peer: settings.limits.streams_per_peer.min(share),
         total_window: settings.limits.buffer_bytes,
         ..TunnelLimits::default()
     }
@@ -92,14 +91,4 @@ pub fn dial_rules(settings: &Settings) -> DialRules {
 #[must_use]
 pub fn software_version() -> Arc<str> {
     Arc::from(env!("CARGO_PKG_VERSION"))
-}
-
-/// Which connections get a line.
-#[must_use]
-pub fn access_mode(settings: &Settings) -> AccessMode {
-    match settings.log.access {
-        AccessLog::Off => AccessMode::Off,
-        AccessLog::Errors => AccessMode::Errors,
-        AccessLog::All => AccessMode::All,
-    }
 }

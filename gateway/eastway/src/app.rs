@@ -40,7 +40,7 @@ use crate::app::frontend::{Frontend, FrontendView, Outputs};
 use crate::app::imports::{Freshness, Imports};
 use crate::app::links::LinkLog;
 use crate::app::peers::Peers;
-use crate::app::registries::Registries;
+use crate::app::registries::{Registries, RegistryStatuses};
 use crate::app::store::StoreSender;
 use crate::app::vips::VipBook;
 use crate::config::{Loaded, ReloadStatus, Settings};
@@ -109,6 +109,8 @@ pub struct Gateway {
     pub zone: Arc<ZoneStore>,
     /// What the DNS server did.
     pub dns: eastway_dns::Counters,
+    /// How the registries are doing; written by their owner.
+    pub registries: watch::Sender<Arc<RegistryStatuses>>,
     /// Virtual addresses.
     pub frontend: watch::Receiver<Arc<FrontendView>>,
     /// The configuration.
@@ -182,6 +184,7 @@ pub async fn build(
         trust,
         zone,
         dns: dns.counters(),
+        registries: watch::Sender::default(),
         frontend: outputs.view.subscribe(),
         configuration,
         listeners,
@@ -266,7 +269,9 @@ impl Running {
     fn serve_locally(&self, store: &StoreSender, outputs: Outputs, synced: admin::Guard) -> TaskTracker {
         let gateway = &self.gateway;
         let settings = &gateway.settings;
-        let registries = Registries::new(settings.clone(), store.clone(), self.tasks.clone(), self.end.clone());
+        let statuses = gateway.registries.clone();
+        let registries =
+            Registries::new(settings.clone(), store.clone(), self.tasks.clone(), self.end.clone(), statuses);
         self.spawn("registries", registries.run(gateway.configuration.loaded.clone()));
         self.tasks.spawn(until_synced(gateway.reader.clone(), synced, self.end.clone()));
 

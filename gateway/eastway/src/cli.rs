@@ -31,10 +31,9 @@ const VARIABLES: [&str; 4] = ["EASTWAY_CONFIG", "EASTWAY_ADMIN", "EASTWAY_LOG_LE
 
 /// Variables of the demo, the Makefile and the tests, by their beginnings: they reach our commands, and mean
 /// nothing to them.
-const DEVELOPMENT: [&str; 8] = [
+const DEVELOPMENT: [&str; 7] = [
     crate::demo::stage::LAB_FOLDER,
     "EASTWAY_BIN",
-    "EASTWAY_BLESS",
     "EASTWAY_COREDNS",
     "EASTWAY_REGENERATE",
     "EASTWAY_SIM_",

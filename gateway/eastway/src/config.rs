@@ -20,12 +20,12 @@ pub mod settings;
 pub mod value;
 mod watch;
 
-pub use load::{ConfigErrors, Loaded, load};
+pub use load::{ConfigErrors, Loaded, load, load_settings};
 pub use peer::PeerSettings;
 pub use policy::Policies;
 pub use report::{Report, Summary, check, check_peer, check_text};
 pub use schema::{KINDS, schema};
-pub use settings::{AccessLog, CaAddress, LogFormat, RegistrySettings, Settings};
+pub use settings::{CaAddress, RegistrySettings, Settings};
 pub use watch::{ReloadStatus, watch};
 
 #[cfg(test)]

@@ -14,9 +14,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
-use crate::adapters;
 use crate::app::{self, BuildError, Configuration, signals};
-use crate::config::settings::{CaAddress, LogFormat};
+use crate::config::settings::CaAddress;
 use crate::config::{self, ConfigErrors, Loaded, Settings};
 use crate::roles::ca::{CaSettings, CaStartError};
 use crate::roles::enroll::CaClient;
@@ -124,10 +123,7 @@ fn raise_file_limit() {
 
 fn log_settings(options: &RunOptions, settings: &Settings) -> LogSettings {
     let level = options.log_level.clone().unwrap_or_else(|| settings.log.level.clone());
-    let format = options.log_format.unwrap_or(match settings.log.format {
-        LogFormat::Text => crate::telemetry::LogFormat::Text,
-        LogFormat::Json => crate::telemetry::LogFormat::Json,
-    });
+    let format = options.log_format.unwrap_or(settings.log.format);
     LogSettings { format, level }
 }
 
@@ -180,7 +176,7 @@ async fn gateway(
     let settings = configuration.loaded.borrow().settings.clone();
     let CaAddress::Unix(socket) = &settings.trust.ca;
     let client = CaClient::new(socket.clone());
-    let telemetry = Telemetry::new(adapters::access_mode(&settings));
+    let telemetry = Telemetry::new(settings.log.access);
     let bound = app::build(configuration, names, telemetry, Some(log)).await?;
     Ok(bound.run(client, stop.clone()).await?)
 }

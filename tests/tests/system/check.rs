@@ -195,6 +195,30 @@ lab_test! {
         mesh.stop().await
     }
 
+    /// A registry's file with a mistake is named with its line, at the start and while an older version runs.
+    async fn check_names_a_registry_that_cannot_be_read() {
+        let mut mesh = MeshBuilder::of(&["a"]).prepare().await?;
+        let file = mesh.cloud("a").folder().join("services.yaml");
+        let good = std::fs::read(&file)?;
+        files::replace(&file, b"apiVersion: eastway.dev/v1alpha1\nkind: ServiceList\nservicse: []\n")?;
+        mesh.cloud_mut("a").start_gateway(0).await?;
+        let bad = ["EW101", "EW115", "EW118", "EW202"];
+        let line = ["services.yaml:3:1", "did you mean services"];
+        within(Duration::from_secs(15), "the mistake is named", async || {
+            let found = Complaints::of(&mesh, "a").await?;
+            ensure!(found.codes() == bad, "{:?}", found.codes());
+            let text = found.by_code["EW118"].to_string();
+            Ok(line.iter().all(|word| text.contains(word)))
+        }).await?;
+        files::replace(&file, &good)?;
+        mesh.cloud_mut("a").wait_ready(0).await?;
+        files::replace(&file, b"services: [")?;
+        complains(&mesh, "a", &["EW115", "EW118"], &[]).await?;
+        let (_, status) = mesh.cloud("a").command(0, &["status"]).await?;
+        ensure!(status.contains("REFUSED: ") && status.contains("services.yaml"), "{status}");
+        mesh.stop().await
+    }
+
     /// An issuing CA near its end is reported while there is time.
     async fn check_names_a_ca_that_ends() {
         let mut mesh = MeshBuilder::of(&["a"]).settings("a", &json!({"trust": {"cacerts": "./short"}})).prepare().await?;

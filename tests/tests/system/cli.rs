@@ -6,6 +6,7 @@ use anyhow::ensure;
 use eastway_tests::mesh::MeshBuilder;
 use eastway_tests::servers::Habit;
 use eastway_tests::{lab_test, within};
+use serde_json::json;
 
 lab_test! {
     /// `peer remove` leaves nothing of the peer: no name, no import, no link, no file.
@@ -27,6 +28,30 @@ lab_test! {
         ensure!(mesh.ask("a", to_b).await.is_err(), "its address still answers");
         within(Duration::from_secs(5), "b sees a down", async || Ok(!mesh.cloud("b").is_up(0, "a").await?)).await?;
         load.stop().await?.none_failed()?;
+        mesh.stop().await
+    }
+
+    /// Each endpoint is named with its share or with what keeps it from one, and a caller with the rule that decides.
+    async fn describe_explains_every_endpoint_and_every_caller() {
+        let mut mesh = MeshBuilder::of(&["a", "b"]).start().await?;
+        mesh.serve("a", "web", 11, Habit::Http).await?;
+        mesh.serve("a", "web", 12, Habit::Http).await?;
+        mesh.serve("b", "web", 13, Habit::Http).await?;
+        mesh.change_services("a", |services| services[0].endpoints[1].more = json!({"draining": true}))?;
+        within(Duration::from_secs(10), "a knows all", async || {
+            let (code, output) = mesh.cloud("a").command(0, &["describe", "shop/web"]).await?;
+            let line = |address: &str| output.lines().find(|line| line.contains(address)).unwrap_or_default().to_owned();
+            ensure!(code == Some(0) && line("10.244.1.11").contains("100.0 %"), "{output}");
+            ensure!(line("10.244.1.12").contains("none") && line("10.244.1.12").contains("it drains, and others are ready"), "{output}");
+            ensure!(output.contains("Connections go to") && output.contains("and not to"), "{output}");
+            ensure!(!output.contains('{'), "{output}");
+            Ok(true)
+        }).await?;
+        for (cluster, rule) in [("b", "allowed: allowed by access policy shop/everyone"), ("nobody", "denied: the caller's cluster is no peer")] {
+            let arguments = ["describe", "shop/web", "--from", "shop/client", "--from-cluster", cluster];
+            let (code, output) = mesh.cloud("a").command(0, &arguments).await?;
+            ensure!(code == Some(0) && output.contains(rule), "{output}");
+        }
         mesh.stop().await
     }
 }

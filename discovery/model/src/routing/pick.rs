@@ -1,5 +1,7 @@
 //! The endpoint that takes a connection, chosen by its owner.
 
+use std::fmt;
+
 use super::affinity::Score;
 use crate::endpoint::{EndpointId, LocalEndpoint, LocalEndpoints, Subset};
 use crate::service::{LocalService, PortNumber, Protocol};
@@ -113,6 +115,20 @@ pub enum PickReject {
     Tried,
     /// The client named another endpoint.
     NotRequested,
+}
+
+impl fmt::Display for PickReject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotReady => "it fails its health check, or is on its way out",
+            Self::Draining => "it drains, and others are ready",
+            Self::OtherZone => "it is in another zone, and others are ready in the client's",
+            Self::OtherLabels => "it does not have the labels",
+            Self::PortNotServed => "it does not serve the port",
+            Self::Tried => "it was tried already",
+            Self::NotRequested => "another endpoint was asked for",
+        })
+    }
 }
 
 /// For each endpoint its weight among those that connections are shared out to (in an idle

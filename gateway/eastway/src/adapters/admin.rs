@@ -12,12 +12,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use eastway_identity::SpkiPin;
 use eastway_model::store::Snapshot;
-use eastway_model::{ClusterName, PeerState};
+use eastway_model::{ClusterName, Label, PeerState};
+
+use eastway_registry::diagnostic::Diagnostic;
+use eastway_registry::file::RegistryStatus;
+use tokio::sync::watch;
 
 use crate::admin::check::CheckFacts;
 use crate::admin::views::{
-    ConfigView, Description, DnsView, EndpointView, IdentityView, Leftovers, PeerCounts, PeerView, ServiceCounts,
-    ServiceView, SnapshotView, StatusView,
+    ConfigView, Description, DnsView, EndpointView, IdentityView, Leftovers, PeerCounts, PeerView, RegistryView,
+    ServiceCounts, ServiceView, SnapshotView, StatusView,
 };
 use crate::admin::{AdminSource, BoxFuture, DescribeQuery, SourceError};
 use crate::app::Gateway;
@@ -88,6 +92,7 @@ impl AdminSource for Source {
             },
             identity: self.identity(),
             config: self.config_view(),
+            registries: registries(&self.gateway),
             peers: peer_counts(&snapshot),
             services: service_counts(&snapshot, frontend.vips.values().map(Vec::len).sum()),
             open_connections: self.gateway.router.in_flight.total(),
@@ -194,6 +199,23 @@ impl AdminSource for Source {
         }
         metrics.set_ready(self.gateway.readiness.is_ready());
     }
+}
+
+/// How the registries are doing.
+fn registries(gateway: &Gateway) -> Vec<RegistryView> {
+    let view = |(name, status): (&Label, &watch::Receiver<RegistryStatus>)| {
+        let status = status.borrow();
+        RegistryView {
+            name: name.to_string(),
+            synced: status.synced,
+            read_at: status.last_success.map(|at| at.0),
+            services: status.services as u64,
+            endpoints: status.endpoints as u64,
+            unhealthy: status.unhealthy as u64,
+            errors: status.errors.iter().map(Diagnostic::headline).collect(),
+        }
+    };
+    gateway.registries.borrow().iter().map(view).collect()
 }
 
 fn peer_counts(snapshot: &Snapshot) -> PeerCounts {

@@ -26,7 +26,7 @@ const INDEX: &str = "\
 /peers        [?name=]  each peer: links, certificates, imports and exports
 /services     [?namespace=&service=]  local services and imports, by cluster
 /endpoints    [?namespace=&service=]  single endpoints
-/describe     ?service=NAMESPACE/NAME&port=&namespace=&serviceAccount=&zone=  where a connection would go, and why
+/describe     ?service=NAMESPACE/NAME&port=&cluster=&namespace=&serviceAccount=&zone=  where a connection would go, and why
 /dns          what the DNS server answers
 /check        [?peer=NAME]  probes the peers and judges what it finds
 /leftovers    ?peer=NAME  what is left of a peer
@@ -71,6 +71,7 @@ impl AdminContext {
 struct DescribeParameters {
     service: String,
     port: Option<u16>,
+    cluster: Option<String>,
     namespace: Option<String>,
     service_account: Option<String>,
     zone: Option<String>,
@@ -222,13 +223,15 @@ fn dropped_lines(context: &AdminContext) -> u64 {
 
 fn describe(head: &Head, context: &AdminContext) -> Response {
     let Ok(Query(parameters)) = Query::<DescribeParameters>::try_from_uri(&head.uri) else {
-        let usage = "the query must be service=NAMESPACE/NAME, and may have port, namespace, serviceAccount and zone";
+        let usage =
+            "the query must be service=NAMESPACE/NAME, and may have port, cluster, namespace, serviceAccount and zone";
         return problem(StatusCode::BAD_REQUEST, usage);
     };
-    let DescribeParameters { service, port, namespace, service_account, zone } = parameters;
-    let query = DescribeQuery { target: service, port, namespace, service_account, zone };
-    let texts = [Some(&query.target), query.namespace.as_ref(), query.service_account.as_ref(), query.zone.as_ref()];
-    if texts.into_iter().flatten().any(|text| text.len() > MAX_NAME) {
+    let DescribeParameters { service, port, cluster, namespace, service_account, zone } = parameters;
+    let query = DescribeQuery { target: service, port, cluster, namespace, service_account, zone };
+    let names = [&query.cluster, &query.namespace, &query.service_account, &query.zone];
+    let texts = names.into_iter().map(Option::as_ref).chain([Some(&query.target)]);
+    if texts.flatten().any(|text| text.len() > MAX_NAME) {
         return problem(StatusCode::BAD_REQUEST, "names are at most 255 bytes long");
     }
     match context.source.describe(&query) {

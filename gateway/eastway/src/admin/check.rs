@@ -41,6 +41,8 @@ pub struct GatewayFacts {
     pub pending: Vec<String>,
     /// Why the files on disk are not what runs.
     pub config_errors: Vec<String>,
+    /// Registries that cannot be read as they are now: which, and why.
+    pub registry_errors: Vec<String>,
     /// Services offered to peers by the registries.
     pub exported_services: u32,
     /// Exported services without any ready endpoint, `namespace/name`.
@@ -91,8 +93,8 @@ pub struct PeerFacts {
     pub transport: Option<String>,
     /// Its clock minus ours.
     pub clock_skew_ms: Option<i64>,
-    /// End of the certificate it presented last.
-    pub certificate_not_after: Option<u64>,
+    /// Begin and end of the certificate that it presented on the link that lasts longest.
+    pub certificate: Option<(u64, u64)>,
     /// Packets sent and lost on its links since they opened.
     pub packets: (u64, u64),
     /// How often the last link was lost in the last 10 minutes.

@@ -3,12 +3,14 @@
 //! Every connection carries one request and is closed after its answer, so that an idle client holds nothing and a
 //! pipelined second request is never read.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,13 +21,13 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::{Refusal, Refusals};
 
-/// Most connections of one listener; more are closed at once.
+/// Most connections of one listener; for one more the oldest that asked for nothing is closed, else that one.
 pub const MAX_CONNECTIONS: usize = 64;
 /// Longest wait for the complete header.
 pub const HEADER_DEADLINE: Duration = Duration::from_secs(10);
@@ -131,17 +133,24 @@ async fn accept_loop<H, F>(
     F: Future<Output = Response> + Send + 'static,
 {
     let mut connections = JoinSet::new();
+    let mut open: VecDeque<Open> = VecDeque::new();
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,
             Some(_ended) = connections.join_next(), if !connections.is_empty() => {}
             accepted = socket.accept() => match accepted {
-                Ok((stream, from)) if connections.len() < MAX_CONNECTIONS => {
-                    connections.spawn(serve_connection(name, stream, from, handler.clone(), Arc::clone(&refusals)));
-                }
-                Ok((_closed, from)) => {
-                    let detail = format_args!("{name} port has {MAX_CONNECTIONS} connections, closed one from {from}");
-                    refusals.refused(Refusal::Overload, None, detail);
+                Ok((stream, from)) => {
+                    open.retain(|connection| !connection.task.is_finished());
+                    if open.len() >= MAX_CONNECTIONS {
+                        let detail = format_args!("{name} port has {MAX_CONNECTIONS} connections, {from} is one more");
+                        refusals.refused(Refusal::Overload, None, detail);
+                        if !close_one(&mut open) {
+                            continue;
+                        }
+                    }
+                    let asked = Arc::<AtomicBool>::default();
+                    let serving = serve_connection(name, stream, from, handler.clone(), asked.clone(), refusals.clone());
+                    open.push_back(Open { task: connections.spawn(serving), asked });
                 }
                 Err(error) => {
                     refusals.refused(Refusal::Overload, None, format_args!("{name} port cannot accept: {error}"));
@@ -153,6 +162,22 @@ async fn accept_loop<H, F>(
     connections.shutdown().await;
 }
 
+/// A connection, the oldest first.
+struct Open {
+    task: AbortHandle,
+    /// Its request is there: it is being answered.
+    asked: Arc<AtomicBool>,
+}
+
+/// Closes the oldest connection that has not asked for anything: who holds connections open and says nothing must not
+/// keep out those who do, a kubelet's probe for instance. Whether there was one.
+fn close_one(open: &mut VecDeque<Open>) -> bool {
+    let silent = open.iter().position(|connection| !connection.asked.load(Ordering::Relaxed));
+    let Some(closed) = silent.and_then(|index| open.remove(index)) else { return false };
+    closed.task.abort();
+    true
+}
+
 /// The head of a request: all that a GET says.
 pub type Head = hyper::http::request::Parts;
 
@@ -161,6 +186,7 @@ async fn serve_connection<H, F>(
     stream: TcpStream,
     from: SocketAddr,
     handler: H,
+    asked: Arc<AtomicBool>,
     refusals: Arc<Refusals>,
 ) where
     H: Fn(Head) -> F + Clone + Send + Sync + 'static,
@@ -168,6 +194,7 @@ async fn serve_connection<H, F>(
 {
     let service = service_fn(|request: Request<Incoming>| {
         let handler = handler.clone();
+        asked.store(true, Ordering::Relaxed);
         async move {
             let (head, _unread) = request.into_parts();
             let answer = if head.method == Method::GET { handler(head).await } else { not_allowed() };
@@ -213,7 +240,7 @@ fn not_allowed() -> Response {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 

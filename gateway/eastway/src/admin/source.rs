@@ -56,6 +56,8 @@ pub struct DescribeQuery {
     pub target: String,
     /// Port of the service; its first port if it is left out.
     pub port: Option<u16>,
+    /// Cluster of the client; this one if it is left out.
+    pub cluster: Option<String>,
     /// Namespace of the client.
     pub namespace: Option<String>,
     /// Service account of the client.

@@ -66,6 +66,8 @@ pub struct StatusView {
     pub identity: Option<IdentityView>,
     /// The configuration files.
     pub config: ConfigView,
+    /// Where local services come from, sorted by name.
+    pub registries: Vec<RegistryView>,
     /// Peers by state.
     pub peers: PeerCounts,
     /// Services by origin.
@@ -111,6 +113,26 @@ pub struct ConfigView {
     /// When what runs was read.
     pub loaded_at: u64,
     /// Why the files on disk were refused since; empty if they are what runs.
+    pub errors: Vec<String>,
+}
+
+/// A source of local services.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RegistryView {
+    /// Its name.
+    pub name: String,
+    /// Whether its contents are known.
+    pub synced: bool,
+    /// When the contents that run were read.
+    pub read_at: Option<u64>,
+    /// Services in it.
+    pub services: u64,
+    /// Endpoints in it.
+    pub endpoints: u64,
+    /// Endpoints that fail their health check.
+    pub unhealthy: u64,
+    /// What is wrong with it now, with file, line and column; what was read before goes on.
     pub errors: Vec<String>,
 }
 
@@ -387,8 +409,22 @@ pub struct CandidateView {
     pub path: String,
     /// Why it is chosen.
     pub reason: String,
-    /// Single endpoints, where they are known.
-    pub endpoints: Vec<String>,
+    /// Single endpoints, where they are known: all of this cluster's, of a peer those whose records crossed.
+    pub endpoints: Vec<EndpointChoice>,
+}
+
+/// One endpoint of a candidate, and whether it is taken.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EndpointChoice {
+    /// Opaque id.
+    pub id: String,
+    /// Its address; only for our own endpoints.
+    pub address: Option<IpAddr>,
+    /// Share of all connections to the service while it is idle, percent; `None`: none, or its owner decides.
+    pub share: Option<f64>,
+    /// Why it gets none.
+    pub reason: Option<String>,
 }
 
 /// One place that gets none.

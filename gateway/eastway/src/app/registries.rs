@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use eastway_model::{Change, Label, LocalChange};
-use eastway_registry::file::{FileRegistry, FileRegistryConfig};
+use eastway_registry::file::{FileRegistry, FileRegistryConfig, RegistryStatus};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -26,13 +26,23 @@ pub struct Registries {
     tasks: TaskTracker,
     end: CancellationToken,
     running: BTreeMap<Label, (PathBuf, CancellationToken)>,
+    statuses: watch::Sender<Arc<RegistryStatuses>>,
 }
+
+/// How each registry is doing.
+pub type RegistryStatuses = BTreeMap<Label, watch::Receiver<RegistryStatus>>;
 
 impl Registries {
     /// None yet.
     #[must_use]
-    pub fn new(settings: Arc<Settings>, store: StoreSender, tasks: TaskTracker, end: CancellationToken) -> Self {
-        Self { settings, store, tasks, end, running: BTreeMap::new() }
+    pub fn new(
+        settings: Arc<Settings>,
+        store: StoreSender,
+        tasks: TaskTracker,
+        end: CancellationToken,
+        statuses: watch::Sender<Arc<RegistryStatuses>>,
+    ) -> Self {
+        Self { settings, store, tasks, end, running: BTreeMap::new(), statuses }
     }
 
     /// Follows the configuration until the process ends.
@@ -56,6 +66,7 @@ impl Registries {
             if let Some((_, stop)) = self.running.remove(&name) {
                 stop.cancel();
             }
+            self.statuses.send_modify(|all| drop(Arc::make_mut(all).remove(&name)));
             if !names.contains(&name) {
                 info!(registry = %name, "registry removed");
                 let change = Change::Local { registry: name, change: LocalChange::Removed };
@@ -80,7 +91,8 @@ impl Registries {
             allow_loopback: self.settings.allow_loopback,
             clock: Arc::new(clock::wall),
         };
-        let (file, _status) = FileRegistry::new(config);
+        let (file, status) = FileRegistry::new(config);
+        self.statuses.send_modify(|all| drop(Arc::make_mut(all).insert(registry.name.clone(), status)));
         self.tasks.spawn(file.run(sender, stop.clone()));
         self.tasks.spawn(forward(receiver, self.store.clone(), stop.clone()));
         self.running.insert(registry.name.clone(), (registry.file.clone(), stop));

@@ -41,7 +41,7 @@ fn apply(gateway: &Gateway, loaded: &Loaded, log: Option<&LogHandle>) {
     {
         warn!(%error, "the log level stays");
     }
-    gateway.telemetry.access.set_mode(adapters::access_mode(settings));
+    gateway.telemetry.access.set_mode(settings.log.access);
     let zones = adapters::zones(settings).and_then(|zones| gateway.zone.set_zones(zones, &[]));
     if let Err(error) = zones {
         error!(%error, "dns.zones stay as they were");

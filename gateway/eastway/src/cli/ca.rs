@@ -75,7 +75,7 @@ impl Folder {
         let Some(path) = &self.config else {
             return Err(Failure::usage("--config FILE is required, or --dir FOLDER with --trust-domain DOMAIN"));
         };
-        let settings = ConfigFile::at(path).load()?.settings;
+        let settings = ConfigFile::at(path).load_settings()?;
         Ok((settings.trust.cacerts.clone(), settings.trust.domain.to_string()))
     }
 }

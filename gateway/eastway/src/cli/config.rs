@@ -10,7 +10,7 @@ use eastway_registry::diagnostic::{Diagnostic, Diagnostics};
 use super::exit::{self, Failure};
 use super::output::{Format, Output, print};
 use crate::admin::views::View;
-use crate::config::{self, ConfigErrors, Loaded};
+use crate::config::{self, ConfigErrors, Loaded, Settings};
 
 /// `eastway config …`
 #[derive(Debug, Subcommand)]
@@ -38,7 +38,12 @@ impl ConfigFile {
 
     /// Reads and checks it; what is wrong goes to standard error.
     pub(super) fn load(&self) -> Result<Loaded, Failure> {
-        load(&self.path)
+        config::load(&self.path).map_err(|ConfigErrors(diagnostics)| refuse(&self.path, &diagnostics))
+    }
+
+    /// As [`Self::load`], without the peers and policies.
+    pub(super) fn load_settings(&self) -> Result<Settings, Failure> {
+        config::load_settings(&self.path).map_err(|ConfigErrors(diagnostics)| refuse(&self.path, &diagnostics))
     }
 }
 
@@ -64,11 +69,7 @@ pub(super) fn check_file(file: &Path) -> Result<(), Failure> {
 
 /// `listen.admin` of a GatewayConfig file.
 pub(super) fn admin_address(file: &Path) -> Result<SocketAddr, Failure> {
-    Ok(load(file)?.settings.listen.admin)
-}
-
-fn load(file: &Path) -> Result<Loaded, Failure> {
-    config::load(file).map_err(|ConfigErrors(diagnostics)| refuse(file, &diagnostics))
+    Ok(ConfigFile::at(file).load_settings()?.listen.admin)
 }
 
 /// Shows what is wrong with a file; a single mistake without a place in the file is the error line itself.

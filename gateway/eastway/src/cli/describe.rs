@@ -6,7 +6,7 @@ use super::client::{self, Target, encode};
 use super::exit::Failure;
 use super::output::{Output, Table};
 use super::show::labels;
-use crate::admin::views::{CandidateView, Description};
+use crate::admin::views::{CandidateView, Description, EndpointChoice};
 use crate::telemetry::Escaped;
 
 /// Arguments of `eastway describe`.
@@ -17,6 +17,7 @@ Examples:
   eastway describe reviews.shop.example --port 9080  by a name that our DNS answers
   eastway describe 242.0.13.7                        by a virtual address
   eastway describe bookinfo/ratings --from bookinfo/bookinfo-reviews --zone a
+  eastway describe bookinfo/ratings --from bookinfo/productpage --from-cluster gke   may it?
 
 It uses the same rules as connections do, on what the gateway knows now.")]
 pub(super) struct DescribeArgs {
@@ -29,6 +30,9 @@ pub(super) struct DescribeArgs {
     /// The client: NAMESPACE or NAMESPACE/SERVICEACCOUNT
     #[arg(long, value_name = "CLIENT")]
     from: Option<String>,
+    /// The client's cluster, for the access rules of our own services [default: this one]
+    #[arg(long, value_name = "CLUSTER")]
+    from_cluster: Option<String>,
     /// The client's topology zone
     #[arg(long)]
     zone: Option<String>,
@@ -52,6 +56,9 @@ pub(super) fn describe(args: &DescribeArgs) -> Result<(), Failure> {
             }
             None => add("namespace", from),
         }
+    }
+    if let Some(cluster) = &args.from_cluster {
+        add("cluster", cluster);
     }
     if let Some(zone) = &args.zone {
         add("zone", zone);
@@ -80,6 +87,13 @@ fn explain(view: &Description) -> String {
         }
         text.push_str(&format!("\nConnections go to\n{table}"));
     }
+    if view.candidates.iter().any(|candidate| !candidate.endpoints.is_empty()) {
+        let mut table = Table::new(&["SHARE", "CLUSTER", "ENDPOINT", "ADDRESS", "WHY NOT"]);
+        for candidate in &view.candidates {
+            candidate.endpoints.iter().for_each(|endpoint| table.row(endpoint_row(candidate, endpoint)));
+        }
+        text.push_str(&format!("\nby their endpoints\n{table}"));
+    }
     if !view.rejected.is_empty() {
         let mut table = Table::new(&["CLUSTER", "WHAT", "WHY NOT"]);
         for rejected in &view.rejected {
@@ -99,9 +113,24 @@ fn candidate_row(candidate: &CandidateView) -> [String; 6] {
     [
         format!("{:.1} %", candidate.share),
         cluster,
-        if candidate.endpoints.is_empty() { labels(&candidate.subset) } else { candidate.endpoints.join(",") },
+        labels(&candidate.subset),
         candidate.ready.to_string(),
         candidate.path.clone(),
         candidate.reason.clone(),
+    ]
+}
+
+fn endpoint_row(candidate: &CandidateView, endpoint: &EndpointChoice) -> [String; 5] {
+    let share = match (endpoint.share, &endpoint.reason) {
+        (Some(share), _) => format!("{share:.1} %"),
+        (None, Some(_)) => "none".to_owned(),
+        (None, None) => format!("{} decides", candidate.cluster),
+    };
+    [
+        share,
+        candidate.cluster.clone(),
+        endpoint.id.clone(),
+        endpoint.address.map_or_else(String::new, |address| address.to_string()),
+        endpoint.reason.clone().unwrap_or_default(),
     ]
 }

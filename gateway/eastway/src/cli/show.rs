@@ -144,6 +144,14 @@ fn status_table(view: &StatusView, now: u64) -> String {
     );
     lines.push(("services", counts));
     lines.push(("connections", view.open_connections.to_string()));
+    for registry in &view.registries {
+        let known = if registry.synced { "" } else { ", not known yet" };
+        let unhealthy =
+            if registry.unhealthy > 0 { format!(" ({} unhealthy)", registry.unhealthy) } else { String::new() };
+        let counts = format!("{} services, {} endpoints{unhealthy}{known}", registry.services, registry.endpoints);
+        lines.push(("registry", format!("{}: {counts}", registry.name)));
+        lines.extend(registry.errors.iter().map(|error| ("registry", format!("REFUSED: {error}"))));
+    }
     for error in &view.config.errors {
         lines.push(("config", format!("REFUSED, an older one runs: {error}")));
     }

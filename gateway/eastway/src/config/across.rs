@@ -19,9 +19,8 @@ pub(super) fn check(settings: Option<&Settings>, peers: &[PlacedPeer], policies:
     pins(peers, sink);
     trust_domains(settings, peers, sink);
     if let Some(settings) = settings {
-        let known: BTreeSet<&ClusterName> =
-            peers.iter().map(|peer| &peer.settings.name).chain([&settings.cluster]).collect();
-        policy::unknown_clusters(policies, &known, sink);
+        let known: BTreeSet<&ClusterName> = peers.iter().map(|peer| &peer.settings.name).collect();
+        policy::unknown_clusters(policies, &settings.cluster, &known, sink);
     }
 }
 

@@ -66,6 +66,22 @@ pub fn load(path: &Path) -> Result<Loaded, ConfigErrors> {
     loader.finish(loaded).1
 }
 
+/// Reads and checks the gateway's own file alone: not the folders that it names, whose mistakes do not concern who
+/// needs only a name, a trust domain or an address.
+///
+/// # Errors
+/// [`ConfigErrors`] has all errors of that file, and the warnings.
+pub fn load_settings(path: &Path) -> Result<Settings, ConfigErrors> {
+    let mut loader = Loader::new(None);
+    match loader.settings(path) {
+        Some((Some(settings), _)) if !loader.sink.has_errors() => Ok(settings),
+        _ => {
+            loader.sink.sort();
+            Err(ConfigErrors(loader.sink))
+        }
+    }
+}
+
 /// Reads and checks everything, to take over from `running`: what cannot change without a restart
 /// is as it runs.
 pub(super) fn reload(path: &Path, running: &Loaded) -> (Digest, Result<Loaded, ConfigErrors>) {

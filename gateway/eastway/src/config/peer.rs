@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use eastway_identity::{CertificateDer, CertificateRevocationListDer, PeerTrust, SpiffeId, SpkiPin};
+use eastway_identity::{
+    BundleError, CertificateDer, CertificateRevocationListDer, PeerTrust, SpiffeId, SpkiPin, certificates_from_pem,
+};
 use eastway_model::rules::{DEFAULT_WITHDRAW_AFTER, Glob, NameFilter, NameFilterEntry, PeerRules};
 use eastway_model::{ClusterName, UnixMillis};
 use eastway_registry::diagnostic::{Code, quoted};
 use eastway_registry::yaml::{At, Context, Field, List, Place};
-use rustls_pki_types::pem::PemObject;
 
 use super::file::{NameFilterSection, Peer, PeerSpec};
 use super::settings::duration_in;
@@ -188,37 +189,29 @@ fn pins(section: &At<PeerSpec>, cx: &mut Context<'_>) -> Vec<At<SpkiPin>> {
 
 fn bundle(field: &Field<String>, pins: &[At<SpkiPin>], cx: &mut Context<'_>) -> Vec<CertificateDer<'static>> {
     let Some(text) = field.get() else { return Vec::new() };
-    if text.value.contains("PRIVATE KEY") {
-        let help = "remove it from this file, and replace the key wherever it is used";
-        cx.error_help(text.at, Code::Forbidden, "holds a private key", help);
-        return Vec::new();
-    }
-    let mut bundle = Vec::new();
-    for (index, certificate) in CertificateDer::pem_slice_iter(text.value.as_bytes()).enumerate() {
-        let number = index + 1;
-        let pinned = certificate.map_err(|error| error.to_string()).and_then(|certificate| {
-            Ok((SpkiPin::of_certificate(&certificate).map_err(|e| e.to_string())?, certificate))
-        });
-        match pinned {
-            Ok((pin, certificate)) => {
-                if !pins.iter().any(|known| known.value == pin) {
-                    let message = format!("certificate {number} has the key {pin}, which is not among pins: not used");
-                    cx.warn(text.at, Code::Value, message);
-                }
-                bundle.push(certificate);
-            }
-            Err(error) => {
-                cx.error(text.at, Code::Value, format!("certificate {number}: {error}"));
-                return bundle;
-            }
+    let bundle = match certificates_from_pem(text.value.as_bytes()) {
+        Ok(bundle) => bundle,
+        Err(error @ BundleError::PrivateKey) => {
+            cx.error(text.at, Code::Forbidden, error.to_string());
+            return Vec::new();
         }
-        if number > MAX_BUNDLE {
-            cx.error(text.at, Code::TooLarge, format!("holds more than {MAX_BUNDLE} certificates"));
-            return bundle;
+        Err(error) => {
+            cx.error(text.at, Code::Value, error.to_string());
+            return Vec::new();
         }
+    };
+    if bundle.len() > MAX_BUNDLE {
+        cx.error(text.at, Code::TooLarge, format!("holds more than {MAX_BUNDLE} certificates"));
     }
-    if bundle.is_empty() {
-        cx.error(text.at, Code::Value, "holds no certificate (-----BEGIN CERTIFICATE-----)");
+    for (number, certificate) in (1..).zip(bundle.iter().take(MAX_BUNDLE)) {
+        match SpkiPin::of_certificate(certificate) {
+            Ok(pin) if pins.iter().any(|known| known.value == pin) => {}
+            Ok(pin) => {
+                let message = format!("certificate {number} has the key {pin}, which is not among pins: not used");
+                cx.warn(text.at, Code::Value, message);
+            }
+            Err(error) => cx.error(text.at, Code::Value, format!("certificate {number}: {error}")),
+        }
     }
     bundle
 }

@@ -240,9 +240,9 @@ fn at_of(error: &TrafficPolicyError, spec: &file::TrafficPolicySpec, spec_at: No
 }
 
 /// Warns of clusters in policies that no Peer is named after.
-pub(super) fn unknown_clusters(collected: &Collected, known: &BTreeSet<&Label>, sink: &mut Diagnostics) {
+pub(super) fn unknown_clusters(collected: &Collected, own: &Label, known: &BTreeSet<&Label>, sink: &mut Diagnostics) {
     for (name, place) in &collected.clusters {
-        if !known.contains(name) {
+        if name != own && !known.contains(name) {
             let mut message = format!("no Peer is named {name}");
             let names = known.iter().map(|known| known.as_str());
             if let Some(meant) = eastway_registry::diagnostic::did_you_mean(name.as_str(), names) {

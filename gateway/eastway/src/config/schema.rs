@@ -46,12 +46,12 @@ mod tests {
         PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("schema").join(name + ".json")
     }
 
-    /// `EASTWAY_BLESS=1 cargo test -p eastway --lib schema` writes them.
+    /// `make regenerate` writes them.
     #[test]
     fn committed_schemas_are_those_of_the_structs() {
         for kind in KINDS {
             let (schema, path) = (schema(kind).unwrap(), file(kind));
-            if std::env::var_os("EASTWAY_BLESS").is_some() {
+            if std::env::var_os("EASTWAY_REGENERATE").is_some() {
                 std::fs::write(&path, &schema).unwrap();
             }
             let committed = std::fs::read_to_string(&path).unwrap_or_default();

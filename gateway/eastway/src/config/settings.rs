@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use eastway_model::rules::{AccessMode, NameRule};
+use eastway_model::rules::{self, NameRule};
 use eastway_model::vip::VipRange;
 use eastway_model::{ClusterName, Label};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::value::{Fqdn, HostPort};
+use crate::telemetry::{AccessMode, LogFormat};
 
 pub(super) use convert::{convert, duration_in, folders};
 
@@ -42,7 +42,7 @@ pub struct Settings {
     /// Virtual addresses.
     pub vip: VipSettings,
     /// Whether refusals by access policies are carried out.
-    pub authorization: AccessMode,
+    pub authorization: rules::AccessMode,
     /// Folder for what survives a restart.
     pub state: PathBuf,
     /// Logs.
@@ -156,33 +156,7 @@ pub struct LogSettings {
     /// Filter directives as in `RUST_LOG`; checked for their grammar.
     pub level: String,
     /// Which connections get a line.
-    pub access: AccessLog,
-}
-
-/// How a log line looks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-#[schemars(inline)]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Text,
-    /// For programs.
-    Json,
-}
-
-/// Which connections get a line in the log.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-#[schemars(inline)]
-pub enum AccessLog {
-    /// None.
-    Off,
-    /// Those that failed.
-    #[default]
-    Errors,
-    /// All.
-    All,
+    pub access: AccessMode,
 }
 
 /// Bounds on what peers and clients can use up (invariant I8).
@@ -196,11 +170,11 @@ pub struct Limits {
     /// Changed services and endpoints of one peer per second, in the long run.
     pub updates_per_second_per_peer: u32,
     /// Open streams of one peer.
-    pub streams_per_link: u32,
+    pub streams_per_peer: u32,
     /// Bytes of all links in buffers.
     pub buffer_bytes: u64,
-    /// DNS queries in work at once.
-    pub dns_in_flight: usize,
+    /// DNS connections over TCP at once.
+    pub dns_connections: usize,
     /// DNS answers per second and client network.
     pub dns_answers_per_second: u32,
     /// Without a byte, or with bytes that nobody takes, for so long a connection is reset.
@@ -215,9 +189,9 @@ impl Default for Limits {
             services_per_peer: 10_000,
             endpoints_per_peer: 100_000,
             updates_per_second_per_peer: 10_000,
-            streams_per_link: 65_536,
+            streams_per_peer: 65_536,
             buffer_bytes: 256 << 20,
-            dns_in_flight: 1_024,
+            dns_connections: 128,
             dns_answers_per_second: 10_000,
             connection_idle: Duration::from_secs(3_600),
             connection_half_closed: Duration::from_secs(600),

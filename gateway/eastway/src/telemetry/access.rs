@@ -20,6 +20,7 @@ const REJECTED_INTERVAL: Duration = Duration::from_millis(100);
 /// Which connections get a line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(inline)]
 pub enum AccessMode {
     /// None.
     Off,

@@ -20,6 +20,7 @@ use self::writer::LineWriter;
 /// How lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
+#[schemars(inline)]
 pub enum LogFormat {
     /// For people.
     #[default]

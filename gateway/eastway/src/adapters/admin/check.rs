@@ -54,6 +54,11 @@ fn gateway_facts(gateway: &Gateway, snapshot: &Snapshot) -> GatewayFacts {
         crl_next_update: gateway.trust.crl_next_update().map(millis),
         pending: gateway.readiness.pending().iter().map(ToString::to_string).collect(),
         config_errors: gateway.configuration.status.borrow().errors.clone(),
+        registry_errors: super::registries(gateway)
+            .into_iter()
+            .filter(|registry| !registry.errors.is_empty())
+            .map(|registry| format!("{}: {}", registry.name, registry.errors.join("; ")))
+            .collect(),
         exported_services: count(exported.len()),
         exported_without_endpoints: idle.map(|local| local.key().to_string()).collect(),
         vips_missing: count(frontend.exhausted.len()),
@@ -141,7 +146,10 @@ async fn peer_facts(
         echo,
         transport: links.first().map(|link| link.transport.to_owned()),
         clock_skew_ms: status.and_then(|status| status.clock_skew_ms),
-        certificate_not_after: links.iter().map(|link| millis(link.cert_not_after)).max(),
+        certificate: links
+            .iter()
+            .map(|link| (millis(link.cert_not_before), millis(link.cert_not_after)))
+            .max_by_key(|(_, end)| *end),
         recent_link_losses: count(status.map_or(0, recent_losses)),
         packets: (links.iter().map(|link| link.packets_sent).sum(), links.iter().map(|link| link.packets_lost).sum()),
         pins: count(peer.pins.len()),

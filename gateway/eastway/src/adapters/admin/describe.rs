@@ -11,7 +11,7 @@ use eastway_model::store::Snapshot;
 use eastway_model::{ClusterName, Label, Protocol, ServiceKey};
 
 use super::services;
-use crate::admin::views::{CandidateView, Description, RejectedView};
+use crate::admin::views::{CandidateView, Description, EndpointChoice, RejectedView};
 use crate::admin::{DescribeQuery, SourceError};
 use crate::app::Gateway;
 
@@ -27,7 +27,7 @@ pub(super) fn describe(gateway: &Gateway, query: &DescribeQuery) -> Result<Descr
     let access = snapshot.local(&key).map(|_| {
         let verdict = access::authorize(&snapshot, &source, &key);
         let word = if verdict.allowed { "allowed" } else { "denied" };
-        format!("{word}: {}", serde_json::to_string(&verdict.rule).unwrap_or_default())
+        format!("{word}: {}", verdict.rule)
     });
     let import = snapshot.import(&key);
     let mut warnings: Vec<_> = explanation.error.iter().cloned().collect();
@@ -123,10 +123,11 @@ fn source(snapshot: &Snapshot, query: &DescribeQuery) -> Result<SourceIdentity, 
             Label::parse(text).map(Some).map_err(|error| SourceError::BadQuery(format!("{what} {text:?} {error}")))
         }
     };
+    let cluster = label("cluster", &query.cluster)?;
     Ok(SourceIdentity {
         namespace: label("namespace", &query.namespace)?,
         service_account: label("service account", &query.service_account)?,
-        ..SourceIdentity::unknown(snapshot.cluster().clone())
+        ..SourceIdentity::unknown(cluster.unwrap_or_else(|| snapshot.cluster().clone()))
     })
 }
 
@@ -135,9 +136,16 @@ fn candidate(gateway: &Gateway, snapshot: &Snapshot, key: &ServiceKey, one: &Exp
     let import = snapshot.import(key);
     let part = import.and_then(|import| import.part((!one.local).then_some(&one.cluster)));
     let groups = part.map(|part| part.record.groups.as_slice()).unwrap_or_default();
-    let endpoints = snapshot.local(key).filter(|_| one.local).map(|local| {
-        let fitting = local.endpoints.iter().filter(|endpoint| matches(&endpoint.endpoint.subset));
-        fitting.map(|endpoint| format!("{} {}", endpoint.endpoint.id, endpoint.address)).collect()
+    let local = snapshot.local(key).filter(|_| one.local);
+    let address = |id: &str| {
+        let endpoints = local.into_iter().flat_map(|local| local.endpoints.iter());
+        endpoints.into_iter().find(|known| known.endpoint.id.as_str() == id).map(|known| known.address)
+    };
+    let endpoints = one.endpoints.iter().map(|endpoint| EndpointChoice {
+        id: endpoint.id.clone(),
+        address: address(&endpoint.id),
+        share: endpoint.share_percent,
+        reason: endpoint.reason.map(|reason| reason.to_string()),
     });
     let link = gateway.router.link(&one.cluster);
     let path = match (one.local, link) {
@@ -159,6 +167,6 @@ fn candidate(gateway: &Gateway, snapshot: &Snapshot, key: &ServiceKey, one: &Exp
         ready: groups.iter().filter(|group| matches(&group.subset)).map(|group| group.ready).sum(),
         path,
         reason: reason.to_owned(),
-        endpoints: endpoints.unwrap_or_default(),
+        endpoints: endpoints.collect(),
     }
 }

@@ -70,6 +70,8 @@ codes! {
         "`vip.ranges` does not lead to this host", "route each range here: ip route add local RANGE dev lo";
     CRL_ENDS = "EW117" Warning "the revocation list ends in {what}",
         "no newer list was published at `trust.crl`", "publish a new list before then: after it new links to gateways of that CA are refused";
+    REGISTRY_REFUSED = "EW118" Error "registry {what}",
+        "its file cannot be used as it is now; what was read before, if anything, goes on", "mend what it names, and save the file; `eastway config check` shows the line";
 
     DNS_OK = "EW200" Ok "names are answered", "", "";
     DNS_SILENT = "EW201" Error "our DNS server does not answer",

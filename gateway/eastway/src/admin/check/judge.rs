@@ -8,8 +8,6 @@ use crate::human::duration;
 const ISSUER_WARNING: u64 = 30 * DAY;
 /// A revocation list that ends sooner is reported: CAs publish the next one days before.
 const CRL_WARNING: u64 = 2 * DAY;
-/// A peer's certificate that ends sooner is reported: gateways renew 8 hours before the end of a 24 h leaf.
-const PEER_LEAF_WARNING: u64 = HOUR;
 /// Clocks further apart are reported; certificates are issued with a grace of a minute.
 const SKEW_WARNING_MS: u64 = 30_000;
 /// Clocks further apart make handshakes fail.
@@ -77,6 +75,9 @@ fn gateway(report: &mut Report, now: u64, facts: &GatewayFacts) {
     let mut add = |code: &Code, what: &str| report.add(code, "gateway", "", what);
     if !facts.pending.is_empty() {
         add(&codes::NOT_READY, &list(&facts.pending));
+    }
+    for error in facts.registry_errors.iter().take(EXAMPLES) {
+        add(&codes::REGISTRY_REFUSED, error);
     }
     if !facts.config_errors.is_empty() {
         add(&codes::CONFIG_REFUSED, &list(&facts.config_errors));
@@ -214,8 +215,11 @@ fn trust(report: &mut Report, now: u64, peer: &PeerFacts) {
         Some(HandshakeFault::Protocol(why)) => add(&codes::PROTOCOL, why),
         Some(HandshakeFault::Other(why)) => add(&codes::HANDSHAKE, why),
     }
-    if let Some(end) = peer.certificate_not_after.filter(|end| peer.up && *end < now + PEER_LEAF_WARNING) {
-        add(&codes::PEER_CERTIFICATE_ENDS, &duration(end.saturating_sub(now)));
+    // As with our own: renewed at two thirds, so a fifth left means that it was tried for a long time.
+    if let Some((from, to)) = peer.certificate.filter(|_| peer.up)
+        && to.saturating_sub(now) < to.saturating_sub(from) / 5
+    {
+        add(&codes::PEER_CERTIFICATE_ENDS, &duration(to.saturating_sub(now)));
     }
     if peer.shared_trust_domain {
         add(&codes::SHARED_TRUST_DOMAIN, "");

@@ -42,7 +42,7 @@ fn address(text: &str) -> Result<HostPort, String> {
 }
 
 pub(super) fn export(args: &ExportArgs) -> Result<(), Failure> {
-    let settings = args.config.load()?.settings;
+    let settings = args.config.load_settings()?;
     let (pins, bundle) = keys(&settings, args.bundle)?;
     let gateway = SpiffeId::gateway(&settings.trust.domain).map_err(|error| Failure::failed(&error))?;
     print(&render(&PeerFile {

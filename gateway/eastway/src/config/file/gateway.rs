@@ -4,7 +4,7 @@ use eastway_registry::yaml::{Field, List, Text};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::config::settings::{AccessLog, LogFormat};
+use crate::telemetry::{AccessMode, LogFormat};
 
 /// Configuration of one gateway: its cluster's name, where it listens, and where to find the rest.
 /// Relative paths start at the folder of this file.
@@ -201,7 +201,7 @@ pub struct LogSection {
     pub level: Field<String>,
     /// One line per connection: `off`, `errors` (those that failed) or `all`. Default: `errors`.
     #[serde(default)]
-    pub access: Field<AccessLog>,
+    pub access: Field<AccessMode>,
 }
 
 /// Bounds on what peers and clients can use up.
@@ -220,13 +220,13 @@ pub struct LimitsSection {
     /// Open streams of one peer, 1 to 1000000, and no more than a quarter of the file descriptors that the process
     /// may open. Default: 65536.
     #[serde(default)]
-    pub streams_per_link: Field<u64>,
+    pub streams_per_peer: Field<u64>,
     /// Bytes of all links that may wait in buffers, 16MiB to 64GiB. Default: `256MiB`.
     #[serde(default)]
     pub buffer_bytes: Field<Text>,
-    /// DNS queries in work at once, 1 to 1000000. Default: 1024.
+    /// DNS connections over TCP at once, 1 to 65536; over UDP at most 32 queries per core are in work. Default: 128.
     #[serde(default)]
-    pub dns_in_flight: Field<u64>,
+    pub dns_connections: Field<u64>,
     /// DNS answers per second and client network, 1 to 10000000. Default: 10000.
     #[serde(default)]
     pub dns_answers_per_second: Field<u64>,

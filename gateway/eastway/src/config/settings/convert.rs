@@ -292,8 +292,8 @@ fn limits(section: Option<&LimitsSection>, cx: &mut Context<'_>) -> Limits {
     limits.endpoints_per_peer = number_in(&section.endpoints_per_peer, 10_000_000, limits.endpoints_per_peer, cx);
     let updates = limits.updates_per_second_per_peer;
     limits.updates_per_second_per_peer = number_in(&section.updates_per_second_per_peer, 1_000_000, updates, cx);
-    limits.streams_per_link = number_in(&section.streams_per_link, 1_000_000, limits.streams_per_link, cx);
-    limits.dns_in_flight = number_in(&section.dns_in_flight, 1_000_000, limits.dns_in_flight, cx);
+    limits.streams_per_peer = number_in(&section.streams_per_peer, 1_000_000, limits.streams_per_peer, cx);
+    limits.dns_connections = number_in(&section.dns_connections, 65_536, limits.dns_connections, cx);
     let answers = limits.dns_answers_per_second;
     limits.dns_answers_per_second = number_in(&section.dns_answers_per_second, 10_000_000, answers, cx);
     if let Some(text) = section.buffer_bytes.get()

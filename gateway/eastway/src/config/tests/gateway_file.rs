@@ -27,7 +27,7 @@ refused! {
     ranges_that_are_none: "vip: {ranges: [242.0.0.1/16, 242.0.0.0/16, 242.0.1.0/24, 10.0.0.0, 0.0.0.0/8, 224.0.0.0/4, fd00::/200]}\n";
     unknown_words: "log: {format: jsn, access: al, level: inof}\nauthorization: dry_run\n";
     connection_times_out_of_bounds: "limits: {connectionIdle: 0s, connectionHalfClosed: 169h}\n";
-    numbers_out_of_bounds: "limits: {servicesPerPeer: 0, endpointsPerPeer: -1, streamsPerLink: 1.5, dnsInFlight: many, bufferBytes: 1MB}\n";
+    numbers_out_of_bounds: "limits: {servicesPerPeer: 0, endpointsPerPeer: -1, streamsPerPeer: 1.5, dnsConnections: many, bufferBytes: 1MB}\n";
     a_small_buffer: "limits: {bufferBytes: 1KiB}\n";
     paths_that_are_none: "state: ''\npeers: [a]\npolicies: \"a\\0b\"\n";
     nothing_at_all: "trust:\n";

@@ -146,7 +146,7 @@ log: {access: all}
     assert_eq!(settings.listen.link.port(), 15443);
     assert_eq!(settings.state, fixture.folder.path("state"));
     assert!(settings.dns.names.is_empty(), "a name in a zone that is not served yet");
-    assert_eq!(settings.log.access, crate::config::AccessLog::All);
+    assert_eq!(settings.log.access, crate::telemetry::AccessMode::All);
     let lines: Vec<&str> = status.needs_restart.iter().filter_map(|line| line.split("warning: ").nth(1)).collect();
     let fixed = lines.iter().filter_map(|line| line.split(": ").nth(1)?.split(' ').next()).collect::<Vec<_>>();
     assert_eq!(fixed, ["cluster", "trust.ca", "listen.link", "listen.admin", "dns.zones", "state"], "{lines:?}");

@@ -20,7 +20,7 @@ fn healthy() -> CheckFacts {
         echo: Some(Ok(Duration::from_micros(21_500))),
         transport: Some("quic".to_owned()),
         clock_skew_ms: Some(-12),
-        certificate_not_after: Some(NOW + 20 * HOUR),
+        certificate: Some((NOW - 4 * HOUR, NOW + 20 * HOUR)),
         packets: (100_000, 10),
         pins: 1,
         import_rules: 1,
@@ -78,6 +78,7 @@ const FAULTS: &[(&str, Break)] = &[
     ("EW107", |f| f.gateway.issuer_not_after = Some(NOW - 1)),
     ("EW108", |f| f.gateway.crl_next_update = Some(NOW - HOUR)),
     ("EW117", |f| f.gateway.crl_next_update = Some(NOW + HOUR)),
+    ("EW118", |f| f.gateway.registry_errors = vec!["hosts: services.yaml:3:1: unknown field".to_owned()]),
     ("EW109", |f| f.gateway.leaf = Some((NOW + HOUR, NOW + 25 * HOUR))),
     ("EW110", |f| f.gateway.dropped_log_lines = 7),
     ("EW111", |f| f.gateway.fd_limit = Some(1_024)),
@@ -114,7 +115,7 @@ const FAULTS: &[(&str, Break)] = &[
     ("EW407", |f| handshake(f, HandshakeFault::RefusedUs("unknown certificate".to_owned()))),
     ("EW408", |f| handshake(f, HandshakeFault::Protocol("no application protocol".to_owned()))),
     ("EW409", |f| handshake(f, HandshakeFault::Other("timed out".to_owned()))),
-    ("EW410", |f| peer(f).certificate_not_after = Some(NOW + HOUR / 2)),
+    ("EW410", |f| peer(f).certificate = Some((NOW - 23 * HOUR, NOW + HOUR / 2))),
     ("EW412", |f| peer(f).shared_trust_domain = true),
     ("EW413", |f| peer(f).clock_skew_ms = Some(-31_000)),
     ("EW414", |f| peer(f).clock_skew_ms = Some(3_600_000)),
@@ -175,4 +176,11 @@ fn errors_come_first() {
     down(&mut facts, Reach::Silent, None);
     let severities: Vec<_> = judge(&facts).findings.iter().map(|f| f.severity).collect();
     assert!(severities.is_sorted_by(|a, b| a >= b), "{severities:?}");
+}
+
+#[test]
+fn a_short_certificate_that_is_renewed_in_time_is_well() {
+    let mut facts = healthy();
+    peer(&mut facts).certificate = Some((NOW - 40_000, NOW + 20_000));
+    assert_eq!(complaints(&facts), [] as [&str; 0], "a third of a minute is left when it is renewed");
 }
