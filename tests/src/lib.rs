@@ -21,6 +21,7 @@ pub mod coredns;
 pub mod load;
 pub mod mesh;
 pub mod relay;
+pub mod rogue;
 pub mod run;
 pub mod sim;
 

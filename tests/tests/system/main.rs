@@ -15,6 +15,7 @@ mod check;
 mod cli;
 mod config;
 mod demo;
+mod hostile;
 mod lab;
 mod names;
 mod partition;

@@ -1,0 +1,114 @@
+//! A gateway of a cloud that says what a test wants: a peer that is authenticated and not to be trusted.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use eastway_identity::ca::Ca;
+use eastway_identity::{IdentityStore, PeerTrust, SpiffeId, SpkiPin, TrustStore};
+use eastway_tunnel::header::{Label, ServiceHeader, Source, StreamHeader};
+use eastway_tunnel::transport::BoxFuture;
+use eastway_tunnel::{
+    AcceptedStream, HostPort, Link, LinkInfo, PeerTarget, ReplicaId, ResetCode, StreamError, StreamHandler, Timing,
+    Tunnel, TunnelConfig, TunnelLimits,
+};
+
+use crate::lab::cloud::Cloud;
+use crate::lab::files::LINK_PORT;
+use crate::until::within;
+
+/// Longest wait for an answer to a header.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// One more replica of a cloud's gateway, with a certificate of that cloud's CA.
+pub struct Rogue {
+    _tunnel: Tunnel,
+    link: Link,
+}
+
+struct Refuses;
+
+impl StreamHandler for Refuses {
+    fn handle(&self, _link: LinkInfo, _header: StreamHeader, stream: AcceptedStream) -> BoxFuture<'static, ()> {
+        Box::pin(async move { stream.reject(ResetCode::Draining) })
+    }
+}
+
+impl Rogue {
+    /// Joins as a replica of `own` and links to the first gateway of `target`.
+    ///
+    /// # Errors
+    /// The CA cannot be used, or there is no link in time.
+    pub async fn join(own: &Cloud, target: &Cloud) -> Result<Self> {
+        let gateway = own.net().gateways().first().context("a gateway")?;
+        let (cacerts, name) = (own.folder().join("cacerts"), own.name().to_owned());
+        let (peer, pin) = (target.name().to_owned(), target.pin().to_owned());
+        let remote = SocketAddr::new(target.net().gateways().first().context("a gateway")?.wan, LINK_PORT);
+        let listen = SocketAddr::new(gateway.wan, 0);
+        let tunnel = gateway.place.run(async move {
+            let ca = Ca::load(&cacerts)?;
+            let gateway = |cluster: &str| SpiffeId::gateway(&format!("{cluster}.example"));
+            let identity = ca.issue_identity(&gateway(&name)?, Duration::from_secs(3_600), SystemTime::now())?;
+            let pins = vec![SpkiPin::parse(&pin)?];
+            let (crls, bundle) = (Vec::new(), Vec::new());
+            let trust = PeerTrust { name: Arc::from(&*peer), gateway: gateway(&peer)?, pins, bundle, crls };
+            let config = TunnelConfig {
+                listen,
+                cluster: Arc::from(&*name),
+                replica: ReplicaId::random()?,
+                keys: ca.link_keys(),
+                limits: TunnelLimits::default(),
+                timing: Timing::default(),
+                software_version: "rogue".into(),
+            };
+            let trust = TrustStore::new(vec![trust])?;
+            let tunnel = Tunnel::bind(config, IdentityStore::new(identity), trust, Arc::new(Refuses))?;
+            tunnel.set_peers(vec![PeerTarget { name: Arc::from(&*peer), addresses: vec![HostPort::from(remote)] }]);
+            Ok(tunnel)
+        });
+        let tunnel = tunnel.await?;
+        within(Duration::from_secs(10), "the rogue is linked", async || {
+            Ok(!tunnel.links().to(target.name()).is_empty())
+        })
+        .await?;
+        let link = tunnel.links().to(target.name()).first().cloned().context("a link")?;
+        Ok(Self { _tunnel: tunnel, link })
+    }
+
+    /// What the other side answers to a header: nothing if it reached an endpoint, or a code.
+    ///
+    /// # Errors
+    /// No answer in time, or the link is lost.
+    pub async fn answer(&self, header: &StreamHeader) -> Result<Option<ResetCode>> {
+        let mut stream = self.link.open(header).await?;
+        match tokio::time::timeout(PATIENCE, stream.accepted()).await.context("no answer")? {
+            Ok(()) => Ok(None),
+            Err(StreamError::Reset(code)) => Ok(Some(code)),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// The header of a stream to `namespace/service:port` from somebody who calls himself `account`.
+///
+/// # Errors
+/// A name that no header can carry.
+pub fn header(namespace: &str, service: &str, port: u16, account: &str) -> Result<ServiceHeader> {
+    Ok(ServiceHeader {
+        namespace: Label::parse(namespace)?,
+        service: Label::parse(service)?,
+        port: NonZeroU16::new(port).context("port 0")?,
+        subset: BTreeMap::new(),
+        endpoint: None,
+        source: Source {
+            namespace: Some(Label::parse(namespace)?),
+            service_account: Some(Label::parse(account)?),
+            identity: None,
+        },
+        traceparent: None,
+        affinity: None,
+    })
+}
