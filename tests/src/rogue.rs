@@ -59,6 +59,7 @@ impl Rogue {
                 listen,
                 cluster: Arc::from(&*name),
                 replica: ReplicaId::random()?,
+                predecessors: Arc::default(),
                 keys: ca.link_keys(),
                 limits: TunnelLimits::default(),
                 timing: Timing::default(),

@@ -14,6 +14,7 @@ pub mod links;
 pub mod peers;
 pub mod registries;
 pub mod reload;
+pub mod replica;
 pub mod signals;
 pub mod store;
 pub mod vips;
@@ -310,10 +311,12 @@ impl Running {
             self.sessions.clone(),
         );
         let inbound = Inbound::new(gateway.router.clone(), Arc::new(exports));
+        let replica = ReplicaId::random()?;
         let config = TunnelConfig {
             listen: settings.listen.link,
             cluster: Arc::from(settings.cluster.as_str()),
-            replica: ReplicaId::random()?,
+            replica,
+            predecessors: replica::predecessors(&settings.state, replica),
             keys,
             limits: adapters::tunnel_limits(settings, file_descriptors()),
             timing: adapters::timing(settings),

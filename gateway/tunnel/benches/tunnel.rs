@@ -127,6 +127,7 @@ impl Pair {
                 listen: (Ipv4Addr::LOCALHOST, 0).into(),
                 cluster: (*name).into(),
                 replica: ReplicaId::random().unwrap(),
+                predecessors: Arc::default(),
                 keys: ca.link_keys(),
                 limits: TunnelLimits::default(),
                 timing: Timing::default(),

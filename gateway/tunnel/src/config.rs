@@ -61,6 +61,9 @@ pub struct TunnelConfig {
     pub cluster: Arc<str>,
     /// This process.
     pub replica: ReplicaId,
+    /// Former incarnations of it, all gone: packets that are meant for them are answered with a stateless reset, so
+    /// that a peer learns of a restart within a round trip.
+    pub predecessors: Arc<[ReplicaId]>,
     /// Keys that all replicas and restarts share, so that each can answer for packets that were meant for
     /// another: without them a restart costs the peers a full idle timeout.
     pub keys: LinkKeys,

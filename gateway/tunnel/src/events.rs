@@ -7,6 +7,7 @@ use eastway_identity::VerifyError;
 use serde::Serialize;
 
 use crate::config::{HostPort, ReplicaId};
+use crate::header::HeaderError;
 use crate::transport::{CloseReason, DialError};
 
 /// Told of links by the tunnel's own tasks: it must be quick, and it must not block.
@@ -42,6 +43,13 @@ pub enum Event<'a> {
         remote: SocketAddr,
         /// Why.
         reason: &'a CloseReason,
+    },
+    /// A stream of a peer began with a header that cannot be taken.
+    Header {
+        /// Whose.
+        peer: &'a Arc<str>,
+        /// What is wrong with it.
+        error: &'a HeaderError,
     },
     /// Somebody dialled us and got no link.
     Refused {

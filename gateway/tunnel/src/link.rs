@@ -21,7 +21,8 @@ pub use table::LinkTable;
 pub(crate) use balance::{Budget, Pace};
 
 use crate::config::{ReplicaId, Timing, TunnelLimits};
-use crate::header::{HeaderTooLong, StreamHeader};
+use crate::events::{Event, Observer};
+use crate::header::{HeaderError, HeaderTooLong, StreamHeader};
 use crate::metrics::Counters;
 use crate::stream::{Direction, LinkInfo, RecvHalf, SendHalf, StreamShared, TunnelStream};
 use crate::transport::{Connection, Side, StreamError};
@@ -187,6 +188,7 @@ pub(crate) struct LinkShared {
     pub(crate) limits: TunnelLimits,
     timing: Timing,
     counters: Arc<Counters>,
+    observer: Arc<dyn Observer>,
     /// Streams of this peer over all of its links.
     peer_streams: Arc<AtomicU32>,
     state: AtomicU8,
@@ -226,6 +228,7 @@ pub(crate) struct LinkSurroundings {
     pub(crate) limits: TunnelLimits,
     pub(crate) timing: Timing,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) observer: Arc<dyn Observer>,
     pub(crate) peer_streams: Arc<AtomicU32>,
 }
 
@@ -236,7 +239,7 @@ impl LinkShared {
         certificate: (SystemTime, SystemTime),
         surroundings: LinkSurroundings,
     ) -> Arc<Self> {
-        let LinkSurroundings { limits, timing, counters, peer_streams } = surroundings;
+        let LinkSurroundings { limits, timing, counters, observer, peer_streams } = surroundings;
         let live = LiveFacts {
             certificate,
             last_acknowledged: None,
@@ -249,6 +252,7 @@ impl LinkShared {
             limits,
             timing,
             counters,
+            observer,
             peer_streams,
             state: AtomicU8::new(LinkState::Starting as u8),
             going_away: AtomicBool::new(false),
@@ -285,6 +289,12 @@ impl LinkShared {
 
     pub(crate) fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// A stream of the other side began with a header that cannot be taken.
+    pub(crate) fn header_refused(&self, error: &HeaderError) {
+        self.counters.header_error();
+        self.observer.happened(&Event::Header { peer: self.peer(), error });
     }
 
     pub(crate) fn state(&self) -> LinkState {

@@ -21,7 +21,7 @@ use crate::peers::{PeerCounts, Peers};
 use crate::status::{PeerStates, PeerStatus};
 use crate::stream::StreamHandler;
 use crate::transport::Transport;
-use crate::transport::quic::{LiveReplicas, QuicError, QuicTransport};
+use crate::transport::quic::{QuicError, QuicTransport};
 use crate::world::World;
 
 /// After GOAWAY, streams that were on their way are still served for this long, or two round trips.
@@ -36,7 +36,6 @@ pub struct Tunnel {
     transport: Arc<dyn Transport>,
     targets: watch::Sender<Vec<PeerTarget>>,
     live: watch::Sender<Arc<[ReplicaId]>>,
-    connection_ids: LiveReplicas,
     draining: CancellationToken,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -69,16 +68,14 @@ impl Tunnel {
         handler: Arc<dyn StreamHandler>,
     ) -> Result<Self, QuicError> {
         let config = Arc::new(config);
-        let live = Arc::new(ArcSwap::from_pointee(vec![config.replica]));
         let transport = QuicTransport::bind(
             Arc::clone(&config),
             Arc::clone(&identity),
             Arc::clone(&trust),
             Arc::clone(&world.clock),
-            Arc::clone(&live),
             Arc::clone(&world.observer),
         )?;
-        Ok(Self::start(world, config, identity, trust, handler, Arc::new(transport), live))
+        Ok(Self::start(world, config, identity, trust, handler, Arc::new(transport)))
     }
 
     /// A tunnel on another transport.
@@ -91,8 +88,7 @@ impl Tunnel {
         handler: Arc<dyn StreamHandler>,
         transport: Arc<dyn Transport>,
     ) -> Self {
-        let live = Arc::new(ArcSwap::from_pointee(vec![config.replica]));
-        Self::start(world, Arc::new(config), identity, trust, handler, transport, live)
+        Self::start(world, Arc::new(config), identity, trust, handler, transport)
     }
 
     fn start(
@@ -102,7 +98,6 @@ impl Tunnel {
         trust: Arc<TrustStore>,
         handler: Arc<dyn StreamHandler>,
         transport: Arc<dyn Transport>,
-        connection_ids: LiveReplicas,
     ) -> Self {
         let tasks = TaskTracker::new();
         let (live, live_receiver) = watch::channel(Arc::from([config.replica]));
@@ -143,7 +138,7 @@ impl Tunnel {
             stop: stop.clone(),
         };
         tasks.spawn(manager.run());
-        Self { board, environment, transport, targets, live, connection_ids, draining, stop, tasks }
+        Self { board, environment, transport, targets, live, draining, stop, tasks }
     }
 
     /// Where links are taken.
@@ -165,13 +160,12 @@ impl Tunnel {
         self.targets.send_replace(peers);
     }
 
-    /// Sets the live replicas of this cluster's gateway. Peers are told, and packets for them are left alone.
+    /// Sets the live replicas of this cluster's gateway. Peers are told.
     pub fn set_live_replicas(&self, replicas: &[ReplicaId]) {
         let mut all = replicas.to_vec();
         all.push(self.environment.config.replica);
         all.sort_unstable();
         all.dedup();
-        self.connection_ids.store(Arc::new(all.clone()));
         self.live.send_if_modified(|live| {
             let changed = **live != *all;
             if changed {

@@ -112,6 +112,7 @@ async fn gateway_with_clock(mesh: &Mesh, life: Duration, now: fn() -> SystemTime
         listen: SocketAddr::new(net.wan, LINK_PORT),
         cluster: "b".into(),
         replica: ReplicaId::random()?,
+        predecessors: Arc::default(),
         keys: LinkKeys { reset: keys.reset, connection_id: keys.connection_id, token: keys.token },
         limits: TunnelLimits::default(),
         timing: Timing::default(),

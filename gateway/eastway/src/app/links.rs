@@ -73,6 +73,9 @@ impl Observer for LinkLog {
                 if self.is_configured(peer) {
                     metrics.link_closed(peer, label);
                 }
+                if matches!(reason, CloseReason::Local { code: CloseCode::Protocol, .. }) {
+                    self.telemetry.refusals.count(Refusal::Control, Some(peer));
+                }
                 let Some(suppressed) = self.admit(Kind::Close, label, Some(peer)) else { return };
                 let text = reason.to_string();
                 let (text, advice) = (Escaped(&text), close_advice(reason));
@@ -81,6 +84,9 @@ impl Observer for LinkLog {
                 } else {
                     warn!(%peer, %replica, %remote, reason = label, suppressed, "link lost: {text}; {advice}");
                 }
+            }
+            Event::Header { peer, error } => {
+                self.telemetry.refusals.refused(Refusal::StreamHeader, Some(peer), error);
             }
             Event::Refused { peer, remote, reason, text } => {
                 metrics.handshake_refused(reason);

@@ -73,6 +73,8 @@ impl Rejection {
 
 async fn serve(router: &Arc<Router>, link: &LinkInfo, header: &ServiceHeader, mut stream: AcceptedStream) {
     let Some((peer, service)) = names(link, header) else {
+        let detail = format_args!("{}/{}: no names of a service", header.namespace, header.service);
+        router.telemetry.refusals.refused(Refusal::StreamHeader, Some(&link.peer), detail);
         stream.reject(ResetCode::BadName);
         return;
     };

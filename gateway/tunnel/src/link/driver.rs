@@ -190,6 +190,7 @@ async fn exchange(environment: Arc<Environment>, established: Established) -> Re
         limits: environment.config.limits,
         timing: *timing,
         counters: Arc::clone(&environment.counters),
+        observer: Arc::clone(&environment.observer),
         peer_streams: environment.stream_counts.of(&peer.peer),
     };
     let shared = LinkShared::new(identity, connection, (peer.not_before, peer.not_after), surroundings);

@@ -112,8 +112,7 @@ async fn admit(link: &LinkShared, shared: &StreamShared) -> Result<StreamHeader,
         Err(_) => Err(HeaderError::Deadline),
     };
     let header = header.map_err(|error| {
-        link.counters().header_error();
-        tracing::debug!(peer = %link.peer(), %error, "Stream refused");
+        link.header_refused(&error);
         error.code()
     })?;
     if link.refuses_streams() { Err(ResetCode::Draining) } else { Ok(header) }

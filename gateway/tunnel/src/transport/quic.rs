@@ -30,8 +30,6 @@ use crate::code::CloseCode;
 use crate::config::TunnelConfig;
 use crate::events::Observer;
 
-pub(crate) use cid::LiveReplicas;
-
 /// Pause before a listener that ended is opened again.
 const REBIND_PAUSE: Duration = Duration::from_millis(200);
 /// Established connections that may wait to be taken over.
@@ -92,12 +90,11 @@ impl QuicTransport {
         identity: Arc<IdentityStore>,
         trust: Arc<TrustStore>,
         clock: Clock,
-        live: LiveReplicas,
         observer: Arc<dyn Observer>,
     ) -> Result<Self, QuicError> {
         let tasks = TaskTracker::new();
         let shared = Arc::new(Shared {
-            endpoint: config::endpoint(&config, live)?,
+            endpoint: config::endpoint(&config)?,
             transport: Arc::new(config::transport(&config)?),
             runtime: Arc::new(TrackedRuntime::new(tasks.clone())),
             handshakes: Arc::new(Semaphore::new(usize::from(config.limits.handshakes))),

@@ -48,8 +48,10 @@ async fn restart(keys: Option<LinkKeys>) -> Duration {
     let link = a.link_to("b").await;
     let mut stream = link.open(&header("echo")).await.unwrap();
     soon("accepted", stream.accepted()).await.unwrap();
+    let predecessor = first.gateway.replica;
     first.kill();
     let mut config = b.config(address);
+    config.predecessors = Arc::new([predecessor]);
     if let Some(keys) = keys {
         config.keys = keys;
     }

@@ -1,12 +1,12 @@
 //! Peers and strangers that mean harm (threats P9, P10, P12, I2, U3, U4, U5, U9 and the header table).
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use eastway_proto::control::v1::{Heartbeat, control_message::Body};
 use eastway_tunnel::header::{Label, MAGIC, StreamHeader};
-use eastway_tunnel::{CloseCode, ResetCode};
+use eastway_tunnel::{CloseCode, Event, Observer, ResetCode};
 use quinn::{ReadError, VarInt};
 use tokio::net::UdpSocket;
 use tokio::time::Instant;
@@ -35,9 +35,23 @@ async fn answer(raw: &RawPeer, bytes: &[u8], finish: bool) -> ResetCode {
     }
 }
 
+/// Remembers whose headers were refused.
+#[derive(Default)]
+struct Headers(Mutex<Vec<String>>);
+
+impl Observer for Headers {
+    fn happened(&self, event: &Event<'_>) {
+        if let Event::Header { peer, error } = event {
+            self.0.lock().unwrap().push(format!("{peer}: {error}"));
+        }
+    }
+}
+
 #[tokio::test]
 async fn hostile_headers_get_the_code_of_the_table_and_the_link_goes_on() {
-    let (a, b) = pair();
+    let (a, mut b) = pair();
+    let told = Arc::new(Headers::default());
+    b.world.observer = Arc::clone(&told) as Arc<dyn Observer>;
     let gateway = target(&a, &b);
     let raw = RawPeer::polite(&a, "b", gateway.tunnel.local_addr()).await;
     let framed = |length: u16, body: &[u8]| [MAGIC.as_slice(), &length.to_be_bytes(), body].concat();
@@ -64,6 +78,9 @@ async fn hostile_headers_get_the_code_of_the_table_and_the_link_goes_on() {
     bytes[at..at + 4].copy_from_slice(b"10.0");
     assert_eq!(answer(&raw, &bytes, false).await, ResetCode::BadName);
     assert_eq!(gateway.tunnel.counters().header_errors, count + 1);
+    let told = told.0.lock().unwrap().clone();
+    assert_eq!(told.len() as u64, count + 1, "{told:?}");
+    assert!(told.iter().all(|told| told.starts_with("a: ")), "{told:?}");
     assert!(raw.connection.close_reason().is_none(), "the link goes on");
 }
 

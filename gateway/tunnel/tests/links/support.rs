@@ -77,6 +77,7 @@ impl Cloud {
             listen,
             cluster: Arc::clone(&self.name),
             replica: ReplicaId::random().unwrap(),
+            predecessors: Arc::default(),
             keys: self.ca.link_keys(),
             limits: self.limits,
             timing: self.timing,

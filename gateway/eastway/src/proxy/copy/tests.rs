@@ -125,6 +125,7 @@ async fn streams() -> ([Tunnel; 2], TunnelStream, TunnelStream) {
             listen,
             cluster: names[own].into(),
             replica: ReplicaId::random().unwrap(),
+            predecessors: Arc::default(),
             keys: cas[own].link_keys(),
             limits: TunnelLimits::default(),
             timing: Timing::default(),

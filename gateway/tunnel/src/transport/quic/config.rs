@@ -12,7 +12,7 @@ use quinn::{
 use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 
 use super::QuicError;
-use super::cid::{KeyedConnectionIds, LiveReplicas};
+use super::cid::KeyedConnectionIds;
 use super::floor::Floored;
 use crate::config::TunnelConfig;
 
@@ -33,13 +33,13 @@ const RETRY_TOKEN_LIFETIME: Duration = Duration::from_secs(10);
 /// Bytes of a DATAGRAM that are taken only to see that there was one.
 const DATAGRAM_BUFFER: usize = 2_048;
 
-pub(super) fn endpoint(config: &TunnelConfig, live: LiveReplicas) -> Result<EndpointConfig, QuicError> {
+pub(super) fn endpoint(config: &TunnelConfig) -> Result<EndpointConfig, QuicError> {
     let keys = &config.keys;
     let mut endpoint = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &keys.reset)));
     let key = hmac::Key::new(hmac::HMAC_SHA256, &keys.connection_id);
-    let replica = config.replica;
+    let (replica, predecessors) = (config.replica, Arc::clone(&config.predecessors));
     endpoint
-        .cid_generator(move || Box::new(KeyedConnectionIds::new(key.clone(), replica, Arc::clone(&live))))
+        .cid_generator(move || Box::new(KeyedConnectionIds::new(key.clone(), replica, Arc::clone(&predecessors))))
         .supported_versions(vec![QUIC_V1])
         .max_udp_payload_size(config.limits.max_datagram.clamp(1_472, MAX_DATAGRAM))
         .map_err(|_| QuicError::OutOfRange)?;

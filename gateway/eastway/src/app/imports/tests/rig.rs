@@ -142,6 +142,7 @@ impl Cloud {
             listen: self.address,
             cluster: self.name.into(),
             replica: ReplicaId::random().unwrap(),
+            predecessors: Arc::default(),
             keys: self.ca.link_keys(),
             limits: TunnelLimits::default(),
             timing: Timing::default(),
