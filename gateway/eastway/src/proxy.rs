@@ -4,6 +4,7 @@
 //! streams that peers open; [`vip`] listens on the virtual addresses of imports. No module here
 //! decides where to go: that is [`crate::router`].
 
+pub mod anyip;
 pub mod clients;
 pub mod connection;
 pub mod copy;

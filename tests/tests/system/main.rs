@@ -20,6 +20,7 @@ mod lab;
 mod names;
 mod partition;
 mod rebind;
+mod resolving;
 mod restart;
 mod revocation;
 mod sockets;

@@ -14,6 +14,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use crate::proxy::anyip;
 use crate::proxy::clients::Clients;
 use crate::proxy::copy;
 use crate::proxy::outbound::{self, Target};
@@ -227,7 +228,7 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
+    anyip::bind(&socket, address)?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
 }
