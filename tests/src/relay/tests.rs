@@ -47,7 +47,8 @@ async fn exchange(client: &UdpSocket, numbers: std::ops::Range<u32>, wait: Durat
     came
 }
 
-const SHORT: Duration = Duration::from_millis(150);
+/// How long nothing comes at the end: longer than a busy machine lets a task wait.
+const SHORT: Duration = Duration::from_millis(1_000);
 
 #[tokio::test]
 async fn passes_everything_on_in_order_by_default() {
