@@ -1,11 +1,13 @@
-//! What a process does. A process can hold several roles, but only the certificate authority ever
-//! reads the CA key, and only the gateway faces the WAN. In production the CA runs by itself.
+//! What a process does. Only the certificate authority ever reads the CA key, and only the gateway faces
+//! the WAN: asked for both, a process runs the gateway and starts another for the authority.
 
+pub mod authority;
 pub mod ca;
 pub mod enroll;
 
 use std::io;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::sync::Arc;
 
 use clap::ValueEnum;
@@ -17,6 +19,7 @@ use tracing::{debug, error, info, warn};
 use crate::app::{self, BuildError, Configuration, signals};
 use crate::config::settings::CaAddress;
 use crate::config::{self, ConfigErrors, Loaded, Settings};
+use crate::roles::authority::Authority;
 use crate::roles::ca::{CaSettings, CaStartError};
 use crate::roles::enroll::CaClient;
 use crate::telemetry::{LogError, LogHandle, LogSettings, Telemetry, log};
@@ -55,6 +58,8 @@ pub struct RunOptions {
     pub log_level: Option<String>,
     /// Overrides `log.format` of the file.
     pub log_format: Option<crate::telemetry::LogFormat>,
+    /// Ends when the process with this id does: its parent.
+    pub end_with: Option<u32>,
 }
 
 /// Why a process could not start, or ended.
@@ -72,6 +77,9 @@ pub enum RunError {
     /// The CA role.
     #[error(transparent)]
     Ca(#[from] CaStartError),
+    /// The ca role that runs beside this process.
+    #[error("the certificate authority ended by itself ({0}); it said why above")]
+    AuthorityEnded(ExitStatus),
     /// The trust domain makes no SPIFFE id.
     #[error("trust.domain: {0}")]
     TrustDomain(#[from] SpiffeIdError),
@@ -92,6 +100,9 @@ pub enum RunError {
 /// [`RunError`].
 pub fn run(options: &RunOptions) -> Result<(), RunError> {
     let loaded = config::load(&options.config)?;
+    if let Some(parent) = options.end_with {
+        authority::end_with(parent)?;
+    }
     if options.roles == [Role::Controller] {
         return Err(RunError::LoneController);
     }
@@ -136,7 +147,18 @@ async fn serve(options: &RunOptions, loaded: Loaded, log: LogHandle) -> Result<(
     let tasks = TaskTracker::new();
     let now = CancellationToken::new();
     let signals = tokio::spawn(on_signals(stop.clone(), now.clone()));
-    if options.roles.contains(&Role::Ca) {
+    let with_gateway = options.roles.contains(&Role::Gateway);
+    let authority = if options.roles.contains(&Role::Ca) && with_gateway {
+        let (authority, end, stop) = (Authority::start(options)?, end.clone(), stop.clone());
+        Some(tasks.spawn(async move {
+            let ended = authority.run(end).await;
+            stop.cancel();
+            ended
+        }))
+    } else {
+        None
+    };
+    if options.roles.contains(&Role::Ca) && !with_gateway {
         let ca = ca::bind(ca_settings(&settings)?)?;
         let (end, stop) = (end.clone(), stop.clone());
         tasks.spawn(async move {
@@ -146,7 +168,7 @@ async fn serve(options: &RunOptions, loaded: Loaded, log: LogHandle) -> Result<(
             }
         });
     }
-    let result = if options.roles.contains(&Role::Gateway) {
+    let result = if with_gateway {
         let (loaded, status, follow) = config::watch(&options.config, Arc::new(loaded), end.clone());
         tasks.spawn(follow);
         tokio::select! {
@@ -164,7 +186,14 @@ async fn serve(options: &RunOptions, loaded: Loaded, log: LogHandle) -> Result<(
         tasks.wait().await;
     }
     signals.abort();
-    result
+    match authority {
+        // What follows from it is not the cause.
+        Some(authority) if authority.is_finished() => match authority.await {
+            Ok(Err(status)) => Err(RunError::AuthorityEnded(status)),
+            _ => result,
+        },
+        _ => result,
+    }
 }
 
 async fn gateway(

@@ -285,16 +285,22 @@ fn run_says_in_one_line_why_it_cannot_start() {
     let folder = folder();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let health = taken.local_addr().unwrap();
-    let listen = format!(
-        "listen: {{health: \"{health}\", link: \"127.0.0.1:0\", dns: [\"127.0.0.1:0\"], admin: \"127.0.0.1:0\", metrics: \"127.0.0.1:0\"}}\n"
-    );
-    std::fs::write(folder.path().join("gateway.yaml"), format!("{CONFIG}{listen}")).unwrap();
+    let write = |health: &str| {
+        let listen = format!(
+            "listen: {{health: \"{health}\", link: \"127.0.0.1:0\", dns: [\"127.0.0.1:0\"], admin: \"127.0.0.1:0\", metrics: \"127.0.0.1:0\"}}\n"
+        );
+        std::fs::write(folder.path().join("gateway.yaml"), format!("{CONFIG}{listen}")).unwrap();
+    };
+    write("127.0.0.1:0");
     let start =
         |roles: &str| run_in(&folder, &["run", "--config", "gateway.yaml", "--roles", roles, "--log-level", "error"]);
     let output = start("gateway,ca");
     assert_eq!(output.status.code(), Some(1), "no CA: {}", stderr(&output));
-    assert_one_line(&output, "no CA");
+    // The ca role is a process of its own and says why; the gateway says that it ended.
+    assert_eq!(stderr(&output).lines().count(), 2, "{}", stderr(&output));
+    assert!(stderr(&output).contains("it said why above"), "{}", stderr(&output));
     assert!(run_in(&folder, &["ca", "init", "--config", "gateway.yaml"]).status.success());
+    write(&health.to_string());
     let output = start("gateway,ca");
     assert_eq!(output.status.code(), Some(1), "port in use: {}", stderr(&output));
     assert_one_line(&output, "port in use");
@@ -597,4 +603,36 @@ async fn no_colour_and_no_control_characters_in_a_pipe() {
         let text = stdout(&ask(gateway.admin, command).await);
         assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{command:?}: {text:?}");
     }
+}
+
+#[test]
+fn i10_the_ca_role_is_a_process_of_its_own_and_outlives_nobody() {
+    let folder = folder();
+    let listen = "listen: {health: \"127.0.0.1:0\", link: \"127.0.0.1:0\", dns: [\"127.0.0.1:0\"], admin: \"127.0.0.1:0\", metrics: \"127.0.0.1:0\"}\n";
+    std::fs::write(folder.path().join("gateway.yaml"), format!("{CONFIG}{listen}")).unwrap();
+    assert!(run_in(&folder, &["ca", "init", "--config", "gateway.yaml"]).status.success());
+    let mut run = Command::new(env!("CARGO_BIN_EXE_eastway"))
+        .args(["run", "--config", "gateway.yaml"])
+        .current_dir(folder.path())
+        .stderr(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let children = format!("/proc/{0}/task/{0}/children", run.id());
+    let until = |what: &str, done: &dyn Fn() -> bool| {
+        let begun = std::time::Instant::now();
+        while !done() {
+            assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{what}");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    };
+    let child = || std::fs::read_to_string(&children).unwrap_or_default().trim().to_owned();
+    until("the ca role is started", &|| !child().is_empty());
+    let ca = child();
+    let command = || std::fs::read_to_string(format!("/proc/{ca}/cmdline")).unwrap_or_default();
+    until("it is the ca role", &|| command().split('\0').nth(1) == Some("ca"));
+    // Without a chance to say goodbye.
+    run.kill().unwrap();
+    run.wait().unwrap();
+    until("it ended with its parent", &|| command().is_empty());
 }

@@ -13,7 +13,7 @@ use crate::telemetry::{LogFormat, log};
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  eastway run --config gateway.yaml                  gateway and ca in one process
+  eastway run --config gateway.yaml                  a gateway, and the ca role in a process beside it
   eastway run --config gateway.yaml --roles gateway  the ca role runs elsewhere
   eastway run --config gateway.yaml --check          only check the files, as `eastway config check`
 
@@ -42,6 +42,9 @@ pub(super) struct RoleArgs {
     /// text or json; overrides the file
     #[arg(long, value_name = "FORMAT", env = "EASTWAY_LOG_FORMAT")]
     log_format: Option<LogFormat>,
+    /// Ends when its parent does, which has this process id
+    #[arg(long, value_name = "PID", hide = true)]
+    end_with: Option<u32>,
 }
 
 fn level(text: &str) -> Result<String, log::LogError> {
@@ -64,14 +67,15 @@ fn start(args: RoleArgs, roles: Vec<Role>) -> Result<(), Failure> {
     if args.check {
         return super::config::check_file(&args.config);
     }
-    let RoleArgs { config, log_level, log_format, .. } = args;
-    let options = RunOptions { config, roles, log_level, log_format };
+    let RoleArgs { config, log_level, log_format, end_with, .. } = args;
+    let options = RunOptions { config, roles, log_level, log_format, end_with };
     crate::roles::run(&options).map_err(|error| match &error {
         RunError::Config(ConfigErrors(diagnostics)) => super::config::refuse(&options.config, diagnostics),
         RunError::LoneController => Failure::usage(error.to_string()),
         RunError::Log(_)
         | RunError::Runtime(_)
         | RunError::Ca(_)
+        | RunError::AuthorityEnded(_)
         | RunError::TrustDomain(_)
         | RunError::Gateway(_)
         | RunError::Interrupted => Failure::failed(&error),
