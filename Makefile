@@ -31,9 +31,12 @@ unit: ## Unit, property, snapshot and virtual-time tests, and the fuzz corpora
 model: ## The federation simulator: 10,000 seeds of at least 300 events
 	$(CARGO) test --locked --release -q -p eastway-tests --test federation_model -- --nocapture
 
-system: ## Clouds as network namespaces, real CoreDNS, the demo as a user runs it
+# The whole workspace is selected so that features are those of `make unit`, and nothing is built twice.
+system: ## Clouds as network namespaces, real CoreDNS, the demo and the documents as a user runs them
 	$(CARGO) build --release --locked -q -p eastway
-	EASTWAY_BIN=$(TARGET)/release/eastway $(CARGO) test --locked -q -p eastway-tests -- --test-threads=1
+	EASTWAY_BIN=$(TARGET)/release/eastway $(CARGO) test --locked -q --workspace \
+		--test system --test documents --test dns_coredns --example budgets -- --test-threads=1
+	$(CARGO) test --locked -q --workspace --lib -- relay:: load::
 
 demo-check: ## The demo's script, as a user without privileges, in real namespaces
 	$(CARGO) build --release --locked -q -p eastway
@@ -54,7 +57,7 @@ doc:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps -q
 
 deny: ## Bans, licences, sources and crate arrows, from cargo metadata
-	$(CARGO) test --locked -q -p eastway-tests --test workspace
+	$(CARGO) test --locked -q --workspace --test workspace
 
 bench-micro: ## Micro-benchmarks, and the budgets beside what is measured (ARGS="-o json")
 	@./bench/micro/run $(ARGS)
