@@ -11,6 +11,7 @@
 )]
 
 mod basics;
+mod certificates;
 mod check;
 mod cli;
 mod config;

@@ -12,13 +12,13 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// An echo conversation that goes on until it is told to stop: a byte sequence every 50 ms.
-struct Conversation {
+pub(super) struct Conversation {
     stop: oneshot::Sender<()>,
     task: JoinHandle<Result<u32>>,
 }
 
 impl Conversation {
-    async fn start(mesh: &Mesh, from: &str, service: &str) -> Result<Self> {
+    pub(super) async fn start(mesh: &Mesh, from: &str, service: &str) -> Result<Self> {
         let target = mesh.target(from, service).await?;
         let (place, source) = mesh.client(from);
         let (stop, mut stopped) = oneshot::channel();
@@ -50,7 +50,7 @@ impl Conversation {
     }
 
     /// Rounds without a fault.
-    async fn stop(self) -> Result<u32> {
+    pub(super) async fn stop(self) -> Result<u32> {
         let _ended = self.stop.send(());
         self.task.await?
     }
