@@ -82,12 +82,11 @@ impl Story {
         )?;
         let edge_guard = guard_edge(&lab, &edge).await;
         let story = Self { lab, clouds: vec![onprem, gke, edge], edge_guard, ready: Vec::new() };
-        story.write_files()?;
+        story.write_files().await?;
         Ok(story)
     }
 
-    fn write_files(&self) -> Result<()> {
-        introduce(&self.clouds, &[NAMESPACE])?;
+    async fn write_files(&self) -> Result<()> {
         for cloud in &self.clouds {
             let here = WORKLOADS.iter().filter(|(name, ..)| *name == cloud.name());
             let mut services: Vec<ServiceSpec> = Vec::new();
@@ -112,7 +111,8 @@ impl Story {
         let split = WEIGHTS.map(|(version, weight)| json!({"weight": weight, "subset": {"version": version}}));
         let policy = json!({"split": split, "failover": ["local"]});
         let policy = files::traffic_policy(NAMESPACE, Service::Reviews.name(), &policy);
-        self.cloud(ONPREM)?.write_policy("reviews", &policy)
+        self.cloud(ONPREM)?.write_policy("reviews", &policy)?;
+        introduce(&self.clouds, &[NAMESPACE]).await
     }
 
     /// Starts everything; waits for the gateways, not for links.

@@ -307,6 +307,20 @@ impl Cloud {
     /// # Errors
     /// It cannot be started.
     pub async fn command(&self, replica: usize, arguments: &[&str]) -> Result<(Option<i32>, String)> {
+        let output = self.output(replica, arguments).await?;
+        let printed = [output.stdout, output.stderr].concat();
+        Ok((output.status.code(), String::from_utf8_lossy(&printed).into_owned()))
+    }
+
+    /// This cluster's Peer file, as `eastway peer export` prints it.
+    async fn export_peer(&self) -> Result<String> {
+        let output = self.output(0, &["peer", "export"]).await?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{}: eastway peer export: {said}", self.spec.name);
+        String::from_utf8(output.stdout).context("eastway peer export prints text")
+    }
+
+    async fn output(&self, replica: usize, arguments: &[&str]) -> Result<std::process::Output> {
         let (place, address) = self.operator(replica)?;
         let mut command = tokio::process::Command::new(&self.binary);
         command
@@ -316,9 +330,7 @@ impl Cloud {
             .stdin(std::process::Stdio::null())
             .kill_on_drop(true);
         let output = place.run(async move { Ok(command.output().await?) }).await;
-        let output = output.with_context(|| format!("run eastway {arguments:?}"))?;
-        let printed = [output.stdout, output.stderr].concat();
-        Ok((output.status.code(), String::from_utf8_lossy(&printed).into_owned()))
+        output.with_context(|| format!("run eastway {arguments:?}"))
     }
 
     /// Fetches a path of a replica's admin port.
@@ -453,15 +465,44 @@ fn run_arguments(config: &Path, roles: &str) -> Vec<OsString> {
     arguments
 }
 
-/// Writes into each cloud the Peer files for all others, offering and taking everything in `namespaces`.
+/// Gives each cloud the Peer files of all others as `eastway peer export` prints them there, with everything in
+/// `namespaces` offered and taken, as a user would write into them.
 ///
 /// # Errors
-/// A folder cannot be written.
-pub fn introduce(clouds: &[Cloud], namespaces: &[&str]) -> Result<()> {
-    for cloud in clouds {
-        for other in clouds.iter().filter(|other| other.name() != cloud.name()) {
-            cloud.write_peer(other.name(), &files::peer(other.name(), &other.advertised(), other.pin(), namespaces))?;
+/// A command fails or a folder cannot be written.
+pub async fn introduce(clouds: &[Cloud], namespaces: &[&str]) -> Result<()> {
+    let exported = futures_util::future::try_join_all(clouds.iter().map(Cloud::export_peer)).await?;
+    for (from, text) in clouds.iter().zip(&exported) {
+        let file = offer_and_take(text, namespaces).with_context(|| format!("the Peer file of {}", from.name()))?;
+        for cloud in clouds.iter().filter(|cloud| cloud.name() != from.name()) {
+            files::replace(&cloud.peer_file(from.name()), file.as_bytes())?;
         }
     }
     Ok(())
+}
+
+/// Fills the two empty lists of an exported Peer file in.
+fn offer_and_take(exported: &str, namespaces: &[&str]) -> Result<String> {
+    let list: Vec<String> = namespaces.iter().map(|name| format!("{{namespace: {name}}}")).collect();
+    let mut text = exported.to_owned();
+    for key in ["export", "import"] {
+        let empty = format!("\n  {key}: []\n");
+        ensure!(text.contains(&empty), "it has no empty list `{key}`");
+        text = text.replacen(&empty, &format!("\n  {key}: [{}]\n", list.join(", ")), 1);
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exported_files_are_filled_in() {
+        let exported = "kind: Peer\nspec:\n  # What you offer\n  export: []\n  # What you take\n  import: []\n";
+        let filled = offer_and_take(exported, &["bookinfo", "shop"]).unwrap();
+        assert!(filled.contains("\n  export: [{namespace: bookinfo}, {namespace: shop}]\n"), "{filled}");
+        assert!(filled.contains("\n  import: [{namespace: bookinfo}, {namespace: shop}]\n"), "{filled}");
+        assert!(offer_and_take("kind: Peer\n", &["bookinfo"]).is_err());
+    }
 }
