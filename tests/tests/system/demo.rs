@@ -15,6 +15,8 @@ use serde_json::Value;
 
 /// Longest wait for a run of the script.
 const LIMIT: Duration = Duration::from_secs(90);
+/// What a new user may have to wait for the first answer across clouds.
+const FIRST_ANSWER_MS: f64 = 3000.0;
 /// A user without any rights of his own (`nobody` on Linux).
 const NOBODY: u32 = 65534;
 
@@ -93,10 +95,18 @@ fn left_behind() -> BTreeSet<String> {
         .collect()
 }
 
-/// Runs the script; gives whether it succeeded, its JSON and what it said.
-fn script(binary: &Binary, arguments: &[&str]) -> (bool, Value, String) {
-    let mut command = binary.demo(&["--once", "-o", "json"]);
-    let mut child = command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+/// Runs the script; gives whether it succeeded, its JSON and what it said. One thousand connections in 150 are further
+/// off than 3 σ by chance, though no weight is wrong: then, and only then, it runs once more.
+fn script(mut demo: Command, arguments: &[&str]) -> (bool, Value, String) {
+    demo.args(["--once", "-o", "json"]).args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let (ok, json, said) = script_once(&mut demo);
+    let chance =
+        json["steps"][1]["detail"]["error"].as_str().is_some_and(|error| error.contains("further than 3 sigma"));
+    if chance { script_once(&mut demo) } else { (ok, json, said) }
+}
+
+fn script_once(demo: &mut Command) -> (bool, Value, String) {
+    let mut child = demo.spawn().unwrap();
     let (mut stdout, mut stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
     let said = std::thread::spawn(move || {
         let mut said = String::new();
@@ -153,7 +163,7 @@ fn check_steps(json: &Value, said: &str) {
 fn demo_script_runs_in_namespaces_without_root() {
     let binary = Binary::copy();
     let before = left_behind();
-    let (ok, json, said) = script(&binary, &["--require-namespaces"]);
+    let (ok, json, said) = script(binary.demo(&[]), &["--require-namespaces"]);
     check_steps(&json, &said);
     assert!(ok, "{said}");
     assert_eq!(json["isolation"], "namespaces");
@@ -172,20 +182,33 @@ fn demo_script_runs_in_namespaces_without_root() {
     assert!(edge["inbound"].is_null() && edge["inbound_guard"].is_string(), "{edge:#}");
     let links = edge["gateway"]["links"].as_array().unwrap();
     assert!(!links.is_empty() && links.iter().all(|link| link["dialled"] == true), "{edge:#}");
-    println!("first answer across clouds: {} ms", json["first_cross_cloud_answer_ms"]);
+    let first = json["first_cross_cloud_answer_ms"].as_f64().unwrap();
+    println!("first answer across clouds: {first} ms");
+    // Users run the release binary, as `make test` does.
+    if std::env::var_os("EASTWAY_BIN").is_some() {
+        assert!(first <= FIRST_ANSWER_MS, "{first} ms");
+    }
     binary.wait_until_nothing_runs();
     assert_eq!(left_behind(), before);
 }
 
 /// Where user namespaces are forbidden the demo still shows everything, and says what it does not show.
 #[test]
-fn demo_script_runs_on_loopback() {
+fn demo_script_runs_on_loopback_where_namespaces_are_forbidden() {
     let binary = Binary::copy();
     let before = left_behind();
-    let (ok, json, said) = script(&binary, &["--isolation", "loopback"]);
+    // In a user namespace that may have none inside, and without a capability to do without.
+    let forbid = "echo 0 >/proc/sys/user/max_user_namespaces && \
+                  exec setpriv --bounding-set=-all --inh-caps=-all --ambient-caps=-all \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "sh", "-c", forbid, "sh"]).arg(binary.path()).arg("demo");
+    command.current_dir("/").stdin(Stdio::null()).env_remove("EASTWAY_BIN");
+    let (ok, json, said) = script(command, &[]);
     check_steps(&json, &said);
     assert!(ok, "{said}");
     assert_eq!(json["isolation"], "loopback");
+    let reason = json["isolation_reason"].as_str().unwrap();
+    assert!(reason.contains("namespaces are forbidden here"), "{reason}");
     binary.wait_until_nothing_runs();
     assert_eq!(left_behind(), before);
 }

@@ -139,7 +139,7 @@ pub(super) async fn failback(script: &Script<'_>) -> Result<Value> {
         ensure!(healed.elapsed() < HEAL_LIMIT, "gke has no link to edge {HEAL_LIMIT:?} after the link was healed");
         tokio::time::sleep(PAUSE).await;
     }
-    let weights = script.weights("failback").await?;
+    let weights = script.weights("failback", 4).await?;
     let up = up.map(|up| up.as_millis());
     Ok(
         json!({"link_up_ms": up, "first_answer_ms": first_answer.as_millis(), "failed_until_then": failed, "weights": weights}),

@@ -101,14 +101,15 @@ async fn perform(args: &Args, lab: Lab, browser: TcpListener, kept: &mut Option<
     let script = Script::new(story);
     let first = script.first_answer(start).await?;
     eprintln!("first answer across clouds after {} ms", first.as_millis());
+    // The links of the private cluster come last: what is shown before would look broken.
+    script.settled().await?;
     if !args.once {
         let url = browser::serve(story, browser)?;
         eprintln!("productpage for your browser: {url} (Ctrl-C ends the demo and leaves nothing behind)");
-        live::run(story, &script).await?;
+        live::run(story, &script, &url).await?;
         return Ok(ExitCode::SUCCESS);
     }
     drop(browser);
-    script.settled().await?;
     let steps = script.run(|step| eprintln!("{}", line(step))).await;
     let ok = steps.iter().all(|step| step.ok);
     if !ok {

@@ -9,95 +9,148 @@ use comfy_table::{ContentArrangement, Table, presets};
 
 use super::bookinfo::{Call, Hop, Service};
 use super::inside;
-use super::report::{Report, Request};
+use super::lab::Isolation;
+use super::report::{LinkReport, Report, Request};
 use super::script::Script;
-use super::story::{EDGE, ONPREM, Story};
+use super::story::{EDGE, ONPREM, Story, WEIGHTS};
 
 /// Pause between two rounds of requests.
 const ROUND: Duration = Duration::from_secs(1);
-/// Answers that the table shows.
-const SHOWN: usize = 12;
+/// Answers that are shown; with the rest they fit 24 lines.
+const SHOWN: usize = 10;
 /// Clears the screen and goes to its top left corner.
 const HOME: &str = "\x1b[2J\x1b[H";
 
-/// Asks and shows until the task is dropped.
-pub(super) async fn run(story: &Story, script: &Script<'_>) -> Result<()> {
+/// Links as both ends see them: (cloud, peer).
+type Links = BTreeMap<(String, String), LinkReport>;
+
+/// Asks and shows until the task is dropped. `page` is the address for browsers.
+pub(super) async fn run(story: &Story, script: &Script<'_>, page: &str) -> Result<()> {
     let terminal = std::io::stdout().is_terminal();
-    let mut shown: VecDeque<Vec<String>> = VecDeque::new();
+    let mut shown: VecDeque<String> = VecDeque::new();
     let mut versions: BTreeMap<String, u64> = BTreeMap::new();
     let mut clock = tokio::time::interval(ROUND);
-    for round in 1.. {
+    loop {
         clock.tick().await;
-        let rows = ask(story, script, &mut versions).await?;
-        if terminal {
-            shown.extend(rows);
-            while shown.len() > SHOWN {
-                shown.pop_front();
+        let links = links(story).await;
+        let calls = ask(script, &mut versions).await?;
+        if !terminal {
+            for (from, service, call) in &calls {
+                write(&row(from, *service, call, &links))?;
             }
-            write(&format!("{HOME}{}", screen(story, round, &shown, &versions)))?;
-        } else {
-            for row in rows {
-                write(&format!("{}\n", row.join("  ").replace('\n', ", ")))?;
-            }
+            continue;
         }
+        shown.extend(calls.iter().map(|(from, _, call)| answer(from, call)));
+        while shown.len() > SHOWN {
+            shown.pop_front();
+        }
+        write(&format!("{HOME}{}", screen(story, page, &links, &shown, &versions)))?;
     }
-    Ok(())
 }
 
-/// One round: the page from on-prem and from the edge.
-async fn ask(story: &Story, script: &Script<'_>, versions: &mut BTreeMap<String, u64>) -> Result<Vec<Vec<String>>> {
+async fn links(story: &Story) -> Links {
     let mut links = BTreeMap::new();
     for cloud in &story.clouds {
         // A gateway that does not answer shows no links.
         for link in inside::links(cloud).await.unwrap_or_default() {
-            let text = format!("{} {}", link.transport, link.remote);
-            links.entry((cloud.name().to_owned(), link.peer)).or_insert(text);
+            links.entry((cloud.name().to_owned(), link.peer.clone())).or_insert(link);
         }
     }
-    let mut rows = Vec::new();
+    links
+}
+
+/// One round: the page from on-prem and from the edge.
+async fn ask(script: &Script<'_>, versions: &mut BTreeMap<String, u64>) -> Result<Vec<(&'static str, Service, Call)>> {
+    let mut calls = Vec::new();
     for (from, service) in [(ONPREM, Service::Productpage), (EDGE, Service::Kiosk)] {
         let call = script.call_beside("live", from, service).await?;
         if let Some(reviews) = call.answer().and_then(|answer| answer.find(Service::Reviews)) {
-            *versions.entry(format!("{} from {}", reviews.by.version, reviews.by.cloud)).or_default() += 1;
+            *versions.entry(format!("{} {}", reviews.by.version, reviews.by.cloud)).or_default() += 1;
         }
-        rows.push(row(from, service, &call, &links));
+        calls.push((from, service, call));
     }
     script.forget_requests();
-    Ok(rows)
+    Ok(calls)
 }
 
-fn row(from: &str, service: Service, call: &Call, links: &BTreeMap<(String, String), String>) -> Vec<String> {
+/// A line for programs: who was asked, who answered, through which links, how fast.
+fn row(from: &str, service: Service, call: &Call, links: &Links) -> String {
     let request = Request::new(0.0, "live", from, call);
     let through = request.crossed.iter().map(|(from, to)| {
-        let link = links.get(&(from.clone(), to.clone())).map_or("no link", String::as_str);
+        let link = links.get(&(from.clone(), to.clone()));
+        let link = link.map_or_else(|| "no link".to_owned(), |link| format!("{} {}", link.transport, link.remote));
         format!("{from} to {to}: {link}")
     });
-    let answered = request.error.unwrap_or_else(|| chain(&request.chain));
-    let through = through.collect::<Vec<_>>().join("\n");
-    vec![format!("{from} {}", service.name()), answered, through, format!("{:.1} ms", call.ms)]
+    let through = through.collect::<Vec<_>>().join(", ");
+    let answered = request.error.unwrap_or_else(|| {
+        let names = request.chain.iter().map(|hop| format!("{} {} ({})", hop.service.name(), hop.version, hop.cloud));
+        names.collect::<Vec<_>>().join(" > ")
+    });
+    format!("{from} {}  {answered}  {through}  {:.1} ms\n", service.name(), call.ms)
 }
 
-fn chain(hops: &[Hop]) -> String {
-    let names = hops.iter().map(|hop| format!("{} {} ({})", hop.service.name(), hop.version, hop.cloud));
-    names.collect::<Vec<_>>().join(" > ")
+/// A line for people: services by cloud, an arrow wherever a request crossed to another one.
+fn answer(from: &str, call: &Call) -> String {
+    let request = Request::new(0.0, "live", from, call);
+    let text = request.error.unwrap_or_else(|| by_cloud(&request.chain));
+    format!("{:>5.1} ms {text}", call.ms)
 }
 
-fn screen(story: &Story, round: u64, rows: &VecDeque<Vec<String>>, versions: &BTreeMap<String, u64>) -> String {
-    let mut table = new_table(&["request", "answered by", "through", "latency"]);
-    for row in rows {
-        table.add_row(row);
+fn by_cloud(chain: &[Hop]) -> String {
+    let (mut text, mut before) = (String::new(), "");
+    for hop in chain {
+        let separator = match before {
+            "" => "",
+            cloud if cloud == hop.cloud => "+",
+            _ => " → ",
+        };
+        text.push_str(separator);
+        if before != hop.cloud {
+            text.push_str(&format!("{} ", hop.cloud));
+        }
+        text.push_str(hop.service.name());
+        if hop.service == Service::Reviews {
+            text.push_str(&format!(" {}", hop.version));
+        }
+        before = &hop.cloud;
+    }
+    text
+}
+
+fn screen(
+    story: &Story,
+    page: &str,
+    links: &Links,
+    shown: &VecDeque<String>,
+    versions: &BTreeMap<String, u64>,
+) -> String {
+    let apart = match story.lab.isolation() {
+        Isolation::Namespaces => "the same private addresses in each, no route between",
+        Isolation::Loopback => "all on loopback: network namespaces are forbidden here",
+    };
+    let mut text = format!("Eastway: three clouds, {apart}\nbrowser   {page}   (Ctrl-C ends the demo)\n\n");
+    for ((cloud, peer), link) in links.iter().filter(|(_, link)| link.dialled) {
+        let rtt = link.rtt_ms.map_or_else(String::new, |rtt| format!("   round trip {rtt:.1} ms"));
+        text.push_str(&format!("link      {cloud} dialled {peer} at {} ({}){rtt}\n", link.remote, link.transport));
+    }
+    text.push_str("\n latency who answered; → is a link to another cloud\n");
+    for line in shown {
+        text.push_str(line);
+        text.push('\n');
     }
     let total: u64 = versions.values().sum();
-    let shares = versions.iter().map(|(name, count)| format!("{name}: {}%", count * 100 / total.max(1)));
+    let shares = versions.iter().map(|(name, count)| format!("{name} {}%", count * 100 / total.max(1)));
     let memory = story.clouds.iter().map(|cloud| {
         let rss = cloud.gateway(0).and_then(super::lab::process::Process::rss).unwrap_or(0);
         format!("{}: {:.1} MB", cloud.name(), megabytes(rss))
     });
-    format!(
-        "Eastway: three clouds, the same private addresses, no route between them. Round {round}.\n{table}\nreviews   {}\ngateways  {}\n",
-        shares.collect::<Vec<_>>().join("   "),
+    let wanted = WEIGHTS.map(|(_, weight)| weight.to_string()).join("/");
+    text.push_str(&format!(
+        "\nreviews   {}   (weights {wanted})\ngateways  {}\n",
+        shares.collect::<Vec<_>>().join(", "),
         memory.collect::<Vec<_>>().join("   "),
-    )
+    ));
+    text
 }
 
 fn megabytes(bytes: u64) -> f64 {

@@ -79,7 +79,7 @@ impl<'a> Script<'a> {
             steps.push(step);
         };
         done("resolve", self.resolve().await);
-        done("weights", self.weights("weights").await);
+        done("weights", self.weights("weights", 3).await);
         done("private-cluster", self.private_cluster().await);
         done("failover", failover::failover(self).await);
         done("failback", failover::failback(self).await);
@@ -209,22 +209,16 @@ impl<'a> Script<'a> {
         }
     }
 
-    /// 1,000 connections from on-prem to reviews, shared between versions as the policy says. About one
-    /// run in two hundred is further off than 3 σ by chance, so a second thousand decides then.
-    pub(super) async fn weights(&self, step: &'static str) -> Result<Value> {
-        let mut attempts = Vec::new();
-        for _ in 0..2 {
-            let (counts, failed) = self.count_versions(step).await?;
-            let off = off_by_more_than_three_sigma(&counts);
-            attempts.push(json!({"connections": CONNECTIONS, "counts": named(&counts), "failed": failed}));
-            ensure!(failed == 0, "{failed} of {CONNECTIONS} requests failed: {attempts:?}");
-            if off.is_empty() {
-                let weights: BTreeMap<String, u32> =
-                    WEIGHTS.iter().map(|(v, weight)| (v.to_string(), *weight)).collect();
-                return Ok(json!({"weights": weights, "attempts": attempts, "tolerance": "3 sigma"}));
-            }
-        }
-        bail!("further than 3 sigma from the weights twice: {}", Value::from(attempts))
+    /// 1,000 connections from on-prem to reviews, shared between versions as the policy says, within `sigmas` standard
+    /// deviations. Further off than 3 by chance is one run in 150, than 4 one in 7,000.
+    pub(super) async fn weights(&self, step: &'static str, sigmas: u32) -> Result<Value> {
+        let (counts, failed) = self.count_versions(step).await?;
+        let counted = json!({"connections": CONNECTIONS, "counts": named(&counts), "failed": failed});
+        ensure!(failed == 0, "{failed} of {CONNECTIONS} requests failed: {counted}");
+        let off = off_by_more_than(sigmas, &counts);
+        ensure!(off.is_empty(), "further than {sigmas} sigma from the weights: {counted}");
+        let weights: BTreeMap<String, u32> = WEIGHTS.iter().map(|(v, weight)| (v.to_string(), *weight)).collect();
+        Ok(json!({"weights": weights, "counted": counted, "tolerance": format!("{sigmas} sigma")}))
     }
 
     async fn count_versions(&self, step: &'static str) -> Result<(BTreeMap<Version, u32>, u32)> {
@@ -311,13 +305,13 @@ async fn answers_quic(target: SocketAddr) -> bool {
     exchange.await.is_ok_and(|length| length > 0)
 }
 
-/// Versions whose share of 1,000 connections cannot be chance: further than 3 σ of a binomial distribution.
-fn off_by_more_than_three_sigma(counts: &BTreeMap<Version, u32>) -> Vec<Version> {
+/// Versions whose share is further from its weight than `sigmas` standard deviations of a binomial distribution.
+fn off_by_more_than(sigmas: u32, counts: &BTreeMap<Version, u32>) -> Vec<Version> {
     let total = f64::from(counts.values().sum::<u32>());
     let off = |version: &Version, weight: u32| {
         let share = f64::from(weight) / 100.0;
         let count = f64::from(counts.get(version).copied().unwrap_or(0));
-        (count - total * share).abs() > 3.0 * (total * share * (1.0 - share)).sqrt()
+        (count - total * share).abs() > f64::from(sigmas) * (total * share * (1.0 - share)).sqrt()
     };
     let mut wrong: Vec<Version> = WEIGHTS.iter().filter(|(v, weight)| off(v, *weight)).map(|(v, _)| *v).collect();
     wrong.extend(counts.keys().filter(|version| !WEIGHTS.iter().any(|(known, _)| known == *version)));
@@ -338,12 +332,13 @@ mod tests {
 
     #[test]
     fn three_sigma_accepts_chance_and_nothing_else() {
-        assert!(off_by_more_than_three_sigma(&counts([500, 300, 200])).is_empty());
-        assert!(off_by_more_than_three_sigma(&counts([540, 290, 170])).is_empty());
-        assert_eq!(off_by_more_than_three_sigma(&counts([552, 263, 185])), [Version(1)]);
-        assert_eq!(off_by_more_than_three_sigma(&counts([1000, 0, 0])).len(), 3);
+        assert!(off_by_more_than(3, &counts([500, 300, 200])).is_empty());
+        assert!(off_by_more_than(3, &counts([540, 290, 170])).is_empty());
+        assert_eq!(off_by_more_than(3, &counts([552, 263, 185])), [Version(1)]);
+        assert!(off_by_more_than(4, &counts([552, 263, 185])).is_empty());
+        assert_eq!(off_by_more_than(3, &counts([1000, 0, 0])).len(), 3);
         let mut with_stranger = counts([500, 300, 200]);
         with_stranger.insert(Version(4), 1);
-        assert_eq!(off_by_more_than_three_sigma(&with_stranger), [Version(4)]);
+        assert_eq!(off_by_more_than(3, &with_stranger), [Version(4)]);
     }
 }
