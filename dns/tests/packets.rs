@@ -149,6 +149,30 @@ fn d3_what_is_not_served_is_refused() {
     assert_eq!(rcode(&both(&ask, &ixfr)), "REFUSED");
 }
 
+/// Threat D4: what nobody asks others for, nobody can poison. Neither the recursion bit nor a name that lies next to,
+/// above or around our zones gets anything but a refusal without records.
+#[test]
+fn d4_nothing_outside_our_zones_is_answered_and_nothing_is_asked_of_others() {
+    let ask = ask();
+    let names = [
+        "example.com",
+        "local",
+        "com",
+        "evil-clusterset.local",
+        "clusterset.local.evil.example",
+        "web.demo.svc.cluster.local",
+        "xclusterset.local",
+    ];
+    for name in names {
+        for qtype in ["A", "AAAA", "NS", "SOA", "TXT"] {
+            let answer = ask.message(name, qtype);
+            assert_eq!(rcode(&answer), "REFUSED", "{name} {qtype}");
+            assert!(!answer.metadata.recursion_available, "{name}");
+            assert!(answer.answers.is_empty() && answer.authorities.is_empty(), "{name} {qtype}: {answer}");
+        }
+    }
+}
+
 #[test]
 fn d3_any_gets_one_small_record() {
     let ask = ask();
