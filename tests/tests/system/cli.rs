@@ -26,6 +26,20 @@ lab_test! {
         let error = mesh.resolve("a", "in-b").await.err().map(|error| format!("{error:#}"));
         ensure!(error.as_ref().is_some_and(|error| error.contains("NXDOMAIN")), "{error:?}");
         ensure!(mesh.ask("a", to_b).await.is_err(), "its address still answers");
+        // Neither a series, nor anything in the state folder, nor a line of any command.
+        let metrics = mesh.cloud("a").metrics(0).await?;
+        let series: Vec<&str> = metrics.lines().filter(|line| line.contains("=\"b\"") || line.contains("in-b")).collect();
+        ensure!(series.is_empty(), "series are left: {series:#?}");
+        for command in ["peers", "services", "endpoints", "status"] {
+            let (code, shown) = mesh.cloud("a").command(0, &[command, "-o", "json"]).await?;
+            ensure!(code == Some(0) && !shown.contains("in-b") && !shown.contains("\"b\""), "{command}: {shown}");
+        }
+        within(Duration::from_secs(5), "no file of the state folder knows b", async || {
+            let output = std::process::Command::new("grep").args(["-rlaE", "in-b|\"b\""]).arg(mesh.cloud("a").state(0)).output()?;
+            let files = String::from_utf8_lossy(&output.stdout).into_owned();
+            ensure!(files.is_empty(), "{files}");
+            Ok(true)
+        }).await?;
         within(Duration::from_secs(5), "b sees a down", async || Ok(!mesh.cloud("b").is_up(0, "a").await?)).await?;
         load.stop().await?.none_failed()?;
         mesh.stop().await

@@ -51,7 +51,9 @@ pub enum CaStartError {
     #[error("cannot listen on {0}: {1}")]
     Listen(PathBuf, #[source] io::Error),
     /// Somebody else serves there.
-    #[error("{0} is in use: another certificate authority is running")]
+    #[error(
+        "{0} is in use: another `eastway ca` or `eastway run` serves there, or drains; a second SIGTERM ends that one at once"
+    )]
     InUse(PathBuf),
 }
 
