@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -217,6 +218,29 @@ lab_test! {
         complains(&mesh, "a", &["EW115", "EW118"], &[]).await?;
         let (_, status) = mesh.cloud("a").command(0, &["status"]).await?;
         ensure!(status.contains("REFUSED: ") && status.contains("services.yaml"), "{status}");
+        mesh.stop().await
+    }
+
+    /// A log that nobody reads costs lines and no more: the gateway goes on, and says how many.
+    async fn check_names_log_lines_that_were_lost() {
+        let mesh = MeshBuilder::of(&["a"]).prepare().await?;
+        let main = mesh.cloud("a").main_file(0);
+        let gateway = async move {
+            let mut command = tokio::process::Command::new(eastway_tests::binary());
+            command.args(["run", "--roles", "gateway", "--log-level", "trace", "--config"]).arg(main);
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+            Ok(command.spawn()?)
+        };
+        let mut unread = mesh.cloud("a").net().gateways()[0].place.run(gateway).await?;
+        within(Duration::from_secs(90), "lines are lost and told", async || {
+            for _ in 0..50 {
+                mesh.cloud("a").status(0).await?;
+            }
+            let found = Complaints::of(&mesh, "a").await?;
+            Ok(found.by_code.get("EW110").context("no EW110")?.to_string().contains("log lines were dropped"))
+        }).await?;
+        ensure!(mesh.cloud("a").is_ready(0).await, "the gateway waits for its log");
+        unread.kill().await?;
         mesh.stop().await
     }
 
