@@ -196,3 +196,44 @@ fn one(tokens: &mut Tokens<'_>, allowed: &BTreeSet<&str>) -> bool {
         None => false,
     }
 }
+
+/// Every invariant of `docs/invariants.md` is guarded by a test whose name begins with it.
+#[test]
+fn every_invariant_has_tests_that_name_it() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let listed = std::fs::read_to_string(root.join("docs/invariants.md")).unwrap();
+    let listed: Vec<String> =
+        listed.lines().filter_map(|line| Some(line.strip_prefix("- **")?.split_once("**")?.0.to_lowercase())).collect();
+    assert_eq!(listed, (1..=13).map(|number| format!("i{number}")).collect::<Vec<_>>());
+    let mut named = BTreeMap::<&str, usize>::new();
+    for folder in ["discovery", "dns", "gateway", "tests"] {
+        for file in sources(&root.join(folder)) {
+            let text = std::fs::read_to_string(file).unwrap();
+            for line in text
+                .lines()
+                .filter_map(|line| line.trim().strip_prefix("fn ").or(line.trim().strip_prefix("async fn ")))
+            {
+                let words: Vec<&str> = line.split(['_', '(']).collect();
+                listed.iter().filter(|name| words.contains(&name.as_str())).for_each(|name| {
+                    *named.entry(name).or_default() += 1;
+                });
+            }
+        }
+    }
+    for name in &listed {
+        assert!(named.get(name.as_str()).is_some_and(|count| *count >= 2), "{name}: {named:?}");
+    }
+}
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}

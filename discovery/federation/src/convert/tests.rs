@@ -57,7 +57,7 @@ fn an_endpoint_comes_back_as_it_was() {
 }
 
 #[test]
-fn i1_nothing_that_looks_like_an_address_is_read_or_sent() {
+fn i1_p2_nothing_that_looks_like_an_address_is_read_or_sent() {
     // A sender that adds fields of its own: unknown to us, so it is as if they were not there.
     let mut encoded = service_to_wire(&record()).encode_to_vec();
     encoded.extend_from_slice(&[0xa2, 0x06, 8]); // field 100, eight bytes
@@ -70,6 +70,16 @@ fn i1_nothing_that_looks_like_an_address_is_read_or_sent() {
     let bytes = endpoint_to_wire(&local.endpoint).encode_to_vec();
     assert!(!bytes.windows(8).any(|window| window == local.address.to_string().as_bytes()));
     assert!(!bytes.windows(4).any(|window| window == [10, 0, 0, 5]));
+    // Nor can a name be one: of a service, of an endpoint, of a host.
+    for address in ["10.0.0.1", "169.254.169.254", "::1", "fd00::1", "[::1]", "0x7f.1", "10.0.0.1:80"] {
+        let with_id = wire::Endpoint { id: address.into(), ..endpoint_to_wire(&local.endpoint) };
+        assert!(read_endpoint(&with_id).is_err(), "endpoint id {address}");
+        let with_host = wire::Endpoint { hostname: address.into(), ..endpoint_to_wire(&local.endpoint) };
+        assert!(read_endpoint(&with_host).is_err(), "hostname {address}");
+    }
+    for address in ["10.0.0.1", "::1", "2130706433", "0x7f000001", "017700000001"] {
+        assert!(refused(|service, _| service.name = address.into()).starts_with("service \""), "service {address}");
+    }
 }
 
 /// Changes a good record and tells what it is refused for.
