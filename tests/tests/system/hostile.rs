@@ -9,7 +9,9 @@ use eastway_tests::rogue::{Rogue, header};
 use eastway_tests::servers::Habit;
 use eastway_tests::{lab_test, within};
 use eastway_tunnel::ResetCode;
-use eastway_tunnel::header::{EndpointRef, ServiceHeader, StreamHeader};
+use eastway_tunnel::header::{EndpointRef, ServiceHeader, StreamHeader, Traceparent};
+
+const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
 /// Median time until the answer to `header`.
 async fn median(rogue: &Rogue, header: &StreamHeader) -> Result<Duration> {
@@ -56,6 +58,8 @@ lab_test! {
         (anonymous.source.namespace, anonymous.source.service_account) = (None, None);
         let mut versioned = web_header.clone();
         versioned.subset.insert("version".into(), "v9".into());
+        let mut denied = header(NAMESPACE, "web", PORT, "somebody")?;
+        denied.traceparent = Traceparent::parse(TRACE);
         let table = [
             ("a service that is not exported", to(NAMESPACE, "secret", PORT)?, ResetCode::NotExported),
             ("one that does not exist", to(NAMESPACE, "none", PORT)?, ResetCode::NotExported),
@@ -69,7 +73,7 @@ lab_test! {
             ("a version that is not there", versioned, ResetCode::NoEndpoints),
             ("a service without endpoints", to(NAMESPACE, "idle", PORT)?, ResetCode::NoEndpoints),
             ("an endpoint that refuses", to(NAMESPACE, "closed", PORT)?, ResetCode::UpstreamRefused),
-            ("a source that no rule allows", header(NAMESPACE, "web", PORT, "somebody")?, ResetCode::PermissionDenied),
+            ("a source that no rule allows", denied, ResetCode::PermissionDenied),
             ("a source without a name", anonymous, ResetCode::PermissionDenied),
             ("a forbidden source of what is hidden", header(NAMESPACE, "secret", PORT, "x")?, ResetCode::NotExported),
         ];
@@ -85,6 +89,8 @@ lab_test! {
         ensure!(web.accepted() == reached, "an endpoint was dialled");
 
         // Each is counted, and the gateway goes on.
+        let log = mesh.cloud("b").logs();
+        ensure!(log.contains(&format!("traceparent={TRACE}")), "{log}");
         let metrics = mesh.cloud("b").metrics(0).await?;
         for series in [
             "eastway_stream_requests_total{peer=\"a\",reason=\"NOT_EXPORTED\"}",

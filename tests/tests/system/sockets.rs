@@ -51,6 +51,14 @@ lab_test! {
             let ending = ending(&mut stream, SOON).await?;
             ensure!(is_reset(&ending), "client of {cloud}: {ending:?}");
         }
+        // The access log says what broke, and where the client had connected to.
+        let target = mesh.target("a", "resets").await?;
+        within(SOON, "the line is written", async || {
+            let log = mesh.cloud("a").logs();
+            Ok(log.lines().any(|line| {
+                line.contains(&format!("downstream_local_address={target}")) && line.contains("UPSTREAM_RESET")
+            }))
+        }).await?;
         mesh.stop().await
     }
 

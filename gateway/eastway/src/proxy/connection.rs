@@ -38,6 +38,9 @@ pub struct Connection {
     service: ServiceKey,
     port: u16,
     client: Option<SocketAddr>,
+    /// Where the client connected to.
+    local: Option<SocketAddr>,
+    traceparent: Option<Arc<str>>,
     source: Option<SourceIdentity>,
     peer: Option<Arc<str>>,
     path: Path,
@@ -76,6 +79,8 @@ impl Connection {
             service: service.clone(),
             port,
             client,
+            local: None,
+            traceparent: None,
             source: None,
             peer: None,
             path: Path::None,
@@ -83,6 +88,16 @@ impl Connection {
             version: None,
             metrics: None,
         }
+    }
+
+    /// The address that the client connected to.
+    pub fn set_local(&mut self, address: Option<SocketAddr>) {
+        self.local = address;
+    }
+
+    /// The W3C `traceparent` that came with it.
+    pub fn set_traceparent(&mut self, traceparent: Option<Arc<str>>) {
+        self.traceparent = traceparent;
     }
 
     /// Who connects.
@@ -163,13 +178,13 @@ impl Connection {
             path: self.path,
             source: self.source.as_ref().map(|source| Arc::from(source.to_string())),
             downstream_remote_address: self.client,
-            downstream_local_address: None,
+            downstream_local_address: self.local,
             upstream_host: self.upstream,
             bytes_received,
             bytes_sent,
             response_flags: flag,
             details: details(outcome).map(Arc::from),
-            traceparent: None,
+            traceparent: self.traceparent.clone(),
         }
     }
 

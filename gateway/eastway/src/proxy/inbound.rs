@@ -79,6 +79,7 @@ async fn serve(router: &Arc<Router>, link: &LinkInfo, header: &ServiceHeader, mu
         return;
     };
     let mut connection = Connection::inbound(router.cluster(), &service, header.port.get(), &link.peer);
+    connection.set_traceparent(header.traceparent.as_ref().map(|trace| Arc::from(trace.as_str())));
     let moved = Transferred::default();
     // Nobody is dialled for a stream that its opener has given up.
     let established = tokio::select! {

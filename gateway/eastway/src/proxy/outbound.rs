@@ -93,6 +93,7 @@ impl ConnectError {
 /// Serves one local connection to `target` until it ends.
 pub async fn serve(router: &Arc<Router>, tcp: TcpStream, client: SocketAddr, target: &Target) {
     let mut connection = Connection::outbound(router.cluster(), &target.service, target.port.get(), client);
+    connection.set_local(tcp.local_addr().ok());
     let mut local = Local::new(tcp);
     let moved = Transferred::default();
     let connecting = Connecting { router, target, client: client.ip(), connection: &mut connection, moved: &moved };

@@ -130,7 +130,8 @@ pub struct LinkSection {
     /// How often a silent link proves that it lives, 100ms to 30s. Default: `1s`.
     #[serde(default)]
     pub keep_alive: Field<Text>,
-    /// A link that acknowledged nothing for so long is down; at least 3 x keepAlive. Default: `4s`.
+    /// A link that acknowledged nothing for so long is down, 2s to 5s and at least 3 x keepAlive; after 4s without
+    /// an acknowledged heartbeat it is down in any case. Default: `4s`.
     #[serde(default)]
     pub idle_timeout: Field<Text>,
     /// How long streams may go on when the process stops. Default: `30s`.

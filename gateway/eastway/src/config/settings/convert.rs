@@ -164,7 +164,7 @@ fn link_settings(section: Option<&LinkSection>, cx: &mut Context<'_>) -> LinkSet
     let mut settings = LinkSettings { keep_alive: second, idle_timeout: 4 * second, drain: 30 * second };
     let Some(link) = section else { return settings };
     settings.keep_alive = duration_in(&link.keep_alive, second / 10, 30 * second, settings.keep_alive, cx);
-    settings.idle_timeout = duration_in(&link.idle_timeout, second / 2, 5 * MINUTE, settings.idle_timeout, cx);
+    settings.idle_timeout = duration_in(&link.idle_timeout, 2 * second, 5 * second, settings.idle_timeout, cx);
     settings.drain = duration_in(&link.drain, Duration::ZERO, HOUR, settings.drain, cx);
     if settings.idle_timeout < 3 * settings.keep_alive
         && let Some(at) = link.idle_timeout.get().or(link.keep_alive.get())

@@ -17,6 +17,8 @@ macro_rules! refused {
 
 refused! {
     idle_below_3_x_keep_alive: "link: {keepAlive: 2s, idleTimeout: 5s}\n";
+    idle_that_no_peer_accepts: "link: {keepAlive: 100ms, idleTimeout: 1s}\n";
+    idle_longer_than_a_link_may_be_silent: "link: {idleTimeout: 5m}\n";
     listeners_that_collide: "listen: {admin: '127.0.0.1:7', metrics: '127.0.0.1:7', health: '127.0.0.1:7', dns: ['0.0.0.0:15443']}\n";
     admin_for_everybody: "listen: {admin: '0.0.0.0:15000'}\n";
     a_name_to_listen_at: "listen: {link: 'gw.onprem.example:15443'}\n";
