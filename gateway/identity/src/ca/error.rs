@@ -23,7 +23,7 @@ pub enum CaError {
         dir: PathBuf,
     },
     /// Both layouts are there.
-    #[error("{}: two CA sources; set ca.source: it holds ca-cert.pem or ca-key.pem as well as tls.crt or tls.key, so keep one of the two", .dir.display())]
+    #[error("{}: two CA sources: it holds ca-cert.pem or ca-key.pem as well as tls.crt or tls.key; remove the files of one of the two", .dir.display())]
     TwoSources {
         /// The folder.
         dir: PathBuf,

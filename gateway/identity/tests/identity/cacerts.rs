@@ -251,8 +251,8 @@ fn broken_files_are_named() {
         (
             "two layouts",
             |f| f.write("tls.crt", f.issuing.pem()),
-            ": two CA sources; set ca.source: it holds ca-cert.pem or ca-key.pem as well as tls.crt or tls.key, so keep one \
-             of the two",
+            ": two CA sources: it holds ca-cert.pem or ca-key.pem as well as tls.crt or tls.key; remove the files of one of \
+             the two",
         ),
         (
             "directory",
