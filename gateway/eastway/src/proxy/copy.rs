@@ -5,6 +5,7 @@ mod watch;
 use std::future::poll_fn;
 use std::io;
 use std::net::Shutdown;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -245,20 +246,23 @@ pub async fn with_stream(
 ) -> Result<(), CopyError> {
     let Local { tcp, mut reader, ended } = local;
     let result = {
-        let up = async {
+        // Pinned where they are made: a future that is moved into another one is kept twice, and an idle
+        // connection is little else than its futures.
+        let up = pin!(async {
             if !ended {
                 upload(&tcp, &mut reader, &mut send, &moved.from_local).await?;
             }
             moved.from_local.end();
             Ok(())
-        };
-        let down = download(&mut recv, &tcp, &moved.to_local);
-        let both = async { tokio::try_join!(up, down).map(|((), ())| ()) };
+        });
+        let down = pin!(download(&mut recv, &tcp, &moved.to_local));
+        let both = pin!(async { tokio::try_join!(up, down).map(|((), ())| ()) });
+        let (broken, watch) = (pin!(broken(&tcp)), pin!(watch.run(moved)));
         tokio::select! {
             biased;
             result = both => result,
-            error = broken(&tcp) => Err(error.into()),
-            error = watch.run(moved) => Err(error),
+            error = broken => Err(error.into()),
+            error = watch => Err(error),
         }
     };
     match &result {
@@ -328,22 +332,24 @@ pub async fn between_sockets(
     let Local { tcp: client, mut reader, ended } = local;
     let mut back = ChunkReader::default();
     let result = {
-        let up = async {
+        let up = pin!(async {
             if ended {
                 finish(&upstream)?;
                 moved.from_local.end();
                 return Ok(());
             }
             pipe(&client, &mut reader, &upstream, &moved.from_local).await
-        };
-        let down = pipe(&upstream, &mut back, &client, &moved.to_local);
-        let both = async { tokio::try_join!(up, down).map(|((), ())| ()) };
+        });
+        let down = pin!(pipe(&upstream, &mut back, &client, &moved.to_local));
+        let both = pin!(async { tokio::try_join!(up, down).map(|((), ())| ()) });
+        let (broken_client, broken_upstream) = (pin!(broken(&client)), pin!(broken(&upstream)));
+        let watch = pin!(watch.run(moved));
         tokio::select! {
             biased;
             result = both => result,
-            error = broken(&client) => Err(error.into()),
-            error = broken(&upstream) => Err(error.into()),
-            error = watch.run(moved) => Err(error),
+            error = broken_client => Err(error.into()),
+            error = broken_upstream => Err(error.into()),
+            error = watch => Err(error),
         }
     };
     if result.is_ok() {

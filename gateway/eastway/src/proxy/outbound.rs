@@ -316,7 +316,27 @@ impl Replay {
 mod tests {
     use std::io::{Error, ErrorKind};
 
+    use eastway_model::store::Writer;
+    use tokio::net::TcpListener;
+
     use super::*;
+    use crate::proxy::dial::DialRules;
+    use crate::telemetry::{AccessMode, Telemetry};
+
+    /// A connection that does nothing costs its task and little else: what this grows, 10,000 of them pay.
+    #[tokio::test]
+    async fn a_connection_is_a_small_task() {
+        let (_writer, reader) = Writer::new(ClusterName::parse("a").unwrap());
+        let never = copy::Limits { idle: Duration::ZERO, half_closed: Duration::ZERO };
+        let router = Router::new(reader, DialRules::default(), never, Telemetry::new(AccessMode::Off));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = listener.local_addr().unwrap();
+        let tcp = TcpStream::connect(client).await.unwrap();
+        let service = ServiceKey::parse("shop", "web").unwrap();
+        let target = Target { service, port: PortNumber::new(80).unwrap(), cluster: None, endpoint: None };
+        let size = size_of_val(&serve(&Arc::new(router), tcp, client, &target));
+        assert!(size <= 3 * 1024, "{size} bytes");
+    }
 
     #[test]
     fn bytes_that_may_have_been_delivered_are_not_said_again_elsewhere() {
