@@ -124,7 +124,7 @@ impl Default for ChunkReader {
 }
 
 impl ChunkReader {
-    /// The next bytes, at most [`MIN_READ`] of them; `None` at the end of the stream. Cancel safe.
+    /// The next bytes, at most 4 KiB of them; `None` at the end of the stream. Cancel safe.
     ///
     /// # Errors
     /// Those of the socket.
