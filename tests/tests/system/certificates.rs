@@ -63,7 +63,9 @@ lab_test! {
     /// TCP stream that loses nothing and one link that stays the same.
     async fn f27_a_stream_outlives_its_certificates_and_the_key_of_their_ca() {
         let short = json!({"trust": {"leafTtl": "1m"}});
-        let mut mesh = MeshBuilder::of(&["a", "b"]).settings("a", &short).settings("b", &short).start().await?;
+        // Only one side dials: where both do, a stream may be on the link that is given up, which then lives as long.
+        let mesh = MeshBuilder::of(&["a", "b"]).private("a").settings("a", &short).settings("b", &short);
+        let mut mesh = mesh.start().await?;
         mesh.serve("b", "echo", 11, Habit::Echo).await?;
         within(Duration::from_secs(60), "one link is left", async || {
             Ok(link(&mesh, "a", "b").await.is_ok() && link(&mesh, "b", "a").await.is_ok())

@@ -44,11 +44,13 @@ lab_test! {
             }).await?;
         }
         // b's operator learns that it is a that refuses, and what b shows of itself.
-        let found = finding(&mesh, "b", "EW407").await?;
+        // Each redial is told anew, and one may fail in another way: the close of a refusal can be lost.
         let pin = mesh.cloud("b").pin().to_string();
-        let message = found.as_ref().and_then(|found| found["message"].as_str()).unwrap_or_default().to_owned();
-        ensure!(message.contains(&pin) && message.contains("spiffe://b"), "{found:?}");
-        ensure!(finding(&mesh, "b", "EW312").await?.is_none(), "it is not said to be unknown why");
+        eventually("b is told that a refuses what it shows", async || {
+            let found = finding(&mesh, "b", "EW407").await?;
+            let message = found.as_ref().and_then(|found| found["message"].as_str()).unwrap_or_default();
+            Ok(message.contains(&pin) && message.contains("spiffe://b"))
+        }).await?;
         // a's operator learns which key b has.
         let found = finding(&mesh, "a", "EW401").await?;
         let message = found.as_ref().and_then(|found| found["message"].as_str()).unwrap_or_default().to_owned();
