@@ -1,0 +1,64 @@
+//! How an API server is reached: the pod's own service account, or a kubeconfig.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::{Client, Config};
+
+/// Longest a TCP and TLS handshake with an API server may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where the credentials for an API server come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// The service account that the kubelet mounts into the pod.
+    InCluster,
+    /// A kubeconfig file and one of its contexts; `None`: the current one.
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// The context.
+        context: Option<String>,
+    },
+}
+
+/// Why there is no client.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The process does not run in a pod with a service account.
+    #[error("no service account of a pod: {0}; outside Kubernetes name a kubeconfig")]
+    InCluster(#[from] kube::config::InClusterError),
+    /// The kubeconfig cannot be used.
+    #[error("kubeconfig {path}: {source}")]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: KubeconfigError,
+    },
+    /// TLS could not be set up.
+    #[error("cannot talk to the API server: {0}")]
+    Client(#[from] kube::Error),
+}
+
+/// A client for the API server that `access` leads to. Nothing is sent yet.
+///
+/// # Errors
+/// [`ClientError`]
+pub async fn connect(access: &Access) -> Result<Client, ClientError> {
+    let mut config = match access {
+        Access::InCluster => Config::incluster()?,
+        Access::Kubeconfig { path, context } => from_file(path, context.clone()).await?,
+    };
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    Ok(Client::try_from(config)?)
+}
+
+async fn from_file(path: &Path, context: Option<String>) -> Result<Config, ClientError> {
+    let failed = |source| ClientError::Kubeconfig { path: path.to_owned(), source };
+    let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
+    let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
+    Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(failed)
+}

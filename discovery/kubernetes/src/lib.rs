@@ -1,0 +1,7 @@
+//! All that talks to a Kubernetes API server. Nothing else in the project knows `kube`.
+//!
+//! Two halves share the client, the types and the watches: the *registry* half turns Services,
+//! EndpointSlices and export marks into changes of local truth and only reads; the *controller*
+//! half writes what the Multi-Cluster Services API (KEP-1645) asks for.
+
+pub mod client;
