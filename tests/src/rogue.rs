@@ -60,6 +60,7 @@ impl Rogue {
                 cluster: Arc::from(&*name),
                 replica: ReplicaId::random()?,
                 predecessors: Arc::default(),
+                replicas: None,
                 keys: ca.link_keys(),
                 limits: TunnelLimits::default(),
                 timing: Timing::default(),

@@ -317,6 +317,7 @@ impl Running {
             cluster: Arc::from(settings.cluster.as_str()),
             replica,
             predecessors: replica::predecessors(&settings.state, replica),
+            replicas: None,
             keys,
             limits: adapters::tunnel_limits(settings, file_descriptors()),
             timing: adapters::timing(settings),

@@ -128,6 +128,7 @@ impl Pair {
                 cluster: (*name).into(),
                 replica: ReplicaId::random().unwrap(),
                 predecessors: Arc::default(),
+                replicas: None,
                 keys: ca.link_keys(),
                 limits: TunnelLimits::default(),
                 timing: Timing::default(),

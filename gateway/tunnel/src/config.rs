@@ -8,6 +8,8 @@ use std::time::Duration;
 
 pub use eastway_identity::ca::LinkKeys;
 
+use crate::replicas::ReplicaNetwork;
+
 /// One incarnation of one gateway: 16 random bytes, drawn when the process starts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ReplicaId(pub [u8; 16]);
@@ -21,6 +23,12 @@ impl ReplicaId {
         let mut bytes = [0; 16];
         aws_lc_rs::rand::fill(&mut bytes).map_err(|_| NoRandomness)?;
         Ok(Self(bytes))
+    }
+
+    /// What connection ids and envelopes have room for: enough to tell the replicas of one cluster apart.
+    pub(crate) fn short(&self) -> [u8; 4] {
+        let [a, b, c, d, ..] = self.0;
+        [a, b, c, d]
     }
 
     /// Reads the id of another replica as it stands in a control message.
@@ -67,6 +75,9 @@ pub struct TunnelConfig {
     /// Keys that all replicas and restarts share, so that each can answer for packets that were meant for
     /// another: without them a restart costs the peers a full idle timeout.
     pub keys: LinkKeys,
+    /// Where the other replicas of this cluster are; `None`: there are none, or they are told of by
+    /// [`Tunnel::set_live_replicas`](crate::Tunnel::set_live_replicas) and have addresses of their own.
+    pub replicas: Option<ReplicaNetwork>,
     /// Bounds of everything that others can make grow.
     pub limits: TunnelLimits,
     /// Intervals and deadlines.

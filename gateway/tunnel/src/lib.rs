@@ -5,6 +5,7 @@
 //!   name services and no addresses (invariant I1).
 //! - [`StreamHandler`]: serves the streams that peers open.
 //! - [`transport`]: what carries a link. quinn is known to its `quic` module only.
+//! - [`replicas`]: several gateways of one cluster, and packets that reach the wrong one.
 //! - [`control`]: the session that says who is there and whether it still answers, without I/O.
 //!
 //! What is not here: which endpoint a stream is for, who may use it, and TCP (the gateway binary);
@@ -19,6 +20,7 @@ mod link;
 mod manager;
 mod metrics;
 mod peers;
+pub mod replicas;
 mod status;
 mod stream;
 pub mod transport;
@@ -32,6 +34,7 @@ pub use config::{
 pub use events::{Event, FailureCause, LinkFailure, Observer};
 pub use link::{Link, LinkState, LinkTable, OpenError};
 pub use metrics::TunnelCounters;
+pub use replicas::{ForwardingCounters, ReplicaNetwork, SiblingStatus};
 pub use status::{AddressStatus, LinkStatus, PeerState, PeerStates, PeerStatus};
 pub use stream::{AcceptedStream, LinkInfo, RecvHalf, SendHalf, StreamError, StreamHandler, TunnelStream};
 pub use transport::quic::QuicError as BindError;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::code::ResetCode;
+use crate::replicas::ForwardingCounters;
 use crate::transport::CloseReason;
 
 /// What is counted while the tunnel runs.
@@ -59,7 +60,11 @@ impl Counters {
         *closed.entry(reason.label()).or_default() += 1;
     }
 
-    pub(crate) fn snapshot(&self, handshake_failures: Vec<(&'static str, u64)>) -> TunnelCounters {
+    pub(crate) fn snapshot(
+        &self,
+        handshake_failures: Vec<(&'static str, u64)>,
+        forwarding: ForwardingCounters,
+    ) -> TunnelCounters {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let by_code = |counters: &[AtomicU64]| {
             let counts = ResetCode::ALL.into_iter().zip(counters).map(|(code, count)| (code.name(), get(count)));
@@ -76,6 +81,7 @@ impl Counters {
             resets_received: by_code(&self.resets_received),
             links_closed: self.closed.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             handshake_failures: handshake_failures.into_iter().collect(),
+            forwarding,
         }
     }
 }
@@ -108,4 +114,6 @@ pub struct TunnelCounters {
     pub links_closed: BTreeMap<&'static str, u64>,
     /// Connections of others that did not become links, by reason.
     pub handshake_failures: BTreeMap<&'static str, u64>,
+    /// Packets between replicas of this cluster.
+    pub forwarding: ForwardingCounters,
 }

@@ -17,6 +17,7 @@ use bytes::Bytes;
 use eastway_identity::{CertificateDer, VerifiedPeer, VerifyError};
 
 use crate::code::{CloseCode, ResetCode};
+use crate::replicas::{ForwardingCounters, SiblingStatus};
 
 /// A future that may be sent between threads.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -39,6 +40,24 @@ pub trait Transport: Send + Sync + 'static {
     /// Bytes that packets may take up while they wait to be read, as the system granted them; `None` without a socket.
     fn receive_buffer(&self) -> Option<u64> {
         None
+    }
+
+    /// Tells the other replicas of this cluster that this one takes no new links.
+    fn set_draining(&self) {}
+
+    /// Other replicas of this cluster that packets are handed to.
+    fn siblings(&self) -> Vec<SiblingStatus> {
+        Vec::new()
+    }
+
+    /// Where other replicas are heard; `None`: nowhere.
+    fn replicas_addr(&self) -> Option<SocketAddr> {
+        None
+    }
+
+    /// What was handed to other replicas and taken from them.
+    fn forwarding(&self) -> ForwardingCounters {
+        ForwardingCounters::default()
     }
 
     /// What happened to connections that did not come about.

@@ -18,6 +18,7 @@ use crate::link::{Budget, Link, LinkTable};
 use crate::manager::{Board, Manager, until_idle};
 use crate::metrics::{Counters, TunnelCounters};
 use crate::peers::{PeerCounts, Peers};
+use crate::replicas::SiblingStatus;
 use crate::status::{PeerStates, PeerStatus};
 use crate::stream::StreamHandler;
 use crate::transport::Transport;
@@ -68,14 +69,16 @@ impl Tunnel {
         handler: Arc<dyn StreamHandler>,
     ) -> Result<Self, QuicError> {
         let config = Arc::new(config);
+        let live = alone(&config);
         let transport = QuicTransport::bind(
             Arc::clone(&config),
             Arc::clone(&identity),
             Arc::clone(&trust),
             Arc::clone(&world.clock),
             Arc::clone(&world.observer),
+            live.clone(),
         )?;
-        Ok(Self::start(world, config, identity, trust, handler, Arc::new(transport)))
+        Ok(Self::start(world, config, identity, trust, handler, Arc::new(transport), live))
     }
 
     /// A tunnel on another transport.
@@ -88,7 +91,8 @@ impl Tunnel {
         handler: Arc<dyn StreamHandler>,
         transport: Arc<dyn Transport>,
     ) -> Self {
-        Self::start(world, Arc::new(config), identity, trust, handler, transport)
+        let live = alone(&config);
+        Self::start(world, Arc::new(config), identity, trust, handler, transport, live)
     }
 
     fn start(
@@ -98,9 +102,9 @@ impl Tunnel {
         trust: Arc<TrustStore>,
         handler: Arc<dyn StreamHandler>,
         transport: Arc<dyn Transport>,
+        live: watch::Sender<Arc<[ReplicaId]>>,
     ) -> Self {
         let tasks = TaskTracker::new();
-        let (live, live_receiver) = watch::channel(Arc::from([config.replica]));
         let (targets, target_receiver) = watch::channel(Vec::new());
         let (draining, stop) = (CancellationToken::new(), CancellationToken::new());
         let links_per_peer = usize::from(config.limits.links_per_peer);
@@ -124,7 +128,7 @@ impl Tunnel {
             counters: Arc::new(Counters::default()),
             stream_counts: PeerCounts::default(),
             start_counts: PeerCounts::default(),
-            live: live_receiver,
+            live: live.subscribe(),
             tasks: tasks.clone(),
             next_link: AtomicU64::new(0),
             epoch: Instant::now(),
@@ -160,7 +164,8 @@ impl Tunnel {
         self.targets.send_replace(peers);
     }
 
-    /// Sets the live replicas of this cluster's gateway. Peers are told.
+    /// Sets the live replicas of this cluster's gateway. Peers are told. With [`TunnelConfig::replicas`] the tunnel
+    /// finds them itself, and sets them anew whenever they change.
     pub fn set_live_replicas(&self, replicas: &[ReplicaId]) {
         let mut all = replicas.to_vec();
         all.push(self.environment.config.replica);
@@ -195,10 +200,28 @@ impl Tunnel {
         peers.iter().map(|(name, peer)| PeerStatus::new(name, peer, &links, self.transport.name())).collect()
     }
 
+    /// The other replicas of this cluster that answer, draining ones included.
+    #[must_use]
+    pub fn siblings(&self) -> Vec<SiblingStatus> {
+        self.transport.siblings()
+    }
+
+    /// The replicas of this cluster that peers are told of.
+    #[must_use]
+    pub fn live_replicas(&self) -> Arc<[ReplicaId]> {
+        Arc::clone(&self.live.borrow())
+    }
+
+    /// Where the other replicas of this cluster are heard; `None`: nowhere.
+    #[must_use]
+    pub fn replicas_addr(&self) -> Option<SocketAddr> {
+        self.transport.replicas_addr()
+    }
+
     /// What was counted since the start.
     #[must_use]
     pub fn counters(&self) -> TunnelCounters {
-        self.environment.counters.snapshot(self.transport.handshake_failures())
+        self.environment.counters.snapshot(self.transport.handshake_failures(), self.transport.forwarding())
     }
 
     /// Leaves in order: peers are told to open nothing new here, what is open may finish until `within`, late
@@ -206,6 +229,7 @@ impl Tunnel {
     /// whether every stream had ended.
     pub async fn drain(&self, within: Duration) -> bool {
         self.draining.cancel();
+        self.transport.set_draining();
         let deadline = Instant::now() + within;
         let rtt = self.board.all_links().iter().map(Link::rtt).max().unwrap_or_default();
         let grace = (rtt * 2).max(GRACE).min(MAX_GRACE).min(within);
@@ -234,6 +258,11 @@ impl Tunnel {
             tracing::warn!("Links were closed, but not all of their tasks ended in time");
         }
     }
+}
+
+/// The live replicas before any other is known.
+fn alone(config: &TunnelConfig) -> watch::Sender<Arc<[ReplicaId]>> {
+    watch::Sender::new(Arc::from([config.replica]))
 }
 
 impl Drop for Tunnel {

@@ -114,6 +114,7 @@ async fn gateway_with_clock(mesh: &Mesh, life: Duration, now: fn() -> SystemTime
         cluster: "b".into(),
         replica: ReplicaId::random()?,
         predecessors: Arc::default(),
+        replicas: None,
         keys: LinkKeys { reset: keys.reset, connection_id: keys.connection_id, token: keys.token },
         limits: TunnelLimits::default(),
         timing: Timing::default(),

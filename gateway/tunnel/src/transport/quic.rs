@@ -8,6 +8,7 @@ mod cid;
 mod config;
 mod connection;
 mod floor;
+mod forward;
 mod handshake;
 mod runtime;
 mod socket;
@@ -19,16 +20,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use eastway_identity::{Clock, IdentityStore, TrustStore, tls};
-use tokio::sync::{Mutex, Semaphore, mpsc};
+use quinn::AsyncUdpSocket;
+use tokio::sync::{Mutex, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::cid::ConnectionIdKey;
+use self::forward::ForwardingSocket;
 use self::handshake::{Failures, Handshakes};
 use self::runtime::TrackedRuntime;
 use super::{BoxFuture, DialError, Established, Transport};
 use crate::code::CloseCode;
-use crate::config::TunnelConfig;
+use crate::config::{ReplicaId, TunnelConfig};
 use crate::events::Observer;
+use crate::replicas::network::Network;
+use crate::replicas::{ForwardingCounters, SiblingStatus};
 
 /// Pause before a listener that ended is opened again.
 const REBIND_PAUSE: Duration = Duration::from_millis(200);
@@ -44,8 +50,12 @@ struct Shared {
     endpoint: quinn::EndpointConfig,
     transport: Arc<quinn::TransportConfig>,
     runtime: Arc<TrackedRuntime>,
+    /// The other replicas of this cluster.
+    network: Option<Arc<Network>>,
     tasks: TaskTracker,
     stop: CancellationToken,
+    /// Links have ended: siblings may be told so.
+    ended: CancellationToken,
     failures: Failures,
     observer: Arc<dyn Observer>,
     /// Handshakes of others under way.
@@ -73,6 +83,15 @@ pub enum QuicError {
         #[source]
         source: io::Error,
     },
+    /// The UDP socket between replicas.
+    #[error("cannot listen on UDP {address} for the other replicas")]
+    Replicas {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
     /// The TLS configuration.
     #[error("cannot set up TLS for links")]
     Tls(#[source] rustls::Error),
@@ -91,19 +110,28 @@ impl QuicTransport {
         trust: Arc<TrustStore>,
         clock: Clock,
         observer: Arc<dyn Observer>,
+        live: watch::Sender<Arc<[ReplicaId]>>,
     ) -> Result<Self, QuicError> {
         let tasks = TaskTracker::new();
+        let network = config.replicas.as_ref().map(|replicas| {
+            let address = replicas.listen;
+            let network = Network::bind(address, config.replica, &config.keys);
+            network.map(Arc::new).map_err(|source| QuicError::Replicas { address, source })
+        });
+        let network = network.transpose()?;
         let shared = Arc::new(Shared {
-            endpoint: config::endpoint(&config)?,
+            endpoint: config::endpoint(&config, network.as_ref())?,
             transport: Arc::new(config::transport(&config)?),
             runtime: Arc::new(TrackedRuntime::new(tasks.clone())),
             handshakes: Arc::new(Semaphore::new(usize::from(config.limits.handshakes))),
+            network,
             config,
             identity,
             trust,
             clock,
             tasks,
             stop: CancellationToken::new(),
+            ended: CancellationToken::new(),
             failures: Failures::default(),
             observer,
             receive_buffer: AtomicU64::new(0),
@@ -113,6 +141,11 @@ impl QuicTransport {
         let local_addr = endpoint.local_addr().map_err(|source| QuicError::Bind { address: listen, source })?;
         let (sender, accepted) = mpsc::channel(ACCEPT_QUEUE);
         shared.tasks.spawn(supervise(Arc::clone(&shared), endpoint, local_addr, sender));
+        if let (Some(network), Some(replicas)) = (&shared.network, &shared.config.replicas) {
+            // Packets are handed over until the last link has ended.
+            let run = Arc::clone(network).run(replicas.clone(), live, shared.ended.clone());
+            shared.tasks.spawn(run);
+        }
         Ok(Self { shared, local_addr, accepted: Mutex::new(accepted) })
     }
 }
@@ -142,6 +175,24 @@ impl Transport for QuicTransport {
         self.shared.failures.counts()
     }
 
+    fn set_draining(&self) {
+        if let Some(network) = &self.shared.network {
+            network.set_draining();
+        }
+    }
+
+    fn siblings(&self) -> Vec<SiblingStatus> {
+        self.shared.network.as_ref().map(|network| network.siblings()).unwrap_or_default()
+    }
+
+    fn replicas_addr(&self) -> Option<SocketAddr> {
+        self.shared.network.as_ref().map(|network| network.local_addr())
+    }
+
+    fn forwarding(&self) -> ForwardingCounters {
+        self.shared.network.as_ref().map(|network| network.counters()).unwrap_or_default()
+    }
+
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
             self.shared.stop.cancel();
@@ -164,9 +215,17 @@ impl Shared {
             .and_then(|socket| {
                 self.receive_buffer.store(socket::receive_buffer(&socket).unwrap_or(0), Ordering::Relaxed);
                 let runtime = Arc::clone(&self.runtime) as Arc<dyn quinn::Runtime>;
-                quinn::Endpoint::new(self.endpoint.clone(), Some(server), socket, runtime)
+                let socket = self.forwarding(runtime.wrap_udp_socket(socket)?);
+                quinn::Endpoint::new_with_abstract_socket(self.endpoint.clone(), Some(server), socket, runtime)
             })
             .map_err(|source| QuicError::Bind { address, source })
+    }
+
+    /// The socket that takes links, among other replicas.
+    fn forwarding(&self, socket: Arc<dyn AsyncUdpSocket>) -> Arc<dyn AsyncUdpSocket> {
+        let Some(network) = &self.network else { return socket };
+        let key = ConnectionIdKey::new(&self.config.keys.connection_id);
+        Arc::new(ForwardingSocket::new(socket, Arc::clone(network), key, self.config.replica.short()))
     }
 
     fn server_config(&self) -> Result<quinn::ServerConfig, QuicError> {
@@ -190,6 +249,7 @@ async fn supervise(
     address: SocketAddr,
     accepted: mpsc::Sender<Established>,
 ) {
+    let _ended = shared.ended.clone().drop_guard();
     let mut endpoint = Some(endpoint);
     while !shared.stop.is_cancelled() {
         if let Some(endpoint) = endpoint.take() {
@@ -201,6 +261,8 @@ async fn supervise(
                 return;
             }
             tracing::error!(%address, "The listener for links ended; opening it again");
+            // Its port is not free while anybody has its socket.
+            shared.network.iter().for_each(|network| network.close_outlet());
         }
         if shared.stop.run_until_cancelled(tokio::time::sleep(REBIND_PAUSE)).await.is_none() {
             return;

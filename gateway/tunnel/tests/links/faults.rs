@@ -14,13 +14,13 @@ use crate::relay::Relay;
 use crate::support::{Cloud, Gateway, header, own_keys, pair, read_all, soon, until};
 
 /// A gateway in a runtime of its own that can die without a word.
-struct Mortal {
-    gateway: Gateway,
+pub(crate) struct Mortal {
+    pub(crate) gateway: Gateway,
     runtime: tokio::runtime::Runtime,
 }
 
 impl Mortal {
-    fn start(cloud: &Cloud, config: TunnelConfig, peers: &[(&str, &[SocketAddr])]) -> Self {
+    pub(crate) fn start(cloud: &Cloud, config: TunnelConfig, peers: &[(&str, &[SocketAddr])]) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let guard = runtime.enter();
         let gateway = cloud.gateway_with(config);
@@ -30,7 +30,7 @@ impl Mortal {
     }
 
     /// As by SIGKILL: not a packet more.
-    fn kill(self) -> SocketAddr {
+    pub(crate) fn kill(self) -> SocketAddr {
         let address = self.gateway.tunnel.local_addr();
         self.runtime.shutdown_background();
         address

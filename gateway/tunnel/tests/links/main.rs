@@ -8,6 +8,8 @@
     reason = "a test fails by panicking, and says what it measured"
 )]
 
+mod balanced;
+mod balancer;
 mod certificates;
 mod faults;
 mod hostile;

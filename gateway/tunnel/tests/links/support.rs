@@ -78,6 +78,7 @@ impl Cloud {
             cluster: Arc::clone(&self.name),
             replica: ReplicaId::random().unwrap(),
             predecessors: Arc::default(),
+            replicas: None,
             keys: self.ca.link_keys(),
             limits: self.limits,
             timing: self.timing,

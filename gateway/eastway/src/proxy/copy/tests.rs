@@ -126,6 +126,7 @@ async fn streams() -> ([Tunnel; 2], TunnelStream, TunnelStream) {
             cluster: names[own].into(),
             replica: ReplicaId::random().unwrap(),
             predecessors: Arc::default(),
+            replicas: None,
             keys: cas[own].link_keys(),
             limits: TunnelLimits::default(),
             timing: Timing::default(),

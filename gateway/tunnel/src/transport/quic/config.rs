@@ -12,9 +12,10 @@ use quinn::{
 use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 
 use super::QuicError;
-use super::cid::KeyedConnectionIds;
+use super::cid::{ConnectionIdKey, KeyedConnectionIds};
 use super::floor::Floored;
 use crate::config::TunnelConfig;
+use crate::replicas::network::Network;
 
 /// QUIC version 1 (RFC 9000) and no other: there is nothing to negotiate and nothing to downgrade to.
 const QUIC_V1: u32 = 1;
@@ -33,13 +34,14 @@ const RETRY_TOKEN_LIFETIME: Duration = Duration::from_secs(10);
 /// Bytes of a DATAGRAM that are taken only to see that there was one.
 const DATAGRAM_BUFFER: usize = 2_048;
 
-pub(super) fn endpoint(config: &TunnelConfig) -> Result<EndpointConfig, QuicError> {
+pub(super) fn endpoint(config: &TunnelConfig, network: Option<&Arc<Network>>) -> Result<EndpointConfig, QuicError> {
     let keys = &config.keys;
     let mut endpoint = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &keys.reset)));
-    let key = hmac::Key::new(hmac::HMAC_SHA256, &keys.connection_id);
-    let (replica, predecessors) = (config.replica, Arc::clone(&config.predecessors));
+    let key = ConnectionIdKey::new(&keys.connection_id);
+    let (replica, predecessors, network) = (config.replica, Arc::clone(&config.predecessors), network.cloned());
+    let generator = move || KeyedConnectionIds::new(key.clone(), replica, Arc::clone(&predecessors), network.clone());
     endpoint
-        .cid_generator(move || Box::new(KeyedConnectionIds::new(key.clone(), replica, Arc::clone(&predecessors))))
+        .cid_generator(move || Box::new(generator()))
         .supported_versions(vec![QUIC_V1])
         .max_udp_payload_size(config.limits.max_datagram.clamp(1_472, MAX_DATAGRAM))
         .map_err(|_| QuicError::OutOfRange)?;

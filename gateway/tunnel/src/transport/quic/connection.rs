@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -11,6 +11,8 @@ use quinn::{ReadError, ResetError, StoppedError, VarInt, WriteError};
 
 use crate::code::{CloseCode, ResetCode};
 use crate::control::printable;
+use crate::replicas::network::Network;
+use crate::replicas::paths::is_path;
 use crate::transport::{
     BoxFuture, CloseReason, Connection, ExporterError, Halves, Lost, PathStats, RecvStream, SendStream, Side,
     StreamError,
@@ -20,13 +22,15 @@ use crate::transport::{
 pub(super) struct QuicConnection {
     inner: quinn::Connection,
     side: Side,
+    /// Knows where the other side is if its packets come by way of another replica.
+    network: Option<Arc<Network>>,
     /// Why this side closed it.
     closed: Mutex<Option<CloseReason>>,
 }
 
 impl QuicConnection {
-    pub(super) fn new(inner: quinn::Connection, side: Side) -> Self {
-        Self { inner, side, closed: Mutex::new(None) }
+    pub(super) fn new(inner: quinn::Connection, side: Side, network: Option<Arc<Network>>) -> Self {
+        Self { inner, side, network, closed: Mutex::new(None) }
     }
 
     fn reason(&self, error: quinn::ConnectionError) -> CloseReason {
@@ -58,7 +62,9 @@ impl Connection for QuicConnection {
     }
 
     fn remote_addr(&self) -> SocketAddr {
-        canonical(self.inner.remote_address())
+        let address = self.inner.remote_address();
+        let network = self.network.as_ref().filter(|_| is_path(&address));
+        canonical(network.and_then(|network| network.client(address)).unwrap_or(address))
     }
 
     fn open(&self) -> BoxFuture<'_, Result<Halves, Lost>> {

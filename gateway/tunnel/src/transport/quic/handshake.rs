@@ -146,7 +146,7 @@ fn finish(
         .verify(&chain, (shared.clock)(), expected)
         .map_err(|error| refuse(CloseCode::Revoked, Failure::Untrusted(error)))?;
     shared.tasks.spawn(guard(connection.clone()));
-    let connection = Arc::new(QuicConnection::new(connection, side));
+    let connection = Arc::new(QuicConnection::new(connection, side, shared.network.clone()));
     Ok(Established { connection, peer, chain, local_leaf_sha256 })
 }
 

@@ -143,6 +143,7 @@ impl Cloud {
             cluster: self.name.into(),
             replica: ReplicaId::random().unwrap(),
             predecessors: Arc::default(),
+            replicas: None,
             keys: self.ca.link_keys(),
             limits: TunnelLimits::default(),
             timing: Timing::default(),
