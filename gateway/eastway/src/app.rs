@@ -15,6 +15,7 @@ pub mod peers;
 pub mod registries;
 pub mod reload;
 pub mod replica;
+pub mod replicas;
 pub mod signals;
 pub mod store;
 pub mod vips;
@@ -312,12 +313,13 @@ impl Running {
         );
         let inbound = Inbound::new(gateway.router.clone(), Arc::new(exports));
         let replica = ReplicaId::random()?;
+        let siblings = watch::Sender::new(Arc::from([]));
         let config = TunnelConfig {
             listen: settings.listen.link,
             cluster: Arc::from(settings.cluster.as_str()),
             replica,
             predecessors: replica::predecessors(&settings.state, replica),
-            replicas: None,
+            replicas: replicas::network(gateway, &siblings),
             keys,
             limits: adapters::tunnel_limits(settings, file_descriptors()),
             timing: adapters::timing(settings),
@@ -330,6 +332,8 @@ impl Running {
         gateway.router.set_tunnel(tunnel.clone());
         // Each is set here and nowhere else.
         let _set = (gateway.tunnel.set(tunnel.clone()), gateway.identity.set(identity.clone()));
+        let following = replicas::follow(gateway.configuration.loaded.clone(), siblings, self.end.clone());
+        self.spawn("replicas", following);
         let renewal = enroll::keep_fresh(client.clone(), settings.trust.leaf_ttl, identity, self.end.clone());
         self.spawn("certificate renewal", renewal);
 

@@ -25,7 +25,7 @@ pub use peer::PeerSettings;
 pub use policy::Policies;
 pub use report::{Report, Summary, check, check_peer, check_text};
 pub use schema::{KINDS, schema};
-pub use settings::{CaAddress, RegistrySettings, Settings};
+pub use settings::{CaAddress, RegistrySettings, ReplicaSettings, Settings};
 pub use watch::{ReloadStatus, watch};
 
 #[cfg(test)]

@@ -121,6 +121,8 @@ fn touch(metrics: &Arc<Metrics>) {
     metrics.link_dial(&peer, DialOutcome::Connected);
     metrics.link_closed(&peer, "idle");
     metrics.handshake_refused("pin");
+    metrics.set_forwarded("to_owner", 1, 1);
+    metrics.set_forward_dropped("forged", 1);
     metrics.stream_opened(&peer, "dialled");
     metrics.stream_answered(&peer, "dialled");
     metrics.stream_retried(&peer);

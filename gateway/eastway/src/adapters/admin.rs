@@ -16,12 +16,13 @@ use eastway_model::{ClusterName, Label, PeerState};
 
 use eastway_registry::diagnostic::Diagnostic;
 use eastway_registry::file::RegistryStatus;
+use eastway_tunnel::SiblingStatus;
 use tokio::sync::watch;
 
 use crate::admin::check::CheckFacts;
 use crate::admin::views::{
     ConfigView, Description, DnsView, EndpointView, IdentityView, Leftovers, PeerCounts, PeerView, RegistryView,
-    ServiceCounts, ServiceView, SnapshotView, StatusView,
+    ReplicaView, ServiceCounts, ServiceView, SnapshotView, StatusView,
 };
 use crate::admin::{AdminSource, BoxFuture, DescribeQuery, SourceError};
 use crate::app::Gateway;
@@ -73,6 +74,7 @@ impl AdminSource for Source {
         let mut listeners = self.gateway.listeners.clone();
         if let Some(tunnel) = self.gateway.tunnel.get() {
             listeners.insert("link".to_owned(), vec![tunnel.local_addr()]);
+            listeners.extend(tunnel.replicas_addr().map(|address| ("replicas".to_owned(), vec![address])));
         }
         StatusView {
             cluster: self.gateway.settings.cluster.to_string(),
@@ -95,6 +97,7 @@ impl AdminSource for Source {
             registries: registries(&self.gateway),
             peers: peer_counts(&snapshot),
             services: service_counts(&snapshot, frontend.vips.values().map(Vec::len).sum()),
+            replicas: replicas(&self.gateway),
             open_connections: self.gateway.router.in_flight.total(),
             resident_bytes: resident_bytes(),
             ..StatusView::default()
@@ -216,6 +219,17 @@ fn registries(gateway: &Gateway) -> Vec<RegistryView> {
         }
     };
     gateway.registries.borrow().iter().map(view).collect()
+}
+
+/// The other gateways of this cluster.
+fn replicas(gateway: &Gateway) -> Vec<ReplicaView> {
+    let siblings = gateway.tunnel.get().map(|tunnel| tunnel.siblings()).unwrap_or_default();
+    let view = |sibling: SiblingStatus| ReplicaView {
+        replica: sibling.replica.to_string(),
+        address: sibling.address.to_string(),
+        draining: sibling.draining,
+    };
+    siblings.into_iter().map(view).collect()
 }
 
 fn peer_counts(snapshot: &Snapshot) -> PeerCounts {

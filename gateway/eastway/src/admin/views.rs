@@ -72,6 +72,8 @@ pub struct StatusView {
     pub peers: PeerCounts,
     /// Services by origin.
     pub services: ServiceCounts,
+    /// The other gateways of this cluster that answer, sorted by replica.
+    pub replicas: Vec<ReplicaView>,
     /// Connections open now.
     pub open_connections: u64,
     /// Resident memory, bytes.
@@ -136,6 +138,18 @@ pub struct RegistryView {
     pub errors: Vec<String>,
 }
 
+/// Another gateway of this cluster.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ReplicaView {
+    /// The process, hexadecimal.
+    pub replica: String,
+    /// Where it is on the network between replicas.
+    pub address: String,
+    /// Whether it is on its way out.
+    pub draining: bool,
+}
+
 /// How many peers are in each state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -197,6 +211,8 @@ pub struct PeerView {
     pub addresses: Vec<String>,
     /// Live links, sorted by replica.
     pub links: Vec<LinkView>,
+    /// Replicas that it says it has and that no link leads to, hexadecimal.
+    pub missing_replicas: Vec<String>,
     /// Why the last attempt to reach it failed, if it is not up.
     pub last_error: Option<String>,
     /// Attempts to reach it since the start.

@@ -137,6 +137,10 @@ fn status_table(view: &StatusView, now: u64) -> String {
     lines.push(("snapshot", format!("version {}, {synced}{restored}", snapshot.version)));
     let peers = view.peers;
     lines.push(("peers", format!("{} up, {} down, {} unknown", peers.up, peers.down, peers.unknown)));
+    for replica in &view.replicas {
+        let leaving = if replica.draining { ", draining" } else { "" };
+        lines.push(("replica", format!("{} at {}{leaving}", replica.replica, replica.address)));
+    }
     let services = view.services;
     let counts = format!(
         "{} local ({} exported), {} imported, {} virtual addresses",
@@ -199,6 +203,9 @@ fn peer_message(peer: &PeerView) -> String {
     }
     if let Some(age) = peer.stale_ms {
         parts.push(format!("services as of {} ago", human::duration(age)));
+    }
+    if !peer.missing_replicas.is_empty() {
+        parts.push(format!("{} of its replicas not reached", peer.missing_replicas.len()));
     }
     if peer.links.iter().any(|link| link.transport == "tcp") {
         parts.push("degraded: tcp".to_owned());

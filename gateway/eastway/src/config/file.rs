@@ -7,7 +7,7 @@ mod policy;
 
 pub use gateway::{
     AuthorizationWord, DnsSection, GatewayConfig, LimitsSection, LinkSection, ListenSection, LogSection, NameSection,
-    RegistrySection, TrustSection, VipSection,
+    RegistrySection, ReplicasSection, TrustSection, VipSection,
 };
 pub use peer::{NameFilterSection, Peer, PeerMetadata, PeerSpec};
 pub use policy::{

@@ -3,7 +3,7 @@
 use eastway_registry::diagnostic::Code;
 use eastway_registry::yaml::{Context, Document};
 
-use super::settings::Settings;
+use super::settings::{ReplicaSettings, Settings};
 use super::value::Fqdn;
 
 /// `new` with everything that cannot change in a running process as `running` has it, and a warning
@@ -22,6 +22,12 @@ pub(super) fn keep(running: &Settings, new: Settings, document: &Document, cx: &
     fixed.keep(&["listen", "metrics"], &running.listen.metrics, &mut kept.listen.metrics);
     fixed.keep(&["listen", "health"], &running.listen.health, &mut kept.listen.health);
     fixed.keep(&["link"], &running.link, &mut kept.link);
+    // Siblings come and go; where they are heard, or that they are heard at all, stays.
+    let heard_at = |settings: &Settings| settings.replicas.as_ref().map(|replicas| replicas.listen);
+    let (running_at, mut kept_at) = (heard_at(running), heard_at(&kept));
+    fixed.keep(&["replicas", "listen"], &running_at, &mut kept_at);
+    let siblings = kept.replicas.take().or_else(|| running.replicas.clone()).map(|replicas| replicas.siblings);
+    kept.replicas = kept_at.map(|listen| ReplicaSettings { listen, siblings: siblings.unwrap_or_default() });
     fixed.keep(&["dns", "zones"], &running.dns.zones, &mut kept.dns.zones);
     fixed.keep(&["vip"], &running.vip, &mut kept.vip);
     fixed.keep(&["state"], &running.state, &mut kept.state);

@@ -31,6 +31,8 @@ pub struct Settings {
     pub listen: ListenSettings,
     /// Links to peers.
     pub link: LinkSettings,
+    /// Other gateways of this cluster; `None`: there are none.
+    pub replicas: Option<ReplicaSettings>,
     /// Sources of local services, names distinct.
     pub registries: Vec<RegistrySettings>,
     /// Folder of Peer files.
@@ -115,6 +117,16 @@ pub struct LinkSettings {
     pub idle_timeout: Duration,
     /// How long streams may go on when the process stops.
     pub drain: Duration,
+}
+
+/// Other gateways of this cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplicaSettings {
+    /// Where this one hears them, UDP.
+    pub listen: SocketAddr,
+    /// Where they listen, this one possibly among them; at most 64, distinct.
+    pub siblings: Vec<SocketAddr>,
 }
 
 /// A source of local services.

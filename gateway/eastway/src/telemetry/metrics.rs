@@ -7,6 +7,7 @@
 mod family;
 mod labels;
 mod process;
+mod replicas;
 mod traffic;
 
 use std::fmt;
@@ -23,7 +24,7 @@ use prometheus_client::registry::Registry;
 
 use self::family::{Family, Labels};
 use self::labels::{
-    BuildLabels, CertificateLabels, DenialLabels, PeerLabel, PeerReason, Reason, peer_label, peer_reason,
+    BuildLabels, CertificateLabels, DenialLabels, Direction, PeerLabel, PeerReason, Reason, peer_label, peer_reason,
 };
 pub use self::process::{open_fds, resident_bytes};
 pub use self::traffic::{ConnectionLabels, ConnectionMetrics, Destination, Reporter, ResponseFlag, UNKNOWN, Workload};
@@ -168,6 +169,10 @@ metrics! {
     link_dials: Family<PeerReason, Counter>, "eastway_link_dials", "Attempts to open a link, by outcome";
     link_closed: Family<PeerReason, Counter>, "eastway_links_closed", "Links closed, by reason";
     handshakes_refused: Family<Reason, Counter>, "eastway_handshakes_refused", "Incoming handshakes refused, by reason";
+    replicas: Gauge, "eastway_replicas", "Live gateways of this cluster, this one included";
+    forwarded_packets: Family<Direction, Counter>, "eastway_forwarded_packets", "Packets of links handed over between gateways of this cluster, by direction";
+    forwarded: Family<Direction, Counter>, "eastway_forwarded_bytes", "Bytes in those packets, by direction";
+    forward_dropped: Family<Reason, Counter>, "eastway_forward_dropped_packets", "Packets between gateways of this cluster that were dropped, by reason";
     stream_opens: Family<PeerReason, Counter>, "eastway_stream_opens", "Streams opened to the peer, by outcome";
     stream_requests: Family<PeerReason, Counter>, "eastway_stream_requests", "Streams of the peer, by answer";
     upstream_dials: Family<Reason, Counter>, "eastway_upstream_dials", "Dials to local endpoints, by outcome";

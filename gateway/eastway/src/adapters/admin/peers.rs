@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use eastway_model::PeerState;
 use eastway_model::store::Snapshot;
-use eastway_tunnel::{LinkStatus, PeerStatus};
+use eastway_tunnel::{ForwardingCounters, LinkStatus, PeerStatus};
 
 use super::millis;
 use crate::admin::views::{LinkView, PeerCondition, PeerView};
@@ -47,6 +47,9 @@ fn view(gateway: &Gateway, peer: &PeerSettings, snapshot: &Snapshot, status: Opt
         workload_isolation: if peer.shared_trust_domain { "none" } else { "trust domain" }.to_owned(),
         addresses: peer.addresses.iter().map(ToString::to_string).collect(),
         links: status.map(|status| status.links.iter().map(link).collect()).unwrap_or_default(),
+        missing_replicas: status
+            .map(|status| status.missing_replicas.iter().map(ToString::to_string).collect())
+            .unwrap_or_default(),
         last_error: status.filter(|status| !status.up).and_then(|status| status.last_error.clone()),
         dials: status.map(|status| status.dials).unwrap_or_default(),
         clock_skew_ms: status.and_then(|status| status.clock_skew_ms),
@@ -86,6 +89,8 @@ fn link(link: &LinkStatus) -> LinkView {
 /// Brings the gauges of all peers up to date.
 pub(super) fn refresh(gateway: &Gateway, metrics: &Metrics) {
     let Some(tunnel) = gateway.tunnel.get() else { return };
+    forwarding(&tunnel.counters().forwarding, metrics);
+    metrics.set_replicas(tunnel.live_replicas().len());
     let snapshot = gateway.reader.load_full();
     for status in tunnel.status() {
         let links = &status.links;
@@ -108,6 +113,16 @@ pub(super) fn refresh(gateway: &Gateway, metrics: &Metrics) {
             metrics.set_federation_lag(&status.name, age);
         }
         objects(&snapshot, &status.name, metrics);
+    }
+}
+
+fn forwarding(counters: &ForwardingCounters, metrics: &Metrics) {
+    for (direction, packets) in &counters.packets {
+        let bytes = counters.bytes.get(direction).copied().unwrap_or_default();
+        metrics.set_forwarded(direction, *packets, bytes);
+    }
+    for (reason, packets) in &counters.dropped {
+        metrics.set_forward_dropped(reason, *packets);
     }
 }
 

@@ -28,6 +28,9 @@ pub struct GatewayConfig {
     /// Links to peers.
     #[serde(default)]
     pub link: Field<LinkSection>,
+    /// Other gateways of this cluster, if there are several behind one address. Default: there are none.
+    #[serde(default)]
+    pub replicas: Field<ReplicasSection>,
     /// Sources of this cluster's own services.
     #[serde(default)]
     pub registries: List<RegistrySection>,
@@ -137,6 +140,22 @@ pub struct LinkSection {
     /// How long streams may go on when the process stops. Default: `30s`.
     #[serde(default)]
     pub drain: Field<Text>,
+}
+
+/// Other gateways of this cluster. They find each other, tell peers how many they are, and hand over packets of links
+/// that a load balancer gave to the wrong one.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ReplicasSection {
+    /// Where this one hears the others (UDP), on a network between them that nothing else needs to reach. Default:
+    /// `0.0.0.0:15442`.
+    #[serde(default)]
+    pub listen: Field<Text>,
+    /// Where the gateways of this cluster listen so, `address:port` each. This one may be among them, so that all can
+    /// have the same list.
+    #[schemars(length(max = 64))]
+    #[serde(default)]
+    pub siblings: List<Text>,
 }
 
 /// A source of this cluster's own services.

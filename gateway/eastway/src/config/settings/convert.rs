@@ -13,12 +13,12 @@ use eastway_registry::value::duration;
 use eastway_registry::yaml::{At, Context, Field, Text};
 
 use super::{
-    CaAddress, DnsSettings, Folder, Limits, LinkSettings, ListenSettings, LogSettings, RegistrySettings, Settings,
-    TrustSettings, VipSettings, folder_of,
+    CaAddress, DnsSettings, Folder, Limits, LinkSettings, ListenSettings, LogSettings, RegistrySettings,
+    ReplicaSettings, Settings, TrustSettings, VipSettings, folder_of,
 };
 use crate::config::file::{
     AuthorizationWord, DnsSection, GatewayConfig, LimitsSection, LinkSection, ListenSection, LogSection, NameSection,
-    TrustSection, VipSection,
+    ReplicasSection, TrustSection, VipSection,
 };
 use crate::config::value::{Fqdn, HostPort, byte_size, cluster_name, trust_domain};
 
@@ -47,6 +47,7 @@ pub(in crate::config) fn convert(
     let trust = trust.and_then(|section| trust_settings(section, base, cx));
     let listen = listen_settings(config.listen.value(), cx);
     let link = link_settings(config.link.value(), cx);
+    let replicas = config.replicas.value().map(|section| replica_settings(section, &listen, cx));
     let registries = registries(config, base, cx);
     let dns = dns_settings(config.dns.value(), cx);
     let vip = vip_settings(config.vip.value(), cx);
@@ -63,6 +64,7 @@ pub(in crate::config) fn convert(
         trust: trust?,
         listen,
         link,
+        replicas,
         registries,
         peers,
         policies,
@@ -172,6 +174,50 @@ fn link_settings(section: Option<&LinkSection>, cx: &mut Context<'_>) -> LinkSet
         cx.error(at.at, Code::Conflict, "idleTimeout must be at least 3 x keepAlive");
     }
     settings
+}
+
+/// Replicas beyond this many are not kept apart by the tunnel.
+const MAX_SIBLINGS: usize = 64;
+
+fn replica_settings(section: &ReplicasSection, listen: &ListenSettings, cx: &mut Context<'_>) -> ReplicaSettings {
+    let mut settings =
+        ReplicaSettings { listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 15442)), siblings: Vec::new() };
+    if let Some(address) = socket_addr(&section.listen, cx) {
+        let taken = [
+            ("listen.link", Some(listen.link)),
+            ("listen.dns", listen.dns.iter().copied().find(|dns| *dns == address.value)),
+        ];
+        let taken = taken.iter().find(|(_, other)| *other == Some(address.value) && address.value.port() != 0);
+        if let Some((name, _)) = taken {
+            cx.error(address.at, Code::Duplicate, format!("{} is already used by {name}", address.value));
+        }
+        settings.listen = address.value;
+    }
+    for sibling in cx.parse_items(&section.siblings, sibling_addr) {
+        if settings.siblings.contains(&sibling.value) {
+            cx.error(sibling.at, Code::Duplicate, format!("{} is already in the list", sibling.value));
+        } else if settings.siblings.len() == MAX_SIBLINGS {
+            cx.error(sibling.at, Code::Value, format!("at most {MAX_SIBLINGS} gateways of a cluster know each other"));
+            break;
+        } else {
+            settings.siblings.push(sibling.value);
+        }
+    }
+    settings
+}
+
+/// An address that one packet after another can be sent to.
+fn sibling_addr(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr =
+        text.parse().map_err(|_| "must be the IP address of a gateway and its port, e.g. 10.0.0.5:15442".to_owned())?;
+    let ip = address.ip();
+    if ip.is_unspecified() || ip.is_multicast() || ip == Ipv4Addr::BROADCAST {
+        return Err(format!("{ip} is not the address of one gateway"));
+    }
+    if address.port() == 0 {
+        return Err("must have a port from 1 to 65535".to_owned());
+    }
+    Ok(address)
 }
 
 fn registries(config: &GatewayConfig, base: &Path, cx: &mut Context<'_>) -> Vec<RegistrySettings> {

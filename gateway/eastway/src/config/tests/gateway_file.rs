@@ -20,6 +20,8 @@ refused! {
     idle_that_no_peer_accepts: "link: {keepAlive: 100ms, idleTimeout: 1s}\n";
     idle_longer_than_a_link_may_be_silent: "link: {idleTimeout: 5m}\n";
     listeners_that_collide: "listen: {admin: '127.0.0.1:7', metrics: '127.0.0.1:7', health: '127.0.0.1:7', dns: ['0.0.0.0:15443']}\n";
+    replicas_that_are_none: "replicas: {listen: '0.0.0.0:15443', siblings: ['10.0.0.5:15442', '10.0.0.5:15442', 'gw:15442', '0.0.0.0:15442', '10.0.0.6:0', 10.0.0.7], sibling: []}\n";
+    replicas_beside_names: "listen: {dns: ['10.0.0.5:15442']}\nreplicas: {listen: '10.0.0.5:15442'}\n";
     admin_for_everybody: "listen: {admin: '0.0.0.0:15000'}\n";
     a_name_to_listen_at: "listen: {link: 'gw.onprem.example:15443'}\n";
     registries_that_collide: "registries: [{name: a, file: a.yaml}, {name: a, file: b.yaml}, {name: b, file: ./a.yaml}, {}]\n";

@@ -157,6 +157,22 @@ log: {access: all}
 }
 
 #[tokio::test]
+async fn siblings_come_and_go_while_where_they_are_heard_stays() {
+    let replicas = |text: &str| format!("{MINIMAL}replicas: {{listen: {text}}}\n");
+    let first = replicas("'127.0.0.1:1', siblings: ['10.0.0.5:1']");
+    let mut fixture = Fixture::start(&[("gateway.yaml", &first)]);
+    let second = replicas("'127.0.0.1:2', siblings: ['10.0.0.6:1', '10.0.0.7:1']");
+    for (generation, text, siblings) in [(2, second.as_str(), 2), (3, MINIMAL, 2)] {
+        fixture.folder.write("gateway.yaml", text);
+        let status = fixture.until(|status| status.generation == generation).await;
+        let replicas = fixture.loaded.borrow().settings.replicas.clone().unwrap();
+        assert_eq!((replicas.listen.port(), replicas.siblings.len()), (1, siblings));
+        assert!(status.needs_restart[0].contains("replicas.listen"), "{:?}", status.needs_restart);
+    }
+    fixture.stop().await;
+}
+
+#[tokio::test]
 async fn a_peer_with_the_running_name_is_refused_even_if_the_file_renames_us() {
     let mut fixture = Fixture::start(&[("gateway.yaml", MINIMAL)]);
     fixture.folder.write("peers/onprem.yaml", &PEER.replace("name: gke", "name: onprem"));

@@ -39,6 +39,22 @@ impl Labels for PeerReason {
     }
 }
 
+/// Which way something went.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct Direction {
+    pub(super) direction: &'static str,
+}
+
+impl Labels for Direction {
+    fn owner(&self) -> Option<&Arc<str>> {
+        None
+    }
+
+    fn overflow(&self) -> Self {
+        Self { direction: OTHER }
+    }
+}
+
 /// A word from a fixed set.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct Reason {
