@@ -6,6 +6,7 @@
 pub mod federation;
 pub mod files;
 pub mod identity;
+pub mod replicas;
 
 /// A target: its name, which is that of its corpus, and its body.
 pub type Target = (&'static str, fn(&[u8]));
@@ -26,4 +27,5 @@ pub const TARGETS: &[Target] = &[
     ("signing_request", identity::signing_request),
     ("reauth", identity::reauth),
     ("spiffe_id", identity::spiffe_id),
+    ("replica_envelope", replicas::envelope),
 ];

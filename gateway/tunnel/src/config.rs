@@ -26,7 +26,8 @@ impl ReplicaId {
     }
 
     /// What connection ids and envelopes have room for: enough to tell the replicas of one cluster apart.
-    pub(crate) fn short(&self) -> [u8; 4] {
+    #[must_use]
+    pub fn short(&self) -> [u8; 4] {
         let [a, b, c, d, ..] = self.0;
         [a, b, c, d]
     }

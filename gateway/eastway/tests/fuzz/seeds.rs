@@ -6,6 +6,8 @@ use eastway_identity::certificates_from_pem;
 use eastway_proto::federation::v1 as wire;
 use eastway_proto::federation::v1::exporter_message::Body as FromExporter;
 use eastway_proto::federation::v1::importer_message::Body as FromImporter;
+use eastway_tunnel::ReplicaId;
+use eastway_tunnel::replicas::envelope::{Beat, BeatState, Direction, Flow, MAX_ENVELOPE, header};
 use prost::Message;
 
 /// Target, name, bytes.
@@ -18,7 +20,35 @@ pub(crate) fn all() -> Vec<Seed> {
     images(&mut seeds);
     texts(&mut seeds);
     identities(&mut seeds);
+    envelopes(&mut seeds);
     seeds
+}
+
+fn envelopes(seeds: &mut Vec<Seed>) {
+    let (one, two) = (ReplicaId([1; 16]), ReplicaId([2; 16]));
+    let signed = |beat: Beat| [beat.encode(), vec![7; 32]].concat();
+    let beat = Beat { state: BeatState::Live, sender: one, stamp: 1_000, echo: Some((two, 2_000)) };
+    let flow = |client: &str, local: Option<&str>| {
+        let mut bytes = Vec::new();
+        Flow { client: client.parse().unwrap(), local: local.map(|ip| ip.parse().unwrap()) }.encode(2, &mut bytes);
+        [bytes, b"a packet of a link".to_vec()].concat()
+    };
+    let sealed = |direction| [header(direction, one.short(), 9).to_vec(), vec![5; 80]].concat();
+    let mut version = sealed(Direction::ToOwner);
+    version[0] = 2;
+    let all = [
+        ("beat", signed(beat)),
+        ("first_beat", signed(Beat { echo: None, ..beat })),
+        ("last_beat", signed(Beat { state: BeatState::Gone, ..beat })),
+        ("packet", sealed(Direction::ToOwner)),
+        ("answer", sealed(Direction::ToClient)),
+        ("version_2", version),
+        ("oversized", vec![1; MAX_ENVELOPE + 1]),
+        ("flow_v4", flow("192.0.2.1:50000", Some("10.0.0.5"))),
+        ("flow_v6", flow("[2001:db8::1]:1", None)),
+        ("empty", Vec::new()),
+    ];
+    seeds.extend(all.map(|(name, bytes)| ("replica_envelope", name.to_owned(), bytes)));
 }
 
 fn repository(path: &str) -> Vec<u8> {
