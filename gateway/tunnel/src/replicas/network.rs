@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
@@ -183,7 +183,7 @@ impl Network {
         let Ok(sealed) = route.keys.seal(&self.numbers, direction, flow, packet) else {
             return self.tally.dropped(Dropped::Malformed);
         };
-        match self.socket.try_send_to(&sealed, route.status.address) {
+        match self.put(&sealed, route.status.address) {
             Ok(_) => self.tally.went(
                 match direction {
                     Direction::ToOwner => Way::ToOwner,
@@ -193,6 +193,16 @@ impl Network {
             ),
             Err(_) => self.tally.dropped(Dropped::SocketFull),
         }
+    }
+
+    /// Sends to `address`; IPv4 by way of an IPv6 socket if that is what there is.
+    fn put(&self, bytes: &[u8], address: SocketAddr) -> io::Result<usize> {
+        let mapped = |ip: IpAddr| match ip {
+            IpAddr::V4(ip) if self.local_addr.is_ipv6() => ip.to_ipv6_mapped().into(),
+            IpAddr::V4(_) | IpAddr::V6(_) => ip,
+        };
+        let target = SocketAddr::new(mapped(address.ip()), address.port());
+        self.socket.try_send_to(bytes, target)
     }
 
     fn paths(&self) -> MutexGuard<'_, Paths> {
@@ -219,6 +229,8 @@ impl Network {
         }
         let mut buffer = vec![0; MAX_ENVELOPE + 1];
         task.siblings.configure(&addresses.borrow_and_update());
+        // Before it is known to be writable the first beats would be lost.
+        self.socket.writable().await.ok();
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -240,6 +252,32 @@ impl Network {
         }
         self.close_outlet();
         task.tell(BeatState::Gone);
+    }
+}
+
+#[cfg(test)]
+impl Network {
+    /// Makes these the siblings.
+    pub(crate) fn set_siblings(&self, siblings: &[SiblingStatus]) {
+        let route = |status: &SiblingStatus| {
+            let keys = Arc::new(self.keys.pair(self.own, status.replica).unwrap());
+            Arc::new(Route { status: status.clone(), keys })
+        };
+        self.view.store(Arc::new(View { routes: siblings.iter().map(route).collect(), gone: Vec::new() }));
+    }
+
+    /// Waits until the first packet would not be lost.
+    pub(crate) async fn writable(&self) {
+        self.socket.writable().await.unwrap();
+    }
+
+    /// Takes one datagram from the socket, as the task does.
+    pub(crate) async fn receive(self: &Arc<Self>) -> Result<(), Dropped> {
+        let mut buffer = vec![0; MAX_ENVELOPE + 1];
+        let (length, from) = self.socket.recv_from(&mut buffer).await.unwrap();
+        let live = watch::Sender::new(Arc::from([self.own]));
+        let mut task = Task { siblings: Siblings::new(self.own), network: Arc::clone(self), live };
+        task.take(&mut buffer[..length], from)
     }
 }
 
@@ -281,7 +319,7 @@ impl Task {
 
     /// A beat that is lost is followed by another.
     fn beat(&self, address: SocketAddr, beat: &Beat) {
-        self.network.socket.try_send_to(&self.network.keys.sign(beat), address).ok();
+        self.network.put(&self.network.keys.sign(beat), address).ok();
     }
 
     /// Takes the packet in `buffer` and those behind it.
@@ -300,6 +338,7 @@ impl Task {
     }
 
     fn take(&mut self, datagram: &mut [u8], from: SocketAddr) -> Result<(), Dropped> {
+        let from = SocketAddr::new(from.ip().to_canonical(), from.port());
         let envelope = decode(datagram).map_err(|error| match error {
             EnvelopeError::Version(_) => Dropped::Version,
             EnvelopeError::Malformed => Dropped::Malformed,

@@ -211,3 +211,6 @@ impl Ids {
 fn bits(ecn: Option<EcnCodepoint>) -> u8 {
     ecn.map_or(0, |ecn| ecn as u8)
 }
+
+#[cfg(test)]
+mod tests;
