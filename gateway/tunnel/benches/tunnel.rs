@@ -1,6 +1,6 @@
 //! What a stream costs: its header, and from opening to the peer's answer over loopback UDP.
 
-#![allow(clippy::unwrap_used, reason = "a benchmark that cannot be set up must fail")]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a benchmark that cannot be set up must fail")]
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -16,10 +16,11 @@ use eastway_identity::{IdentityStore, PeerTrust, SpiffeId, TrustStore};
 use eastway_tunnel::header::{self, Label, ServiceHeader, Source, StreamHeader, Traceparent};
 use eastway_tunnel::transport::BoxFuture;
 use eastway_tunnel::{
-    AcceptedStream, HostPort, Link, LinkInfo, PeerTarget, ReplicaId, StreamHandler, Timing, Tunnel, TunnelConfig,
-    TunnelLimits, TunnelStream,
+    AcceptedStream, HostPort, Link, LinkInfo, PeerTarget, ReplicaId, ReplicaNetwork, StreamHandler, Timing, Tunnel,
+    TunnelConfig, TunnelLimits, TunnelStream,
 };
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
 
 fn main() {
     divan::main();
@@ -75,8 +76,17 @@ fn stream_open_to_answer_64_at_once(bencher: Bencher) {
 /// Bytes one way over loopback UDP, in the chunks that a proxy reads.
 #[divan::bench]
 fn stream_16_mib(bencher: Bencher) {
+    transfer(bencher, &Pair::new());
+}
+
+/// As above, to a gateway that looks whether each packet is another replica's.
+#[divan::bench]
+fn stream_16_mib_among_replicas(bencher: Bencher) {
+    transfer(bencher, &Pair::among_replicas());
+}
+
+fn transfer(bencher: Bencher, pair: &Pair) {
     const CHUNK: usize = 256 << 10;
-    let pair = Pair::new();
     let chunk = Bytes::from(vec![7; CHUNK]);
     bencher.counter(BytesCount::new(16_u32 << 20)).bench_local(|| {
         pair.runtime.block_on(async {
@@ -101,11 +111,21 @@ struct Pair {
     runtime: Runtime,
     link: Link,
     header: StreamHeader,
-    _tunnels: [Tunnel; 2],
+    _tunnels: Vec<Tunnel>,
 }
 
 impl Pair {
+    /// A gateway of `a` with a link to the one of `b`.
     fn new() -> Self {
+        Self::of(&["a", "b"])
+    }
+
+    /// Likewise, and `b` has one more that answers the first one's beats.
+    fn among_replicas() -> Self {
+        Self::of(&["a", "b", "b"])
+    }
+
+    fn of(gateways: &[&str]) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let folder = tempfile::tempdir().unwrap();
         let clouds = ["a", "b"].map(|name| {
@@ -119,26 +139,38 @@ impl Pair {
             bundle: Vec::new(),
             crls: Vec::new(),
         });
+        let siblings = watch::Sender::new(Arc::from([]));
         let guard = runtime.enter();
-        let tunnels = clouds.each_ref().map(|(name, id, ca)| {
+        let mut tunnels = Vec::new();
+        for gateway in gateways {
+            let (name, id, ca) = clouds.iter().find(|(name, ..)| name == gateway).unwrap();
             let identity = ca.issue_identity(id, Duration::from_secs(3_600), SystemTime::now()).unwrap();
             let others = trust.iter().filter(|peer| &*peer.name != *name).cloned().collect();
+            let any_port = (Ipv4Addr::LOCALHOST, 0).into();
+            let network = ReplicaNetwork { listen: any_port, siblings: siblings.subscribe() };
             let config = TunnelConfig {
-                listen: (Ipv4Addr::LOCALHOST, 0).into(),
+                listen: any_port,
                 cluster: (*name).into(),
                 replica: ReplicaId::random().unwrap(),
                 predecessors: Arc::default(),
-                replicas: None,
+                replicas: (gateways.len() > 2 && *name == "b").then_some(network),
                 keys: ca.link_keys(),
                 limits: TunnelLimits::default(),
                 timing: Timing::default(),
                 software_version: "bench".into(),
             };
             let trust = TrustStore::new(others).unwrap();
-            Tunnel::bind(config, IdentityStore::new(identity), trust, Arc::new(AtOnce)).unwrap()
-        });
+            tunnels.push(Tunnel::bind(config, IdentityStore::new(identity), trust, Arc::new(AtOnce)).unwrap());
+        }
         drop(guard);
-        let [a, b] = &tunnels;
+        let (a, b) = (&tunnels[0], &tunnels[1]);
+        siblings.send_replace(b.replicas_addr().into_iter().collect());
+        let known = async {
+            while gateways.len() > 2 && b.siblings().is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        runtime.block_on(known);
         let target = PeerTarget { name: "b".into(), addresses: vec![HostPort::from(b.local_addr())] };
         a.set_peers(vec![target]);
         let mut events = a.events();
