@@ -141,7 +141,9 @@ async fn exchange(environment: Arc<Environment>, established: Established) -> Re
         Side::Dialler => connection.open().await,
         Side::Acceptor => connection.accept().await,
     };
-    let mut control = ControlStream::new(halves.map_err(|lost| (CloseCode::Internal, lost.to_string()))?);
+    // The connection's end says why; that there are no streams any more does not.
+    let Ok(halves) = halves else { return std::future::pending().await };
+    let mut control = ControlStream::new(halves);
     let exporter =
         connection.export(reauth::EXPORTER_LABEL).map_err(|error| (CloseCode::Internal, error.to_string()))?;
     let (config, timing) = (&environment.config, &environment.config.timing);

@@ -14,6 +14,7 @@ mod certificates;
 mod faults;
 mod hostile;
 mod raw;
+mod refusals;
 mod relay;
 mod replicas;
 mod streams;
