@@ -18,7 +18,7 @@ use crate::config::{HostPort, PeerTarget};
 use crate::events::{Event, FailureCause, LinkFailure};
 use crate::link::driver::{self, Environment, GoAwayOrder, LinkEvent, Started};
 use crate::link::{Link, LinkState, LinkTable};
-use crate::peers::{Dial, LinkFacts, Peers};
+use crate::peers::{Dial, LinkFacts, Peers, Traffic};
 use crate::status::{PeerState, PeerStates};
 use crate::transport::Transport;
 use crate::world::Resolver;
@@ -266,7 +266,9 @@ impl Manager {
                 self.board.peers().link_changed(id, update, replicas, wall);
             }
             LinkEvent::Ended { id, reason } => {
-                if let Some(Entry { link, .. }) = self.board.links().remove(&id) {
+                let entry = self.board.links().remove(&id);
+                if let Some(Entry { link, .. }) = entry {
+                    self.board.peers().carried(link.peer(), Traffic::of(&link));
                     let (peer, replica, remote) = (link.peer(), link.replica(), link.remote_addr());
                     self.environment.observer.happened(&Event::Closed { peer, replica, remote, reason: &reason });
                 }

@@ -6,8 +6,9 @@
 mod address;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::AddAssign;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use dashmap::DashMap;
@@ -16,6 +17,7 @@ use self::address::{Address, Moment, RateLimit};
 use crate::code::CloseCode;
 use crate::config::{HostPort, PeerTarget, ReplicaId, Timing};
 use crate::events::{FailureCause, LinkFailure};
+use crate::link::Link;
 use crate::transport::Side;
 
 /// Dials in search of a replica that is not linked yet, for each replica that the peer has.
@@ -92,6 +94,34 @@ pub(crate) struct Peer {
     pub(crate) last_error: Option<String>,
     /// When the last link was lost, the latest last: one outage is one loss, however many links there were.
     pub(crate) losses: VecDeque<SystemTime>,
+    /// What its links that are gone had carried.
+    pub(crate) past: Traffic,
+}
+
+/// What links carried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Traffic {
+    pub(crate) bytes_sent: u64,
+    pub(crate) bytes_received: u64,
+    pub(crate) packets_lost: u64,
+}
+
+impl Traffic {
+    pub(crate) fn of(link: &Link) -> Self {
+        Self {
+            bytes_sent: link.0.bytes_sent.load(Ordering::Relaxed),
+            bytes_received: link.0.bytes_received.load(Ordering::Relaxed),
+            packets_lost: link.0.connection.path().lost_packets,
+        }
+    }
+}
+
+impl AddAssign for Traffic {
+    fn add_assign(&mut self, more: Self) {
+        self.bytes_sent += more.bytes_sent;
+        self.bytes_received += more.bytes_received;
+        self.packets_lost += more.packets_lost;
+    }
 }
 
 impl Peers {
@@ -227,6 +257,13 @@ impl Peers {
         peer.refresh(wall);
     }
 
+    /// A link is about to be forgotten: what it carried is not.
+    pub(crate) fn carried(&mut self, name: &str, traffic: Traffic) {
+        if let Some(peer) = self.peers.get_mut(name) {
+            peer.past += traffic;
+        }
+    }
+
     /// A link is gone.
     pub(crate) fn link_ended(&mut self, id: u64, failure: LinkFailure, now: Duration, wall: SystemTime) {
         let mut at = Moment { now, timing: &self.timing, random: &mut self.random };
@@ -282,6 +319,7 @@ impl Peer {
             dials: 0,
             last_error: None,
             losses: VecDeque::new(),
+            past: Traffic::default(),
         }
     }
 

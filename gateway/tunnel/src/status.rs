@@ -12,7 +12,7 @@ use serde::{Serialize, Serializer};
 use crate::config::{HostPort, ReplicaId};
 use crate::events::FailureCause;
 use crate::link::{Link, LinkState};
-use crate::peers::Peer;
+use crate::peers::{Peer, Traffic};
 use crate::transport::Side;
 
 /// Peers by name, as the events tell them: latest wins.
@@ -55,6 +55,12 @@ pub struct PeerStatus {
     pub losses: Vec<SystemTime>,
     /// Its clock minus ours, milliseconds, by its youngest link.
     pub clock_skew_ms: Option<i64>,
+    /// Bytes of streams sent on its links, those that are gone included.
+    pub bytes_sent: u64,
+    /// Bytes of streams received on its links, those that are gone included.
+    pub bytes_received: u64,
+    /// Datagrams lost on its links, those that are gone included.
+    pub packets_lost: u64,
 }
 
 /// One address of a peer.
@@ -129,6 +135,8 @@ pub struct LinkStatus {
 
 impl PeerStatus {
     pub(crate) fn new(name: &Arc<str>, peer: &Peer, links: &[Link], transport: &'static str) -> Self {
+        let mut traffic = peer.past;
+        links.iter().filter(|link| link.peer() == name).for_each(|link| traffic += Traffic::of(link));
         let links: Vec<_> =
             links.iter().filter(|link| link.peer() == name).map(|link| LinkStatus::new(link, transport)).collect();
         let addresses = peer.addresses.iter().map(|address| AddressStatus {
@@ -150,6 +158,9 @@ impl PeerStatus {
             last_error: peer.last_error.clone(),
             losses: peer.losses.iter().copied().collect(),
             links,
+            bytes_sent: traffic.bytes_sent,
+            bytes_received: traffic.bytes_received,
+            packets_lost: traffic.packets_lost,
         }
     }
 }

@@ -195,8 +195,9 @@ impl Tunnel {
     /// All peers and their links, by name.
     #[must_use]
     pub fn status(&self) -> Vec<PeerStatus> {
-        let links = self.board.all_links();
+        // In this order: a link that ends meanwhile must not be counted twice.
         let peers = self.board.peers();
+        let links = self.board.all_links();
         peers.iter().map(|(name, peer)| PeerStatus::new(name, peer, &links, self.transport.name())).collect()
     }
 

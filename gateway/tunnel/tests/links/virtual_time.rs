@@ -209,3 +209,28 @@ async fn f1_a_peer_that_dies_is_redialled_until_it_is_back() {
     assert!(back <= Duration::from_secs(6), "{back:?}");
     assert_eq!(a.links_to("b")[0].replica(), second.replica);
 }
+
+/// What is counted for a peer outlives the links it was counted on.
+#[tokio::test(start_paused = true)]
+async fn bytes_of_a_link_that_is_gone_stay_counted() {
+    let (a, b) = pair();
+    let network = network();
+    let (left, right) = (a.gateway_in(&network, address(1)), b.gateway_in(&network, address(2)));
+    linked(&left, &right).await;
+    let mut sent = Vec::new();
+    for round in 0..3 {
+        let mut stream = left.links_to("b")[0].open(&header("count")).await.unwrap();
+        stream.send.write(Bytes::from(vec![0; 10_000])).await.unwrap();
+        stream.send.finish();
+        assert_eq!(read_all(&mut stream.recv).await.unwrap(), b"10000");
+        let status = left.tunnel.status().remove(0);
+        sent.push(status.bytes_sent);
+        assert!(status.bytes_sent >= 10_000 * (round + 1), "{sent:?}");
+        assert!(status.bytes_received >= 5 * (round + 1), "{status:?}");
+        network.cut(address(1), address(2));
+        eventually("the link is gone", || left.links_to("b").is_empty() && right.links_to("a").is_empty()).await;
+        assert_eq!(left.tunnel.status()[0].bytes_sent, status.bytes_sent, "nothing is forgotten, nothing counts twice");
+        network.heal(address(1), address(2));
+        eventually("a new link", || !left.links_to("b").is_empty() && !right.links_to("a").is_empty()).await;
+    }
+}

@@ -101,9 +101,9 @@ pub(super) fn refresh(gateway: &Gateway, metrics: &Metrics) {
             rtt: best.map(Duration::from_micros),
             clock_skew_ms: status.clock_skew_ms,
             streams: links.iter().map(|link| link.streams_opened + link.streams_served).sum(),
-            sent_bytes: links.iter().map(|link| link.bytes_sent).sum(),
-            received_bytes: links.iter().map(|link| link.bytes_received).sum(),
-            lost_packets: links.iter().map(|link| link.packets_lost).sum(),
+            sent_bytes: status.bytes_sent,
+            received_bytes: status.bytes_received,
+            lost_packets: status.packets_lost,
         };
         metrics.set_peer(&status.name, &sample);
         if let Some(not_after) = links.iter().map(|link| link.cert_not_after).max() {
