@@ -137,8 +137,9 @@ impl PeerStatus {
     pub(crate) fn new(name: &Arc<str>, peer: &Peer, links: &[Link], transport: &'static str) -> Self {
         let mut traffic = peer.past;
         links.iter().filter(|link| link.peer() == name).for_each(|link| traffic += Traffic::of(link));
-        let links: Vec<_> =
-            links.iter().filter(|link| link.peer() == name).map(|link| LinkStatus::new(link, transport)).collect();
+        // Nobody takes note of links that end while the tunnel closes.
+        let live = links.iter().filter(|link| link.peer() == name && link.0.state() != LinkState::Closed);
+        let links: Vec<_> = live.map(|link| LinkStatus::new(link, transport)).collect();
         let addresses = peer.addresses.iter().map(|address| AddressStatus {
             address: address.host.clone(),
             replica: address.replica,
@@ -149,7 +150,7 @@ impl PeerStatus {
         });
         Self {
             name: Arc::clone(name),
-            up: peer.up,
+            up: peer.up && !links.is_empty(),
             since: peer.since,
             clock_skew_ms: links.iter().rev().find_map(|link| link.clock_skew_ms),
             addresses: addresses.collect(),

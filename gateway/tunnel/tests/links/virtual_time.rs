@@ -234,3 +234,16 @@ async fn bytes_of_a_link_that_is_gone_stay_counted() {
         eventually("a new link", || !left.links_to("b").is_empty() && !right.links_to("a").is_empty()).await;
     }
 }
+
+/// I13: "up" is never said of a peer without a link, not even by a gateway on its way out.
+#[tokio::test(start_paused = true)]
+async fn i13_a_closed_tunnel_shows_no_peer_as_up() {
+    let (a, b) = pair();
+    let network = network();
+    let (left, right) = (a.gateway_in(&network, address(1)), b.gateway_in(&network, address(2)));
+    linked(&left, &right).await;
+    assert!(left.tunnel.status()[0].up);
+    left.tunnel.close().await;
+    let status = left.tunnel.status().remove(0);
+    assert!(!status.up && status.links.is_empty(), "{status:?}");
+}

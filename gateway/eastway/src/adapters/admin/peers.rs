@@ -31,9 +31,10 @@ fn view(gateway: &Gateway, peer: &PeerSettings, snapshot: &Snapshot, status: Opt
     let stored = snapshot.peer(peer.name.as_str());
     let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
     let state = stored.map_or(PeerState::Unknown, |stored| stored.state);
+    // The store is told of links, a moment later, and not any more while the process stops.
     let condition = match state {
-        PeerState::Up => PeerCondition::Up,
-        PeerState::Down { .. } => PeerCondition::Down,
+        PeerState::Up if status.is_some_and(|status| status.up) => PeerCondition::Up,
+        PeerState::Up | PeerState::Down { .. } => PeerCondition::Down,
         PeerState::Unknown => PeerCondition::Unknown,
     };
     let rejected = gateway.telemetry.metrics.rejected_records(peer.name.as_str());
