@@ -8,6 +8,8 @@
 use std::fs;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use socket2::Socket;
 
@@ -16,6 +18,16 @@ const ROUTES: &str = "/proc/self/net/ipv6_route";
 /// `RTF_LOCAL` of `linux/ipv6_route.h`.
 const LOCAL: u32 = 0x8000_0000;
 
+/// For how long the routes are taken as they were read. A host may have thousands, and a start binds hundreds of
+/// listeners at once; one that fails for a route that is new is tried again later.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// The local ranges that were read last, and when.
+static RANGES: Mutex<Option<(Instant, Vec<Range>)>> = Mutex::new(None);
+
+/// Network and prefix length.
+type Range = (Ipv6Addr, u32);
+
 /// Binds `socket` to `address`, which may be one of a range that is routed here.
 ///
 /// # Errors
@@ -23,8 +35,7 @@ const LOCAL: u32 = 0x8000_0000;
 pub fn bind(socket: &Socket, address: SocketAddr) -> io::Result<()> {
     match (socket.bind(&address.into()), address) {
         (Err(error), SocketAddr::V6(v6)) if error.kind() == io::ErrorKind::AddrNotAvailable => {
-            let routes = fs::read_to_string(ROUTES).unwrap_or_default();
-            if !leads_here(&routes, *v6.ip()) {
+            if !is_local(*v6.ip(), Instant::now()) {
                 return Err(error);
             }
             socket.set_freebind_v6(true)?;
@@ -34,16 +45,29 @@ pub fn bind(socket: &Socket, address: SocketAddr) -> io::Result<()> {
     }
 }
 
+/// As [`leads_here`], by the kernel's routes.
+fn is_local(address: Ipv6Addr, now: Instant) -> bool {
+    let mut ranges = RANGES.lock().unwrap_or_else(PoisonError::into_inner);
+    let fresh = ranges.take().filter(|(read, _)| now.saturating_duration_since(*read) < FRESH);
+    let read = || (now, local_ranges(&fs::read_to_string(ROUTES).unwrap_or_default()));
+    let (_, ranges) = ranges.insert(fresh.unwrap_or_else(read));
+    leads_here(ranges, address)
+}
+
 /// Whether a route of type `local` covers `address`.
-fn leads_here(routes: &str, address: Ipv6Addr) -> bool {
-    routes.lines().filter_map(local_range).any(|(network, length)| {
+fn leads_here(ranges: &[Range], address: Ipv6Addr) -> bool {
+    ranges.iter().any(|(network, length)| {
         let differ = address.to_bits() ^ network.to_bits();
         differ.checked_shr(128 - length).unwrap_or(0) == 0
     })
 }
 
+fn local_ranges(routes: &str) -> Vec<Range> {
+    routes.lines().filter_map(local_range).collect()
+}
+
 /// Destination and prefix length of a line, if it is a route of type `local`.
-fn local_range(line: &str) -> Option<(Ipv6Addr, u32)> {
+fn local_range(line: &str) -> Option<Range> {
     let mut fields = line.split_ascii_whitespace();
     let network = u128::from_str_radix(fields.next()?, 16).ok()?;
     let length = u32::from_str_radix(fields.next()?, 16).ok().filter(|length| *length <= 128)?;
@@ -65,15 +89,15 @@ garbage 80 x
 
     #[test]
     fn only_local_routes_lead_here() {
-        let leads = |address: &str| leads_here(TABLE, address.parse().unwrap());
+        let leads = |address: &str| leads_here(&local_ranges(TABLE), address.parse().unwrap());
         assert!(leads("fd65:6173:7477::1"));
         assert!(leads("fd65:6173:7477:ffff:ffff:ffff:ffff:ffff"));
         assert!(leads("::1"));
         assert!(!leads("fd65:6173:7478::1"), "next to the range");
         assert!(!leads("fd00::7"), "on the link, at somebody else");
         assert!(!leads("2001:db8::1"), "by the default route");
-        assert!(!leads_here("", "::1".parse().unwrap()));
+        assert!(!leads_here(&[], "::1".parse().unwrap()));
         let everything = "00000000000000000000000000000000 00 0 00 0 0 0 0 80000001 lo";
-        assert!(leads_here(everything, "2001:db8::1".parse().unwrap()), "a prefix of no bits");
+        assert!(leads_here(&local_ranges(everything), "2001:db8::1".parse().unwrap()), "a prefix of no bits");
     }
 }
