@@ -18,7 +18,7 @@ pub use escape::Escaped;
 pub use limit::LogLimit;
 pub use log::{LogError, LogFormat, LogHandle, LogSettings};
 pub use metrics::{
-    Certificate, ConnectionLabels, ConnectionMetrics, Destination, DialOutcome, Metrics, PeerSample, Reporter,
+    Certificate, ConnectionLabels, ConnectionMetrics, Destination, DialOutcome, Metrics, PeerSample, RECENT, Reporter,
     ResponseFlag, Workload,
 };
 pub use refusals::{Refusal, Refusals};

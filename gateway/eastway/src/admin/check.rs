@@ -119,9 +119,9 @@ pub struct PeerFacts {
     pub stale_ms: Option<u64>,
     /// Its software and ours share no protocol version.
     pub version_mismatch: Option<String>,
-    /// Connections of it that no access rule allowed since the start: how many, and an example.
+    /// Connections of it that no access rule allowed in the last 10 minutes: how many, and an example.
     pub denied: Option<(u64, String)>,
-    /// Connections from here that its access rules denied since the start.
+    /// Connections from here that its access rules denied in the last 10 minutes.
     pub denied_by_it: u64,
     /// Conflicts over services between it and another cluster: a sentence each.
     pub conflicts: Vec<String>,

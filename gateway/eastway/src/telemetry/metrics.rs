@@ -7,14 +7,16 @@
 mod family;
 mod labels;
 mod process;
+mod recent;
 mod replicas;
 mod traffic;
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use eastway_tunnel::ResetCode;
 use prometheus_client::encoding::EncodeMetric;
 use prometheus_client::encoding::text;
 use prometheus_client::metrics::TypedMetric;
@@ -27,6 +29,8 @@ use self::labels::{
     BuildLabels, CertificateLabels, DenialLabels, Direction, PeerLabel, PeerReason, Reason, peer_label, peer_reason,
 };
 pub use self::process::{open_fds, resident_bytes};
+pub use self::recent::RECENT;
+use self::recent::Recent;
 pub use self::traffic::{ConnectionLabels, ConnectionMetrics, Destination, Reporter, ResponseFlag, UNKNOWN, Workload};
 use super::refusals::Refusal;
 
@@ -113,6 +117,8 @@ macro_rules! metrics {
             connections: Family<ConnectionLabels, traffic::Series>,
             certificate: Family<CertificateLabels, FloatGauge>,
             denials: Family<DenialLabels, Counter>,
+            denied: Recent,
+            denied_there: Recent,
             $($field: $kind,)*
         }
 
@@ -144,7 +150,8 @@ macro_rules! metrics {
                 started.set(unix_seconds(SystemTime::now()));
                 let help = "When this process started, in seconds since the Unix epoch";
                 registry.register("process_start_time_seconds", help, started);
-                Self { registry, overflowed, connections, certificate, denials, $($field,)* }
+                let (denied, denied_there) = (Recent::default(), Recent::default());
+                Self { registry, overflowed, connections, certificate, denials, denied, denied_there, $($field,)* }
             }
 
             fn forget_series_of(&self, peer: &str) {
@@ -257,6 +264,9 @@ impl Metrics {
 
     /// A stream to `peer` was answered; `outcome` is `dialled` or the name of the reset code.
     pub fn stream_opened(&self, peer: &Arc<str>, outcome: &'static str) {
+        if outcome == ResetCode::PermissionDenied.name() {
+            self.denied_there.count(peer, Instant::now());
+        }
         self.stream_opens.get(&peer_reason(peer, outcome)).inc();
     }
 
@@ -284,6 +294,9 @@ impl Metrics {
 
     /// An input was refused; see [`super::Refusals::refused`], which also logs.
     pub(super) fn refused(&self, kind: Refusal, peer: Option<&Arc<str>>) {
+        if let (Refusal::Denied, Some(peer)) = (kind, peer) {
+            self.denied.count(peer, Instant::now());
+        }
         let peer = peer.cloned().unwrap_or_else(|| Arc::from(""));
         self.refusals.get(&PeerReason { peer, reason: kind.as_str() }).inc();
     }
@@ -341,16 +354,16 @@ impl Metrics {
         rejected
     }
 
-    /// Inputs of one kind that were refused from `peer` since our start.
+    /// Connections of `peer` that no access rule allowed within [`RECENT`].
     #[must_use]
-    pub fn refused_from(&self, peer: &str, kind: Refusal) -> u64 {
-        count_with(&self.refusals, peer, kind.as_str())
+    pub fn recently_denied(&self, peer: &str) -> u64 {
+        self.denied.of(peer, Instant::now())
     }
 
-    /// Streams that `peer` answered with this reset code since our start.
+    /// Connections from here that the access rules of `peer` denied within [`RECENT`].
     #[must_use]
-    pub fn streams_answered_with(&self, peer: &str, code: &'static str) -> u64 {
-        count_with(&self.stream_opens, peer, code)
+    pub fn recently_denied_by(&self, peer: &str) -> u64 {
+        self.denied_there.of(peer, Instant::now())
     }
 
     /// A federation session with `peer` was closed.
@@ -374,6 +387,8 @@ impl Metrics {
 
     /// `peer` was removed: its series go with it.
     pub fn forget_peer(&self, peer: &str) {
+        self.denied.forget_peer(peer);
+        self.denied_there.forget_peer(peer);
         self.forget_series_of(peer);
     }
 }
@@ -456,11 +471,6 @@ fn counts_of(family: &Family<PeerReason, Counter>, peer: &str) -> Vec<(&'static 
         Ok(())
     });
     counts
-}
-
-/// One counter of a peer, without creating its series.
-fn count_with(family: &Family<PeerReason, Counter>, peer: &str, reason: &str) -> u64 {
-    counts_of(family, peer).into_iter().find(|(name, _)| *name == reason).map_or(0, |(_, count)| count)
 }
 
 /// Sets a counter that somebody else keeps; it never goes down, as counters must not.

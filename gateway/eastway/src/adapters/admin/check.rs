@@ -10,7 +10,7 @@ use eastway_identity::{SpkiPin, VerifyError};
 use eastway_model::store::Snapshot;
 use eastway_model::{ClusterName, ServiceKey, ServiceKind};
 use eastway_tunnel::header::StreamHeader;
-use eastway_tunnel::{AddressStatus, CloseCode, FailureCause, Link, PeerStatus, ResetCode};
+use eastway_tunnel::{AddressStatus, CloseCode, FailureCause, Link, PeerStatus};
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
@@ -18,7 +18,7 @@ use super::{millis, reach};
 use crate::admin::check::{AddressFacts, CheckFacts, DnsFacts, GatewayFacts, HandshakeFault, PeerFacts};
 use crate::app::{Gateway, clock};
 use crate::config::PeerSettings;
-use crate::telemetry::Refusal;
+use crate::telemetry::{RECENT, Refusal};
 
 /// What is sent through a link and back.
 const ECHO: usize = 64 * 1024;
@@ -26,8 +26,6 @@ const ECHO_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Names that our DNS server is asked for.
 const MAX_NAMES: usize = 100;
-/// How long a link that was lost, and a handshake of the peer's that was refused, are told.
-const RECENT: Duration = Duration::from_secs(600);
 
 pub(super) async fn facts(gateway: &Gateway, only: Option<String>) -> CheckFacts {
     let loaded = gateway.configuration.loaded.borrow().clone();
@@ -163,7 +161,7 @@ async fn peer_facts(
         stale_ms: stored.and_then(|stored| super::peers::stale(gateway, peer.name.as_str(), stored.state)),
         version_mismatch: status.filter(|status| !status.up).and_then(version_mismatch),
         denied: denied(gateway, &peer.name),
-        denied_by_it: metrics.streams_answered_with(peer.name.as_str(), ResetCode::PermissionDenied.name()),
+        denied_by_it: metrics.recently_denied_by(peer.name.as_str()),
         conflicts: conflicts.map(|conflict| conflict.message.clone()).collect(),
     }
 }
@@ -173,10 +171,10 @@ fn recent_losses(status: &PeerStatus) -> usize {
     status.losses.iter().filter(|at| at.elapsed().is_ok_and(|age| age < RECENT)).count()
 }
 
-/// Connections of a peer that no access rule allowed, and the latest that was logged.
+/// Connections of a peer that no access rule allowed lately, and the latest that was logged.
 fn denied(gateway: &Gateway, peer: &ClusterName) -> Option<(u64, String)> {
     let telemetry = &gateway.telemetry;
-    let count = telemetry.metrics.refused_from(peer.as_str(), Refusal::Denied);
+    let count = telemetry.metrics.recently_denied(peer.as_str());
     let example = || telemetry.refusals.example(Refusal::Denied, &Arc::from(peer.as_str()));
     (count > 0).then(|| (count, example().unwrap_or_default()))
 }

@@ -157,10 +157,10 @@ codes! {
     VERSIONS = "EW509" Error "no protocol version in common: {what}",
         "one side is too old", "upgrade the older side";
 
-    POLICY_OK = "EW600" Ok "no connection was denied", "", "";
-    DENIED = "EW601" Warning "connections were denied: {what}",
+    POLICY_OK = "EW600" Ok "no connection was denied in the last 10 minutes", "", "";
+    DENIED = "EW601" Warning "connections were denied in the last 10 minutes: {what}",
         "no AccessPolicy allows this source (deny by default across clusters)", "if they should pass, add the source to an AccessPolicy of the service";
-    DENIED_BY_PEER = "EW602" Warning "{peer} denied {what} connections from here",
+    DENIED_BY_PEER = "EW602" Warning "{peer} denied {what} connections from here in the last 10 minutes",
         "no AccessPolicy there allows their source", "see this gateway's access log for `DENY`; the owner of the service at {peer} has to allow the source in an AccessPolicy";
 }
 
