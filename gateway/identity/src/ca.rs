@@ -71,6 +71,8 @@ pub struct Ca {
     warnings: Vec<CaWarning>,
     /// CA certificates on their way in or out; see [`rotate`].
     announced: Vec<CertificateDer<'static>>,
+    /// Of them the one that will issue next, then its roots.
+    next: Vec<CertificateDer<'static>>,
 }
 
 /// What leaves repeat of the issuing certificate.
@@ -109,6 +111,9 @@ impl Ca {
         let material = files::read(&source)?;
         let mut ca = check::check(material, Timestamp::from(now))?;
         for other in rotate::announced(dir, &source)? {
+            if other.is_next {
+                ca.next = std::iter::once(&other.certificate).chain(&other.roots).cloned().collect();
+            }
             ca.announced.push(other.certificate);
             for root in other.roots {
                 if !ca.roots.contains(&root) {
@@ -184,6 +189,12 @@ impl Ca {
             }
         }
         pins
+    }
+
+    /// The CA that a rotation announced and that will issue next, then its roots; empty if there is none.
+    #[must_use]
+    pub fn next(&self) -> &[CertificateDer<'static>] {
+        &self.next
     }
 
     /// PEM of the CA certificates whose keys [`Ca::pins`] names, in the same order.

@@ -61,6 +61,12 @@ impl SpkiPin {
         Self(Sha256::digest(spki).into())
     }
 
+    /// A hash that was computed elsewhere.
+    #[must_use]
+    pub const fn from_bytes(hash: [u8; 32]) -> Self {
+        Self(hash)
+    }
+
     /// The hash.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; 32] {

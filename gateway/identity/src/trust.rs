@@ -195,6 +195,14 @@ impl TrustStore {
         self.state.load().verify(chain, now, Some(peer), verify::Occasion::Live)
     }
 
+    /// The keys that are accepted of `peer`; none if there is no such Peer.
+    #[must_use]
+    pub fn pins_of(&self, peer: &str) -> Vec<SpkiPin> {
+        let state = self.state.load();
+        let peer = state.peers.iter().find(|known| *known.trust.name == *peer);
+        peer.map(|known| known.trust.pins.clone()).unwrap_or_default()
+    }
+
     /// The refusal that a handshake error text belongs to.
     ///
     /// QUIC reports a failed handshake as text only; each refusal puts an opaque number into that text by which it

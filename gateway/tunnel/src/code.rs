@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use eastway_identity::{VerifyError, VerifyReason};
+
 /// Why one stream was refused or cut: the application error code of `RESET_STREAM` and
 /// `STOP_SENDING`. The number of a code never changes its meaning; new ones are added at the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
@@ -150,6 +152,25 @@ pub enum CloseCode {
 }
 
 impl CloseCode {
+    /// Why a link ends whose other side is not accepted any more.
+    pub(crate) fn of_verdict(error: &VerifyError) -> Self {
+        match error.reason() {
+            VerifyReason::CertExpired | VerifyReason::CertNotYetValid => Self::CertificateExpired,
+            VerifyReason::PeerIdentityConflict => Self::PeerIdentityConflict,
+            VerifyReason::BadChain
+            | VerifyReason::NotPinned
+            | VerifyReason::WrongPeer
+            | VerifyReason::UnknownPeer
+            | VerifyReason::NotTheGateway
+            | VerifyReason::BadSan
+            | VerifyReason::BadPurpose
+            | VerifyReason::CertRevoked
+            | VerifyReason::CrlExpired
+            | VerifyReason::BadSignature
+            | VerifyReason::BadReauth => Self::Revoked,
+        }
+    }
+
     const ALL: [Self; 11] = [
         Self::Done,
         Self::Protocol,

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use eastway_identity::SpkiPin;
 use eastway_proto::control::v1::{
-    ControlMessage, GoAway, Heartbeat, HeartbeatAck, Hello, LinkError, Reauthenticate, control_message::Body,
+    Accepts, ControlMessage, GoAway, Heartbeat, HeartbeatAck, Hello, LinkError, Reauthenticate, control_message::Body,
 };
 
 use crate::code::CloseCode;
@@ -23,6 +24,8 @@ pub const MIN_VERSION: u32 = 1;
 pub const MAX_VERSION: u32 = 1;
 /// Replicas of one cluster that a peer may name; more are a fault.
 const MAX_REPLICAS: usize = 256;
+/// Keys of our CA that a peer may name; more are a fault.
+const MAX_PINS: usize = 64;
 /// Re-authentications that a peer may send in a [`REAUTH_PERIOD`]; each costs signature checks.
 const MAX_REAUTHS: u32 = 8;
 const REAUTH_PERIOD: Duration = Duration::from_secs(60);
@@ -91,6 +94,8 @@ pub enum ControlAction {
     Stale,
     /// The other side's live replicas changed.
     Replicas(Vec<ReplicaId>),
+    /// These keys the other side accepts of this cluster's CA, as it says.
+    Accepts(Vec<SpkiPin>),
     /// Check this renewed certificate, then call [`ControlSession::reauthenticated`].
     Verify(Reauthenticate),
     /// The other side drains: open nothing new on this link.
@@ -197,6 +202,10 @@ impl ControlSession {
             (Body::Heartbeat(heartbeat), true) => self.heartbeat(&heartbeat, now),
             (Body::HeartbeatAck(ack), true) => self.acknowledged(ack, now),
             (Body::Reauthenticate(reauth), true) => self.reauthenticate(reauth, now),
+            (Body::Accepts(accepts), true) => match pins(&accepts.pins) {
+                Some(pins) => vec![ControlAction::Accepts(pins)],
+                None => self.fail(CloseCode::Protocol, "a key hash that is not 32 bytes, or too many"),
+            },
             (Body::GoAway(GoAway { reason, deadline_ms }), true) => {
                 let deadline = now.mono.saturating_add(Duration::from_millis(deadline_ms));
                 vec![ControlAction::GoAway { reason: printable(&reason), deadline }]
@@ -303,6 +312,15 @@ impl ControlSession {
         if self.closed { Vec::new() } else { vec![send(Body::Reauthenticate(reauth))] }
     }
 
+    /// Tells the other side which keys are accepted of its CA.
+    pub fn accepts(&mut self, pins: &[SpkiPin]) -> Vec<ControlAction> {
+        if self.closed {
+            return Vec::new();
+        }
+        let pins = pins.iter().take(MAX_PINS).map(|pin| Bytes::copy_from_slice(pin.as_bytes())).collect();
+        vec![send(Body::Accepts(Accepts { pins }))]
+    }
+
     /// Tells the other side to open nothing new; this side closes after `within`.
     pub fn go_away(&mut self, reason: &str, within: Duration) -> Vec<ControlAction> {
         if self.closed {
@@ -401,6 +419,12 @@ fn replicas(wire: &[Bytes]) -> Option<Vec<ReplicaId>> {
     live.sort_unstable();
     live.dedup();
     Some(live)
+}
+
+/// `None`: a hash of the wrong length, or too many.
+fn pins(wire: &[Bytes]) -> Option<Vec<SpkiPin>> {
+    let pin = |bytes: &Bytes| bytes.as_ref().try_into().ok().map(SpkiPin::from_bytes);
+    if wire.len() > MAX_PINS { None } else { wire.iter().map(pin).collect() }
 }
 
 fn difference(theirs: u64, ours: u64) -> i64 {

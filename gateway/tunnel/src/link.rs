@@ -13,7 +13,9 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
+use eastway_identity::SpkiPin;
 use tokio::time::Instant;
 
 pub use table::LinkTable;
@@ -209,6 +211,8 @@ pub(crate) struct LinkShared {
     pub(crate) bytes_sent: AtomicU64,
     pub(crate) bytes_received: AtomicU64,
     pub(crate) live: Mutex<LiveFacts>,
+    /// The keys of our CA that the peer accepts, as it says; none if it did not say.
+    accepts: ArcSwapOption<Vec<SpkiPin>>,
 }
 
 /// What changes while the link lives, for status.
@@ -268,6 +272,7 @@ impl LinkShared {
             bytes_sent: AtomicU64::new(0),
             bytes_received: AtomicU64::new(0),
             live: Mutex::new(live),
+            accepts: ArcSwapOption::empty(),
         })
     }
 
@@ -422,6 +427,14 @@ impl LinkShared {
             }
             notified.await;
         }
+    }
+
+    pub(crate) fn accepts(&self) -> Option<Arc<Vec<SpkiPin>>> {
+        self.accepts.load_full()
+    }
+
+    pub(crate) fn set_accepts(&self, pins: Vec<SpkiPin>) {
+        self.accepts.store(Some(Arc::new(pins)));
     }
 
     pub(crate) fn live(&self) -> LiveFacts {

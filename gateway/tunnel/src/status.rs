@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use eastway_identity::VerifyError;
+use eastway_identity::{SpkiPin, VerifyError};
 use serde::{Serialize, Serializer};
 
 use crate::config::{HostPort, ReplicaId};
@@ -131,6 +131,9 @@ pub struct LinkStatus {
     pub mtu: u16,
     /// Unread bytes that the link may hold.
     pub receive_window: u64,
+    /// The keys of our CA that the other side accepts, as it says; none if it does not say.
+    #[serde(skip)]
+    pub accepts: Option<Arc<Vec<SpkiPin>>>,
 }
 
 impl PeerStatus {
@@ -193,6 +196,7 @@ impl LinkStatus {
             congestion_window: path.congestion_window,
             mtu: path.mtu,
             receive_window: live.receive_window,
+            accepts: shared.accepts(),
         }
     }
 }

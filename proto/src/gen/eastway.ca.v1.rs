@@ -39,6 +39,9 @@ pub struct TrustResponse {
     pub roots: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
     #[prost(bytes = "bytes", tag = "3")]
     pub crl: ::prost::bytes::Bytes,
+    /// The CA that a rotation announced and that will issue next, then its roots. Empty: none.
+    #[prost(bytes = "bytes", repeated, tag = "4")]
+    pub next: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
 /// Generated client implementations.
 pub mod certificate_authority_client {

@@ -101,6 +101,8 @@ pub struct PeerFacts {
     pub recent_link_losses: u32,
     /// Number of keys it is pinned to.
     pub pins: u32,
+    /// Whether it accepts the CA that a rotation of ours announced. `None`: none is announced, or it does.
+    pub next_ca: Option<NextCaFault>,
     /// Whether the Peer shares our trust domain.
     pub shared_trust_domain: bool,
     /// Namespaces we take from it.
@@ -172,6 +174,16 @@ pub enum HandshakeFault {
     Protocol(String),
     /// Anything else.
     Other(String),
+}
+
+/// Why the next step of a rotation of our CA would, or could, cut the links of a peer. Each with the key,
+/// `sha256:<hex>`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NextCaFault {
+    /// It says that it does not accept the key.
+    Missing(String),
+    /// There is no link, or it does not say.
+    Unknown(String),
 }
 
 /// How bad a finding is.

@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -72,7 +72,8 @@ pub fn bind(settings: CaSettings) -> Result<BoundCa, CaStartError> {
     let listener = listen(&settings.socket)?;
     info!(folder = %settings.folder.display(), socket = %settings.socket.display(), pin = %ca.pin(), "certificate authority loaded");
     let uid = rustix::process::geteuid().as_raw();
-    Ok(BoundCa { service: Arc::new(Service { ca: ArcSwap::from_pointee(ca), settings, uid }), listener })
+    let seen = Mutex::new(fingerprint(&settings.folder));
+    Ok(BoundCa { service: Arc::new(Service { ca: ArcSwap::from_pointee(ca), seen, settings, uid }), listener })
 }
 
 fn listen(path: &Path) -> Result<UnixListener, CaStartError> {
@@ -114,28 +115,18 @@ impl BoundCa {
     }
 }
 
-/// Takes over a rotated CA; a folder in the middle of being written keeps the old one.
+/// Takes over a rotated CA without being asked.
 async fn reload(service: Arc<Service>, stop: CancellationToken) {
-    let folder = &service.settings.folder;
-    let mut seen = fingerprint(folder);
     while stop.run_until_cancelled(tokio::time::sleep(RELOAD_INTERVAL)).await.is_some() {
-        let now = fingerprint(folder);
-        if now == seen {
-            continue;
-        }
-        match Ca::load(folder) {
-            Ok(ca) => {
-                info!(pin = %ca.pin(), "certificate authority reloaded");
-                service.ca.store(Arc::new(ca));
-            }
-            Err(error) => warn!(%error, "the changed CA folder is not usable, the previous CA stays"),
-        }
-        seen = now;
+        service.refresh();
     }
 }
 
+/// The files of a CA folder: path, time and size of each.
+type Fingerprint = Vec<(PathBuf, Option<SystemTime>, u64)>;
+
 /// Changes whenever a file of the folder is replaced or rewritten.
-fn fingerprint(folder: &Path) -> Vec<(PathBuf, Option<SystemTime>, u64)> {
+fn fingerprint(folder: &Path) -> Fingerprint {
     let mut files: Vec<_> = fs::read_dir(folder)
         .into_iter()
         .flatten()
@@ -151,11 +142,31 @@ fn fingerprint(folder: &Path) -> Vec<(PathBuf, Option<SystemTime>, u64)> {
 
 struct Service {
     ca: ArcSwap<Ca>,
+    /// The folder as it was when it was read last.
+    seen: Mutex<Fingerprint>,
     settings: CaSettings,
     uid: u32,
 }
 
 impl Service {
+    /// Takes over a rotated CA; a folder in the middle of being written keeps the old one.
+    fn refresh(&self) {
+        let folder = &self.settings.folder;
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = fingerprint(folder);
+        if now == *seen {
+            return;
+        }
+        match Ca::load(folder) {
+            Ok(ca) => {
+                info!(pin = %ca.pin(), "certificate authority reloaded");
+                self.ca.store(Arc::new(ca));
+            }
+            Err(error) => warn!(%error, "the changed CA folder is not usable, the previous CA stays"),
+        }
+        *seen = now;
+    }
+
     fn authenticate<T>(&self, request: &Request<T>) -> Result<(), Status> {
         let caller = request
             .extensions()
@@ -197,11 +208,14 @@ impl CertificateAuthority for Service {
 
     async fn trust(&self, request: Request<wire::TrustRequest>) -> Result<Response<wire::TrustResponse>, Status> {
         self.authenticate(&request)?;
+        // Who asks right after a step of a rotation must not hear of the time before.
+        self.refresh();
         let ca = self.ca.load();
         Ok(Response::new(wire::TrustResponse {
             issuer: ca.chain().first().map(|issuer| issuer.as_ref().to_vec().into()).unwrap_or_default(),
             roots: ca.roots().iter().map(|root| root.as_ref().to_vec().into()).collect(),
             crl: Vec::new().into(),
+            next: ca.next().iter().map(|certificate| certificate.as_ref().to_vec().into()).collect(),
         }))
     }
 }

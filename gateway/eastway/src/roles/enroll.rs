@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use eastway_identity::ca::LinkKeys;
-use eastway_identity::{Identity, IdentityError, IdentityStore, KeyError, csr, renewal_time};
+use eastway_identity::{Identity, IdentityError, IdentityStore, KeyError, SpkiPin, csr, renewal_time};
 use eastway_proto::ca::v1 as wire;
 use eastway_proto::ca::v1::certificate_authority_client::CertificateAuthorityClient;
 use hyper_util::rt::TokioIo;
@@ -81,8 +81,20 @@ impl CaClient {
 
     /// The certificate of the key that signs now.
     async fn issuer(&self) -> Result<Bytes, EnrollError> {
+        Ok(self.trust().await?.issuer)
+    }
+
+    /// The CA that will sign next, while a rotation is announced.
+    ///
+    /// # Errors
+    /// [`EnrollError`]
+    pub async fn next_ca(&self) -> Result<Option<NextCa>, EnrollError> {
+        Ok(next_ca(&self.trust().await?.next))
+    }
+
+    async fn trust(&self) -> Result<wire::TrustResponse, EnrollError> {
         let mut client = self.connect().await?;
-        Ok(client.trust(wire::TrustRequest {}).await.map_err(Box::new)?.into_inner().issuer)
+        Ok(client.trust(wire::TrustRequest {}).await.map_err(Box::new)?.into_inner())
     }
 
     async fn connect(&self) -> Result<CertificateAuthorityClient<Channel>, EnrollError> {
@@ -97,6 +109,33 @@ impl CaClient {
         let channel = channel.map_err(|source| EnrollError::Connect { path: self.path.clone(), source })?;
         Ok(CertificateAuthorityClient::new(channel))
     }
+}
+
+/// The CA that a rotation announced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NextCa {
+    /// Its key, then those of its roots: who accepts one of them will accept what it issues.
+    pins: Vec<SpkiPin>,
+}
+
+impl NextCa {
+    /// Its own key.
+    #[must_use]
+    pub fn pin(&self) -> Option<SpkiPin> {
+        self.pins.first().copied()
+    }
+
+    /// Whether who accepts `pins` accepts what this CA issues.
+    #[must_use]
+    pub fn is_accepted_by(&self, pins: &[SpkiPin]) -> bool {
+        self.pins.iter().any(|pin| pins.contains(pin))
+    }
+}
+
+fn next_ca(chain: &[Bytes]) -> Option<NextCa> {
+    let pin = |der: &Bytes| SpkiPin::of_certificate(&CertificateDer::from(der.to_vec())).ok();
+    let pins: Vec<_> = chain.iter().filter_map(pin).collect();
+    (!pins.is_empty()).then_some(NextCa { pins })
 }
 
 fn link_keys(keys: &wire::LinkKeys) -> Option<LinkKeys> {

@@ -36,6 +36,7 @@ pub(super) fn check(mut material: Material, now: Timestamp) -> Result<Ca, CaErro
         layout: material.layout,
         warnings: material.warnings,
         announced: Vec::new(),
+        next: Vec::new(),
     };
     super::trial::sign_and_verify(&ca, now).map_err(|reason| CaError::Trial { file: names.cert, reason })?;
     Ok(ca)

@@ -179,6 +179,8 @@ pub(super) fn current(dir: &Path) -> PathBuf {
 
 /// A CA beside the issuing one.
 pub(super) struct Announced {
+    /// It will issue; else it did.
+    pub(super) is_next: bool,
     pub(super) certificate: CertificateDer<'static>,
     pub(super) roots: Vec<CertificateDer<'static>>,
 }
@@ -186,10 +188,11 @@ pub(super) struct Announced {
 /// The CAs other than the issuing one that peers and workloads should hold.
 pub(super) fn announced(dir: &Path, source: &Path) -> Result<Vec<Announced>, CaError> {
     let mut all = Vec::new();
-    for folder in [dir.join(NEXT), dir.join(PREVIOUS)] {
+    for (name, is_next) in [(NEXT, true), (PREVIOUS, false)] {
+        let folder = dir.join(name);
         if folder.is_dir() && folder != source {
             let material = files::read(&folder)?;
-            all.push(Announced { certificate: material.certificate, roots: material.roots });
+            all.push(Announced { is_next, certificate: material.certificate, roots: material.roots });
         }
     }
     Ok(all)

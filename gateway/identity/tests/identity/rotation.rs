@@ -4,7 +4,7 @@ use std::path::Path;
 
 use eastway_identity::ca::rotate::{self, RotateError, Stage};
 use eastway_identity::ca::{Ca, InitOptions, Root};
-use eastway_identity::{Identity, PeerTrust, TrustStore, VerifyReason};
+use eastway_identity::{Identity, PeerTrust, SpkiPin, TrustStore, VerifyReason};
 
 use crate::support::{Cloud, DAY, noon};
 
@@ -45,6 +45,8 @@ fn f27_old_and_new_overlap_from_end_to_end() {
         let begun = rotate::begin(dir, &InitOptions { root, ..options() }).unwrap();
         assert_eq!(begun.pin(), cloud.ca.pin());
         let next = begun.pins()[1];
+        assert_eq!(SpkiPin::of_certificate(&begun.next()[0]).unwrap(), next);
+        assert_eq!(begun.next().len(), 2, "with its root");
         assert_eq!(rotate::stage(dir).unwrap(), Stage::Begun { next });
         assert_eq!(begun.bundle_pem().matches("BEGIN CERTIFICATE").count(), 2);
         judge(&cloud, &cloud.ca, &identity(&cloud, &begun)).unwrap();
@@ -52,6 +54,7 @@ fn f27_old_and_new_overlap_from_end_to_end() {
         // Active: peers with the announced pins accept leaves of both.
         let active = rotate::activate(dir, noon()).unwrap();
         assert_eq!(active.pins(), [next, cloud.ca.pin()]);
+        assert!(active.next().is_empty(), "it is no longer to come");
         let new_leaf = identity(&cloud, &active);
         for exported in [&begun, &active] {
             judge(&cloud, exported, &old_leaf).unwrap();

@@ -96,6 +96,7 @@ fn messages_out_of_order_close_the_link() {
         Body::HeartbeatAck(HeartbeatAck::default()),
         Body::GoAway(GoAway::default()),
         Body::Reauthenticate(Reauthenticate::default()),
+        Body::Accepts(Accepts::default()),
     ];
     for body in first {
         let (mut session, _) = ControlSession::new(config("a", 1, "b"), at(Duration::ZERO));
@@ -226,4 +227,19 @@ fn messages_beyond_the_limit_are_refused_by_their_length_alone() {
     let mut partial = bytes::BytesMut::from(&whole[..whole.len() - 1]);
     assert_eq!(codec::decode(&mut partial), Ok(None));
     assert_eq!(codec::decode(&mut whole), Ok(Some(message(Body::Hello(hello())))));
+}
+
+#[test]
+fn what_the_other_side_accepts_is_told_and_bounded() {
+    let (mut ours, _) = established();
+    let (mut theirs, _) = established();
+    let pins = [SpkiPin::of_spki(b"old"), SpkiPin::of_spki(b"new")];
+    let told = sent(theirs.accepts(&pins));
+    assert_eq!(ours.handle(told[0].clone(), at(SECOND)), [ControlAction::Accepts(pins.to_vec())]);
+    for pins in [vec![Bytes::from_static(&[1; 31])], vec![Bytes::from_static(&[1; 32]); MAX_PINS + 1]] {
+        let (mut session, _) = established();
+        let actions = session.handle(message(Body::Accepts(Accepts { pins })), at(SECOND));
+        assert_eq!(closed(&actions), Some(CloseCode::Protocol));
+        assert_eq!(session.accepts(&[]), [], "a closed session says nothing");
+    }
 }

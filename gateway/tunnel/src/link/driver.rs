@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use eastway_identity::reauth::{self, Exporter, Role};
-use eastway_identity::{CertificateDer, Clock, IdentityStore, TrustStore, VerifiedPeer, VerifyError, VerifyReason};
+use eastway_identity::{CertificateDer, Clock, IdentityStore, SpkiPin, TrustStore, VerifiedPeer};
 use eastway_proto::control::v1::Reauthenticate;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -94,6 +94,8 @@ pub(crate) struct Driver {
     orders: mpsc::Receiver<GoAwayOrder>,
     certificates: Certificates,
     balance: Balance,
+    /// The keys of the other side's CA that it was told are accepted.
+    told_accepts: Vec<SpkiPin>,
     /// When the streams of the other side are refused, and when the link is closed, once it drains.
     drain: Option<Drain>,
 }
@@ -171,6 +173,7 @@ async fn exchange(environment: Arc<Environment>, established: Established) -> Re
                 ControlAction::Acknowledged { .. }
                 | ControlAction::Stale
                 | ControlAction::Replicas(_)
+                | ControlAction::Accepts(_)
                 | ControlAction::Verify(_)
                 | ControlAction::GoAway { .. } => {}
             }
@@ -209,7 +212,17 @@ async fn exchange(environment: Arc<Environment>, established: Established) -> Re
     let (orders, receiver) = mpsc::channel(ORDERS);
     let balance = Balance::new(Arc::clone(&environment.budget), Arc::clone(&shared));
     let link = Link(Arc::clone(&shared));
-    let driver = Driver { environment, shared, session, control, orders: receiver, certificates, balance, drain: None };
+    let driver = Driver {
+        environment,
+        shared,
+        session,
+        control,
+        orders: receiver,
+        certificates,
+        balance,
+        told_accepts: Vec::new(),
+        drain: None,
+    };
     Ok(Started { link, hello, orders, driver })
 }
 
@@ -249,7 +262,7 @@ impl Driver {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // Both may have changed since the handshake.
-        let mut result = self.judge().and_then(|()| self.renew());
+        let mut result = self.judge().and_then(|()| self.renew()).and_then(|()| self.tell_accepts());
         loop {
             if let Err(stop) = result {
                 return stop;
@@ -273,7 +286,7 @@ impl Driver {
                 }
                 Some(order) = self.orders.recv() => self.obey(order, events).await,
                 Ok(()) = identity.changed() => self.renew(),
-                Ok(()) = trust.changed() => self.judge(),
+                Ok(()) = trust.changed() => self.judge().and_then(|()| self.tell_accepts()),
                 Ok(()) = live.changed() => {
                     let replicas = Arc::clone(&live.borrow_and_update());
                     self.session.set_live(replicas, self.environment.now());
@@ -302,6 +315,7 @@ impl Driver {
                     changed |= self.shared.state() == LinkState::Fresh && self.shared.set_state(LinkState::Stale);
                 }
                 ControlAction::Replicas(live) => replicas = Some(live),
+                ControlAction::Accepts(pins) => self.shared.set_accepts(pins),
                 ControlAction::Verify(message) => {
                     let verdict = self.verify(&message);
                     pending.extend(self.session.reauthenticated(verdict));
@@ -361,13 +375,33 @@ impl Driver {
                 self.accept(&verified);
                 Ok(())
             }
-            Err(error) => Err((close_code(&error), format!("the peer {error}"))),
+            Err(error) => Err((CloseCode::of_verdict(&error), format!("the peer {error}"))),
         }
     }
 
     fn accept(&mut self, verified: &VerifiedPeer) {
         self.certificates.not_after = verified.not_after;
         self.shared.update_live(|live| live.certificate = (verified.not_before, verified.not_after));
+    }
+
+    /// Says which keys of the other side's CA are accepted here, if it was not said yet.
+    fn tell_accepts(&mut self) -> Stop {
+        let pins = self.environment.trust.pins_of(self.shared.peer());
+        if pins == self.told_accepts {
+            return Ok(());
+        }
+        let actions = self.session.accepts(&pins);
+        self.told_accepts = pins;
+        self.send(actions)
+    }
+
+    fn send(&mut self, actions: Vec<ControlAction>) -> Stop {
+        for action in actions {
+            if let ControlAction::Send(message) = action {
+                self.control.push(&message).map_err(|QueueFull| unread())?;
+            }
+        }
+        Ok(())
     }
 
     /// Sends this side's certificate if it is another than the one that the other side knows.
@@ -386,12 +420,8 @@ impl Driver {
             scheme: u32::from(reauth.scheme),
             signature: reauth.signature.into(),
         };
-        for action in self.session.renew(message) {
-            if let ControlAction::Send(message) = action {
-                self.control.push(&message).map_err(|QueueFull| unread())?;
-            }
-        }
-        Ok(())
+        let actions = self.session.renew(message);
+        self.send(actions)
     }
 
     fn verify(&mut self, message: &Reauthenticate) -> Result<(), (CloseCode, String)> {
@@ -408,7 +438,7 @@ impl Driver {
         let now = (self.environment.clock)();
         let (exporter, leaf) = (&certificates.exporter, certificates.remote_leaf_sha256);
         let verified = reauth::verify(&self.environment.trust, &reauth, exporter, other, leaf, self.shared.peer(), now);
-        let verified = verified.map_err(|error| (close_code(&error), format!("the peer {error}")))?;
+        let verified = verified.map_err(|error| (CloseCode::of_verdict(&error), format!("the peer {error}")))?;
         self.certificates.chain = reauth.chain;
         self.accept(&verified);
         tracing::debug!(peer = %self.shared.peer(), "Peer renewed its certificate");
@@ -437,24 +467,6 @@ fn role(side: Side) -> Role {
     match side {
         Side::Dialler => Role::Dialler,
         Side::Acceptor => Role::Acceptor,
-    }
-}
-
-fn close_code(error: &VerifyError) -> CloseCode {
-    match error.reason() {
-        VerifyReason::CertExpired | VerifyReason::CertNotYetValid => CloseCode::CertificateExpired,
-        VerifyReason::PeerIdentityConflict => CloseCode::PeerIdentityConflict,
-        VerifyReason::BadChain
-        | VerifyReason::NotPinned
-        | VerifyReason::WrongPeer
-        | VerifyReason::UnknownPeer
-        | VerifyReason::NotTheGateway
-        | VerifyReason::BadSan
-        | VerifyReason::BadPurpose
-        | VerifyReason::CertRevoked
-        | VerifyReason::CrlExpired
-        | VerifyReason::BadSignature
-        | VerifyReason::BadReauth => CloseCode::Revoked,
     }
 }
 

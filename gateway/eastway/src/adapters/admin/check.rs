@@ -15,9 +15,10 @@ use futures_util::future::join_all;
 use tokio::time::timeout;
 
 use super::{millis, reach};
-use crate::admin::check::{AddressFacts, CheckFacts, DnsFacts, GatewayFacts, HandshakeFault, PeerFacts};
+use crate::admin::check::{AddressFacts, CheckFacts, DnsFacts, GatewayFacts, HandshakeFault, NextCaFault, PeerFacts};
 use crate::app::{Gateway, clock};
-use crate::config::PeerSettings;
+use crate::config::{CaAddress, PeerSettings};
+use crate::roles::enroll::{CaClient, NextCa};
 use crate::telemetry::{RECENT, Refusal};
 
 /// What is sent through a link and back.
@@ -31,10 +32,14 @@ pub(super) async fn facts(gateway: &Gateway, only: Option<String>) -> CheckFacts
     let loaded = gateway.configuration.loaded.borrow().clone();
     let snapshot = gateway.reader.load_full();
     let status = gateway.tunnel.get().map(|tunnel| tunnel.status()).unwrap_or_default();
+    // Without a ca role nothing is known of a rotation; that it is missing is told when the certificate is renewed.
+    let CaAddress::Unix(ca) = &loaded.settings.trust.ca;
+    let next = CaClient::new(ca.clone()).next_ca().await.ok().flatten();
+    let next = next.as_ref();
     let wanted = loaded.peers.values().filter(|peer| only.as_deref().is_none_or(|only| only == peer.name.as_str()));
     let peers = wanted.map(|peer| {
         let status = status.iter().find(|status| &*status.name == peer.name.as_str());
-        peer_facts(gateway, &snapshot, peer, status)
+        peer_facts(gateway, &snapshot, peer, status, next)
     });
     let (peers, dns) = tokio::join!(join_all(peers), dns_facts(gateway, &snapshot));
     CheckFacts { now: clock::wall().0, gateway: gateway_facts(gateway, &snapshot), dns, peers }
@@ -120,6 +125,7 @@ async fn peer_facts(
     snapshot: &Snapshot,
     peer: &PeerSettings,
     status: Option<&PeerStatus>,
+    next: Option<&NextCa>,
 ) -> PeerFacts {
     let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
     let reached = peer.addresses.iter().map(|address| async {
@@ -151,6 +157,7 @@ async fn peer_facts(
         recent_link_losses: count(status.map_or(0, recent_losses)),
         packets: (links.iter().map(|link| link.packets_sent).sum(), links.iter().map(|link| link.packets_lost).sum()),
         pins: count(peer.pins.len()),
+        next_ca: next_ca(next, status),
         shared_trust_domain: peer.shared_trust_domain,
         import_rules: count(peer.import.entries().len()),
         export_rules: count(peer.export.entries().len()),
@@ -177,6 +184,18 @@ fn denied(gateway: &Gateway, peer: &ClusterName) -> Option<(u64, String)> {
     let count = telemetry.metrics.recently_denied(peer.as_str());
     let example = || telemetry.refusals.example(Refusal::Denied, &Arc::from(peer.as_str()));
     (count > 0).then(|| (count, example().unwrap_or_default()))
+}
+
+/// Whether the next step of a rotation would cut the links of a peer, by what each of its replicas says it accepts.
+fn next_ca(next: Option<&NextCa>, status: Option<&PeerStatus>) -> Option<NextCaFault> {
+    let next = next?;
+    let pin = next.pin()?.to_string();
+    let links = status.map(|status| status.links.as_slice()).unwrap_or_default();
+    let accepts: Option<Vec<_>> = links.iter().map(|link| link.accepts.as_ref()).collect();
+    match accepts.filter(|said| !said.is_empty()) {
+        None => Some(NextCaFault::Unknown(pin)),
+        Some(said) => (!said.iter().all(|pins| next.is_accepted_by(pins))).then_some(NextCaFault::Missing(pin)),
+    }
 }
 
 /// Why there is no link, as its addresses and its own attempts tell it: what we refuse, or that the peer refuses us.

@@ -130,12 +130,18 @@ codes! {
         "see the message", "see the logs of both gateways";
     PEER_CERTIFICATE_ENDS = "EW410" Warning "the peer's certificate ends in {what}",
         "its gateway did not renew it; the link is cut then", "see the ca role at {peer}";
+    NEXT_CA_MISSING = "EW411" Warning "it does not accept our next CA key yet: {what}",
+        "a rotation was begun (`eastway ca rotate`), and the `pins` of its Peer file for us lack the new key",
+        "send it the output of `eastway peer export`; its step `activate` before that cuts the links";
     SHARED_TRUST_DOMAIN = "EW412" Warning "workload isolation: none",
         "peer {peer} shares our trust domain: either cluster can mint identities of the other", "give each cluster a trust domain of its own";
     SKEW = "EW413" Warning "its clock differs from ours by {what}",
         "time is not synchronised at one side", "run chrony or another NTP client on both sides";
     LARGE_SKEW = "EW414" Error "its clock differs from ours by {what}",
         "time is not synchronised at one side; certificates will be refused", "run chrony or another NTP client on both sides";
+    NEXT_CA_UNKNOWN = "EW415" Warning "whether it accepts our next CA key is not known: {what}",
+        "a rotation was begun (`eastway ca rotate`), and {peer} has no link, or runs a version that does not tell",
+        "ask its operator whether `pins` of the Peer file for us holds this key, before the step `activate`";
 
     EXCHANGE_OK = "EW500" Ok "exchanging: {what}", "", "";
     NOT_SYNCED = "EW501" Error "linked, but its services never arrived",

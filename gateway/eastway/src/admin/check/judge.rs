@@ -1,7 +1,9 @@
 //! From facts to findings: pure, so that every code has a test.
 
 use super::catalogue::{self as codes, Code};
-use super::{CheckFacts, CheckReport, DnsFacts, Finding, GatewayFacts, HandshakeFault, PeerFacts, Reach, Severity};
+use super::{
+    CheckFacts, CheckReport, DnsFacts, Finding, GatewayFacts, HandshakeFault, NextCaFault, PeerFacts, Reach, Severity,
+};
 use crate::human::duration;
 
 /// A CA that ends sooner is reported.
@@ -220,6 +222,11 @@ fn trust(report: &mut Report, now: u64, peer: &PeerFacts) {
         && to.saturating_sub(now) < to.saturating_sub(from) / 5
     {
         add(&codes::PEER_CERTIFICATE_ENDS, &duration(to.saturating_sub(now)));
+    }
+    match &peer.next_ca {
+        Some(NextCaFault::Missing(key)) => add(&codes::NEXT_CA_MISSING, key),
+        Some(NextCaFault::Unknown(key)) => add(&codes::NEXT_CA_UNKNOWN, key),
+        None => {}
     }
     if peer.shared_trust_domain {
         add(&codes::SHARED_TRUST_DOMAIN, "");

@@ -15,7 +15,8 @@ use crate::cli::output::print;
 #[command(after_help = "\
 The three steps:
   eastway ca rotate --config gateway.yaml begin      make the next CA; the old one still issues
-      now give the output of `eastway peer export` to all peers: it pins both keys
+      now give the output of `eastway peer export` to all peers: it pins both keys;
+      `eastway check` says which of them do not accept the new one yet (EW411)
   eastway ca rotate --config gateway.yaml activate   the next CA issues; old certificates still count
       now wait until the last old certificate has ended, a day at most
   eastway ca rotate --config gateway.yaml finish     forget the old CA
@@ -65,7 +66,7 @@ fn report(ca: &Ca, stage: &rotate::Stage, now: SystemTime) -> String {
     text.push_str(&match stage {
         rotate::Stage::Idle => "no rotation is under way\nnext: `begin`, when the CA nears its end or its key may be known\n".to_owned(),
         rotate::Stage::Begun { next } => format!(
-            "next CA    {next} is announced\nnext: give the output of `eastway peer export` to all peers, then `activate`\n"
+            "next CA    {next} is announced\nnext: give the output of `eastway peer export` to all peers, then `activate`\n      once `eastway check` warns no more of peers without this key (EW411, EW415)\n"
         ),
         rotate::Stage::Activated { previous, since } => {
             let until = since.plus(MAX_LEAF_TTL).to_system();

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::super::AddressFacts;
+use super::super::{AddressFacts, NextCaFault};
 use super::*;
 
 const NOW: u64 = 1_795_000_000_000;
@@ -116,6 +116,8 @@ const FAULTS: &[(&str, Break)] = &[
     ("EW408", |f| handshake(f, HandshakeFault::Protocol("no application protocol".to_owned()))),
     ("EW409", |f| handshake(f, HandshakeFault::Other("timed out".to_owned()))),
     ("EW410", |f| peer(f).certificate = Some((NOW - 23 * HOUR, NOW + HOUR / 2))),
+    ("EW411", |f| peer(f).next_ca = Some(NextCaFault::Missing("sha256:00".to_owned()))),
+    ("EW415", |f| peer(f).next_ca = Some(NextCaFault::Unknown("sha256:00".to_owned()))),
     ("EW412", |f| peer(f).shared_trust_domain = true),
     ("EW413", |f| peer(f).clock_skew_ms = Some(-31_000)),
     ("EW414", |f| peer(f).clock_skew_ms = Some(3_600_000)),
