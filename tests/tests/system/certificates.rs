@@ -23,14 +23,14 @@ async fn link(mesh: &Mesh, from: &str, to: &str) -> Result<LinkView> {
 }
 
 /// A step of `eastway ca rotate` in a cloud.
-async fn rotate(mesh: &Mesh, cloud: &str, step: &[&str]) -> Result<()> {
+pub(crate) async fn rotate(mesh: &Mesh, cloud: &str, step: &[&str]) -> Result<()> {
     let (code, said) = mesh.cloud(cloud).command(0, &[&["ca", "rotate"], step].concat()).await?;
     ensure!(code == Some(0), "ca rotate {step:?}: {said}");
     Ok(())
 }
 
 /// What `eastway peer export` says peers have to pin.
-async fn pins(mesh: &Mesh, cloud: &str) -> Result<Vec<String>> {
+pub(crate) async fn pins(mesh: &Mesh, cloud: &str) -> Result<Vec<String>> {
     let (code, said) = mesh.cloud(cloud).command(0, &["peer", "export"]).await?;
     ensure!(code == Some(0), "peer export: {said}");
     let pins = said.lines().filter_map(|line| line.trim().strip_prefix("- \"sha256:"));
@@ -38,7 +38,7 @@ async fn pins(mesh: &Mesh, cloud: &str) -> Result<Vec<String>> {
 }
 
 /// Writes the Peer file that `at` has for `of`, with these pins.
-fn pin(mesh: &Mesh, at: &str, of: &str, pins: &[String]) -> Result<()> {
+pub(crate) fn pin(mesh: &Mesh, at: &str, of: &str, pins: &[String]) -> Result<()> {
     let target = mesh.cloud(of);
     let mut file = files::peer(of, &target.advertised(), target.pin(), &[NAMESPACE]);
     files::merge(&mut file, &json!({"spec": {"pins": pins}}));

@@ -76,7 +76,7 @@ impl Complaints {
 }
 
 /// Waits until the complaints of `cloud` are exactly these.
-async fn complains(mesh: &Mesh, cloud: &str, codes: &[&str], words: &[&str]) -> Result<()> {
+pub(crate) async fn complains(mesh: &Mesh, cloud: &str, codes: &[&str], words: &[&str]) -> Result<()> {
     within(Duration::from_secs(15), format!("{cloud} complains of {codes:?}"), async || {
         Complaints::of(mesh, cloud).await?.are(codes, words)?;
         Ok(true)
@@ -97,6 +97,16 @@ impl StreamHandler for Nothing {
 
 /// A gateway of `b` whose clock goes wrong: it dials `a` from b's place. It lives as long as the value.
 async fn gateway_with_clock(mesh: &Mesh, life: Duration, now: fn() -> SystemTime) -> Result<Tunnel> {
+    gateway_of_b(mesh, "b", life, now).await
+}
+
+/// A gateway in the place of b's, with a certificate of b's CA, that says it is of `cluster`.
+pub(crate) async fn gateway_of_b(
+    mesh: &Mesh,
+    cluster: &'static str,
+    life: Duration,
+    now: fn() -> SystemTime,
+) -> Result<Tunnel> {
     let (a, b) = (mesh.cloud("a"), mesh.cloud("b"));
     let ca = Ca::load(&b.folder().join("cacerts"))?;
     let identity = ca.issue_identity(&SpiffeId::gateway(&files::trust_domain("b"))?, life, now())?;
@@ -111,7 +121,7 @@ async fn gateway_with_clock(mesh: &Mesh, life: Duration, now: fn() -> SystemTime
     let net = &b.net().gateways()[0];
     let config = TunnelConfig {
         listen: SocketAddr::new(net.wan, LINK_PORT),
-        cluster: "b".into(),
+        cluster: cluster.into(),
         replica: ReplicaId::random()?,
         predecessors: Arc::default(),
         replicas: None,

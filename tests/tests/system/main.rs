@@ -13,6 +13,7 @@
 mod basics;
 mod certificates;
 mod check;
+mod check_trust;
 mod cli;
 mod config;
 mod demo;

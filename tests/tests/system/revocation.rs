@@ -14,7 +14,7 @@ use serde_json::json;
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// A revocation list of the CA in `folder` that names one certificate or none.
-fn list(folder: &Path, serial: Option<&str>) -> Result<String> {
+pub(crate) fn list(folder: &Path, serial: Option<&str>) -> Result<String> {
     let key = KeyPair::from_pem(&fs::read_to_string(folder.join("ca-key.pem"))?)?;
     let issuer = Issuer::from_ca_cert_pem(&fs::read_to_string(folder.join("ca-cert.pem"))?, key)?;
     let params = CertificateRevocationListParams {
@@ -39,7 +39,7 @@ fn revoked(serial: &str) -> Result<RevokedCertParams> {
 }
 
 /// The serial number of a cloud's certificate, as its CA logged it.
-fn issued(mesh: &Mesh, cloud: &str) -> Result<String> {
+pub(crate) fn issued(mesh: &Mesh, cloud: &str) -> Result<String> {
     let log = mesh.cloud(cloud).logs();
     let line = log.lines().find(|line| line.contains("certificate issued")).context("no certificate was issued")?;
     let serial = line.split("serial=").nth(1).context("the line has no serial number")?;
