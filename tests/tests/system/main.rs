@@ -10,6 +10,7 @@
     reason = "a test fails by panicking, and prints what it measured"
 )]
 
+mod access;
 mod basics;
 mod certificates;
 mod check;

@@ -168,7 +168,12 @@ fn authorize(
         let (namespace, name) = (Arc::from(service.namespace.as_str()), Arc::from(service.name.as_str()));
         router.telemetry.metrics.access_denied(&connection.source_workload(), &namespace, &name, verdict.allowed);
     }
-    if verdict.allowed { Ok(()) } else { refuse(ResetCode::PermissionDenied, "no access policy allows this source") }
+    const NOT_ALLOWED: &str = "no access policy allows this source";
+    if verdict.allowed && verdict.dry_run {
+        let detail = format_args!("{service}:{} from {source}: {NOT_ALLOWED}", header.port);
+        router.telemetry.refusals.would_refuse(&Arc::from(peer.as_str()), detail);
+    }
+    if verdict.allowed { Ok(()) } else { refuse(ResetCode::PermissionDenied, NOT_ALLOWED) }
 }
 
 fn refusal(code: ResetCode) -> Refusal {

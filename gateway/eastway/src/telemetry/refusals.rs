@@ -83,6 +83,8 @@ type Key = (Refusal, Option<Arc<str>>);
 pub struct Refusals {
     metrics: Arc<Metrics>,
     lines: LogLimit<Key>,
+    /// Lines about what rules in dry-run mode would refuse: they must not silence what is refused.
+    dry: LogLimit<Arc<str>>,
     /// What the last line of each key said, escaped; bounded as the lines are.
     examples: Mutex<HashMap<Key, String>>,
 }
@@ -91,7 +93,7 @@ impl Refusals {
     /// Counts into `metrics`, and logs once per [`INTERVAL`].
     #[must_use]
     pub fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, lines: LogLimit::new(INTERVAL), examples: Mutex::default() }
+        Self { metrics, lines: LogLimit::new(INTERVAL), dry: LogLimit::new(INTERVAL), examples: Mutex::default() }
     }
 
     /// One refused input from `peer` (`None`: not known, or local). `detail` says what was wrong and is
@@ -114,6 +116,15 @@ impl Refusals {
         }
     }
 
+    /// A connection of `peer` that access rules would refuse if they were enforced (dry-run mode). Its counter is
+    /// [`Metrics::access_denied`].
+    pub fn would_refuse(&self, peer: &Arc<str>, detail: impl fmt::Display) {
+        if let Some(suppressed) = self.dry.admit(Arc::clone(peer), Instant::now()) {
+            let (who, detail) = (Escaped(peer), detail.to_string());
+            tracing::warn!(peer = %who, suppressed, "dry run, let through: {}", Escaped(&detail));
+        }
+    }
+
     /// What the last log line about this kind and peer said.
     #[must_use]
     pub fn example(&self, kind: Refusal, peer: &Arc<str>) -> Option<String> {
@@ -133,6 +144,7 @@ impl Refusals {
     /// Drops what is remembered of a peer that was removed.
     pub fn forget_peer(&self, peer: &str) {
         self.lines.retain(|(_, owner)| owner.as_deref() != Some(peer));
+        self.dry.retain(|owner| **owner != *peer);
         let mut examples = self.examples.lock().unwrap_or_else(PoisonError::into_inner);
         examples.retain(|(_, owner), _| owner.as_deref() != Some(peer));
     }
