@@ -124,6 +124,28 @@ async fn p10_a_header_that_drips_is_reset_after_five_seconds() {
     drip.abort();
 }
 
+/// A peer that admits not even the byte which says that an endpoint was reached holds nothing for long.
+#[tokio::test]
+async fn p9_a_stream_that_takes_no_answer_is_cut_in_time() {
+    let (a, mut b) = pair();
+    b.timing.header = Duration::from_secs(1);
+    let gateway = target(&a, &b);
+    let mut transport = polite();
+    transport.stream_receive_window(VarInt::from_u32(0));
+    let (_endpoint, connection) = connect(gateway.tunnel.local_addr(), tls_of(&a, "b"), transport).await.unwrap();
+    // The link itself: only what is written there is taken.
+    let (mut control, _unread) = connection.open_bi().await.unwrap();
+    send_message(&mut control, hello(&a.name)).await;
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    send.write_all(&header("greet").encode().unwrap()).await.unwrap();
+    let begun = Instant::now();
+    let idle = VarInt::from_u64(ResetCode::IdleTimeout.to_wire()).unwrap();
+    assert_eq!(soon("a reset", recv.read_chunk(1, true)).await, Err(ReadError::Reset(idle)));
+    assert!(begun.elapsed() > Duration::from_millis(500), "it was given time: {:?}", begun.elapsed());
+    let served = || gateway.tunnel.status().first()?.links.first().map(|link| link.streams_served);
+    until("nothing of it is left", || served().filter(|served| *served == 0)).await;
+}
+
 /// Tests that open a thousand streams do it one after the other.
 static HEAVY: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
