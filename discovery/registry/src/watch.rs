@@ -88,13 +88,16 @@ impl Watch {
         }
         *self.signal.names.lock().unwrap_or_else(PoisonError::into_inner) = names;
         let Some(watcher) = &mut self.watcher else { return };
+        let mut ended = BTreeSet::new();
         for (folder, inode) in &self.folders {
             if folders.get(folder) != Some(inode) {
                 // Fails if the folder is gone, which ends the watch as well.
                 let _gone = watcher.unwatch(folder);
+                ended.insert(*inode);
             }
         }
-        self.folders.retain(|folder, inode| folders.get(folder) == Some(inode));
+        // The system has one watch for all names of a folder, and ended it for all of them (inotify(7)).
+        self.folders.retain(|folder, inode| folders.get(folder) == Some(inode) && !ended.contains(inode));
         for (folder, inode) in folders {
             if self.folders.contains_key(&folder) {
                 continue;
@@ -261,6 +264,27 @@ mod tests {
         watch.set([old.as_path()]);
         std::fs::write(old.join("a.yaml"), "1").unwrap();
         wakes(&mut watch).await;
+    }
+
+    /// Named through a link, or by a relative path, a folder has two names, of which one ends with the file.
+    #[tokio::test]
+    async fn a_file_that_vanishes_and_returns_wakes_by_whatever_name() {
+        let outer = tempfile::tempdir().unwrap();
+        let (real, link) = (outer.path().join("real"), outer.path().join("link"));
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink("real", &link).unwrap();
+        let (file, away) = (link.join("a.yaml"), outer.path().join("away"));
+        std::fs::write(&file, "1").unwrap();
+        let mut watch = Watch::new();
+        watch.set([file.as_path()]);
+        for _ in 0..3 {
+            std::fs::rename(&file, &away).unwrap();
+            wakes(&mut watch).await;
+            watch.set([file.as_path()]);
+            std::fs::rename(&away, &file).unwrap();
+            wakes(&mut watch).await;
+            watch.set([file.as_path()]);
+        }
     }
 
     #[tokio::test]
