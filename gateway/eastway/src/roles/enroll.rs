@@ -146,18 +146,21 @@ fn link_keys(keys: &wire::LinkKeys) -> Option<LinkKeys> {
     })
 }
 
-/// Asks until there is a certificate. The first failure is logged, and then one in a while.
+/// Attempts in quick succession: a ca role that starts beside this one takes a moment.
+const QUICK: u32 = 20;
+
+/// Asks until there is a certificate. What fails for a second is logged, and then once in a while.
 pub async fn until_enrolled(client: &CaClient, ttl: Duration) -> (Identity, LinkKeys) {
     let mut attempt = 0_u32;
     loop {
         match client.enroll(ttl).await {
             Ok(enrolled) => return enrolled,
             Err(error) => {
-                if attempt.is_multiple_of(50) {
+                if attempt.checked_sub(QUICK).is_some_and(|late| late.is_multiple_of(50)) {
                     warn!(%error, "no certificate yet, asking again");
                 }
                 attempt = attempt.wrapping_add(1);
-                tokio::time::sleep(if attempt < 20 { RETRY.0 / 4 } else { RETRY.0 * 5 }).await;
+                tokio::time::sleep(if attempt < QUICK { RETRY.0 / 4 } else { RETRY.0 * 5 }).await;
             }
         }
     }
