@@ -148,15 +148,13 @@ async fn serve(options: &RunOptions, loaded: Loaded, log: LogHandle) -> Result<(
     let now = CancellationToken::new();
     let signals = tokio::spawn(on_signals(stop.clone(), now.clone()));
     let with_gateway = options.roles.contains(&Role::Gateway);
-    let authority = if options.roles.contains(&Role::Ca) && with_gateway {
-        let (authority, end, stop) = (Authority::start(options)?, end.clone(), stop.clone());
-        Some(tasks.spawn(async move {
-            let ended = authority.run(end).await;
-            stop.cancel();
-            ended
-        }))
-    } else {
-        None
+    let beside = options.roles.contains(&Role::Ca) && with_gateway;
+    let authority = if beside { Some(Authority::start(options)?) } else { None };
+    let authority = async {
+        let Some(authority) = authority else { return Ok(()) };
+        let ended = now.run_until_cancelled(authority.run(end.clone())).await.unwrap_or(Ok(()));
+        stop.cancel();
+        ended
     };
     if options.roles.contains(&Role::Ca) && !with_gateway {
         let ca = ca::bind(ca_settings(&settings)?)?;
@@ -168,32 +166,30 @@ async fn serve(options: &RunOptions, loaded: Loaded, log: LogHandle) -> Result<(
             }
         });
     }
-    let result = if with_gateway {
-        let (loaded, status, follow) = config::watch(&options.config, Arc::new(loaded), end.clone());
-        tasks.spawn(follow);
-        tokio::select! {
-            result = gateway(Configuration { loaded, status }, log, names, &stop) => result,
-            () = now.cancelled() => Err(RunError::Interrupted),
-        }
-    } else {
-        stop.cancelled().await;
-        Ok(())
+    let work = async {
+        let result = if with_gateway {
+            let (loaded, status, follow) = config::watch(&options.config, Arc::new(loaded), end.clone());
+            tasks.spawn(follow);
+            tokio::select! {
+                result = gateway(Configuration { loaded, status }, log, names, &stop) => result,
+                () = now.cancelled() => Err(RunError::Interrupted),
+            }
+        } else {
+            stop.cancelled().await;
+            Ok(())
+        };
+        stop.cancel();
+        end.cancel();
+        result
     };
-    stop.cancel();
-    end.cancel();
+    let (result, authority) = tokio::join!(work, authority);
     tasks.close();
     if !now.is_cancelled() {
         tasks.wait().await;
     }
     signals.abort();
-    match authority {
-        // What follows from it is not the cause.
-        Some(authority) if authority.is_finished() => match authority.await {
-            Ok(Err(status)) => Err(RunError::AuthorityEnded(status)),
-            _ => result,
-        },
-        _ => result,
-    }
+    // What follows from the end of the ca role is not the cause.
+    authority.map_err(RunError::AuthorityEnded).and(result)
 }
 
 async fn gateway(

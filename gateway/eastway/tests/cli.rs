@@ -605,34 +605,73 @@ async fn no_colour_and_no_control_characters_in_a_pipe() {
     }
 }
 
+/// A gateway with its ca role, as `eastway run` starts them.
+struct Running {
+    _folder: tempfile::TempDir,
+    gateway: std::process::Child,
+}
+
+impl Running {
+    fn start() -> Self {
+        let folder = folder();
+        let listen = "listen: {health: \"127.0.0.1:0\", link: \"127.0.0.1:0\", dns: [\"127.0.0.1:0\"], admin: \"127.0.0.1:0\", metrics: \"127.0.0.1:0\"}\n";
+        std::fs::write(folder.path().join("gateway.yaml"), format!("{CONFIG}{listen}")).unwrap();
+        assert!(run_in(&folder, &["ca", "init", "--config", "gateway.yaml"]).status.success());
+        let mut run = Command::new(env!("CARGO_BIN_EXE_eastway"));
+        run.args(["run", "--config", "gateway.yaml"]).current_dir(folder.path());
+        let gateway = run.stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        Self { _folder: folder, gateway }
+    }
+
+    /// The process id of its ca role, once that is one.
+    fn ca(&self) -> String {
+        let children = format!("/proc/{0}/task/{0}/children", self.gateway.id());
+        let child = || std::fs::read_to_string(&children).unwrap_or_default().trim().to_owned();
+        until("the ca role runs", || command(&child()).split('\0').nth(1) == Some("ca"));
+        child()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may be gone already.
+        let _gone = (self.gateway.kill(), self.gateway.wait());
+    }
+}
+
+/// The command line of a process; empty if there is none.
+fn command(process: &str) -> String {
+    std::fs::read_to_string(format!("/proc/{process}/cmdline")).unwrap_or_default()
+}
+
+fn until(what: &str, done: impl Fn() -> bool) {
+    let begun = std::time::Instant::now();
+    while !done() {
+        assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{what}");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
 #[test]
 fn i10_the_ca_role_is_a_process_of_its_own_and_outlives_nobody() {
-    let folder = folder();
-    let listen = "listen: {health: \"127.0.0.1:0\", link: \"127.0.0.1:0\", dns: [\"127.0.0.1:0\"], admin: \"127.0.0.1:0\", metrics: \"127.0.0.1:0\"}\n";
-    std::fs::write(folder.path().join("gateway.yaml"), format!("{CONFIG}{listen}")).unwrap();
-    assert!(run_in(&folder, &["ca", "init", "--config", "gateway.yaml"]).status.success());
-    let mut run = Command::new(env!("CARGO_BIN_EXE_eastway"))
-        .args(["run", "--config", "gateway.yaml"])
-        .current_dir(folder.path())
-        .stderr(Stdio::null())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let children = format!("/proc/{0}/task/{0}/children", run.id());
-    let until = |what: &str, done: &dyn Fn() -> bool| {
-        let begun = std::time::Instant::now();
-        while !done() {
-            assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{what}");
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
-    };
-    let child = || std::fs::read_to_string(&children).unwrap_or_default().trim().to_owned();
-    until("the ca role is started", &|| !child().is_empty());
-    let ca = child();
-    let command = || std::fs::read_to_string(format!("/proc/{ca}/cmdline")).unwrap_or_default();
-    until("it is the ca role", &|| command().split('\0').nth(1) == Some("ca"));
+    let mut running = Running::start();
+    let ca = running.ca();
     // Without a chance to say goodbye.
-    run.kill().unwrap();
-    run.wait().unwrap();
-    until("it ended with its parent", &|| command().is_empty());
+    running.gateway.kill().unwrap();
+    running.gateway.wait().unwrap();
+    until("it ended with its parent", || command(&ca).is_empty());
+}
+
+/// Whatever killed it, the gateway does not need it while its certificate lasts.
+#[test]
+fn i12_a_ca_role_that_is_killed_is_started_again_and_the_gateway_stays() {
+    let mut running = Running::start();
+    let (first, begun) = (running.ca(), std::time::Instant::now());
+    until("it has served", || begun.elapsed() > std::time::Duration::from_secs(3));
+    for killed in [first.clone(), String::new()] {
+        let killed = if killed.is_empty() { running.ca() } else { killed };
+        assert!(Command::new("kill").args(["-9", &killed]).status().unwrap().success());
+        until("another one runs", || command(&killed).is_empty() && running.ca() != killed);
+    }
+    assert!(running.gateway.try_wait().unwrap().is_none(), "the gateway ended");
 }
