@@ -92,7 +92,7 @@ pub struct TunnelConfig {
 pub struct TunnelLimits {
     /// Streams that one peer may have open to us, over all of its links; more get `OVERLOADED`.
     pub streams_per_peer: u32,
-    /// Streams that a link admits at first; raised when half of them are used. Each costs some 150 bytes
+    /// Streams that a link admits at first; raised when half of them are used. Each costs up to 100 bytes
     /// from the start of the link.
     pub initial_streams: u32,
     /// Unread bytes that one stream may hold.

@@ -340,12 +340,14 @@ impl LinkShared {
         self.served.load(Ordering::Relaxed)
     }
 
-    /// The transport pays for every stream it admits, used or not: so few at first, and more on demand. The
-    /// last raise goes beyond the limit, so that the excess is told `OVERLOADED` and does not wait in silence.
+    /// The transport pays for every stream it admits, used or not: so few at first, and more on demand, with
+    /// half of the first ones or a quarter of all of them free for a burst. The last raise goes beyond the
+    /// limit, so that the excess is told `OVERLOADED` and does not wait in silence.
     pub(crate) fn raise_streams(&self) {
         let most = self.limits.streams_per_peer.saturating_add(64);
         let admitted = self.admitted.load(Ordering::Relaxed);
-        if self.served() > admitted / 2 && admitted < most {
+        let free = (self.limits.initial_streams / 2).max(admitted / 4);
+        if self.served().saturating_add(free) > admitted && admitted < most {
             let more = admitted.saturating_mul(2).min(most);
             self.admitted.store(more, Ordering::Relaxed);
             self.connection.set_max_streams(more);

@@ -15,7 +15,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 
 pub use crate::transport::StreamError;
-pub(crate) use accepted::serve;
+pub(crate) use accepted::admit;
 pub use accepted::{AcceptedStream, LinkInfo, StreamHandler};
 pub(crate) use shared::{Direction, StreamShared};
 
@@ -236,7 +236,12 @@ impl RecvHalf {
     /// Resolves when the stream is cut from outside, by the other side or by a limit, while nothing is
     /// read here: to be awaited beside a slow write to what is behind the stream. Cancel-safe.
     pub async fn aborted(&mut self) -> StreamError {
-        poll_fn(|cx| self.shared.poll_abort(cx)).await
+        poll_fn(|cx| self.poll_aborted(cx)).await
+    }
+
+    /// As [`RecvHalf::aborted`].
+    pub fn poll_aborted(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        self.shared.poll_abort(cx)
     }
 
     /// Drops what is unread and tells the other side to send no more; the other direction goes on.

@@ -22,7 +22,7 @@ use crate::events::Observer;
 use crate::metrics::Counters;
 use crate::peers::PeerCounts;
 use crate::stream::{self, StreamHandler};
-use crate::transport::{CloseReason, Established, Side};
+use crate::transport::{CloseReason, Established, Halves, Side};
 use crate::world::Resolver;
 
 /// Orders that may wait for a link.
@@ -480,7 +480,13 @@ async fn sleep_until(at: Option<Instant>) {
 /// Lets the streams of the other side in, each into a task of its own.
 async fn accept_streams(link: Arc<LinkShared>, environment: Arc<Environment>) {
     while let Ok(halves) = link.connection.accept().await {
-        let handler = Arc::clone(&environment.handler);
-        environment.tasks.spawn(stream::serve(Arc::clone(&link), halves, handler));
+        environment.tasks.spawn(let_in(Arc::clone(&link), halves, Arc::clone(&environment)));
+    }
+}
+
+async fn let_in(link: Arc<LinkShared>, halves: Halves, environment: Arc<Environment>) {
+    if let Some((header, stream)) = stream::admit(&link, halves).await {
+        // A task anew: this one has room for the header's reader, which the stream is done with.
+        environment.tasks.spawn(environment.handler.handle(link.info(), header, stream));
     }
 }

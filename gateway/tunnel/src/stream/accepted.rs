@@ -1,4 +1,4 @@
-//! Streams that the other side opened: their header is read here, then they go to the [`StreamHandler`].
+//! Streams that the other side opened: their header is read here, before they go to the [`StreamHandler`].
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -85,22 +85,22 @@ impl Drop for AcceptedStream {
     }
 }
 
-/// Reads the header of a new stream within the deadline and hands the stream to the handler.
-pub(crate) async fn serve(link: Arc<LinkShared>, halves: Halves, handler: Arc<dyn StreamHandler>) {
+/// Reads the header of a new stream within the deadline. `None`: the stream was refused.
+pub(crate) async fn admit(link: &Arc<LinkShared>, halves: Halves) -> Option<(StreamHeader, AcceptedStream)> {
     let (send, recv) = halves;
-    let shared = StreamShared::new(&link, Direction::Served, recv);
+    let shared = StreamShared::new(link, Direction::Served, recv);
     let halves = (SendHalf::new(send, Arc::clone(&shared)), RecvHalf::new(Arc::clone(&shared), false));
     let mut stream = AcceptedStream { halves: Some(halves), within: link.timing().header };
-    match admit(&link, &shared).await {
-        Ok(header) => {
-            drop(shared);
-            handler.handle(link.info(), header, stream).await;
+    match admissible(link, &shared).await {
+        Ok(header) => Some((header, stream)),
+        Err(code) => {
+            stream.cut(code);
+            None
         }
-        Err(code) => stream.cut(code),
     }
 }
 
-async fn admit(link: &LinkShared, shared: &StreamShared) -> Result<StreamHeader, ResetCode> {
+async fn admissible(link: &LinkShared, shared: &StreamShared) -> Result<StreamHeader, ResetCode> {
     if link.over_stream_limit() {
         return Err(ResetCode::Overloaded);
     }
