@@ -74,6 +74,13 @@ fn check_label(text: &str, max: usize) -> Result<(), NameError> {
     Ok(())
 }
 
+/// The same text, not a copy of it.
+impl From<&Label> for Arc<str> {
+    fn from(label: &Label) -> Self {
+        Self::clone(&label.0)
+    }
+}
+
 impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

@@ -75,7 +75,7 @@ impl Connection {
             direction,
             began: Instant::now(),
             start_time: SystemTime::now(),
-            cluster: Arc::from(cluster.as_str()),
+            cluster: Arc::from(cluster),
             service: service.clone(),
             port,
             client,
@@ -107,7 +107,7 @@ impl Connection {
 
     /// Where it is tried next; the last one tried is what is told.
     pub fn set_candidate(&mut self, candidate: &Candidate) {
-        self.peer = candidate.cluster.as_ref().map(|cluster| Arc::from(cluster.as_str()));
+        self.peer = candidate.cluster.as_ref().map(Arc::from);
         self.version = candidate.subset.get("version").cloned();
         self.upstream = None;
         self.path = Path::Local;
@@ -146,7 +146,7 @@ impl Connection {
     }
 
     /// It ended, established or not.
-    pub fn closed(mut self, telemetry: &Telemetry, outcome: &Outcome, moved: &Transferred) {
+    pub fn closed(&mut self, telemetry: &Telemetry, outcome: &Outcome, moved: &Transferred) {
         let flag = flag(self.direction, outcome);
         self.count(moved);
         let (from_client, to_client) = self.bytes(moved);
@@ -199,8 +199,8 @@ impl Connection {
             Direction::Outbound => (Reporter::Source, self.peer.clone().unwrap_or_else(|| self.cluster.clone())),
             Direction::Inbound => (Reporter::Destination, self.cluster.clone()),
         };
-        let namespace: Arc<str> = Arc::from(self.service.namespace.as_str());
-        let service: Arc<str> = Arc::from(self.service.name.as_str());
+        let namespace: Arc<str> = Arc::from(&self.service.namespace);
+        let service: Arc<str> = Arc::from(&self.service.name);
         ConnectionLabels {
             reporter,
             peer: self.peer.clone(),
@@ -224,10 +224,10 @@ impl Connection {
         let mut workload = Workload::unknown(cluster);
         if let Some(source) = &self.source {
             if let Some(namespace) = &source.namespace {
-                workload.namespace = Arc::from(namespace.as_str());
+                workload.namespace = Arc::from(namespace);
             }
             if let Some(account) = &source.service_account {
-                workload.name = Arc::from(account.as_str());
+                workload.name = Arc::from(account);
             }
         }
         workload

@@ -6,11 +6,14 @@ use std::future::poll_fn;
 use std::io;
 use std::net::Shutdown;
 use std::pin::pin;
+use std::slice;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use eastway_tunnel::{RecvHalf, ResetCode, SendHalf, StreamError};
+use eastway_tunnel::transport::BoxFuture;
+use eastway_tunnel::{RecvHalf, ResetCode, SendHalf, StreamError, TunnelStream};
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -36,6 +39,12 @@ pub struct Transferred {
     pub from_local: Lane,
     /// To it.
     pub to_local: Lane,
+}
+
+impl Transferred {
+    fn has_ended(&self) -> bool {
+        self.from_local.is_ended() && self.to_local.is_ended()
+    }
 }
 
 /// One direction of a connection.
@@ -80,6 +89,17 @@ impl Lane {
 
     fn is_ended(&self) -> bool {
         self.ended.load(Ordering::Relaxed)
+    }
+
+    /// Goes on with it by `poll` until its end.
+    fn advance(&self, poll: impl FnOnce(&Self) -> Poll<Result<(), CopyError>>) -> Result<(), CopyError> {
+        if !self.is_ended()
+            && let Poll::Ready(result) = poll(self)
+        {
+            result?;
+            self.end();
+        }
+        Ok(())
     }
 }
 
@@ -129,24 +149,25 @@ impl ChunkReader {
     /// # Errors
     /// Those of the socket.
     pub async fn read(&mut self, tcp: &TcpStream) -> io::Result<Option<Bytes>> {
-        read(tcp, || MIN_READ).await
+        poll_fn(|cx| poll_read(cx, tcp, || MIN_READ)).await
     }
 
     /// As [`Self::read`], more at once when much comes and `large` has room.
-    async fn read_large<'a>(
+    fn poll_read_large<'a>(
         &mut self,
+        cx: &mut Context<'_>,
         tcp: &TcpStream,
         large: &'a LargeReads,
-    ) -> io::Result<Option<(Bytes, LargeRead<'a>)>> {
+    ) -> Poll<io::Result<Option<Read<'a>>>> {
         let mut held = LargeRead { owner: large, bytes: 0 };
         let size = self.size;
-        let chunk = read(tcp, || {
+        let chunk = poll_read(cx, tcp, || {
             held = large.reserve(size);
             size.min(MIN_READ + held.bytes)
         });
-        let Some(chunk) = chunk.await? else { return Ok(None) };
+        let Some(chunk) = ready!(chunk)? else { return Poll::Ready(Ok(None)) };
         self.adapt(chunk.len());
-        Ok(Some((chunk, held)))
+        Poll::Ready(Ok(Some(Read { chunk, _held: held })))
     }
 
     fn adapt(&mut self, read: usize) {
@@ -159,17 +180,28 @@ impl ChunkReader {
 }
 
 /// Reads once bytes are waiting, into a buffer of the size that is asked for only then.
-async fn read(tcp: &TcpStream, mut size: impl FnMut() -> usize) -> io::Result<Option<Bytes>> {
+fn poll_read(
+    cx: &mut Context<'_>,
+    tcp: &TcpStream,
+    mut size: impl FnMut() -> usize,
+) -> Poll<io::Result<Option<Bytes>>> {
     loop {
-        tcp.ready(Interest::READABLE).await?;
+        ready!(tcp.poll_read_ready(cx))?;
         let mut buffer = BytesMut::with_capacity(size());
         match tcp.try_read_buf(&mut buffer) {
-            Ok(0) => return Ok(None),
-            Ok(_) => return Ok(Some(buffer.freeze())),
+            Ok(0) => return Poll::Ready(Ok(None)),
+            Ok(_) => return Poll::Ready(Ok(Some(buffer.freeze()))),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error),
+            Err(error) => return Poll::Ready(Err(error)),
         }
     }
+}
+
+/// Bytes that were read and are not handed on yet.
+#[derive(Debug)]
+struct Read<'a> {
+    chunk: Bytes,
+    _held: LargeRead<'a>,
 }
 
 /// Bytes in large read buffers.
@@ -236,37 +268,41 @@ impl Local {
 /// Copies between a local connection and a stream until both directions have ended. Whatever goes
 /// wrong on one side is a reset on the other; nothing is truncated silently.
 ///
+/// An idle connection is little else than this future: it polls by hand what futures of their own would keep
+/// room for.
+///
 /// # Errors
 /// The first thing that went wrong.
 pub async fn with_stream(
-    local: Local,
-    (mut send, mut recv): (SendHalf, RecvHalf),
+    local: &mut Local,
+    stream: &mut TunnelStream,
     moved: &Transferred,
-    watch: Watch<'_>,
+    watch: &mut Watch<'_>,
 ) -> Result<(), CopyError> {
-    let Local { tcp, mut reader, ended } = local;
+    let Local { tcp, reader, ended } = local;
+    let TunnelStream { send, recv } = stream;
+    if *ended {
+        moved.from_local.end();
+    }
     let result = {
-        // Pinned where they are made: a future that is moved into another one is kept twice, and an idle
-        // connection is little else than its futures.
-        let up = pin!(async {
-            if !ended {
-                upload(&tcp, &mut reader, &mut send, &moved.from_local).await?;
+        let (mut up, mut down) = (None, Bytes::new());
+        let mut unread = Unread::default();
+        let mut watch = pin!(watch.run(moved));
+        poll_fn(|cx| {
+            moved.from_local.advance(|lane| poll_upload(cx, (tcp, reader), send, lane, &mut up))?;
+            moved.to_local.advance(|lane| poll_download(cx, recv, tcp, lane, &mut down))?;
+            if moved.has_ended() {
+                return Poll::Ready(Ok(()));
             }
-            moved.from_local.end();
-            Ok(())
-        });
-        let down = pin!(download(&mut recv, &tcp, &moved.to_local));
-        let both = pin!(async { tokio::try_join!(up, down).map(|((), ())| ()) });
-        let (broken, watch) = (pin!(broken(&tcp)), pin!(watch.run(moved)));
-        tokio::select! {
-            biased;
-            result = both => result,
-            error = broken => Err(error.into()),
-            error = watch => Err(error),
-        }
+            if let Poll::Ready(error) = unread.poll_reset(cx, tcp, &moved.from_local) {
+                return Poll::Ready(Err(error.into()));
+            }
+            watch.as_mut().poll(cx).map(Err)
+        })
+        .await
     };
     match &result {
-        Ok(()) => done(&tcp),
+        Ok(()) => done(tcp),
         Err(error) => {
             let code = reset_code(error);
             send.reset(code);
@@ -276,32 +312,50 @@ pub async fn with_stream(
     result
 }
 
-async fn upload(tcp: &TcpStream, reader: &mut ChunkReader, send: &mut SendHalf, lane: &Lane) -> Result<(), CopyError> {
-    while let Some((chunk, _held)) = reader.read_large(tcp, &LARGE).await? {
-        lane.take(chunk.len());
-        let mut rest = [chunk];
-        while rest.iter().any(|chunk| !chunk.is_empty()) {
-            lane.give(poll_fn(|cx| send.poll_write(cx, &mut rest)).await?);
-        }
-    }
-    send.finish();
-    Ok(())
-}
-
-async fn download(recv: &mut RecvHalf, tcp: &TcpStream, lane: &Lane) -> Result<(), CopyError> {
-    while let Some(mut chunk) = recv.read().await? {
-        lane.take(chunk.len());
-        while write(tcp, &mut chunk, lane)? {
-            // A client that does not read must not keep a stream that the other side has cut.
-            tokio::select! {
-                writable = tcp.writable() => writable?,
-                error = recv.aborted() => return Err(error.into()),
+fn poll_upload(
+    cx: &mut Context<'_>,
+    (tcp, reader): (&TcpStream, &mut ChunkReader),
+    send: &mut SendHalf,
+    lane: &Lane,
+    read: &mut Option<Read<'_>>,
+) -> Poll<Result<(), CopyError>> {
+    loop {
+        while let Some(Read { chunk, .. }) = read {
+            lane.give(ready!(send.poll_write(cx, slice::from_mut(chunk)))?);
+            if chunk.is_empty() {
+                *read = None;
             }
         }
+        *read = ready!(reader.poll_read_large(cx, tcp, &LARGE))?;
+        let Some(Read { chunk, .. }) = read else {
+            send.finish();
+            return Poll::Ready(Ok(()));
+        };
+        lane.take(chunk.len());
     }
-    finish(tcp)?;
-    lane.end();
-    Ok(())
+}
+
+fn poll_download(
+    cx: &mut Context<'_>,
+    recv: &mut RecvHalf,
+    tcp: &TcpStream,
+    lane: &Lane,
+    chunk: &mut Bytes,
+) -> Poll<Result<(), CopyError>> {
+    loop {
+        while write(tcp, chunk, lane)? {
+            // A client that does not read must not keep a stream that the other side has cut.
+            if let Poll::Ready(error) = recv.poll_aborted(cx) {
+                return Poll::Ready(Err(error.into()));
+            }
+            ready!(tcp.poll_write_ready(cx))?;
+        }
+        let Some(next) = ready!(recv.poll_read(cx))? else {
+            return Poll::Ready(finish(tcp).map_err(CopyError::from));
+        };
+        lane.take(next.len());
+        *chunk = next;
+    }
 }
 
 /// Writes what the socket takes of `chunk`; whether there is a rest.
@@ -324,51 +378,62 @@ fn write(tcp: &TcpStream, chunk: &mut Bytes, lane: &Lane) -> io::Result<bool> {
 /// # Errors
 /// The first thing that went wrong.
 pub async fn between_sockets(
-    local: Local,
-    upstream: TcpStream,
+    local: &mut Local,
+    upstream: &TcpStream,
     moved: &Transferred,
-    watch: Watch<'_>,
+    watch: &mut Watch<'_>,
 ) -> Result<(), CopyError> {
-    let Local { tcp: client, mut reader, ended } = local;
-    let mut back = ChunkReader::default();
+    let Local { tcp: client, reader, ended } = local;
+    if *ended {
+        finish(upstream)?;
+        moved.from_local.end();
+    }
     let result = {
-        let up = pin!(async {
-            if ended {
-                finish(&upstream)?;
-                moved.from_local.end();
-                return Ok(());
+        let mut back = ChunkReader::default();
+        let (mut up, mut down) = (None, None);
+        let (mut unread_client, mut unread_upstream) = (Unread::default(), Unread::default());
+        let mut watch = pin!(watch.run(moved));
+        poll_fn(|cx| {
+            moved.from_local.advance(|lane| poll_pipe(cx, (client, reader), upstream, lane, &mut up))?;
+            moved.to_local.advance(|lane| poll_pipe(cx, (upstream, &mut back), client, lane, &mut down))?;
+            if moved.has_ended() {
+                return Poll::Ready(Ok(()));
             }
-            pipe(&client, &mut reader, &upstream, &moved.from_local).await
-        });
-        let down = pin!(pipe(&upstream, &mut back, &client, &moved.to_local));
-        let both = pin!(async { tokio::try_join!(up, down).map(|((), ())| ()) });
-        let (broken_client, broken_upstream) = (pin!(broken(&client)), pin!(broken(&upstream)));
-        let watch = pin!(watch.run(moved));
-        tokio::select! {
-            biased;
-            result = both => result,
-            error = broken_client => Err(error.into()),
-            error = broken_upstream => Err(error.into()),
-            error = watch => Err(error),
-        }
+            let reset_client = unread_client.poll_reset(cx, client, &moved.from_local);
+            let reset_upstream = unread_upstream.poll_reset(cx, upstream, &moved.to_local);
+            if let (Poll::Ready(error), _) | (_, Poll::Ready(error)) = (reset_client, reset_upstream) {
+                return Poll::Ready(Err(error.into()));
+            }
+            watch.as_mut().poll(cx).map(Err)
+        })
+        .await
     };
     if result.is_ok() {
-        done(&client);
-        done(&upstream);
+        done(client);
+        done(upstream);
     }
     result
 }
 
-async fn pipe(from: &TcpStream, reader: &mut ChunkReader, to: &TcpStream, lane: &Lane) -> Result<(), CopyError> {
-    while let Some((mut chunk, _held)) = reader.read_large(from, &LARGE).await? {
-        lane.take(chunk.len());
-        while write(to, &mut chunk, lane)? {
-            to.writable().await?;
+fn poll_pipe(
+    cx: &mut Context<'_>,
+    (from, reader): (&TcpStream, &mut ChunkReader),
+    to: &TcpStream,
+    lane: &Lane,
+    read: &mut Option<Read<'_>>,
+) -> Poll<Result<(), CopyError>> {
+    loop {
+        if let Some(Read { chunk, .. }) = read {
+            while write(to, chunk, lane)? {
+                ready!(to.poll_write_ready(cx))?;
+            }
         }
+        *read = ready!(reader.poll_read_large(cx, from, &LARGE))?;
+        let Some(Read { chunk, .. }) = read else {
+            return Poll::Ready(finish(to).map_err(CopyError::from));
+        };
+        lane.take(chunk.len());
     }
-    finish(to)?;
-    lane.end();
-    Ok(())
 }
 
 fn finish(tcp: &TcpStream) -> io::Result<()> {
@@ -376,6 +441,25 @@ fn finish(tcp: &TcpStream) -> io::Result<()> {
         // The other side is gone already, with everything it was sent.
         Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
         other => other,
+    }
+}
+
+/// A socket that nobody reads: what was read of it waits to be handed on, or its direction has ended. Otherwise its
+/// reader sees that it is reset.
+#[derive(Default)]
+struct Unread<'a> {
+    /// Only while it is needed: most connections are read, and wait for that.
+    broken: Option<BoxFuture<'a, io::Error>>,
+}
+
+impl<'a> Unread<'a> {
+    /// Resolves when the socket is reset while nobody reads it. To be polled after whoever reads it.
+    fn poll_reset(&mut self, cx: &mut Context<'_>, tcp: &'a TcpStream, lane: &Lane) -> Poll<io::Error> {
+        if !lane.is_ended() && lane.taken() == lane.given() {
+            self.broken = None;
+            return Poll::Pending;
+        }
+        self.broken.get_or_insert_with(|| Box::pin(broken(tcp))).as_mut().poll(cx)
     }
 }
 

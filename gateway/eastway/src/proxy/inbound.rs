@@ -12,7 +12,7 @@ use eastway_model::routing::PickError;
 use eastway_model::{ClusterName, EndpointId, Label, ServiceKey, WorkloadIdentity};
 use eastway_tunnel::header::{ServiceHeader, StreamHeader};
 use eastway_tunnel::transport::BoxFuture;
-use eastway_tunnel::{AcceptedStream, LinkInfo, RecvHalf, ResetCode, SendHalf, StreamHandler};
+use eastway_tunnel::{AcceptedStream, LinkInfo, RecvHalf, ResetCode, SendHalf, StreamHandler, TunnelStream};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -48,7 +48,12 @@ impl StreamHandler for Inbound {
         match header {
             StreamHeader::Service(header) => {
                 let router = self.router.clone();
-                Box::pin(async move { serve(&router, &link, &header, stream).await })
+                // On the heap, with the header and all else that is of no use once the stream is answered.
+                let opening = Box::pin(open(router.clone(), link, header, stream));
+                Box::pin(async move {
+                    let Some(mut opened) = opening.await else { return };
+                    opened.serve(&router).await;
+                })
             }
             StreamHeader::Federation(_) => {
                 let exports = self.exports.clone();
@@ -71,21 +76,45 @@ impl Rejection {
     }
 }
 
-async fn serve(router: &Arc<Router>, link: &LinkInfo, header: &ServiceHeader, mut stream: AcceptedStream) {
-    let Some((peer, service)) = names(link, header) else {
+/// A stream whose endpoint was reached.
+struct Opened {
+    connection: Connection,
+    local: Local,
+    stream: TunnelStream,
+    _in_flight: InFlightGuard,
+}
+
+impl Opened {
+    /// Copies until it ends.
+    async fn serve(&mut self, router: &Router) {
+        let Self { connection, local, stream, .. } = self;
+        let moved = Transferred::default();
+        let watch = &mut Watch { limits: router.limits, count: &mut || connection.count(&moved) };
+        let outcome = Outcome::Ended(copy::with_stream(local, stream, &moved, watch).await);
+        connection.closed(&router.telemetry, &outcome, &moved);
+    }
+}
+
+/// Reaches an endpoint for a stream and answers it. `None`: it was refused, or nobody waits for the answer.
+async fn open(
+    router: Arc<Router>,
+    link: LinkInfo,
+    header: ServiceHeader,
+    mut stream: AcceptedStream,
+) -> Option<Opened> {
+    let Some((peer, service)) = names(&link, &header) else {
         let detail = format_args!("{}/{}: no names of a service", header.namespace, header.service);
         router.telemetry.refusals.refused(Refusal::StreamHeader, Some(&link.peer), detail);
         stream.reject(ResetCode::BadName);
-        return;
+        return None;
     };
     let mut connection = Connection::inbound(router.cluster(), &service, header.port.get(), &link.peer);
     connection.set_traceparent(header.traceparent.as_ref().map(|trace| Arc::from(trace.as_str())));
-    let moved = Transferred::default();
     // Nobody is dialled for a stream that its opener has given up.
     let established = tokio::select! {
         biased;
         error = stream.aborted() => Err(Rejection::new(error.code(), "given up before an endpoint was reached")),
-        established = establish(router, &peer, &service, header, &mut connection) => established,
+        established = establish(&router, &peer, &service, &header, &mut connection) => established,
     };
     let outcome = match established {
         Err(Rejection { code, why }) => {
@@ -93,19 +122,19 @@ async fn serve(router: &Arc<Router>, link: &LinkInfo, header: &ServiceHeader, mu
             stream.reject(code);
             Outcome::Rejected(code, why)
         }
-        Ok((tcp, _in_flight)) => {
+        Ok((tcp, in_flight)) => {
             router.telemetry.metrics.stream_answered(&link.peer, "dialled");
             connection.opened(&router.telemetry);
-            Outcome::Ended(match stream.accept().await {
+            match stream.accept().await {
                 Ok(stream) => {
-                    let watch = Watch { limits: router.limits, count: &mut || connection.count(&moved) };
-                    copy::with_stream(Local::new(tcp), stream.split(), &moved, watch).await
+                    return Some(Opened { connection, local: Local::new(tcp), stream, _in_flight: in_flight });
                 }
-                Err(error) => Err(error.into()),
-            })
+                Err(error) => Outcome::Ended(Err(error.into())),
+            }
         }
     };
-    connection.closed(&router.telemetry, &outcome, &moved);
+    connection.closed(&router.telemetry, &outcome, &Transferred::default());
+    None
 }
 
 fn names(link: &LinkInfo, header: &ServiceHeader) -> Option<(ClusterName, ServiceKey)> {
@@ -153,7 +182,7 @@ fn authorize(
 ) -> Result<(), Rejection> {
     let refuse = |code, why: &str| {
         let detail = format!("{service}:{} from {source}: {why}", header.port);
-        router.telemetry.refusals.refused(refusal(code), Some(&Arc::from(peer.as_str())), &detail);
+        router.telemetry.refusals.refused(refusal(code), Some(&Arc::from(peer)), &detail);
         Err(Rejection::new(code, why))
     };
     let snapshot = router.snapshot();
@@ -165,7 +194,7 @@ fn authorize(
     }
     let verdict = router.authorize(&snapshot, source, service);
     if !verdict.allowed || verdict.dry_run {
-        let (namespace, name) = (Arc::from(service.namespace.as_str()), Arc::from(service.name.as_str()));
+        let (namespace, name) = (Arc::from(&service.namespace), Arc::from(&service.name));
         router.telemetry.metrics.access_denied(&connection.source_workload(), &namespace, &name, verdict.allowed);
     }
     const NOT_ALLOWED: &str = "no access policy allows this source";

@@ -11,12 +11,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use eastway_model::routing::{Candidate, PickError, RouteError};
 use eastway_model::{ClusterName, EndpointId, PortNumber, ServiceKey};
-use eastway_tunnel::{OpenError, RecvHalf, ResetCode, SendHalf, StreamError};
+use eastway_tunnel::{OpenError, ResetCode, StreamError, TunnelStream};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::proxy::connection::{Connection, Outcome};
-use crate::proxy::copy::{self, CopyError, Local, Transferred, Watch};
+use crate::proxy::copy::{self, Local, Transferred, Watch};
 use crate::proxy::dial::{self, DialError, InFlightGuard};
 use crate::router::{self, Routed, Router};
 use crate::telemetry::Path;
@@ -91,41 +91,47 @@ impl ConnectError {
 }
 
 /// Serves one local connection to `target` until it ends.
-pub async fn serve(router: &Arc<Router>, tcp: TcpStream, client: SocketAddr, target: &Target) {
+pub fn serve(
+    router: Arc<Router>,
+    tcp: TcpStream,
+    client: SocketAddr,
+    target: Arc<Target>,
+) -> impl Future<Output = ()> + Send {
     let mut connection = Connection::outbound(router.cluster(), &target.service, target.port.get(), client);
     connection.set_local(tcp.local_addr().ok());
-    let mut local = Local::new(tcp);
+    let (mut local, client) = (Local::new(tcp), client.ip());
     let moved = Transferred::default();
-    let connecting = Connecting { router, target, client: client.ip(), connection: &mut connection, moved: &moved };
-    let connected = timeout(CONNECT_TIMEOUT, connecting.run(&mut local)).await;
-    let outcome = match connected.unwrap_or(Err(ConnectError::Timeout)) {
-        Err(error) => Outcome::NotConnected(error),
-        Ok(upstream) => {
-            connection.opened(&router.telemetry);
-            let watch = Watch { limits: router.limits, count: &mut || connection.count(&moved) };
-            Outcome::Ended(run(upstream, local, &moved, watch).await)
-        }
-    };
-    connection.closed(&router.telemetry, &outcome, &moved);
+    async move {
+        let connecting = Connecting { router: &router, target, client, connection: &mut connection, moved: &moved };
+        // On the heap: it is far larger than what comes after it, and gone by then.
+        let connected = Box::pin(timeout(CONNECT_TIMEOUT, connecting.run(&mut local)));
+        let mut upstream = match connected.await.unwrap_or(Err(ConnectError::Timeout)) {
+            Ok(upstream) => upstream,
+            Err(error) => {
+                connection.closed(&router.telemetry, &Outcome::NotConnected(error), &moved);
+                return;
+            }
+        };
+        connection.opened(&router.telemetry);
+        let watch = &mut Watch { limits: router.limits, count: &mut || connection.count(&moved) };
+        let ended = match &mut upstream {
+            Upstream::Local { tcp, .. } => copy::between_sockets(&mut local, tcp, &moved, watch).await,
+            Upstream::Remote(stream) => copy::with_stream(&mut local, stream, &moved, watch).await,
+        };
+        connection.closed(&router.telemetry, &Outcome::Ended(ended), &moved);
+    }
 }
 
 /// The far end of a connection that is established.
 enum Upstream {
-    Local(TcpStream, InFlightGuard),
-    Remote(SendHalf, RecvHalf),
-}
-
-async fn run(upstream: Upstream, local: Local, moved: &Transferred, watch: Watch<'_>) -> Result<(), CopyError> {
-    match upstream {
-        Upstream::Local(tcp, _in_flight) => copy::between_sockets(local, tcp, moved, watch).await,
-        Upstream::Remote(send, recv) => copy::with_stream(local, (send, recv), moved, watch).await,
-    }
+    Local { tcp: TcpStream, _in_flight: InFlightGuard },
+    Remote(TunnelStream),
 }
 
 /// A connection that looks for its far end.
 struct Connecting<'a> {
-    router: &'a Arc<Router>,
-    target: &'a Target,
+    router: &'a Router,
+    target: Arc<Target>,
     client: IpAddr,
     connection: &'a mut Connection,
     moved: &'a Transferred,
@@ -133,7 +139,7 @@ struct Connecting<'a> {
 
 impl Connecting<'_> {
     async fn run(mut self, local: &mut Local) -> Result<Upstream, ConnectError> {
-        let routed = self.router.route(self.target, self.client)?;
+        let routed = self.router.route(&self.target, self.client)?;
         self.connection.set_source(&routed.source);
         let mut replay = Replay::default();
         let mut last = ConnectError::Route(RouteError::NoEndpoints);
@@ -160,7 +166,7 @@ impl Connecting<'_> {
 
     fn note_retry(&self, candidate: &Candidate) {
         if let Some(cluster) = &candidate.cluster {
-            self.router.telemetry.metrics.stream_retried(&Arc::from(cluster.as_str()));
+            self.router.telemetry.metrics.stream_retried(&Arc::from(cluster));
         }
     }
 
@@ -172,7 +178,7 @@ impl Connecting<'_> {
     ) -> Result<Upstream, ConnectError> {
         let mut tried = Vec::new();
         loop {
-            let picked = self.router.pick_local(candidate, self.target, routed.route.affinity, &tried)?;
+            let picked = self.router.pick_local(candidate, &self.target, routed.route.affinity, &tried)?;
             self.connection.set_upstream(Path::Local, picked.address);
             self.connection.set_version(picked.version.clone());
             let in_flight = self.router.in_flight.enter(&picked.endpoint);
@@ -181,7 +187,7 @@ impl Connecting<'_> {
             match dialled {
                 Ok(upstream) => {
                     replay.write_to(&upstream).await.map_err(|error| ConnectError::Broken(picked.address, error))?;
-                    return Ok(Upstream::Local(upstream, in_flight));
+                    return Ok(Upstream::Local { tcp: upstream, _in_flight: in_flight });
                 }
                 Err(_) if tried.len() + 1 < MAX_ATTEMPTS && !tried.contains(&picked.endpoint) => {
                     tried.push(picked.endpoint);
@@ -199,22 +205,21 @@ impl Connecting<'_> {
         local: &mut Local,
         replay: &mut Replay,
     ) -> Result<Upstream, ConnectError> {
-        let header = router::header(routed, self.target, candidate).ok_or(ConnectError::Header)?;
+        let header = router::header(routed, &self.target, candidate).ok_or(ConnectError::Header)?;
         let link = self.router.link(cluster).ok_or_else(|| ConnectError::NoLink(cluster.clone()))?;
         self.connection.set_upstream(Path::Quic, link.remote_addr());
         let metrics = &self.router.telemetry.metrics;
-        let stream = link.open(&header).await.map_err(|error| {
+        let mut stream = link.open(&header).await.map_err(|error| {
             metrics.stream_opened(link.peer(), "not_opened");
             ConnectError::Open(cluster.clone(), error)
         })?;
-        let (mut send, mut recv) = stream.split();
-        let result = until_accepted(local, replay, &mut send, &mut recv).await;
+        let result = until_accepted(local, replay, &mut stream).await;
         metrics.stream_opened(link.peer(), answer(&result));
         match result {
-            Ok(()) => Ok(Upstream::Remote(send, recv)),
+            Ok(()) => Ok(Upstream::Remote(stream)),
             Err(error) => {
-                send.reset(ResetCode::Cancelled);
-                recv.stop(ResetCode::Cancelled);
+                stream.send.reset(ResetCode::Cancelled);
+                stream.recv.stop(ResetCode::Cancelled);
                 Err(match error {
                     Attempt::Stream(error) => ConnectError::Refused(cluster.clone(), error),
                     Attempt::Client(error) => ConnectError::Client(error),
@@ -243,8 +248,7 @@ enum Attempt {
 async fn until_accepted(
     local: &mut Local,
     replay: &mut Replay,
-    send: &mut SendHalf,
-    recv: &mut RecvHalf,
+    TunnelStream { send, recv }: &mut TunnelStream,
 ) -> Result<(), Attempt> {
     for chunk in &replay.chunks {
         send.write(chunk.clone()).await.map_err(Attempt::Stream)?;
@@ -334,8 +338,8 @@ mod tests {
         let tcp = TcpStream::connect(client).await.unwrap();
         let service = ServiceKey::parse("shop", "web").unwrap();
         let target = Target { service, port: PortNumber::new(80).unwrap(), cluster: None, endpoint: None };
-        let size = size_of_val(&serve(&Arc::new(router), tcp, client, &target));
-        assert!(size <= 3 * 1024, "{size} bytes");
+        let size = size_of_val(&serve(Arc::new(router), tcp, client, Arc::new(target)));
+        assert!(size <= 1_280, "{size} bytes");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use eastway_model::{ClusterName, ServiceKey};
+use futures_util::FutureExt;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -257,11 +258,9 @@ impl Accept {
                     // Taken after the accept: a listener without clients must not use the budget up.
                     let permit = stop.run_until_cancelled(self.budget.clone().acquire_owned()).await;
                     let Some(Ok(permit)) = permit else { return };
-                    let (router, target) = (self.router.clone(), self.target.borrow().clone());
-                    self.connections.spawn(async move {
-                        serve(&router, tcp, client, &target).await;
-                        drop((permit, share));
-                    });
+                    let serving = serve(self.router.clone(), tcp, client, self.target.borrow().clone());
+                    // Not awaited by another future, which would keep it twice.
+                    self.connections.spawn(serving.map(|()| drop((permit, share))));
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
@@ -278,10 +277,15 @@ impl Accept {
     }
 }
 
-async fn serve(router: &Arc<Router>, tcp: TcpStream, client: SocketAddr, target: &Target) {
+fn serve(
+    router: Arc<Router>,
+    tcp: TcpStream,
+    client: SocketAddr,
+    target: Arc<Target>,
+) -> impl Future<Output = ()> + Send {
     // A connection that is gone already shows in its first read.
     let _gone = tcp.set_nodelay(true);
-    outbound::serve(router, tcp, client, target).await;
+    outbound::serve(router, tcp, client, target)
 }
 
 fn is_of_one_connection(error: &io::Error) -> bool {

@@ -41,7 +41,7 @@ struct Rig {
 
 impl Rig {
     async fn new(idle: Duration, half_closed: Duration) -> Self {
-        let (tunnels, near, far) = streams().await;
+        let (tunnels, mut near, far) = streams().await;
         let (client, socket) = sockets().await;
         let (moved, telemetry) = (Arc::new(Transferred::default()), Telemetry::new(AccessMode::Off));
         let (carried, counted) = (Arc::clone(&moved), telemetry.clone());
@@ -49,8 +49,8 @@ impl Rig {
             let service = ServiceKey::parse("shop", "web").unwrap();
             let mut connection = Connection::outbound(&Label::parse("a").unwrap(), &service, 80, any_port());
             connection.opened(&counted);
-            let watch = Watch { limits: Limits { idle, half_closed }, count: &mut || connection.count(&carried) };
-            let result = with_stream(Local::new(socket), near.split(), &carried, watch).await;
+            let watch = &mut Watch { limits: Limits { idle, half_closed }, count: &mut || connection.count(&carried) };
+            let result = with_stream(&mut Local::new(socket), &mut near, &carried, watch).await;
             let (outcome, result) = match result {
                 Err(CopyError::Idle(kind, limit)) => {
                     (Outcome::Ended(Err(CopyError::Idle(kind, limit))), Err(CopyError::Idle(kind, limit)))
@@ -316,9 +316,9 @@ async fn p9_read_buffers_of_all_connections_together_are_bounded() {
     let (mut chunks, mut bytes) = (Vec::new(), Vec::new());
     for _ in 0..20 {
         sleep(Duration::from_millis(5)).await;
-        let chunk = reader.read_large(&socket, &large).await.unwrap().unwrap();
-        bytes.push(chunk.0.len());
-        chunks.push(chunk);
+        let read = poll_fn(|cx| reader.poll_read_large(cx, &socket, &large)).await.unwrap().unwrap();
+        bytes.push(read.chunk.len());
+        chunks.push(read);
     }
     assert!(bytes.iter().any(|bytes| *bytes > MIN_READ), "{bytes:?}");
     assert!(bytes.iter().sum::<usize>() <= 100_000 + 20 * MIN_READ, "{bytes:?}");

@@ -30,15 +30,15 @@ pub struct Watch<'a> {
 
 impl Watch<'_> {
     /// Until the connection has stood still for too long.
-    pub(super) async fn run(self, moved: &Transferred) -> CopyError {
-        let slowest = self.limits.slowest_look();
-        let mut pause = BUSY.min(slowest);
+    pub(super) async fn run(&mut self, moved: &Transferred) -> CopyError {
+        let mut pause = BUSY.min(self.limits.slowest_look());
         let mut lanes = [Seen::new(&moved.from_local), Seen::new(&moved.to_local)];
         loop {
             sleep(pause).await;
             let now = Instant::now();
             // Both are looked at, whatever the first says: each remembers when it moved.
             let looks = lanes.each_mut().map(|lane| lane.look(now));
+            let slowest = self.limits.slowest_look();
             if looks.contains(&true) {
                 (self.count)();
                 pause = BUSY.min(slowest);
