@@ -10,10 +10,11 @@ TOOLS := $(TARGET)/tools/bin
 COREDNS_VERSION := v1.15.0
 export EASTWAY_TOOLS := $(TOOLS)
 
-.PHONY: help demo build test unit model system demo-check check fmt clippy doc deny deps bench-micro bench-dns sabotage regenerate
+.PHONY: help demo build test unit model system demo-check e2e bed check fmt clippy doc deny deps deps-e2e bench-micro bench-dns sabotage
+.PHONY: regenerate
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
 
 demo: ## Three clouds on this machine, Bookinfo spread over them (ARGS="--once -o json" for one scripted run)
 	@$(CARGO) build --release --locked -q -p eastway
@@ -42,6 +43,15 @@ demo-check: ## The demo's script, as a user without privileges, in real namespac
 	$(CARGO) build --release --locked -q -p eastway
 	./tests/tools/demo-unprivileged $(TARGET)/release/eastway
 
+# The whole workspace is selected for the same reason as in `make system`.
+e2e: deps-e2e ## Two real Kubernetes clusters, as root; figures go to target/e2e/summary.json (ARGS="name" for some tests)
+	$(CARGO) build --release --locked -q -p eastway
+	EASTWAY_BIN=$(TARGET)/release/eastway $(CARGO) test --locked -q --workspace --test e2e -- $(ARGS)
+
+bed: deps-e2e ## The two clusters of `make e2e`, as root, to try things on until Ctrl-C (ARGS=--help)
+	$(CARGO) build --locked -q -p eastway-tests --example bed
+	@exec $(TARGET)/debug/examples/bed $(ARGS)
+
 sabotage: ## Break the code on purpose, one patch at a time: each must turn its test red
 	./tests/sabotage/run
 
@@ -67,6 +77,9 @@ bench-dns: deps ## DNS against CoreDNS on the same names in one run
 
 deps: ## What the tests need beside the Rust toolchain
 	@./tests/tools/install $(TOOLS) $(COREDNS_VERSION)
+
+deps-e2e: deps ## What `make e2e` needs beside: etcd, containerd and others from Debian, Kubernetes and Helm from their Go modules
+	@./tests/tools/install-e2e $(TOOLS)
 
 regenerate: ## Write generated code and schemas anew
 	EASTWAY_REGENERATE=1 $(CARGO) test -q -p eastway-proto --test bootstrap

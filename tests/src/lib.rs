@@ -5,7 +5,7 @@
 //! nothing outlives them. A test that cannot get its namespaces **fails**.
 //!
 //! [`mesh`] starts clouds and introduces them; [`relay`] is the WAN between two gateways, with seeded
-//! faults; [`servers`] and [`load`] are the two ends of the traffic. None of the clients retries
+//! faults; [`kube`] is real Kubernetes clusters, which need root; [`servers`] and [`load`] are the two ends of the traffic. None of the clients retries
 //! anything: what the network does is what a test sees.
 #![allow(
     clippy::unwrap_used,
@@ -18,6 +18,7 @@
 )]
 
 pub mod coredns;
+pub mod kube;
 pub mod load;
 pub mod mesh;
 pub mod relay;

@@ -12,7 +12,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use tokio::process::Command;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -40,7 +40,7 @@ impl Place {
     /// # Errors
     /// The namespace cannot be made: the process is not allowed to, or `ip` is missing.
     pub async fn namespace(name: &str) -> Result<Self> {
-        let place = Self::start(name, true).await?;
+        let place = Self::start(name, Namespace::New).await?;
         place.ip("link set lo up").await?;
         place.run(async { forbid_forwarding() }).await?;
         Ok(place)
@@ -51,15 +51,23 @@ impl Place {
     /// # Errors
     /// The thread cannot be started.
     pub async fn host(name: &str) -> Result<Self> {
-        Self::start(name, false).await
+        Self::start(name, Namespace::Own).await
     }
 
-    async fn start(name: &str, isolated: bool) -> Result<Self> {
+    /// The network namespace that a process lives in.
+    ///
+    /// # Errors
+    /// There is no such process, or this one may not enter its namespace.
+    pub async fn of_process(name: &str, pid: u32) -> Result<Self> {
+        Self::start(name, Namespace::OfProcess(pid)).await
+    }
+
+    async fn start(name: &str, namespace: Namespace) -> Result<Self> {
         let (ready, started) = oneshot::channel();
         let (stop, stopped) = oneshot::channel::<()>();
         std::thread::Builder::new()
             .name(format!("place-{name}"))
-            .spawn(move || serve(isolated, ready, stopped))
+            .spawn(move || serve(namespace, ready, stopped))
             .context("start a thread")?;
         let (handle, netns) =
             started.await.context("the thread ended")?.with_context(|| format!("namespace {name}"))?;
@@ -174,11 +182,20 @@ pub(super) fn system_path() -> String {
     format!("{path}:/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin")
 }
 
+/// Which network namespace a place's thread is in.
+#[derive(Clone, Copy, Debug)]
+enum Namespace {
+    /// That of the process.
+    Own,
+    New,
+    OfProcess(u32),
+}
+
 type Started = Result<(Handle, Option<OwnedFd>)>;
 
 /// The thread of a place: enters a namespace, then polls until `stopped`.
-fn serve(isolated: bool, ready: oneshot::Sender<Started>, stopped: oneshot::Receiver<()>) {
-    let prepared = enter(isolated).and_then(|netns| {
+fn serve(namespace: Namespace, ready: oneshot::Sender<Started>, stopped: oneshot::Receiver<()>) {
+    let prepared = enter(namespace).and_then(|netns| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
         Ok((runtime, netns))
     });
@@ -196,11 +213,15 @@ fn serve(isolated: bool, ready: oneshot::Sender<Started>, stopped: oneshot::Rece
     }
 }
 
-fn enter(isolated: bool) -> Result<Option<OwnedFd>> {
-    if !isolated {
-        return Ok(None);
+fn enter(namespace: Namespace) -> Result<Option<OwnedFd>> {
+    match namespace {
+        Namespace::Own => return Ok(None),
+        Namespace::New => unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?,
+        Namespace::OfProcess(pid) => {
+            let file = File::open(format!("/proc/{pid}/ns/net")).with_context(|| format!("process {pid}"))?;
+            setns(file, CloneFlags::CLONE_NEWNET).context("enter a network namespace")?;
+        }
     }
-    unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
     let netns = File::open("/proc/thread-self/ns/net").context("open the network namespace")?;
     Ok(Some(netns.as_fd().try_clone_to_owned()?))
 }

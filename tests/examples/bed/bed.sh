@@ -1,0 +1,58 @@
+#!/bin/bash
+# Commands for the running test bed. Written by `make bed` for the bed that runs now.
+set -euo pipefail
+folder=@folder@ stage=@stage@
+declare -A holders=(@holders@)
+pid=$(cat "$folder/pid")
+
+usage() {
+    cat <<END
+bed enter wan|CLUSTER COMMAND...      run a command on the WAN or on a cluster's node (network and mounts)
+bed kubectl CLUSTER ARGS...           kubectl as the administrator
+bed load TAR...                       make docker-archive images known to every cluster
+bed eastway BINARY                    make an image eastway:e2e of this binary and load it
+bed balancer CLUSTER NS/SERVICE IP    give a LoadBalancer Service an address of 198.51.100.0/24
+END
+}
+
+on_stage() {
+    nsenter --mount="/proc/$pid/ns/mnt" --net="/proc/$pid/ns/net" --pid="/proc/$pid/ns/pid_for_children" -- "$@"
+}
+
+enter() {
+    local where=$1
+    shift
+    if [ "$where" = wan ]; then on_stage "$@"; return; fi
+    on_stage nsenter --target "${holders[$where]}" --mount --net -- "$@"
+}
+
+load() {
+    local cluster tar
+    for cluster in "${!holders[@]}"; do
+        for tar in "$@"; do
+            on_stage ctr --address "$stage/$cluster/containerd.sock" --namespace k8s.io images import "$(realpath "$tar")"
+        done
+    done
+}
+
+command=${1:-help}
+shift || true
+case $command in
+enter) enter "$@" ;;
+kubectl)
+    cluster=$1
+    shift
+    KUBECONFIG=$folder/$cluster.kubeconfig @kubectl@ "$@"
+    ;;
+load) load "$@" ;;
+eastway)
+    @program@ --image-of "$1" --to "$folder/eastway.tar"
+    load "$folder/eastway.tar"
+    ;;
+balancer)
+    enter "$1" ip addr replace "$3/32" dev eth0
+    KUBECONFIG=$folder/$1.kubeconfig @kubectl@ patch service "${2#*/}" -n "${2%%/*}" --subresource=status --type=merge \
+        -p "{\"status\":{\"loadBalancer\":{\"ingress\":[{\"ip\":\"$3\"}]}}}"
+    ;;
+*) usage ;;
+esac

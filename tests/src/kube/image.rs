@@ -1,0 +1,276 @@
+//! Container images without Docker: a docker-archive is two JSON files and a tar of what is in the image.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use tokio::process::Command;
+
+use super::process::output;
+use super::tools;
+
+/// What a pod's sandbox runs.
+pub const PAUSE: &str = "eastway.test/pause:1";
+/// A shell and small tools.
+pub const BUSYBOX: &str = "docker.io/library/busybox:latest";
+/// The servers and clients that Kubernetes tests itself with.
+pub const AGNHOST: &str = "eastway.test/agnhost:1";
+/// The cluster's DNS.
+pub const COREDNS: &str = "eastway.test/coredns:1";
+/// What is tested.
+pub const EASTWAY: &str = "docker.io/library/eastway:e2e";
+
+/// Size of a tar's blocks.
+const BLOCK: usize = 512;
+/// The largest file an octal size field of 11 digits can tell.
+const LARGEST: u64 = 0o77_777_777_777;
+
+/// What is in an image.
+#[derive(Debug, Default)]
+pub struct Image {
+    name: String,
+    entrypoint: Vec<String>,
+    entries: Vec<(String, Entry)>,
+}
+
+#[derive(Debug)]
+enum Entry {
+    Folder(u32),
+    Link(String),
+    Text(String),
+    Copy(PathBuf, u32),
+}
+
+impl Image {
+    /// An image with nothing in it.
+    #[must_use]
+    pub fn empty(name: &str, entrypoint: &[&str]) -> Self {
+        let entrypoint = entrypoint.iter().map(|&argument| argument.to_owned()).collect();
+        Self { name: name.to_owned(), entrypoint, entries: Vec::new() }
+    }
+
+    /// An image with a shell: static busybox, users, and the usual folders. `/lib` leads to `/usr/lib`, so that a pod
+    /// that mounts the host's `/usr` has the host's programs.
+    ///
+    /// # Errors
+    /// busybox is missing.
+    pub fn with_shell(name: &str, entrypoint: &[&str]) -> Result<Self> {
+        let mut image = Self::empty(name, entrypoint);
+        for (folder, mode) in
+            [("bin", 0o755), ("etc", 0o755), ("usr", 0o755), ("var", 0o755), ("root", 0o700), ("tmp", 0o1777)]
+        {
+            image.entries.push((folder.to_owned(), Entry::Folder(mode)));
+        }
+        for link in ["lib", "lib64"] {
+            image.entries.push((link.to_owned(), Entry::Link(format!("usr/{link}"))));
+        }
+        let users = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n";
+        let image = image.text("etc/passwd", users).text("etc/group", "root:x:0:\nnogroup:x:65534:\n");
+        let busybox = tools::system("busybox")?;
+        let listed = std::process::Command::new(&busybox).arg("--list").output().context("list busybox's tools")?;
+        let mut image = image.copy("bin/busybox", &busybox)?;
+        for tool in String::from_utf8_lossy(&listed.stdout).lines().filter(|tool| *tool != "busybox") {
+            image.entries.push((format!("bin/{tool}"), Entry::Link("busybox".to_owned())));
+        }
+        Ok(image)
+    }
+
+    /// With a small file.
+    #[must_use]
+    pub fn text(mut self, path: &str, text: &str) -> Self {
+        self.entries.push((path.to_owned(), Entry::Text(text.to_owned())));
+        self
+    }
+
+    /// With a copy of a file of this machine.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn copy(mut self, path: &str, from: &Path) -> Result<Self> {
+        let mode = from.metadata().with_context(|| from.display().to_string())?.permissions().mode() & 0o7777;
+        self.entries.push((path.to_owned(), Entry::Copy(from.to_owned(), mode)));
+        Ok(self)
+    }
+
+    /// With a program of this machine and the shared libraries it names.
+    ///
+    /// # Errors
+    /// It is not there, or wants a library that is not.
+    pub async fn program(self, path: &str, from: &Path) -> Result<Self> {
+        let mut image = self.copy(path, from)?;
+        let listed = output(Command::new("ldd").arg(from)).await.unwrap_or_default();
+        ensure!(!listed.contains("not found"), "{} lacks a library:\n{listed}", from.display());
+        for line in listed.lines() {
+            // `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)`, `/lib64/ld-linux-x86-64.so.2 (0x…)`
+            let Some(library) = line.split_ascii_whitespace().find(|word| word.starts_with('/')) else { continue };
+            let inside = format!("usr/{}", library.trim_start_matches("/usr").trim_start_matches('/'));
+            if !image.entries.iter().any(|(path, _)| *path == inside) {
+                image = image.copy(&inside, &Path::new(library).canonicalize()?)?;
+            }
+        }
+        Ok(image)
+    }
+
+    /// Writes it as a docker-archive.
+    ///
+    /// # Errors
+    /// A file cannot be read or written.
+    pub async fn write(&self, tar: &Path) -> Result<()> {
+        let layer = tar.with_extension("layer");
+        let mut writer = Tar::create(&layer)?;
+        for (path, entry) in &self.entries {
+            writer.parents(path)?;
+            match entry {
+                Entry::Folder(mode) => writer.folder(path, *mode)?,
+                Entry::Link(target) => writer.link(path, target)?,
+                Entry::Text(text) => writer.bytes(path, 0o644, text.as_bytes())?,
+                Entry::Copy(from, mode) => writer.copy(path, *mode, from)?,
+            }
+        }
+        writer.finish()?;
+        // The tool: a hash by an unoptimized build of ours would take longer than everything else.
+        let sum = output(Command::new("sha256sum").arg(&layer)).await?;
+        let sum = sum.split_ascii_whitespace().next().context("sha256sum prints a sum")?.to_owned();
+        let config = json!({
+            "architecture": architecture(), "os": "linux",
+            "config": {"Entrypoint": self.entrypoint, "Env": ["PATH=/usr/local/bin:/usr/bin:/bin"], "WorkingDir": "/"},
+            "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{sum}")]},
+            "history": [{"created_by": "the tests"}],
+        });
+        let manifest = json!([{"Config": "config.json", "RepoTags": [self.name], "Layers": ["layer.tar"]}]);
+        let mut writer = Tar::create(tar)?;
+        writer.bytes("manifest.json", 0o644, manifest.to_string().as_bytes())?;
+        writer.bytes("config.json", 0o644, config.to_string().as_bytes())?;
+        writer.copy("layer.tar", 0o644, &layer)?;
+        writer.finish()?;
+        std::fs::remove_file(&layer)?;
+        Ok(())
+    }
+}
+
+/// Writes the images that every cluster has, into `folder`.
+///
+/// # Errors
+/// A program is missing.
+pub async fn base_images(folder: &Path) -> Result<Vec<PathBuf>> {
+    std::fs::create_dir_all(folder)?;
+    let coredns = Image::empty(COREDNS, &["/coredns"]).copy("coredns", &tools::built("coredns")?)?;
+    let agnhost = Image::with_shell(AGNHOST, &["/agnhost"])?.copy("agnhost", &tools::built("agnhost")?)?;
+    let images = [
+        ("pause", Image::with_shell(PAUSE, &["/bin/sleep", "infinity"])?),
+        ("coredns", coredns),
+        ("busybox", Image::with_shell(BUSYBOX, &[])?),
+        ("agnhost", agnhost),
+    ];
+    let mut tars = Vec::new();
+    for (name, image) in images {
+        let tar = folder.join(format!("{name}.tar"));
+        image.write(&tar).await?;
+        tars.push(tar);
+    }
+    Ok(tars)
+}
+
+/// Writes an image of the binary under test, as [`EASTWAY`], with a shell for tests to look around in.
+///
+/// # Errors
+/// The binary is missing.
+pub async fn eastway_image(binary: &Path, tar: &Path) -> Result<()> {
+    let image = Image::with_shell(EASTWAY, &["/usr/bin/eastway"])?;
+    image.program("usr/bin/eastway", binary).await?.write(tar).await
+}
+
+/// This machine's, as images name it.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// A tar in the `ustar` format (POSIX.1-1988), owned by root and without times, so that equal contents are equal.
+struct Tar {
+    file: File,
+    folders: Vec<String>,
+}
+
+impl Tar {
+    fn create(path: &Path) -> Result<Self> {
+        let file = File::create(path).with_context(|| path.display().to_string())?;
+        Ok(Self { file, folders: Vec::new() })
+    }
+
+    /// The folders a path lies in, once each.
+    fn parents(&mut self, path: &str) -> Result<()> {
+        let ends: Vec<usize> = path.match_indices('/').map(|(end, _)| end).collect();
+        for end in ends {
+            self.folder(path.get(..end).unwrap_or_default(), 0o755)?;
+        }
+        Ok(())
+    }
+
+    fn folder(&mut self, path: &str, mode: u32) -> Result<()> {
+        if self.folders.iter().any(|known| known == path) {
+            return Ok(());
+        }
+        self.folders.push(path.to_owned());
+        self.header(&format!("{path}/"), mode, 0, b'5', "")
+    }
+
+    fn link(&mut self, path: &str, target: &str) -> Result<()> {
+        self.header(path, 0o777, 0, b'2', target)
+    }
+
+    fn bytes(&mut self, path: &str, mode: u32, bytes: &[u8]) -> Result<()> {
+        self.header(path, mode, bytes.len() as u64, b'0', "")?;
+        self.file.write_all(bytes)?;
+        self.pad(bytes.len() as u64)
+    }
+
+    fn copy(&mut self, path: &str, mode: u32, from: &Path) -> Result<()> {
+        let file = File::open(from).with_context(|| from.display().to_string())?;
+        let size = file.metadata()?.len();
+        self.header(path, mode, size, b'0', "")?;
+        let copied = std::io::copy(&mut file.take(size), &mut self.file)?;
+        ensure!(copied == size, "{} changed while it was read", from.display());
+        self.pad(size)
+    }
+
+    /// Up to the next block.
+    fn pad(&mut self, size: u64) -> Result<()> {
+        let last = usize::try_from(size % BLOCK as u64)?;
+        if last > 0 {
+            self.file.write_all(&[0; BLOCK][last..])?;
+        }
+        Ok(())
+    }
+
+    fn header(&mut self, path: &str, mode: u32, size: u64, kind: u8, target: &str) -> Result<()> {
+        ensure!(path.len() <= 100 && target.len() <= 100, "{path}: longer than this tar can say");
+        ensure!(size <= LARGEST, "{path}: larger than this tar can say");
+        let mut block = [0_u8; BLOCK];
+        let mut put = |offset: usize, bytes: &[u8]| block[offset..offset + bytes.len()].copy_from_slice(bytes);
+        put(0, path.as_bytes());
+        put(100, format!("{mode:07o}").as_bytes());
+        put(108, b"0000000");
+        put(116, b"0000000");
+        put(124, format!("{size:011o}").as_bytes());
+        put(136, b"00000000000");
+        put(148, b"        ");
+        put(156, &[kind]);
+        put(157, target.as_bytes());
+        put(257, b"ustar\x0000");
+        let sum: u32 = block.iter().map(|&byte| u32::from(byte)).sum();
+        block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        Ok(self.file.write_all(&block)?)
+    }
+
+    /// Two empty blocks end a tar.
+    fn finish(mut self) -> Result<()> {
+        Ok(self.file.write_all(&[0; 2 * BLOCK])?)
+    }
+}

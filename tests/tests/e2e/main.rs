@@ -1,0 +1,18 @@
+//! Two real Kubernetes clusters, and Eastway between them. See `eastway_tests::kube`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and prints what it measured"
+)]
+
+use std::process::ExitCode;
+
+mod smoke;
+
+fn main() -> ExitCode {
+    let tests = [smoke::TESTS].concat();
+    eastway_tests::kube::suite::main(&["a", "b"], &tests)
+}
