@@ -21,7 +21,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+pub mod bookinfo;
 pub mod cluster;
+pub mod conformance;
 pub mod image;
 pub mod kubectl;
 pub mod node;
@@ -104,6 +106,26 @@ impl Bed {
     #[must_use]
     pub fn wan(&self) -> &Wan {
         &self.wan
+    }
+
+    /// One kubeconfig for the administrator of every cluster, with a context each, for use on the WAN.
+    ///
+    /// # Errors
+    /// A cluster's own cannot be read.
+    pub fn kubeconfig(&self) -> Result<String> {
+        let mut merged = Value::Null;
+        for cluster in &self.clusters {
+            let file: Value = serde_json::from_str(&std::fs::read_to_string(cluster.pki().admin())?)?;
+            if merged.is_null() {
+                merged = file;
+                continue;
+            }
+            for list in ["clusters", "users", "contexts"] {
+                let more = file.get(list).and_then(Value::as_array).cloned().unwrap_or_default();
+                merged.get_mut(list).and_then(Value::as_array_mut).context("a kubeconfig")?.extend(more);
+            }
+        }
+        Ok(merged.to_string())
     }
 
     /// Keeps a figure for the summary.

@@ -11,6 +11,7 @@ bed enter wan|CLUSTER COMMAND...      run a command on the WAN or on a cluster's
 bed kubectl CLUSTER ARGS...           kubectl as the administrator
 bed load TAR...                       make docker-archive images known to every cluster
 bed eastway BINARY                    make an image eastway:e2e of this binary and load it
+bed conformance ARGS...               run the MCS suite (start the bed with --distinct-pods; -ginkgo.focus=… for some specs)
 bed balancer CLUSTER NS/SERVICE IP    give a LoadBalancer Service an address of 198.51.100.0/24
 END
 }
@@ -48,6 +49,14 @@ load) load "$@" ;;
 eastway)
     @program@ --image-of "$1" --to "$folder/eastway.tar"
     load "$folder/eastway.tar"
+    ;;
+conformance)
+    @program@ --conformance-images-to "$folder/conformance"
+    load "$folder/conformance/socat.tar"
+    cd "$folder/conformance"
+    contexts=$(printf '%s\n' "${!holders[@]}" | sort | paste -sd,)
+    on_stage @suite@ -kubeconfig "$folder/all.wan.kubeconfig" -contexts "$contexts" -ginkgo.v -ginkgo.no-color \
+        -ginkgo.json-report=report.json "$@"
     ;;
 balancer)
     enter "$1" ip addr replace "$3/32" dev eth0

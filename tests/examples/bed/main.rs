@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use eastway_tests::kube::cluster::Options;
 use eastway_tests::kube::node::API_PORT;
-use eastway_tests::kube::{Bed, Cluster, image, stage, suite};
+use eastway_tests::kube::{Bed, Cluster, image, stage, suite, tools};
 use eastway_tests::lab::place::Place;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
@@ -40,6 +40,9 @@ struct Args {
     /// Where to write it.
     #[arg(long)]
     to: Option<PathBuf>,
+    /// Instead: write the images that the MCS suite wants into this folder.
+    #[arg(long)]
+    conformance_images_to: Option<PathBuf>,
 }
 
 fn main() -> Result<ExitCode> {
@@ -47,6 +50,10 @@ fn main() -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     if let (Some(binary), Some(tar)) = (&args.image_of, &args.to) {
         runtime.block_on(image::eastway_image(binary, tar))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(folder) = &args.conformance_images_to {
+        runtime.block_on(image::conformance_images(folder))?;
         return Ok(ExitCode::SUCCESS);
     }
     if stage::is_entered() {
@@ -160,6 +167,7 @@ fn describe(bed: &Bed, ports: &[u16]) -> Result<()> {
         std::fs::copy(cluster.pki().admin(), wan)?;
         println!("KUBECONFIG={}", file.display());
     }
+    std::fs::write(folder.join("all.wan.kubeconfig"), bed.kubeconfig()?)?;
     let script = folder.join("bed");
     std::fs::write(&script, self::script(bed, &folder)?)?;
     std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
@@ -178,12 +186,12 @@ fn script(bed: &Bed, folder: &Path) -> Result<String> {
     });
     let holders = holders.collect::<Result<Vec<_>>>()?.join(" ");
     let program = std::env::current_exe()?;
-    let kubectl = eastway_tests::kube::tools::built("kubectl")?;
     let script = SCRIPT
         .replace("@holders@", &holders)
         .replace("@folder@", &folder.display().to_string())
         .replace("@stage@", &stage::folder()?.display().to_string())
         .replace("@program@", &program.display().to_string())
-        .replace("@kubectl@", &kubectl.display().to_string());
+        .replace("@kubectl@", &tools::built("kubectl")?.display().to_string())
+        .replace("@suite@", &tools::built("mcs-conformance")?.display().to_string());
     Ok(script)
 }

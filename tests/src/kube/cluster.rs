@@ -299,6 +299,14 @@ impl Cluster {
         Ok(())
     }
 
+    /// Gives new pods addresses from this one on; `None`: as the cluster was made.
+    ///
+    /// # Errors
+    /// The network's configuration cannot be written.
+    pub fn set_first_pod(&self, address: Option<Ipv4Addr>) -> Result<()> {
+        self.node.write_network(address.or(self.node.options.first_pod))
+    }
+
     /// Kills everything of it.
     pub(super) async fn stop(mut self) -> Result<()> {
         let mut programs = std::mem::take(&mut *self.programs.lock().await);

@@ -20,6 +20,10 @@ pub const BUSYBOX: &str = "docker.io/library/busybox:latest";
 pub const AGNHOST: &str = "eastway.test/agnhost:1";
 /// The cluster's DNS.
 pub const COREDNS: &str = "eastway.test/coredns:1";
+/// Servers of the MCS suite.
+const SOCAT: &str = "docker.io/alpine/socat:1.7.4.4";
+/// Resolvers: `resolve-glibc NAME…` and `resolve-musl NAME…`.
+pub const RESOLVE: &str = "eastway.test/resolve:1";
 /// What is tested.
 pub const EASTWAY: &str = "docker.io/library/eastway:e2e";
 
@@ -172,6 +176,30 @@ pub async fn base_images(folder: &Path) -> Result<Vec<PathBuf>> {
         tars.push(tar);
     }
     Ok(tars)
+}
+
+/// Writes the images that the MCS suite wants and no cluster has yet, into `folder`.
+///
+/// # Errors
+/// A program is missing.
+pub async fn conformance_images(folder: &Path) -> Result<Vec<PathBuf>> {
+    std::fs::create_dir_all(folder)?;
+    let tar = folder.join("socat.tar");
+    let image = Image::with_shell(SOCAT, &["/usr/bin/socat"])?;
+    image.program("usr/bin/socat", &tools::system("socat")?).await?.write(&tar).await?;
+    Ok(vec![tar])
+}
+
+/// Writes an image with a program that resolves names by glibc and one that does by musl, as [`RESOLVE`].
+///
+/// # Errors
+/// A program is missing.
+pub async fn resolve_image(tar: &Path) -> Result<()> {
+    let mut image = Image::with_shell(RESOLVE, &["/bin/sleep", "infinity"])?;
+    for name in ["resolve-glibc", "resolve-musl"] {
+        image = image.program(&format!("usr/bin/{name}"), &tools::built(name)?).await?;
+    }
+    image.text("etc/nsswitch.conf", "hosts: files dns\n").write(tar).await
 }
 
 /// Writes an image of the binary under test, as [`EASTWAY`], with a shell for tests to look around in.

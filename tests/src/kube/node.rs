@@ -51,10 +51,19 @@ impl Node {
         let write = |name: &str, text: String| std::fs::write(self.folder.join(name), text);
         std::fs::create_dir_all(self.folder.join("cni"))?;
         write("containerd.toml", self.containerd_config())?;
-        write("cni/10-pods.conflist", format!("{:#}", self.network()))?;
+        self.write_network(self.options.first_pod)?;
         write("kubelet.json", format!("{:#}", self.kubelet_config()?))?;
         write("proxy.json", format!("{:#}", self.proxy_config()))?;
         Ok(())
+    }
+
+    /// Writes the configuration of the pods' network, which containerd reads anew when it changes.
+    pub(super) fn write_network(&self, first_pod: Option<Ipv4Addr>) -> Result<()> {
+        let folder = self.folder.join("cni");
+        // Renamed into place: a file that is half there would be read.
+        let new = folder.join("new");
+        std::fs::write(&new, format!("{:#}", self.network(first_pod)))?;
+        Ok(std::fs::rename(new, folder.join("10-pods.conflist"))?)
     }
 
     /// The socket of this cluster's containerd.
@@ -188,9 +197,9 @@ impl Node {
         )
     }
 
-    fn network(&self) -> serde_json::Value {
+    fn network(&self, first_pod: Option<Ipv4Addr>) -> serde_json::Value {
         let mut range = json!({"subnet": POD_RANGE});
-        if let Some(first) = self.options.first_pod {
+        if let Some(first) = first_pod {
             range["rangeStart"] = json!(first);
         }
         json!({
