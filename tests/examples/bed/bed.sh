@@ -53,9 +53,9 @@ eastway)
 conformance)
     @program@ --conformance-images-to "$folder/conformance"
     load "$folder/conformance/socat.tar"
-    cd "$folder/conformance"
     contexts=$(printf '%s\n' "${!holders[@]}" | sort | paste -sd,)
-    on_stage @suite@ -kubeconfig "$folder/all.wan.kubeconfig" -contexts "$contexts" -ginkgo.v -ginkgo.no-color \
+    # A change of the mount namespace is one of the working folder too.
+    on_stage env --chdir="$folder/conformance" @suite@ -kubeconfig "$folder/all.wan.kubeconfig" -contexts "$contexts" -ginkgo.v -ginkgo.no-color \
         -ginkgo.json-report=report.json "$@"
     ;;
 balancer)

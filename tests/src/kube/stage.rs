@@ -62,7 +62,8 @@ pub fn is_entered() -> bool {
 /// # Errors
 /// This process is not on a stage.
 pub fn folder() -> Result<PathBuf> {
-    let folder = std::env::var_os(STAGE_FOLDER).context("not on a stage: see eastway_tests::kube::stage::enter")?;
+    let folder = std::env::var_os(STAGE_FOLDER)
+        .context("clusters need a stage: run this by eastway_tests::kube::suite or `make bed`")?;
     Ok(PathBuf::from(folder))
 }
 
