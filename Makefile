@@ -46,6 +46,7 @@ demo-check: ## The demo's script, as a user without privileges, in real namespac
 # The whole workspace is selected for the same reason as in `make system`.
 e2e: deps-e2e ## Two real Kubernetes clusters, as root; figures go to target/e2e/summary.json (ARGS="name" for some tests)
 	$(CARGO) build --release --locked -q -p eastway
+	$(CARGO) test --locked -q --workspace --lib -- kube::
 	EASTWAY_BIN=$(TARGET)/release/eastway $(CARGO) test --locked -q --workspace --test e2e -- $(ARGS)
 
 bed: deps-e2e ## The two clusters of `make e2e`, as root, to try things on until Ctrl-C (ARGS=--help)

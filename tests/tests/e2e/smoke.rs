@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use eastway_tests::kube::cluster::Program;
 use eastway_tests::kube::{Bed, Cluster, wan};
 use eastway_tests::lab::place::Place;
-use eastway_tests::{bed_tests, within};
+use eastway_tests::{bed_tests, eventually, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 
@@ -113,7 +113,7 @@ bed_tests! {
         start_echo(bed).await?;
         let [a, b] = bed.clusters() else { anyhow::bail!("two clusters") };
         let target = SocketAddr::new(pod_address(b, "smoke", "app=echo").await?, 8080);
-        ensure!(b.place().run(ask_tcp(target)).await.is_ok(), "its own node reaches it");
+        eventually("its own node reaches the pod", async || Ok(b.place().run(ask_tcp(target)).await.is_ok())).await?;
         ensure!(ask_tcp(target).await.is_err(), "the WAN must not");
         // On the other side the address is somebody else's, or nobody's.
         let there = a.place().run(ask_tcp(target)).await;
