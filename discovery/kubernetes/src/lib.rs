@@ -5,3 +5,4 @@
 //! half writes what the Multi-Cluster Services API (KEP-1645) asks for.
 
 pub mod client;
+pub mod types;
