@@ -9,6 +9,10 @@ use kube::{Client, Config};
 /// Longest a TCP and TLS handshake with an API server may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Longest silence on a connection with a request in it. Watches are shorter than this, so one that
+/// is exceeded means a dead connection.
+const READ_TIMEOUT: Duration = Duration::from_secs(130);
+
 /// Where the credentials for an API server come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -53,6 +57,11 @@ pub async fn connect(access: &Access) -> Result<Client, ClientError> {
         Access::Kubeconfig { path, context } => from_file(path, context.clone()).await?,
     };
     config.connect_timeout = Some(CONNECT_TIMEOUT);
+    config.read_timeout = Some(READ_TIMEOUT);
+    config.reset_reader_on_write = true;
+    // Watches and the controller try again by themselves and say so; retries in here would be hidden,
+    // and a server could stretch them without bound.
+    config.default_retry = false;
     Ok(Client::try_from(config)?)
 }
 

@@ -1,0 +1,382 @@
+//! One list and watch of one kind of object that does not give up.
+//!
+//! Each object is decoded by itself: one that does not decode is counted, logged once per version and
+//! shown, and the watch goes on. A failed request is tried again with growing, jittered pauses; a
+//! version that the server no longer has leads to a new list, told as one difference. Streaming lists
+//! are asked for first, and given up where the server has none.
+
+mod decode;
+mod table;
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
+use kube::core::{ApiResource, Status};
+use kube::runtime::watcher::{self, Config, Event};
+use kube::{Api, Client};
+use serde::de::DeserializeOwned;
+use tokio::time::{Instant, sleep_until};
+
+pub use table::{Difference, ObjectName};
+
+use decode::Decoded;
+use table::Table;
+
+/// How long the server may keep one watch open, seconds; up to a quarter less, so that the watches of
+/// many replicas do not end together. A dead connection is noticed at the latest then.
+const WATCH_SECONDS: u32 = 120;
+
+/// Longest silence while a list is read: a server that hangs is asked again.
+const LISTING_SILENCE: Duration = Duration::from_secs(60);
+
+/// Pause after a first failure; it doubles with each further one.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+
+/// Longest pause between attempts, and longest one that a server can ask for: after an outage a
+/// change is seen no later.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Pause before a kind that the server does not know is asked for again: somebody may install it.
+const ABSENT_PAUSE: Duration = Duration::from_secs(10);
+
+/// Objects that do not decode and are shown by name; of further ones only the number.
+const SHOWN: usize = 10;
+
+/// Objects that do not decode and are logged by name for one list: the status has the number.
+const LOGGED: usize = 20;
+
+/// What to watch.
+#[derive(Clone, Debug)]
+pub struct Selection {
+    /// The kind, under the versions that servers may have, the one to prefer first; at least one.
+    pub resources: Vec<ApiResource>,
+    /// Only objects of this namespace.
+    pub namespace: Option<String>,
+    /// Only objects with these labels, as `kubectl get -l` takes them.
+    pub labels: Option<String>,
+}
+
+impl Selection {
+    /// All objects of a kind.
+    #[must_use]
+    pub fn all<K: kube::Resource<DynamicType = ()>>() -> Self {
+        Self { resources: vec![ApiResource::erase::<K>(&())], namespace: None, labels: None }
+    }
+
+    /// The same under other versions too, which are tried in this order after the first.
+    #[must_use]
+    pub fn or_versions(mut self, versions: &[&str]) -> Self {
+        let Some(first) = self.resources.first().cloned() else { return self };
+        for version in versions {
+            let api_version =
+                if first.group.is_empty() { (*version).to_owned() } else { format!("{}/{version}", first.group) };
+            self.resources.push(ApiResource { version: (*version).to_owned(), api_version, ..first.clone() });
+        }
+        self
+    }
+
+    /// Only in this namespace.
+    #[must_use]
+    pub fn in_namespace(self, namespace: &str) -> Self {
+        Self { namespace: Some(namespace.to_owned()), ..self }
+    }
+
+    /// Only with these labels.
+    #[must_use]
+    pub fn labelled(self, labels: &str) -> Self {
+        Self { labels: Some(labels.to_owned()), ..self }
+    }
+}
+
+/// How a watch is doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WatchStatus {
+    /// What is watched, as in `kubectl get`: `serviceexports.multicluster.x-k8s.io`.
+    pub kind: String,
+    /// Whether a list was read to its end at least once.
+    pub listed: bool,
+    /// The server does not know the kind: its definition is not installed.
+    pub not_installed: bool,
+    /// Why the last attempt failed; `None` once one succeeded after it.
+    pub problem: Option<String>,
+    /// Attempts that failed since the start.
+    pub failures: u64,
+    /// Objects.
+    pub objects: usize,
+    /// Objects whose latest version does not decode.
+    pub quarantined: usize,
+    /// The first of them, and why.
+    pub bad: Vec<BadObject>,
+}
+
+impl WatchStatus {
+    /// Whether it is known what there is: a list was read, or there can be none.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.listed || self.not_installed
+    }
+}
+
+/// An object that does not decode.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BadObject {
+    /// Which.
+    pub object: ObjectName,
+    /// Why.
+    pub error: String,
+}
+
+/// A watch of objects that decode as `K`.
+pub struct Watch<K> {
+    client: Client,
+    selection: Selection,
+    /// Which of the versions is asked for.
+    version: usize,
+    /// Versions in a row that the server does not know.
+    unknown: usize,
+    streaming: bool,
+    events: Option<BoxStream<'static, watcher::Result<Event<Decoded<K>>>>>,
+    /// A list is being read.
+    listing: bool,
+    table: Table<K>,
+    status: WatchStatus,
+    pause: Pause,
+    /// When to go on after a failure.
+    resume: Option<Instant>,
+    logged: usize,
+}
+
+impl<K: DeserializeOwned + Send + Sync + 'static> Watch<K> {
+    /// A watch that asks nothing until [`Watch::next`].
+    #[must_use]
+    pub fn new(client: Client, selection: Selection) -> Self {
+        let kind = selection.resources.first().map_or_else(String::new, |first| match first.group.as_str() {
+            "" => first.plural.clone(),
+            group => format!("{}.{group}", first.plural),
+        });
+        Self {
+            client,
+            selection,
+            version: 0,
+            unknown: 0,
+            streaming: true,
+            events: None,
+            listing: false,
+            table: Table::default(),
+            status: WatchStatus { kind, ..WatchStatus::default() },
+            pause: Pause::default(),
+            resume: None,
+            logged: 0,
+        }
+    }
+
+    /// How it is doing.
+    #[must_use]
+    pub fn status(&self) -> &WatchStatus {
+        &self.status
+    }
+
+    /// Waits until there are differences or the status is another; in the latter case there may be
+    /// none. Nothing is lost if the future is dropped.
+    pub async fn next(&mut self) -> Vec<Difference<K>> {
+        loop {
+            if let Some(at) = self.resume {
+                sleep_until(at).await;
+                self.resume = None;
+            }
+            if self.events.is_none() {
+                self.events = self.start();
+                self.listing = true;
+            }
+            let Some(events) = &mut self.events else { return std::future::pending().await };
+            let event = if self.listing {
+                tokio::time::timeout(LISTING_SILENCE, events.next()).await.ok()
+            } else {
+                Some(events.next().await)
+            };
+            let before = self.status.clone();
+            let differences = match event {
+                Some(Some(Ok(event))) => self.take(event),
+                Some(Some(Err(error))) => {
+                    self.failed(&error);
+                    Vec::new()
+                }
+                Some(None) | None => {
+                    self.events = None;
+                    self.failure("the server does not answer".to_owned(), None);
+                    Vec::new()
+                }
+            };
+            if !differences.is_empty() || self.status != before {
+                return differences;
+            }
+        }
+    }
+
+    fn start(&self) -> Option<BoxStream<'static, watcher::Result<Event<Decoded<K>>>>> {
+        let resource = self.selection.resources.get(self.version)?;
+        let api: Api<Decoded<K>> = match &self.selection.namespace {
+            Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, resource),
+            None => Api::all_with(self.client.clone(), resource),
+        };
+        let mut config = Config::default().timeout(fastrand::u32(WATCH_SECONDS * 3 / 4..=WATCH_SECONDS));
+        config.label_selector.clone_from(&self.selection.labels);
+        if self.streaming {
+            config = config.streaming_lists();
+        }
+        Some(watcher::watcher(api, config).boxed())
+    }
+
+    fn take(&mut self, event: Event<Decoded<K>>) -> Vec<Difference<K>> {
+        match &event {
+            Event::Init => {
+                self.listing = true;
+                self.logged = 0;
+            }
+            Event::InitApply(_) => {}
+            Event::InitDone => {
+                self.listing = false;
+                self.succeeded();
+            }
+            Event::Apply(_) | Event::Delete(_) => self.succeeded(),
+        }
+        let outcome = self.table.handle(event);
+        for (object, error) in outcome.quarantined {
+            let kind = self.status.kind.as_str();
+            if self.listing && self.logged == LOGGED {
+                tracing::warn!(kind, "further objects cannot be read; the status has their number");
+            }
+            if !self.listing || self.logged < LOGGED {
+                tracing::warn!(kind, %object, "cannot be read: {error}; its last good version stays, if it had one");
+            }
+            self.logged = self.logged.saturating_add(1);
+        }
+        self.status.listed = self.table.listed();
+        self.status.objects = self.table.len();
+        self.status.quarantined = self.table.bad().len();
+        self.status.bad.clear();
+        let bad = self.table.bad().take(SHOWN);
+        self.status
+            .bad
+            .extend(bad.map(|(object, error)| BadObject { object: object.clone(), error: error.to_owned() }));
+        outcome.differences
+    }
+
+    fn succeeded(&mut self) {
+        if self.status.problem.take().is_some() {
+            tracing::info!(kind = self.status.kind, "watched again");
+        }
+        self.status.not_installed = false;
+        self.unknown = 0;
+        self.pause.reset();
+    }
+
+    fn failed(&mut self, error: &watcher::Error) {
+        let (kube_error, starting) = match error {
+            watcher::Error::InitialListFailed(error) => (Some(error), false),
+            watcher::Error::WatchStartFailed(error) => (Some(error), true),
+            watcher::Error::WatchFailed(error) => (Some(error), false),
+            watcher::Error::WatchError(_) | watcher::Error::NoResourceVersion => (None, false),
+        };
+        let status = match (error, kube_error) {
+            (watcher::Error::WatchError(status), _) | (_, Some(kube::Error::Api(status))) => Some(status),
+            _ => None,
+        };
+        match status.map(|status| status.code) {
+            // No streaming lists: forbidden fields (before 1.32, or switched off). Nothing is wrong.
+            Some(400 | 422) if starting && self.streaming && self.listing => {
+                tracing::debug!(kind = self.status.kind, "no streaming lists here: {error}");
+                self.streaming = false;
+                self.events = None;
+                return;
+            }
+            Some(404) => return self.absent(),
+            // The version is gone, or the server was set back and has not reached it: list anew.
+            Some(400 | 410 | 422 | 504) => self.events = None,
+            _ => {}
+        }
+        let asked = status.and_then(|status| retry_after(status));
+        self.failure(describe(error, status.map(|status| &**status)), asked);
+    }
+
+    /// The server does not know this version of the kind. What was told stays: when a definition is
+    /// deleted its objects are deleted first, and told as that.
+    fn absent(&mut self) {
+        self.events = None;
+        self.version = (self.version + 1) % self.selection.resources.len().max(1);
+        self.unknown += 1;
+        if self.unknown < self.selection.resources.len() {
+            return;
+        }
+        self.unknown = 0;
+        if !self.status.not_installed {
+            tracing::info!(
+                kind = self.status.kind,
+                "the API server has no such resource; waiting until it is installed"
+            );
+        }
+        self.status.not_installed = true;
+        self.status.problem = None;
+        self.resume = Some(Instant::now() + jittered(ABSENT_PAUSE));
+    }
+
+    fn failure(&mut self, problem: String, asked: Option<Duration>) {
+        self.status.failures += 1;
+        let pause = self.pause.next().max(asked.unwrap_or_default().min(LONGEST_PAUSE));
+        if self.status.problem.as_ref() != Some(&problem) {
+            tracing::warn!(kind = self.status.kind, "{problem}; trying again");
+        }
+        self.status.problem = Some(problem);
+        self.resume = Some(Instant::now() + pause);
+    }
+}
+
+/// For how long the server wants to be left alone.
+fn retry_after(status: &Status) -> Option<Duration> {
+    let seconds = status.details.as_ref()?.retry_after_seconds;
+    (seconds > 0).then(|| Duration::from_secs(u64::from(seconds)))
+}
+
+/// What to tell about a failure: of a refusal, the server's own words, which name the verb and the
+/// resource that are missing.
+fn describe(error: &watcher::Error, status: Option<&Status>) -> String {
+    match status {
+        Some(status) if !status.message.is_empty() => format!("{} ({})", status.message.trim_end(), status.code),
+        Some(status) => format!("the API server answers {} {}", status.code, status.reason),
+        None => chain(error).into_iter().next_back().unwrap_or_default(),
+    }
+}
+
+/// The texts of an error and of what caused it.
+fn chain(error: &dyn std::error::Error) -> Vec<String> {
+    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect()
+}
+
+/// Growing pauses between attempts.
+#[derive(Debug, Default)]
+struct Pause {
+    failures: u32,
+}
+
+impl Pause {
+    fn next(&mut self) -> Duration {
+        let pause = FIRST_PAUSE.saturating_mul(1 << self.failures.min(10)).min(LONGEST_PAUSE);
+        self.failures = self.failures.saturating_add(1);
+        jittered(pause)
+    }
+
+    fn reset(&mut self) {
+        self.failures = 0;
+    }
+}
+
+/// Half to all of a pause: replicas that failed together do not come back together.
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+}
+
+#[cfg(test)]
+mod tests;
