@@ -5,6 +5,7 @@
 //! as [`Change`]s through one [`store::Writer`] and are read as immutable [`store::Snapshot`]s.
 
 pub mod access;
+pub mod address;
 pub mod change;
 pub mod describe;
 pub mod endpoint;
