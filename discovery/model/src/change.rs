@@ -58,9 +58,17 @@ pub enum LocalChange {
     },
     /// The registry's complete contents; what is not in it is gone. Also marks it synced.
     Replace(Vec<Arc<LocalService>>),
-    /// All workloads that connect out but stand behind no service; replaces what the registry
-    /// said before.
+    /// All workloads that the registry knows beside those behind services; replaces what it said before.
+    /// Of several with one address the last counts.
     Workloads(Vec<Workload>),
+    /// Some of these workloads: added or changed, and addresses that have none any more. Costs the
+    /// change, not their number.
+    WorkloadEdits {
+        /// Added or changed; each address once.
+        upsert: Vec<Workload>,
+        /// Removed.
+        remove: Vec<IpAddr>,
+    },
     /// The registry is gone from the configuration, and its services with it.
     Removed,
 }

@@ -1,6 +1,7 @@
 //! Local truth: what the registries of this cluster say, merged per service.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::sources::{Claim, Sources};
@@ -55,7 +56,7 @@ struct Registry {
     awaited: bool,
     /// It sent its complete contents at least once.
     synced: bool,
-    workloads: Vec<Workload>,
+    workloads: HashMap<IpAddr, Workload>,
 }
 
 /// What an endpoint becomes; none: it goes.
@@ -107,6 +108,7 @@ impl LocalTable {
                 self.replace(registry, services);
             }
             LocalChange::Workloads(workloads) => self.set_workloads(registry, workloads),
+            LocalChange::WorkloadEdits { upsert, remove } => self.edit_workloads(registry, upsert, &remove),
             LocalChange::Removed => {
                 self.replace(registry, Vec::new());
                 self.set_workloads(registry, Vec::new());
@@ -130,16 +132,30 @@ impl LocalTable {
     }
 
     fn set_workloads(&mut self, registry: &Label, workloads: Vec<Workload>) {
-        let state = self.registries.entry(registry.clone()).or_default();
-        if state.workloads == workloads {
-            return;
+        let new: HashMap<IpAddr, Workload> =
+            workloads.into_iter().map(|workload| (workload.address, workload)).collect();
+        let known = self.registries.get(registry).into_iter().flat_map(|registry| registry.workloads.keys());
+        let gone: Vec<IpAddr> = known.filter(|address| !new.contains_key(*address)).copied().collect();
+        self.edit_workloads(registry, new.into_values().collect(), &gone);
+    }
+
+    fn edit_workloads(&mut self, registry: &Label, upsert: Vec<Workload>, remove: &[IpAddr]) {
+        let known = &mut self.registries.entry(registry.clone()).or_default().workloads;
+        for workload in upsert {
+            let (address, claim) = (workload.address, Claim::of_workload(&workload));
+            if known.get(&address) == Some(&workload) {
+                continue;
+            }
+            // The new claim first: an address that stays is never without one.
+            self.sources.add(address, claim);
+            if let Some(old) = known.insert(address, workload) {
+                self.sources.remove(address, &Claim::of_workload(&old));
+            }
         }
-        // The new claims first: an address that stays is never without one.
-        for workload in &workloads {
-            self.sources.add(workload.address, Claim::of_workload(workload));
-        }
-        for workload in std::mem::replace(&mut state.workloads, workloads) {
-            self.sources.remove(workload.address, &Claim::of_workload(&workload));
+        for address in remove {
+            if let Some(old) = known.remove(address) {
+                self.sources.remove(*address, &Claim::of_workload(&old));
+            }
         }
     }
 

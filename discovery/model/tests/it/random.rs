@@ -132,6 +132,8 @@ pub(crate) fn any_local_change() -> impl Strategy<Value = Change> {
             .prop_map(|(service, upsert, remove)| LocalChange::Endpoints { service, upsert, remove }),
         1 => vec(any_local_service(), 0..3).prop_map(LocalChange::Replace),
         1 => vec(any_workload(), 0..3).prop_map(LocalChange::Workloads),
+        2 => (vec(any_workload(), 0..3), vec(select(addresses()), 0..2))
+            .prop_map(|(upsert, remove)| LocalChange::WorkloadEdits { upsert, remove }),
         1 => Just(LocalChange::Removed),
     ];
     (select(&REGISTRIES[..]), change).prop_map(|(registry, change)| Change::Local { registry: label(registry), change })
@@ -249,6 +251,13 @@ impl Registry {
                 self.services = services.into_iter().map(|service| (service.key().clone(), service)).collect();
             }
             LocalChange::Workloads(workloads) => self.workloads = workloads,
+            LocalChange::WorkloadEdits { upsert, remove } => {
+                for new in upsert {
+                    self.workloads.retain(|known| known.address != new.address);
+                    self.workloads.push(new);
+                }
+                self.workloads.retain(|known| !remove.contains(&known.address));
+            }
             LocalChange::Removed => unreachable!("handled by the world"),
         }
     }

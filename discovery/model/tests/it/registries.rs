@@ -141,6 +141,12 @@ fn a_source_is_who_all_registries_say_it_is() {
     writer.apply([local(LocalChange::Workloads(vec![workload("10.0.0.2", "bookinfo", Some("productpage"))]))], NOW);
     assert_eq!(who("10.0.0.1"), known("reviews"));
     assert_eq!(who("10.0.0.2"), known("productpage"));
+    let upsert = vec![workload("10.0.0.3", "bookinfo", Some("ratings"))];
+    let remove = vec!["10.0.0.2".parse().unwrap()];
+    writer.apply([local(LocalChange::WorkloadEdits { upsert, remove })], NOW);
+    assert_eq!((who("10.0.0.2"), who("10.0.0.3")), (None, known("ratings")));
+    writer.apply([local(LocalChange::Workloads(vec![workload("10.0.0.2", "bookinfo", Some("productpage"))]))], NOW);
+    assert_eq!((who("10.0.0.2"), who("10.0.0.3")), (known("productpage"), None));
     writer.apply([local(LocalChange::Removed)], NOW);
     assert_eq!(who("10.0.0.1"), None);
     assert_eq!(who("10.0.0.2"), None);
