@@ -5,6 +5,7 @@
 //! half writes what the Multi-Cluster Services API (KEP-1645) asks for.
 
 pub mod client;
+pub mod source;
 #[cfg(test)]
 mod testing;
 pub mod types;

@@ -55,13 +55,15 @@ pub struct Selection {
     pub namespace: Option<String>,
     /// Only objects with these labels, as `kubectl get -l` takes them.
     pub labels: Option<String>,
+    /// Only objects with these fields, as `kubectl get --field-selector` takes them.
+    pub fields: Option<String>,
 }
 
 impl Selection {
     /// All objects of a kind.
     #[must_use]
     pub fn all<K: kube::Resource<DynamicType = ()>>() -> Self {
-        Self { resources: vec![ApiResource::erase::<K>(&())], namespace: None, labels: None }
+        Self { resources: vec![ApiResource::erase::<K>(&())], namespace: None, labels: None, fields: None }
     }
 
     /// The same under other versions too, which are tried in this order after the first.
@@ -86,6 +88,12 @@ impl Selection {
     #[must_use]
     pub fn labelled(self, labels: &str) -> Self {
         Self { labels: Some(labels.to_owned()), ..self }
+    }
+
+    /// Only with these fields.
+    #[must_use]
+    pub fn with_fields(self, fields: &str) -> Self {
+        Self { fields: Some(fields.to_owned()), ..self }
     }
 }
 
@@ -224,6 +232,7 @@ impl<K: DeserializeOwned + Send + Sync + 'static> Watch<K> {
         };
         let mut config = Config::default().timeout(fastrand::u32(WATCH_SECONDS * 3 / 4..=WATCH_SECONDS));
         config.label_selector.clone_from(&self.selection.labels);
+        config.field_selector.clone_from(&self.selection.fields);
         if self.streaming {
             config = config.streaming_lists();
         }

@@ -1,0 +1,312 @@
+//! The Kubernetes registry: Services, EndpointSlices, export marks and pods of one API server as
+//! changes of local truth. It only reads.
+//!
+//! The store hears `Replace` first, once every list is in (invariant I5), and differences from then on.
+//! While the server cannot be reached, what was told stays.
+
+mod objects;
+mod state;
+mod translate;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use eastway_model::{Change, Label, LocalChange, UnixMillis};
+use k8s_openapi::api::{core, discovery};
+use serde::de::DeserializeOwned;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::client::{self, Access};
+use crate::types::mcs;
+use crate::watch::{Difference, Selection, Watch, WatchStatus};
+use state::State;
+
+/// Pause before a client that could not be made is tried again: files may appear or be mended.
+const CLIENT_PAUSE: Duration = Duration::from_secs(5);
+
+/// Least time between two versions of the status: counting costs more than a change.
+const STATUS_PAUSE: Duration = Duration::from_millis(500);
+
+/// Problems that are shown; of further ones only the number.
+const SHOWN: usize = 20;
+
+/// Labels of pods that tell versions apart, unless configured otherwise.
+pub const SUBSET_LABELS: [&str; 2] = ["version", "app.kubernetes.io/version"];
+
+/// Where the time comes from.
+pub type Clock = Arc<dyn Fn() -> UnixMillis + Send + Sync>;
+
+/// A mark of another mesh that counts as an export.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExportMark {
+    /// Label `istio.io/global: "true"` of the Service.
+    Istio,
+    /// Label `mirror.linkerd.io/exported: "true"` of the Service.
+    Linkerd,
+    /// Annotation `service.cilium.io/global: "true"` of the Service, unless
+    /// `service.cilium.io/shared` says otherwise.
+    Cilium,
+}
+
+/// How objects are read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// What counts as an export beside a ServiceExport.
+    pub marks: Vec<ExportMark>,
+    /// Labels of pods that tell versions of a service apart; at most 16. Others do not leave the
+    /// cluster.
+    pub subset_labels: Vec<Arc<str>>,
+    /// Accept endpoints on loopback addresses.
+    pub allow_loopback: bool,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self { marks: Vec::new(), subset_labels: SUBSET_LABELS.map(Arc::from).to_vec(), allow_loopback: false }
+    }
+}
+
+/// Settings of a [`KubernetesRegistry`].
+#[derive(Clone)]
+pub struct KubernetesRegistryConfig {
+    /// Its name, which its changes carry.
+    pub name: Label,
+    /// The API server.
+    pub access: Access,
+    /// How objects are read.
+    pub rules: Rules,
+    /// Now, for the status.
+    pub clock: Clock,
+}
+
+/// How a registry is doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RegistryStatus {
+    /// Whether the store has heard its contents.
+    pub synced: bool,
+    /// When anything was heard of the API server last.
+    pub last_success: Option<UnixMillis>,
+    /// Why there is no client; `None` once there is.
+    pub problem: Option<String>,
+    /// The watches.
+    pub watches: Vec<WatchStatus>,
+    /// Services.
+    pub services: usize,
+    /// Those offered to peers.
+    pub exported: usize,
+    /// Their endpoints.
+    pub endpoints: usize,
+    /// Pods that connections can be traced to.
+    pub workloads: usize,
+    /// Parts of services that were left out.
+    pub left_out: usize,
+    /// The first of them, by service, and why.
+    pub problems: Vec<String>,
+}
+
+impl RegistryStatus {
+    /// What is wrong now, in words, the worst first.
+    #[must_use]
+    pub fn errors(&self) -> Vec<String> {
+        let mut errors: Vec<String> = self.problem.iter().cloned().collect();
+        for watch in &self.watches {
+            let kind = &watch.kind;
+            errors.extend(watch.problem.iter().map(|problem| format!("{kind}: {problem}")));
+            if watch.not_installed {
+                errors.push(format!("CRD {kind} not installed"));
+            }
+            errors.extend(watch.bad.iter().map(|bad| format!("{kind} {}: {}", bad.object, bad.error)));
+            let more = watch.quarantined.saturating_sub(watch.bad.len());
+            errors.extend((more > 0).then(|| format!("{kind}: {more} more cannot be read")));
+        }
+        errors.extend(self.problems.iter().cloned());
+        let more = self.left_out.saturating_sub(self.problems.len());
+        errors.extend((more > 0).then(|| format!("{more} more parts of services were left out")));
+        errors
+    }
+}
+
+/// A registry that reads an API server.
+pub struct KubernetesRegistry {
+    config: KubernetesRegistryConfig,
+    status: watch::Sender<RegistryStatus>,
+}
+
+impl KubernetesRegistry {
+    /// A registry that does nothing until [`KubernetesRegistry::run`].
+    #[must_use]
+    pub fn new(config: KubernetesRegistryConfig) -> (Self, watch::Receiver<RegistryStatus>) {
+        let (status, receiver) = watch::channel(RegistryStatus::default());
+        (Self { config, status }, receiver)
+    }
+
+    /// Lists and watches until `cancel` or until nobody listens to `changes`. It does not send
+    /// [`LocalChange::Removed`]: whether its services go with it is its owner's decision.
+    pub async fn run(self, changes: mpsc::Sender<Change>, cancel: CancellationToken) {
+        let run = async {
+            let client = self.client().await;
+            Running::new(self, &client, changes).run().await;
+        };
+        cancel.run_until_cancelled(run).await;
+    }
+
+    async fn client(&self) -> kube::Client {
+        loop {
+            let problem = match client::connect(&self.config.access).await {
+                Ok(client) => {
+                    self.status.send_modify(|status| status.problem = None);
+                    return client;
+                }
+                Err(error) => error.to_string(),
+            };
+            let changed = self.status.send_if_modified(|status| {
+                let changed = status.problem.as_ref() != Some(&problem);
+                status.problem = Some(problem.clone());
+                changed
+            });
+            if changed {
+                tracing::error!(registry = %self.config.name, "{problem}; trying again");
+            }
+            sleep(CLIENT_PAUSE).await;
+        }
+    }
+}
+
+struct Running {
+    registry: KubernetesRegistry,
+    changes: mpsc::Sender<Change>,
+    state: State,
+    services: Watch<objects::Service>,
+    slices: Watch<objects::EndpointSlice>,
+    exports: Watch<objects::ServiceExport>,
+    pods: Watch<objects::Pod>,
+    synced: bool,
+    /// When the status is to be told.
+    status_due: Option<Instant>,
+    /// What was left out and is in the log already.
+    logged: BTreeMap<String, String>,
+}
+
+/// Nobody listens any more.
+struct Closed;
+
+impl Running {
+    fn new(registry: KubernetesRegistry, client: &kube::Client, changes: mpsc::Sender<Change>) -> Self {
+        let not_ours = format!("{}!={}", translate::MANAGED_BY.0, translate::MANAGED_BY.1);
+        let own_slices = format!("{},!{}", translate::SLICE_SERVICE, mcs::SOURCE_CLUSTER);
+        let alive = "status.phase!=Succeeded,status.phase!=Failed";
+        Self {
+            state: State::new(registry.config.rules.clone()),
+            services: watch_of(client, Selection::all::<core::v1::Service>().labelled(&not_ours)),
+            slices: watch_of(client, Selection::all::<discovery::v1::EndpointSlice>().labelled(&own_slices)),
+            exports: watch_of(client, Selection::all::<mcs::ServiceExport>().or_versions(&["v1alpha1"])),
+            pods: watch_of(client, Selection::all::<core::v1::Pod>().with_fields(alive)),
+            registry,
+            changes,
+            synced: false,
+            status_due: None,
+            logged: BTreeMap::new(),
+        }
+    }
+
+    async fn run(&mut self) {
+        while self.step().await.is_ok() {}
+    }
+
+    async fn step(&mut self) -> Result<(), Closed> {
+        let status_due = async {
+            match self.status_due {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            differences = self.services.next() => take(differences, |one| self.state.service(one)),
+            differences = self.slices.next() => take(differences, |one| self.state.slice(one)),
+            differences = self.exports.next() => take(differences, |one| self.state.export(one)),
+            differences = self.pods.next() => take(differences, |one| self.state.pod(one)),
+            () = status_due => {
+                self.tell_status();
+                return Ok(());
+            }
+        }
+        if self.synced {
+            let changes = self.state.flush();
+            self.send(changes).await?;
+        } else if self.watches().iter().all(|watch| watch.is_settled()) {
+            self.synced = true;
+            let changes = self.state.all();
+            self.send(changes).await?;
+            self.tell_status();
+        }
+        self.status_due.get_or_insert_with(|| Instant::now() + STATUS_PAUSE);
+        Ok(())
+    }
+
+    async fn send(&self, changes: Vec<LocalChange>) -> Result<(), Closed> {
+        for change in changes {
+            let change = Change::Local { registry: self.registry.config.name.clone(), change };
+            self.changes.send(change).await.map_err(|_| Closed)?;
+        }
+        Ok(())
+    }
+
+    fn watches(&self) -> [&WatchStatus; 4] {
+        [self.services.status(), self.slices.status(), self.exports.status(), self.pods.status()]
+    }
+
+    fn tell_status(&mut self) {
+        self.status_due = None;
+        let counts = self.state.counts();
+        let mut all: BTreeMap<String, String> = BTreeMap::new();
+        for (name, problems) in self.state.problems() {
+            for problem in problems {
+                all.insert(format!("{name}: {problem}"), name.to_string());
+            }
+        }
+        self.log(&all);
+        let watches: Vec<_> = self.watches().into_iter().cloned().collect();
+        let reached =
+            watches.iter().all(|watch| watch.problem.is_none()) && watches.iter().any(WatchStatus::is_settled);
+        let now = (self.registry.config.clock)();
+        self.registry.status.send_modify(|status| {
+            status.synced = self.synced;
+            status.last_success = if reached { Some(now) } else { status.last_success };
+            status.watches = watches;
+            status.services = counts.services;
+            status.exported = counts.exported;
+            status.endpoints = counts.endpoints;
+            status.workloads = counts.workloads;
+            status.left_out = all.len();
+            status.problems = all.keys().take(SHOWN).cloned().collect();
+        });
+        self.logged = all;
+    }
+
+    /// One line for each service with something new to say.
+    fn log(&self, all: &BTreeMap<String, String>) {
+        let mut told = None;
+        for (problem, service) in all.iter().filter(|(problem, _)| !self.logged.contains_key(*problem)) {
+            if self.synced && told != Some(service) {
+                tracing::warn!(registry = %self.registry.config.name, "left out: {problem}");
+                told = Some(service);
+            }
+        }
+    }
+}
+
+fn watch_of<K: DeserializeOwned + Send + Sync + 'static>(client: &kube::Client, selection: Selection) -> Watch<K> {
+    Watch::new(client.clone(), selection)
+}
+
+fn take<K>(differences: Vec<Difference<K>>, into: impl FnMut(Difference<K>)) {
+    differences.into_iter().for_each(into);
+}
+
+#[cfg(test)]
+mod tests;

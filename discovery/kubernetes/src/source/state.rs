@@ -1,0 +1,419 @@
+//! What the lists and watches of one API server together say, and what an object changes in it. No
+//! clock, no network.
+//!
+//! Changes of objects are noted first and told by [`State::flush`]: what changed in one service of ten
+//! thousand endpoints costs the change. An endpoint needs its slice and its pod; whichever comes last
+//! makes it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use eastway_model::{
+    Endpoint, EndpointId, LocalChange, LocalEndpoint, LocalService, PortNumber, ServiceKey, TlsMode, Workload,
+};
+use sha2::{Digest as _, Sha256};
+
+use super::Rules;
+use super::objects::{EndpointSlice, Pod, Service, ServiceExport};
+use super::translate::{self, Entry, Interner, PodView, Problem, Refused, Slice, Target, Translated, rank};
+use crate::watch::{Difference, ObjectName};
+
+/// Weight of every endpoint: Kubernetes has no such thing.
+const WEIGHT: u32 = 100;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct State {
+    rules: Rules,
+    services: HashMap<ObjectName, Known>,
+    /// The service of each slice.
+    slices: HashMap<ObjectName, ObjectName>,
+    pods: HashMap<ObjectName, Arc<PodView>>,
+    addresses: HashMap<IpAddr, At>,
+    told_workloads: HashSet<IpAddr>,
+    interner: Interner,
+    /// What may have changed since the last flush: services, and which of their endpoints.
+    touched: HashMap<ObjectName, BTreeSet<IpAddr>>,
+    touched_workloads: HashSet<IpAddr>,
+}
+
+/// All about one namespace and name: the parts come in any order.
+#[derive(Debug, Default)]
+struct Known {
+    service: Option<Arc<Service>>,
+    export: Option<Arc<ServiceExport>>,
+    slices: BTreeMap<Arc<str>, Slice>,
+    /// What `service` and `export` make; `None`: no service of ours.
+    translated: Option<Translated>,
+    problems: Vec<Problem>,
+    /// Endpoints that no pod stands behind.
+    podless: BTreeSet<IpAddr>,
+    told: Option<Told>,
+}
+
+/// What the store heard of a service.
+#[derive(Debug)]
+struct Told {
+    translated: Translated,
+    key: ServiceKey,
+    endpoints: HashMap<IpAddr, EndpointId>,
+}
+
+/// Who is at an address.
+#[derive(Debug, Default)]
+struct At {
+    pods: Vec<Arc<PodView>>,
+    /// Services that have an endpoint there.
+    services: Vec<ObjectName>,
+}
+
+/// Numbers for the status.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    pub(super) services: usize,
+    pub(super) exported: usize,
+    pub(super) endpoints: usize,
+    pub(super) workloads: usize,
+}
+
+impl State {
+    pub(super) fn new(rules: Rules) -> Self {
+        Self {
+            rules,
+            services: HashMap::new(),
+            slices: HashMap::new(),
+            pods: HashMap::new(),
+            addresses: HashMap::new(),
+            told_workloads: HashSet::new(),
+            interner: Interner::default(),
+            touched: HashMap::new(),
+            touched_workloads: HashSet::new(),
+        }
+    }
+
+    pub(super) fn service(&mut self, difference: Difference<Service>) {
+        let (name, service) = parts(difference);
+        self.services.entry(name.clone()).or_default().service = service;
+        self.retranslate(&name);
+    }
+
+    pub(super) fn export(&mut self, difference: Difference<ServiceExport>) {
+        let (name, export) = parts(difference);
+        self.services.entry(name.clone()).or_default().export = export;
+        self.retranslate(&name);
+    }
+
+    fn retranslate(&mut self, name: &ObjectName) {
+        let Some(known) = self.services.get_mut(name) else { return };
+        known.problems.clear();
+        known.translated = known.service.as_ref().and_then(|service| {
+            translate::service(name, service, known.export.as_deref(), &self.rules, &mut known.problems)
+        });
+        self.touched.entry(name.clone()).or_default();
+    }
+
+    pub(super) fn slice(&mut self, difference: Difference<EndpointSlice>) {
+        let (name, slice) = parts(difference);
+        let service = slice.as_ref().and_then(|slice| translate::slice_service(slice));
+        let service =
+            service.map(|service| ObjectName { namespace: Arc::clone(&name.namespace), name: service.into() });
+        let before = match &service {
+            Some(service) => self.slices.insert(name.clone(), service.clone()),
+            None => self.slices.remove(&name),
+        };
+        if let Some(before) = before.filter(|before| Some(before) != service.as_ref()) {
+            self.set_slice(&before, &name.name, None);
+        }
+        if let (Some(service), Some(slice)) = (service, slice) {
+            let slice = translate::slice(&name.namespace, &slice, self.rules.allow_loopback);
+            self.set_slice(&service, &name.name, Some(slice));
+        }
+    }
+
+    /// Replaces one slice of a service, and notes the endpoints that differ by it.
+    fn set_slice(&mut self, service: &ObjectName, slice: &Arc<str>, new: Option<Slice>) {
+        let known = self.services.entry(service.clone()).or_default();
+        let old = known.slices.remove(slice).unwrap_or_default();
+        let same_ports = new.as_ref().is_some_and(|new| new.ports == old.ports);
+        let entries =
+            |of: &Option<Slice>, address: &IpAddr| of.as_ref().and_then(|of| of.entries.get(address)).cloned();
+        let mut differ: Vec<IpAddr> = Vec::new();
+        for (address, entry) in &old.entries {
+            let now = entries(&new, address);
+            if !same_ports || now.as_ref() != Some(entry) {
+                differ.push(*address);
+            }
+        }
+        let fresh = new.iter().flat_map(|new| new.entries.keys()).filter(|address| !old.entries.contains_key(address));
+        differ.extend(fresh);
+        if let Some(new) = new {
+            known.slices.insert(Arc::clone(slice), new);
+        }
+        for address in differ {
+            let listed = known.slices.values().any(|slice| slice.entries.contains_key(&address));
+            let at = self.addresses.entry(address).or_default();
+            if !listed {
+                at.services.retain(|other| other != service);
+            } else if !at.services.contains(service) {
+                at.services.push(service.clone());
+            }
+            if at.is_empty() {
+                self.addresses.remove(&address);
+            }
+            touch(&mut self.touched, service, address);
+        }
+        // Also when no endpoint differs: it may have been the last part of a service.
+        self.touched.entry(service.clone()).or_default();
+    }
+
+    pub(super) fn pod(&mut self, difference: Difference<Pod>) {
+        let (name, pod) = parts(difference);
+        let new = pod.and_then(|pod| translate::pod(&name, &pod, &self.rules, &mut self.interner)).map(Arc::new);
+        let old = match &new {
+            Some(new) => self.pods.insert(name, Arc::clone(new)),
+            None => self.pods.remove(&name),
+        };
+        if old == new {
+            return;
+        }
+        if let Some(pod) = &old {
+            for address in &pod.addresses {
+                if let Some(at) = self.addresses.get_mut(address) {
+                    at.pods.retain(|other| !Arc::ptr_eq(other, pod));
+                }
+            }
+        }
+        if let Some(pod) = &new {
+            for address in &pod.addresses {
+                self.addresses.entry(*address).or_default().pods.push(Arc::clone(pod));
+            }
+        }
+        for address in old.iter().chain(&new).flat_map(|pod| &pod.addresses) {
+            self.touched_workloads.insert(*address);
+            let Some(at) = self.addresses.get(address) else { continue };
+            for service in &at.services {
+                touch(&mut self.touched, service, *address);
+            }
+            if at.is_empty() {
+                self.addresses.remove(address);
+            }
+        }
+    }
+
+    /// Everything, as the first word to the store. Workloads come first: whoever is served from the
+    /// first moment on is also recognised.
+    pub(super) fn all(&mut self) -> Vec<LocalChange> {
+        let changes = self.flush();
+        let mut services = Vec::new();
+        let mut workloads = Vec::new();
+        for change in changes {
+            match change {
+                LocalChange::Upsert(service) => services.push(service),
+                LocalChange::WorkloadEdits { upsert, .. } => workloads.extend(upsert),
+                // Nothing was told before, so nothing is removed or edited.
+                LocalChange::Remove(_)
+                | LocalChange::Endpoints { .. }
+                | LocalChange::Replace(_)
+                | LocalChange::Workloads(_)
+                | LocalChange::Removed => {}
+            }
+        }
+        vec![LocalChange::Workloads(workloads), LocalChange::Replace(services)]
+    }
+
+    /// What the store has to hear of what changed since the last call.
+    pub(super) fn flush(&mut self) -> Vec<LocalChange> {
+        let mut changes = Vec::new();
+        changes.extend(self.flush_workloads());
+        for (name, touched) in std::mem::take(&mut self.touched) {
+            let Some(known) = self.services.get_mut(&name) else { continue };
+            changes.extend(known.flush(&name, &touched, &self.addresses));
+            if known.is_empty() {
+                self.services.remove(&name);
+            }
+        }
+        changes
+    }
+
+    fn flush_workloads(&mut self) -> Option<LocalChange> {
+        let (mut upsert, mut remove) = (Vec::new(), Vec::new());
+        for address in std::mem::take(&mut self.touched_workloads) {
+            match self.addresses.get(&address).and_then(|at| at.workload(address)) {
+                Some(workload) => {
+                    self.told_workloads.insert(address);
+                    upsert.push(workload);
+                }
+                None if self.told_workloads.remove(&address) => remove.push(address),
+                None => {}
+            }
+        }
+        (!upsert.is_empty() || !remove.is_empty()).then_some(LocalChange::WorkloadEdits { upsert, remove })
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        let mut counts = Counts { workloads: self.told_workloads.len(), ..Counts::default() };
+        for told in self.services.values().filter_map(|known| known.told.as_ref()) {
+            counts.services += 1;
+            counts.exported += usize::from(told.translated.exported);
+            counts.endpoints += told.endpoints.len();
+        }
+        counts
+    }
+
+    /// What was left out, by service: of services that somebody means to export.
+    pub(super) fn problems(&self) -> impl Iterator<Item = (&ObjectName, Vec<Problem>)> {
+        let problems = |known: &Known| {
+            let exported = known.translated.as_ref().is_some_and(|translated| translated.exported);
+            let refused = known.slices.values().flat_map(|slice| &slice.refused).cloned();
+            let podless = known.podless.iter().map(|address| (address.to_string().into(), Refused::NotAPod));
+            let endpoints = refused.chain(podless).map(|(address, why)| Problem::Endpoint(address, why));
+            known.problems.iter().cloned().chain(endpoints.filter(|_| exported)).collect::<Vec<_>>()
+        };
+        self.services.iter().map(move |(name, known)| (name, problems(known))).filter(|(_, all)| !all.is_empty())
+    }
+}
+
+fn parts<K>(difference: Difference<K>) -> (ObjectName, Option<Arc<K>>) {
+    match difference {
+        Difference::Set(name, object) => (name, Some(object)),
+        Difference::Gone(name) => (name, None),
+    }
+}
+
+fn touch(touched: &mut HashMap<ObjectName, BTreeSet<IpAddr>>, service: &ObjectName, address: IpAddr) {
+    match touched.get_mut(service) {
+        Some(addresses) => drop(addresses.insert(address)),
+        None => drop(touched.insert(service.clone(), [address].into())),
+    }
+}
+
+impl At {
+    fn is_empty(&self) -> bool {
+        self.pods.is_empty() && self.services.is_empty()
+    }
+
+    /// The pod that an endpoint of `namespace` at this address leads to.
+    fn pod(&self, namespace: &str, target: Option<&Target>) -> Option<&Arc<PodView>> {
+        let mut here = self.pods.iter().filter(|pod| pod.namespace.as_str() == namespace);
+        match target {
+            Some(Target::Other) => None,
+            Some(Target::Pod { uid: Some(uid), .. }) => here.find(|pod| pod.uid == *uid),
+            Some(Target::Pod { uid: None, name: Some(name) }) => here.find(|pod| pod.name == *name),
+            // The slice does not say whose address it is; it must be only one's.
+            Some(Target::Pod { uid: None, name: None }) | None => {
+                let pod = here.next()?;
+                here.next().is_none().then_some(pod)
+            }
+        }
+    }
+
+    /// Who connects from this address, if all pods that claim it agree.
+    fn workload(&self, address: IpAddr) -> Option<Workload> {
+        let first = self.pods.first()?;
+        let who = |pod: &PodView| (pod.namespace.clone(), pod.service_account.clone());
+        let agreed = self.pods.iter().all(|pod| who(pod) == who(first));
+        let (namespace, service_account) = who(first);
+        agreed.then_some(Workload { address, namespace, service_account })
+    }
+}
+
+impl Known {
+    fn is_empty(&self) -> bool {
+        self.service.is_none() && self.export.is_none() && self.slices.is_empty() && self.told.is_none()
+    }
+
+    fn flush(
+        &mut self,
+        name: &ObjectName,
+        touched: &BTreeSet<IpAddr>,
+        at: &HashMap<IpAddr, At>,
+    ) -> Option<LocalChange> {
+        let Some(translated) = &self.translated else {
+            self.podless.clear();
+            return self.told.take().map(|told| LocalChange::Remove(told.key));
+        };
+        if self.told.as_ref().is_none_or(|told| told.translated != *translated) {
+            return Some(self.tell(name, translated.clone(), at));
+        }
+        let (mut upsert, mut remove) = (Vec::new(), Vec::new());
+        for address in touched {
+            let endpoint = self.endpoint(name, *address, at);
+            let Some(told) = &mut self.told else { break };
+            let id = endpoint.as_ref().map(|endpoint| endpoint.endpoint.id.clone());
+            let before = match &id {
+                Some(id) => told.endpoints.insert(*address, id.clone()),
+                None => told.endpoints.remove(address),
+            };
+            remove.extend(before.filter(|before| Some(before) != id.as_ref()));
+            upsert.extend(endpoint);
+        }
+        let service = self.told.as_ref()?.key.clone();
+        (!upsert.is_empty() || !remove.is_empty()).then_some(LocalChange::Endpoints { service, upsert, remove })
+    }
+
+    /// The service as a whole.
+    fn tell(&mut self, name: &ObjectName, translated: Translated, at: &HashMap<IpAddr, At>) -> LocalChange {
+        let entries = self.slices.values().flat_map(|slice| slice.entries.keys());
+        let addresses: BTreeSet<IpAddr> = entries.copied().collect();
+        self.podless.clear();
+        let endpoints: Vec<_> = addresses.into_iter().filter_map(|address| self.endpoint(name, address, at)).collect();
+        let ids = endpoints.iter().map(|endpoint| (endpoint.address, endpoint.endpoint.id.clone())).collect();
+        let (record, exported) = (translated.record.clone(), translated.exported);
+        self.told = Some(Told { translated, key: record.key.clone(), endpoints: ids });
+        LocalChange::Upsert(Arc::new(LocalService::new(record, exported, endpoints)))
+    }
+
+    /// The endpoint at an address: what all slices say about it, if the pod there is one of the
+    /// service's namespace (threat P6).
+    fn endpoint(&mut self, name: &ObjectName, address: IpAddr, at: &HashMap<IpAddr, At>) -> Option<LocalEndpoint> {
+        let mut said: Vec<(&Slice, &Entry)> =
+            self.slices.values().filter_map(|slice| Some((slice, slice.entries.get(&address)?))).collect();
+        // The best word first; of equal ones that of the first slice by name.
+        said.sort_by_key(|(_, entry)| std::cmp::Reverse(rank(entry)));
+        let Some((_, entry)) = said.first() else {
+            self.podless.remove(&address);
+            return None;
+        };
+        let pod = at.get(&address).and_then(|at| at.pod(&name.namespace, entry.target.as_ref()));
+        let (Some(pod), Some(translated)) = (pod, &self.translated) else {
+            self.podless.insert(address);
+            return None;
+        };
+        let mut target_ports: BTreeMap<PortNumber, u16> = BTreeMap::new();
+        for port in &translated.record.ports {
+            let port_name = port.name.as_ref().map_or("", |name| name.as_str());
+            let ports = said.iter().flat_map(|(slice, _)| &slice.ports);
+            let target = ports.into_iter().find(|one| one.protocol == port.protocol && *one.name == *port_name);
+            if let Some(target) = target {
+                target_ports.entry(port.number).or_insert(target.target);
+            }
+        }
+        let endpoint = Endpoint {
+            id: endpoint_id(&pod.uid, address)?,
+            hostname: entry.hostname.clone(),
+            subset: pod.subset.clone(),
+            zone: entry.zone.clone(),
+            condition: entry.condition,
+            weight: WEIGHT,
+            // A plain pod proves nothing.
+            identity: None,
+            tls: TlsMode::None,
+        };
+        let service_account = pod.service_account.clone();
+        self.podless.remove(&address);
+        Some(LocalEndpoint { endpoint, address, service_account, target_ports })
+    }
+}
+
+/// The name of what runs in this pod at this address: the same after a restart and in every replica,
+/// another one for the pod's successor, and nothing that tells the address.
+fn endpoint_id(uid: &str, address: IpAddr) -> Option<EndpointId> {
+    let hash =
+        Sha256::new().chain_update(uid.as_bytes()).chain_update([0]).chain_update(address.to_string()).finalize();
+    let id: String = hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+    EndpointId::parse(&id)
+}
+
+#[cfg(test)]
+mod tests;
