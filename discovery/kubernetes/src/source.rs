@@ -248,7 +248,7 @@ impl Running {
         Ok(())
     }
 
-    async fn send(&self, changes: Vec<LocalChange>) -> Result<(), Closed> {
+    async fn send(&mut self, changes: Vec<LocalChange>) -> Result<(), Closed> {
         for change in changes {
             let change = Change::Local { registry: self.registry.config.name.clone(), change };
             self.changes.send(change).await.map_err(|_| Closed)?;

@@ -339,6 +339,7 @@ impl<K: DeserializeOwned + Send + Sync + 'static> Watch<K> {
             tracing::warn!(kind = self.status.kind, "{problem}; trying again");
         }
         self.status.problem = Some(problem);
+        self.status.not_installed = false;
         self.resume = Some(Instant::now() + pause);
     }
 }

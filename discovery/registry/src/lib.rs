@@ -1,4 +1,4 @@
-//! Registries: the sources of *local* truth. Today that is a file; Kubernetes comes beside it.
+//! Registries that are files: sources of *local* truth. API servers are read by another crate.
 //!
 //! The strict YAML reader that every file of ours goes through ([`yaml`], [`diagnostic`]) and the
 //! watcher of files and folders ([`watch`]) live here too, because this is the lowest crate that

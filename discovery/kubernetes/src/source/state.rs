@@ -170,13 +170,13 @@ impl State {
     pub(super) fn pod(&mut self, difference: Difference<Pod>) {
         let (name, pod) = parts(difference);
         let new = pod.and_then(|pod| translate::pod(&name, &pod, &self.rules, &mut self.interner)).map(Arc::new);
+        if self.pods.get(&name) == new.as_ref() {
+            return;
+        }
         let old = match &new {
             Some(new) => self.pods.insert(name, Arc::clone(new)),
             None => self.pods.remove(&name),
         };
-        if old == new {
-            return;
-        }
         if let Some(pod) = &old {
             for address in &pod.addresses {
                 if let Some(at) = self.addresses.get_mut(address) {
@@ -364,26 +364,31 @@ impl Known {
         LocalChange::Upsert(Arc::new(LocalService::new(record, exported, endpoints)))
     }
 
-    /// The endpoint at an address: what all slices say about it, if the pod there is one of the
-    /// service's namespace (threat P6).
+    /// The endpoint at an address: what those slices say about it that mean a pod of the service's
+    /// namespace, and one that is there (threat P6).
     fn endpoint(&mut self, name: &ObjectName, address: IpAddr, at: &HashMap<IpAddr, At>) -> Option<LocalEndpoint> {
-        let mut said: Vec<(&Slice, &Entry)> =
-            self.slices.values().filter_map(|slice| Some((slice, slice.entries.get(&address)?))).collect();
+        let mut said: Vec<(&Slice, &Entry, &PodView)> = Vec::new();
+        let mut listed = false;
+        for slice in self.slices.values() {
+            let Some(entry) = slice.entries.get(&address) else { continue };
+            listed = true;
+            let pod = at.get(&address).and_then(|at| at.pod(&name.namespace, entry.target.as_ref()));
+            said.extend(pod.map(|pod| (slice, entry, &**pod)));
+        }
         // The best word first; of equal ones that of the first slice by name.
-        said.sort_by_key(|(_, entry)| std::cmp::Reverse(rank(entry)));
-        let Some((_, entry)) = said.first() else {
-            self.podless.remove(&address);
-            return None;
-        };
-        let pod = at.get(&address).and_then(|at| at.pod(&name.namespace, entry.target.as_ref()));
-        let (Some(pod), Some(translated)) = (pod, &self.translated) else {
-            self.podless.insert(address);
+        said.sort_by_key(|(_, entry, _)| std::cmp::Reverse(rank(entry)));
+        let (Some((_, entry, pod)), Some(translated)) = (said.first(), &self.translated) else {
+            if listed {
+                self.podless.insert(address);
+            } else {
+                self.podless.remove(&address);
+            }
             return None;
         };
         let mut target_ports: BTreeMap<PortNumber, u16> = BTreeMap::new();
         for port in &translated.record.ports {
             let port_name = port.name.as_ref().map_or("", |name| name.as_str());
-            let ports = said.iter().flat_map(|(slice, _)| &slice.ports);
+            let ports = said.iter().flat_map(|(slice, _, _)| &slice.ports);
             let target = ports.into_iter().find(|one| one.protocol == port.protocol && *one.name == *port_name);
             if let Some(target) = target {
                 target_ports.entry(port.number).or_insert(target.target);

@@ -101,6 +101,17 @@ async fn a_server_without_streaming_lists_is_listed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_server_whose_store_has_no_streaming_lists_is_listed() {
+    let refusal = "the required storage feature RequestWatchProgress is disabled";
+    let (_open, refused) = lines([event("ERROR", &failure(500, "InternalError", refusal))]);
+    let (_open_too, stream) = lines([]);
+    let (client, _) = script(vec![refused, list(1, &[object("a", 1)]), stream]);
+    let mut watch = watch(client);
+    assert_eq!(told(&mut watch).await, ["+a@1"]);
+    assert_eq!((watch.status().failures, watch.status().problem.as_deref()), (0, None));
+}
+
+#[tokio::test(start_paused = true)]
 async fn f18_a_version_that_is_gone_leads_to_one_difference() {
     let (_open, first) = lines([
         event("ADDED", &object("a", 1)),

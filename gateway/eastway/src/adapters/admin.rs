@@ -15,9 +15,7 @@ use eastway_model::store::Snapshot;
 use eastway_model::{ClusterName, Label, PeerState};
 
 use eastway_registry::diagnostic::Diagnostic;
-use eastway_registry::file::RegistryStatus;
 use eastway_tunnel::SiblingStatus;
-use tokio::sync::watch;
 
 use crate::admin::check::CheckFacts;
 use crate::admin::views::{
@@ -27,6 +25,7 @@ use crate::admin::views::{
 use crate::admin::{AdminSource, BoxFuture, DescribeQuery, SourceError};
 use crate::app::Gateway;
 use crate::app::imports::copy_of_imports;
+use crate::app::registries::RegistryStatus;
 use crate::telemetry::{Certificate, Metrics};
 
 /// Reads the handles of a gateway.
@@ -206,16 +205,32 @@ impl AdminSource for Source {
 
 /// How the registries are doing.
 fn registries(gateway: &Gateway) -> Vec<RegistryView> {
-    let view = |(name, status): (&Label, &watch::Receiver<RegistryStatus>)| {
-        let status = status.borrow();
-        RegistryView {
-            name: name.to_string(),
-            synced: status.synced,
-            read_at: status.last_success.map(|at| at.0),
-            services: status.services as u64,
-            endpoints: status.endpoints as u64,
-            unhealthy: status.unhealthy as u64,
-            errors: status.errors.iter().map(Diagnostic::headline).collect(),
+    let view = |(name, status): (&Label, &RegistryStatus)| match status {
+        RegistryStatus::File(status) => {
+            let status = status.borrow();
+            RegistryView {
+                name: name.to_string(),
+                kind: "file".to_owned(),
+                synced: status.synced,
+                read_at: status.last_success.map(|at| at.0),
+                services: status.services as u64,
+                endpoints: status.endpoints as u64,
+                unhealthy: status.unhealthy as u64,
+                errors: status.errors.iter().map(Diagnostic::headline).collect(),
+            }
+        }
+        RegistryStatus::Kubernetes(status) => {
+            let status = status.borrow();
+            RegistryView {
+                name: name.to_string(),
+                kind: "kubernetes".to_owned(),
+                synced: status.synced,
+                read_at: status.last_success.map(|at| at.0),
+                services: status.services as u64,
+                endpoints: status.endpoints as u64,
+                unhealthy: 0,
+                errors: status.errors(),
+            }
         }
     };
     gateway.registries.borrow().iter().map(view).collect()

@@ -124,9 +124,11 @@ pub struct ConfigView {
 pub struct RegistryView {
     /// Its name.
     pub name: String,
+    /// What it reads: `file` or `kubernetes`.
+    pub kind: String,
     /// Whether its contents are known.
     pub synced: bool,
-    /// When the contents that run were read.
+    /// When the contents that run were read, or the API server answered last.
     pub read_at: Option<u64>,
     /// Services in it.
     pub services: u64,
@@ -134,7 +136,7 @@ pub struct RegistryView {
     pub endpoints: u64,
     /// Endpoints that fail their health check.
     pub unhealthy: u64,
-    /// What is wrong with it now, with file, line and column; what was read before goes on.
+    /// What is wrong with it now, of a file with line and column; what was read before goes on.
     pub errors: Vec<String>,
 }
 

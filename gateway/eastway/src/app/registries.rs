@@ -1,11 +1,12 @@
 //! Follows the registries of the configuration: one task each, started and ended live.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
+use eastway_kubernetes::client::Access;
+use eastway_kubernetes::source::{self, KubernetesRegistry, KubernetesRegistryConfig, Rules};
 use eastway_model::{Change, Label, LocalChange};
-use eastway_registry::file::{FileRegistry, FileRegistryConfig, RegistryStatus};
+use eastway_registry::file::{self, FileRegistry, FileRegistryConfig};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -13,7 +14,7 @@ use tracing::info;
 
 use crate::app::clock;
 use crate::app::store::{Input, StoreSender};
-use crate::config::settings::RegistrySettings;
+use crate::config::settings::{ApiServerSettings, RegistrySettings, RegistrySource};
 use crate::config::{Loaded, Settings};
 
 /// Changes of one registry that wait for the store.
@@ -25,12 +26,21 @@ pub struct Registries {
     store: StoreSender,
     tasks: TaskTracker,
     end: CancellationToken,
-    running: BTreeMap<Label, (PathBuf, CancellationToken)>,
+    running: BTreeMap<Label, (RegistrySource, CancellationToken)>,
     statuses: watch::Sender<Arc<RegistryStatuses>>,
 }
 
 /// How each registry is doing.
-pub type RegistryStatuses = BTreeMap<Label, watch::Receiver<RegistryStatus>>;
+pub type RegistryStatuses = BTreeMap<Label, RegistryStatus>;
+
+/// How one registry is doing.
+#[derive(Clone, Debug)]
+pub enum RegistryStatus {
+    /// A file.
+    File(watch::Receiver<file::RegistryStatus>),
+    /// An API server.
+    Kubernetes(watch::Receiver<source::RegistryStatus>),
+}
 
 impl Registries {
     /// None yet.
@@ -59,9 +69,10 @@ impl Registries {
 
     async fn apply(&mut self, wanted: &[RegistrySettings]) {
         let names: Vec<_> = wanted.iter().map(|registry| registry.name.clone()).collect();
-        let stays = |name: &Label, file: &PathBuf| wanted.iter().any(|one| one.name == *name && one.file == *file);
-        let gone: Vec<_> =
-            self.running.iter().filter(|(name, (file, _))| !stays(name, file)).map(|(name, _)| name.clone()).collect();
+        let stays =
+            |name: &Label, source: &RegistrySource| wanted.iter().any(|one| one.name == *name && one.source == *source);
+        let gone = self.running.iter().filter(|(name, (source, _))| !stays(name, source));
+        let gone: Vec<_> = gone.map(|(name, _)| name.clone()).collect();
         for name in gone {
             if let Some((_, stop)) = self.running.remove(&name) {
                 stop.cancel();
@@ -84,19 +95,40 @@ impl Registries {
     fn start(&mut self, registry: &RegistrySettings) {
         let stop = self.end.child_token();
         let (sender, receiver) = mpsc::channel(QUEUE);
-        let config = FileRegistryConfig {
-            name: registry.name.clone(),
-            path: registry.file.clone(),
-            state: Some(self.settings.state.clone()),
-            allow_loopback: self.settings.allow_loopback,
-            clock: Arc::new(clock::wall),
+        let name = registry.name.clone();
+        let status = match &registry.source {
+            RegistrySource::File(path) => {
+                let (file, status) = FileRegistry::new(FileRegistryConfig {
+                    name: name.clone(),
+                    path: path.clone(),
+                    state: Some(self.settings.state.clone()),
+                    allow_loopback: self.settings.allow_loopback,
+                    clock: Arc::new(clock::wall),
+                });
+                self.tasks.spawn(file.run(sender, stop.clone()));
+                RegistryStatus::File(status)
+            }
+            RegistrySource::Kubernetes(server) => {
+                let config = kubernetes_config(name.clone(), server, self.settings.allow_loopback);
+                let (server, status) = KubernetesRegistry::new(config);
+                self.tasks.spawn(server.run(sender, stop.clone()));
+                RegistryStatus::Kubernetes(status)
+            }
         };
-        let (file, status) = FileRegistry::new(config);
-        self.statuses.send_modify(|all| drop(Arc::make_mut(all).insert(registry.name.clone(), status)));
-        self.tasks.spawn(file.run(sender, stop.clone()));
+        self.statuses.send_modify(|all| drop(Arc::make_mut(all).insert(name.clone(), status)));
         self.tasks.spawn(forward(receiver, self.store.clone(), stop.clone()));
-        self.running.insert(registry.name.clone(), (registry.file.clone(), stop));
+        self.running.insert(name, (registry.source.clone(), stop));
     }
+}
+
+fn kubernetes_config(name: Label, server: &ApiServerSettings, allow_loopback: bool) -> KubernetesRegistryConfig {
+    let access = match &server.kubeconfig {
+        Some(path) => Access::Kubeconfig { path: path.clone(), context: server.context.clone() },
+        None => Access::InCluster,
+    };
+    let rules =
+        Rules { marks: server.export_marks.clone(), subset_labels: server.subset_labels.clone(), allow_loopback };
+    KubernetesRegistryConfig { name, access, rules, clock: Arc::new(clock::wall) }
 }
 
 async fn forward(mut changes: mpsc::Receiver<Change>, store: StoreSender, stop: CancellationToken) {

@@ -154,7 +154,9 @@ fn status_table(view: &StatusView, now: u64) -> String {
             if registry.unhealthy > 0 { format!(" ({} unhealthy)", registry.unhealthy) } else { String::new() };
         let counts = format!("{} services, {} endpoints{unhealthy}{known}", registry.services, registry.endpoints);
         lines.push(("registry", format!("{}: {counts}", registry.name)));
-        lines.extend(registry.errors.iter().map(|error| ("registry", format!("REFUSED: {error}"))));
+        // A file is refused as a whole; of an API server all that can be read is.
+        let prefix = if registry.kind == "kubernetes" { "" } else { "REFUSED: " };
+        lines.extend(registry.errors.iter().map(|error| ("registry", format!("{prefix}{error}"))));
     }
     for error in &view.config.errors {
         lines.push(("config", format!("REFUSED, an older one runs: {error}")));

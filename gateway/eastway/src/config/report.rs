@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::file::{GatewayConfig, Peer};
 use super::load::{ConfigErrors, Loaded, load};
 use super::peer::{self, PeerSettings};
+use super::settings::RegistrySource;
 use super::{KINDS, policy, settings};
 
 /// What was found.
@@ -137,7 +138,9 @@ fn check_gateway(path: &Path) -> Report {
 fn check_services(loaded: &Loaded, sink: &mut Diagnostics) -> usize {
     let mut services = 0;
     for registry in &loaded.settings.registries {
-        match service_file::load(&registry.file, loaded.settings.allow_loopback) {
+        // What an API server has is not the configuration's matter.
+        let RegistrySource::File(file) = &registry.source else { continue };
+        match service_file::load(file, loaded.settings.allow_loopback) {
             Ok((contents, warnings)) => {
                 services += contents.services.len();
                 sink.append(warnings);

@@ -1,12 +1,14 @@
 //! The gateway's settings after all checks: nothing here can be wrong any more.
 
 mod convert;
+mod registries;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use eastway_kubernetes::source::ExportMark;
 use eastway_model::rules::{self, NameRule};
 use eastway_model::vip::VipRange;
 use eastway_model::{ClusterName, Label};
@@ -135,8 +137,33 @@ pub struct ReplicaSettings {
 pub struct RegistrySettings {
     /// Its name.
     pub name: Label,
-    /// Its `kind: ServiceList` file.
-    pub file: PathBuf,
+    /// What it reads.
+    #[serde(flatten)]
+    pub source: RegistrySource,
+}
+
+/// What a registry reads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RegistrySource {
+    /// A `kind: ServiceList` file.
+    File(PathBuf),
+    /// A Kubernetes API server.
+    Kubernetes(ApiServerSettings),
+}
+
+/// A Kubernetes API server to read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ApiServerSettings {
+    /// A kubeconfig; `None`: the pod's own service account.
+    pub kubeconfig: Option<PathBuf>,
+    /// The context of the kubeconfig; `None`: its current one.
+    pub context: Option<String>,
+    /// What counts as an export beside a ServiceExport.
+    pub export_marks: Vec<ExportMark>,
+    /// Labels of pods that tell versions apart, at most 16.
+    pub subset_labels: Vec<Arc<str>>,
 }
 
 /// What DNS answers beside clusterset.local.

@@ -165,8 +165,47 @@ pub struct RegistrySection {
     /// Its name, unique in this file.
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: Field<String>,
-    /// A `kind: ServiceList` file.
+    /// A `kind: ServiceList` file; either this or `kubernetes`.
+    #[serde(default)]
     pub file: Field<String>,
+    /// A Kubernetes API server; either this or `file`. `{}` in a pod.
+    #[serde(default)]
+    pub kubernetes: Field<ApiServerSection>,
+}
+
+/// A Kubernetes API server, of which Services, EndpointSlices, ServiceExports and Pods are read.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ApiServerSection {
+    /// A kubeconfig file. Default: the service account of the pod that the gateway runs in.
+    #[serde(default)]
+    pub kubeconfig: Field<String>,
+    /// The context of the kubeconfig. Default: its current one.
+    #[serde(default)]
+    pub context: Field<String>,
+    /// Marks of other meshes that count as an export beside a ServiceExport. `istio`: the label
+    /// `istio.io/global: "true"`; `linkerd`: the label `mirror.linkerd.io/exported: "true"`; `cilium`:
+    /// the annotation `service.cilium.io/global: "true"`. Default: none.
+    #[serde(default)]
+    pub export_marks: List<ExportMarkWord>,
+    /// Labels of pods that tell versions of a service apart, for traffic policies here and at peers; at
+    /// most 16. Default: `version` and `app.kubernetes.io/version`.
+    #[serde(default)]
+    #[schemars(length(max = 16))]
+    pub subset_labels: List<String>,
+}
+
+/// A mark of another mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline)]
+pub enum ExportMarkWord {
+    /// Of Istio.
+    Istio,
+    /// Of Linkerd.
+    Linkerd,
+    /// Of Cilium.
+    Cilium,
 }
 
 /// What the DNS server answers beside `clusterset.local`.

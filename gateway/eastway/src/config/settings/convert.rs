@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use eastway_model::rules::{AccessMode, NameRule};
 use eastway_model::vip::VipRange;
-use eastway_model::{ClusterName, Label, ServiceKey};
+use eastway_model::{ClusterName, ServiceKey};
 use eastway_registry::diagnostic::{Code, did_you_mean};
 use eastway_registry::value::duration;
 use eastway_registry::yaml::{At, Context, Field, Text};
 
+use super::registries::registries;
 use super::{
-    CaAddress, DnsSettings, Folder, Limits, LinkSettings, ListenSettings, LogSettings, RegistrySettings,
-    ReplicaSettings, Settings, TrustSettings, VipSettings, folder_of,
+    CaAddress, DnsSettings, Folder, Limits, LinkSettings, ListenSettings, LogSettings, ReplicaSettings, Settings,
+    TrustSettings, VipSettings, folder_of,
 };
 use crate::config::file::{
     AuthorizationWord, DnsSection, GatewayConfig, LimitsSection, LinkSection, ListenSection, LogSection, NameSection,
@@ -220,27 +221,6 @@ fn sibling_addr(text: &str) -> Result<SocketAddr, String> {
     Ok(address)
 }
 
-fn registries(config: &GatewayConfig, base: &Path, cx: &mut Context<'_>) -> Vec<RegistrySettings> {
-    let mut all: Vec<RegistrySettings> = Vec::new();
-    for section in config.registries.items() {
-        let registry = &section.value;
-        let name = cx.required_parse(section.at, "name", &registry.name, "a name of your choice", Label::parse);
-        let file = cx.required(section.at, "file", &registry.file, "the path of a ServiceList file");
-        let file_path = file.and_then(|text| path(text, base, cx));
-        let (Some(name), Some(file_path)) = (name, file_path) else { continue };
-        if let Some(earlier) = all.iter().position(|other| other.name == name) {
-            let at = registry.name.get().map_or(section.at, |name| name.at);
-            cx.error(at, Code::Duplicate, format!("\"{name}\" is already used by registries[{earlier}]"));
-        } else if let Some(earlier) = all.iter().position(|other| other.file == file_path) {
-            let at = file.map_or(section.at, |file| file.at);
-            cx.error(at, Code::Duplicate, format!("this file is already read by registries[{earlier}]"));
-        } else {
-            all.push(RegistrySettings { name, file: file_path });
-        }
-    }
-    all
-}
-
 fn dns_settings(section: Option<&DnsSection>, cx: &mut Context<'_>) -> DnsSettings {
     let Some(dns) = section else { return DnsSettings::default() };
     let mut zones: Vec<Fqdn> = Vec::new();
@@ -397,7 +377,7 @@ fn path_or(field: &Field<String>, base: &Path, default: &str, cx: &mut Context<'
 }
 
 /// A path, from the folder of the file if it is relative.
-fn path(text: &At<String>, base: &Path, cx: &mut Context<'_>) -> Option<PathBuf> {
+pub(super) fn path(text: &At<String>, base: &Path, cx: &mut Context<'_>) -> Option<PathBuf> {
     cx.parse(text, |text| match text {
         "" => Err("must not be empty"),
         _ if text.contains('\0') => Err("must not contain a NUL character"),

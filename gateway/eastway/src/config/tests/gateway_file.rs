@@ -1,6 +1,9 @@
 //! `kind: GatewayConfig` with mistakes.
 
+use eastway_kubernetes::source::ExportMark;
+
 use super::{Folder, MINIMAL};
+use crate::config::settings::{ApiServerSettings, RegistrySource};
 
 fn errors(more: &str) -> String {
     Folder::new(&[("gateway.yaml", &format!("{MINIMAL}{more}"))]).errors()
@@ -25,6 +28,8 @@ refused! {
     admin_for_everybody: "listen: {admin: '0.0.0.0:15000'}\n";
     a_name_to_listen_at: "listen: {link: 'gw.onprem.example:15443'}\n";
     registries_that_collide: "registries: [{name: a, file: a.yaml}, {name: a, file: b.yaml}, {name: b, file: ./a.yaml}, {}]\n";
+    api_servers_that_collide: "registries: [{name: a, kubernetes: {}}, {name: b, kubernetes: {exportMarks: [istio]}}, {name: c, file: a.yaml, kubernetes: {}}]\n";
+    api_servers_with_mistakes: "registries: [{name: a, kubernetes: {context: prod, exportMarks: [istoi], subsetLabels: ['-'], kubeConfig: x}}, {name: b, kubernetes: {kubeconfig: ''}}]\n";
     zones_of_others: "dns: {zones: [clusterset.local, a.cluster.local, shop.example, eu.shop.example, 'a b']}\n";
     names_without_a_zone: "dns: {zones: [shop.example], names: [{name: reviews.other.example, service: bookinfo/reviews}, {name: a.shop.example, service: reviews}, {service: a/b}]}\n";
     a_name_twice: "dns: {zones: [shop.example], names: [{name: a.shop.example, service: a/b}, {name: A.shop.example., service: a/b}]}\n";
@@ -56,6 +61,30 @@ fn a_list_instead_of_a_mapping() {
 }
 
 #[test]
+fn several_api_servers() {
+    let text = format!(
+        "{MINIMAL}registries: [{{name: cluster, kubernetes: {{}}}}, {{name: edge, kubernetes: {{kubeconfig: ./edge.yaml, \
+         context: edge, exportMarks: [linkerd, istio, istio], subsetLabels: [track]}}}}]\n"
+    );
+    let folder = Folder::new(&[("gateway.yaml", &text)]);
+    let loaded = super::load(&folder.path("gateway.yaml")).unwrap();
+    let sources: Vec<_> = loaded.settings.registries.iter().map(|registry| registry.source.clone()).collect();
+    let in_pod = ApiServerSettings {
+        kubeconfig: None,
+        context: None,
+        export_marks: Vec::new(),
+        subset_labels: vec!["version".into(), "app.kubernetes.io/version".into()],
+    };
+    let edge = ApiServerSettings {
+        kubeconfig: Some(folder.path("edge.yaml")),
+        context: Some("edge".to_owned()),
+        export_marks: vec![ExportMark::Istio, ExportMark::Linkerd],
+        subset_labels: vec!["track".into()],
+    };
+    assert_eq!(sources, [RegistrySource::Kubernetes(in_pod), RegistrySource::Kubernetes(edge)]);
+}
+
+#[test]
 fn paths_begin_at_the_folder_of_the_file() {
     let text = format!(
         "{MINIMAL}state: ../state\nregistries: [{{name: a, file: ./a.yaml}}, {{name: b, file: /etc/b.yaml}}]\n"
@@ -63,7 +92,8 @@ fn paths_begin_at_the_folder_of_the_file() {
     let folder = Folder::new(&[("gateway.yaml", &text)]);
     let loaded = super::load(&folder.path("gateway.yaml")).unwrap();
     assert_eq!(loaded.settings.state, folder.path("../state"));
-    assert_eq!(loaded.settings.registries[0].file, folder.path("a.yaml"));
-    assert_eq!(loaded.settings.registries[1].file, std::path::Path::new("/etc/b.yaml"));
+    let source = |index: usize| loaded.settings.registries[index].source.clone();
+    assert_eq!(source(0), RegistrySource::File(folder.path("a.yaml")));
+    assert_eq!(source(1), RegistrySource::File("/etc/b.yaml".into()));
     assert_eq!(loaded.settings.folder(), folder.path(""));
 }
