@@ -21,6 +21,8 @@ pub enum Protocol {
     Tcp,
     /// Datagrams.
     Udp,
+    /// Messages in streams. Told and merged like any other port, and not carried between clusters.
+    Sctp,
 }
 
 /// One port of a service.

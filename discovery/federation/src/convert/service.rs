@@ -130,6 +130,7 @@ fn port_to_wire(port: &ServicePort) -> wire::Port {
         protocol: match protocol {
             Protocol::Tcp => wire::Protocol::Tcp,
             Protocol::Udp => wire::Protocol::Udp,
+            Protocol::Sctp => wire::Protocol::Sctp,
         }
         .into(),
         app_protocol: app_protocol.as_deref().unwrap_or_default().to_owned(),
@@ -258,6 +259,7 @@ fn port_from_wire(port: &wire::Port, texts: &mut Texts) -> Result<ServicePort, R
         protocol: match wire::Protocol::try_from(*protocol) {
             Ok(wire::Protocol::Tcp) => Protocol::Tcp,
             Ok(wire::Protocol::Udp) => Protocol::Udp,
+            Ok(wire::Protocol::Sctp) => Protocol::Sctp,
             Ok(wire::Protocol::Unspecified) | Err(_) => {
                 return Err(RejectReason::UnknownValue { field: "protocol", value: *protocol });
             }

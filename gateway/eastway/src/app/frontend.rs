@@ -419,6 +419,7 @@ fn ports(import: &Import) -> Vec<PortEntry> {
     let protocol = |protocol| match protocol {
         Protocol::Tcp => eastway_dns::Protocol::Tcp,
         Protocol::Udp => eastway_dns::Protocol::Udp,
+        Protocol::Sctp => eastway_dns::Protocol::Sctp,
     };
     let entry = |port: &eastway_model::ServicePort| PortEntry {
         name: port.name.as_ref().map(ToString::to_string),
