@@ -296,12 +296,9 @@ impl<K: DeserializeOwned + Send + Sync + 'static> Watch<K> {
         };
         match status.map(|status| status.code) {
             // No streaming lists: forbidden fields (before 1.32, or switched off). Nothing is wrong.
-            Some(400 | 422) if starting && self.streaming && self.listing => {
-                tracing::debug!(kind = self.status.kind, "no streaming lists here: {error}");
-                self.streaming = false;
-                self.events = None;
-                return;
-            }
+            // 500: its store is an etcd before 3.4.25 or 3.5.8, which cannot tell how far it is.
+            Some(400 | 422) if starting && self.streaming && self.listing => return self.no_streaming(error),
+            Some(500) if self.streaming && self.listing => return self.no_streaming(error),
             Some(404) => return self.absent(),
             // The version is gone, or the server was set back and has not reached it: list anew.
             Some(400 | 410 | 422 | 504) => self.events = None,
@@ -309,6 +306,13 @@ impl<K: DeserializeOwned + Send + Sync + 'static> Watch<K> {
         }
         let asked = status.and_then(|status| retry_after(status));
         self.failure(describe(error, status.map(|status| &**status)), asked);
+    }
+
+    /// Lists are read as a whole from now on.
+    fn no_streaming(&mut self, error: &watcher::Error) {
+        tracing::debug!(kind = self.status.kind, "no streaming lists here: {error}");
+        self.streaming = false;
+        self.events = None;
     }
 
     /// The server does not know this version of the kind. What was told stays: when a definition is
