@@ -203,6 +203,7 @@ fn protocol(text: Option<&str>) -> Option<Protocol> {
     match text {
         None | Some("TCP" | "") => Some(Protocol::Tcp),
         Some("UDP") => Some(Protocol::Udp),
+        Some("SCTP") => Some(Protocol::Sctp),
         Some(_) => None,
     }
 }

@@ -1,3 +1,5 @@
+#![allow(clippy::needless_pass_by_value, reason = "json!(…) as an argument reads better than a reference to it")]
+
 use eastway_model::{EndpointCondition, Label};
 use proptest::prelude::*;
 use serde::de::DeserializeOwned;

@@ -1,3 +1,5 @@
+#![allow(clippy::needless_pass_by_value, reason = "json!(…) as an argument reads better than a reference to it")]
+
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -65,17 +67,18 @@ fn ports_of_a_service() {
         {"name": "http", "port": 80, "appProtocol": "kubernetes.io/h2c"},
         {"name": "dns-tcp", "port": 53, "protocol": "TCP"},
         {"name": "dns", "port": 53, "protocol": "UDP"},
-        {"name": "sctp", "port": 54, "protocol": "SCTP"},
+        {"name": "sctp", "port": 53, "protocol": "SCTP"},
+        {"name": "dccp", "port": 54, "protocol": "DCCP"},
         {"name": "zero", "port": 0},
         {"name": "Bad_", "port": 9},
     ]);
     let (translated, problems) = exported(json!({ "ports": ports }));
     let ports = translated.unwrap().record.ports;
     let shown: Vec<_> = ports.iter().map(|port| (port.number.get(), port.protocol)).collect();
-    assert_eq!(shown, [(80, Protocol::Tcp), (53, Protocol::Tcp), (53, Protocol::Udp)]);
+    assert_eq!(shown, [(80, Protocol::Tcp), (53, Protocol::Tcp), (53, Protocol::Udp), (53, Protocol::Sctp)]);
     assert_eq!(ports[0].app_protocol.as_deref(), Some("kubernetes.io/h2c"));
     let texts = texts(&problems);
-    assert_eq!(texts[0], "port sctp: SCTP does not cross");
+    assert_eq!(texts[0], "port dccp: DCCP does not cross");
     assert_eq!(texts[1], "port zero: not a port number");
     assert!(texts[2].starts_with("port Bad_: its name must consist of lower-case letters"), "{}", texts[2]);
     let many: Vec<_> = (1..=251).map(|port| json!({"name": format!("p{port}"), "port": port})).collect();
