@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use eastway_model::{
-    Endpoint, EndpointId, LocalChange, LocalEndpoint, LocalService, PortNumber, ServiceKey, TlsMode, Workload,
+    Endpoint, EndpointId, LocalChange, LocalEndpoint, LocalService, PortNumber, ServiceKey, Subset, TlsMode, Workload,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -156,6 +156,8 @@ impl State {
             if !listed {
                 at.services.retain(|other| other != service);
             } else if !at.services.contains(service) {
+                // Almost always the only one.
+                at.services.reserve_exact(1);
                 at.services.push(service.clone());
             }
             if at.is_empty() {
@@ -186,7 +188,9 @@ impl State {
         }
         if let Some(pod) = &new {
             for address in &pod.addresses {
-                self.addresses.entry(*address).or_default().pods.push(Arc::clone(pod));
+                let pods = &mut self.addresses.entry(*address).or_default().pods;
+                pods.reserve_exact(1);
+                pods.push(Arc::clone(pod));
             }
         }
         for address in old.iter().chain(&new).flat_map(|pod| &pod.addresses) {
@@ -298,10 +302,10 @@ impl At {
         let mut here = self.pods.iter().filter(|pod| pod.namespace.as_str() == namespace);
         match target {
             Some(Target::Other) => None,
-            Some(Target::Pod { uid: Some(uid), .. }) => here.find(|pod| pod.uid == *uid),
-            Some(Target::Pod { uid: None, name: Some(name) }) => here.find(|pod| pod.name == *name),
+            Some(Target::Uid(uid)) => here.find(|pod| pod.uid == *uid),
+            Some(Target::Name(name)) => here.find(|pod| pod.name == *name),
             // The slice does not say whose address it is; it must be only one's.
-            Some(Target::Pod { uid: None, name: None }) | None => {
+            Some(Target::Unnamed) | None => {
                 let pod = here.next()?;
                 here.next().is_none().then_some(pod)
             }
@@ -397,7 +401,7 @@ impl Known {
         let endpoint = Endpoint {
             id: endpoint_id(&pod.uid, address)?,
             hostname: entry.hostname.clone(),
-            subset: pod.subset.clone(),
+            subset: Subset::clone(&pod.subset),
             zone: entry.zone.clone(),
             condition: entry.condition,
             weight: WEIGHT,

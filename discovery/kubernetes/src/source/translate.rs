@@ -3,7 +3,7 @@
 //! What cannot be taken over is left out and told as a [`Problem`] of its service: one wrong field
 //! never hides the rest.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -298,8 +298,12 @@ pub(crate) struct Entry {
 /// Whose address an endpoint's is, by its own words.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
-    /// The pod with this uid, or name where the slice has no uid.
-    Pod { uid: Option<Arc<str>>, name: Option<Arc<str>> },
+    /// The pod with this uid.
+    Uid(Arc<str>),
+    /// The pod of this name: the slice has no uid.
+    Name(Arc<str>),
+    /// Some pod.
+    Unnamed,
     /// Something else, or a pod of another namespace.
     Other,
 }
@@ -369,7 +373,10 @@ fn target_of(namespace: &str, target: &TargetRef) -> Target {
         return Target::Other;
     }
     let said = |text: &Option<String>| text.as_deref().filter(|text| !text.is_empty()).map(Arc::from);
-    Target::Pod { uid: said(&target.uid), name: said(&target.name) }
+    match said(&target.uid) {
+        Some(uid) => Target::Uid(uid),
+        None => said(&target.name).map_or(Target::Unnamed, Target::Name),
+    }
 }
 
 /// Which of several words about one address counts: the one that lets it serve most.
@@ -388,7 +395,7 @@ pub(crate) struct PodView {
     pub(crate) name: Arc<str>,
     pub(crate) namespace: Label,
     pub(crate) service_account: Option<Label>,
-    pub(crate) subset: Subset,
+    pub(crate) subset: Arc<Subset>,
     pub(crate) addresses: Vec<IpAddr>,
 }
 
@@ -416,23 +423,44 @@ pub(crate) fn pod(name: &ObjectName, pod: &Pod, rules: &Rules, interner: &mut In
         name: Arc::clone(&name.name),
         namespace: interner.label(&name.namespace)?,
         service_account: pod.spec.service_account_name.as_deref().and_then(|account| interner.label(account)),
-        subset: rules.subset_labels.iter().take(MAX_LABELS).filter_map(label).collect(),
+        subset: interner.subset(rules.subset_labels.iter().take(MAX_LABELS).filter_map(label).collect()),
         addresses,
     })
 }
 
-/// Namespaces and service accounts: few texts, and every pod has them.
+/// Most texts that are kept once: a cluster has fewer at a time, and over the years it may have more.
+const INTERNED: usize = 4096;
+
+/// What few pods have of their own: namespaces, service accounts, versions. Each is kept once.
 #[derive(Debug, Default)]
-pub(crate) struct Interner(HashMap<Box<str>, Label>);
+pub(crate) struct Interner {
+    labels: HashMap<Box<str>, Label>,
+    subsets: BTreeSet<Arc<Subset>>,
+}
 
 impl Interner {
     fn label(&mut self, text: &str) -> Option<Label> {
-        if let Some(label) = self.0.get(text) {
+        if let Some(label) = self.labels.get(text) {
             return Some(label.clone());
         }
         let label = Label::parse(text).ok()?;
-        self.0.insert(text.into(), label.clone());
+        if self.labels.len() >= INTERNED {
+            self.labels.clear();
+        }
+        self.labels.insert(text.into(), label.clone());
         Some(label)
+    }
+
+    fn subset(&mut self, subset: Subset) -> Arc<Subset> {
+        if let Some(known) = self.subsets.get(&subset) {
+            return Arc::clone(known);
+        }
+        if self.subsets.len() >= INTERNED {
+            self.subsets.clear();
+        }
+        let subset = Arc::new(subset);
+        self.subsets.insert(Arc::clone(&subset));
+        subset
     }
 }
 

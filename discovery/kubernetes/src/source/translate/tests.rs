@@ -214,8 +214,14 @@ fn whose_address_a_slice_says_it_is() {
     assert_eq!(target(json!(null)), None);
     assert_eq!(target(json!({"kind": "Node", "name": "n"})), Some(Target::Other));
     assert_eq!(target(json!({"kind": "Pod", "namespace": "bank", "uid": "u"})), Some(Target::Other));
-    let pod = Target::Pod { uid: Some("u".into()), name: None };
-    assert_eq!(target(json!({"kind": "Pod", "namespace": "shop", "uid": "u", "name": ""})), Some(pod));
+    let pod = |more: Value| {
+        let mut whole = json!({"kind": "Pod", "namespace": "shop"});
+        whole.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        target(whole)
+    };
+    assert_eq!(pod(json!({"uid": "u", "name": "n"})), Some(Target::Uid("u".into())));
+    assert_eq!(pod(json!({"uid": "", "name": "n"})), Some(Target::Name("n".into())));
+    assert_eq!(pod(json!({})), Some(Target::Unnamed));
 }
 
 fn view(spec: Value, status: Value) -> Option<PodView> {
@@ -230,7 +236,7 @@ fn what_is_kept_of_a_pod() {
     let kept = view(json!({"serviceAccountName": "cart"}), status.clone()).unwrap();
     assert_eq!(kept.addresses, ["10.0.0.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
     assert_eq!(kept.service_account.as_ref().map(Label::as_str), Some("cart"));
-    assert_eq!(kept.subset, [("version".into(), "v2".into())].into(), "no other label leaves the cluster");
+    assert_eq!(*kept.subset, [("version".into(), "v2".into())].into(), "no other label leaves the cluster");
     assert_eq!(view(json!({"hostNetwork": true}), status), None, "the address of a node is anybody's");
     assert_eq!(view(json!({}), json!({"phase": "Pending"})), None);
     assert_eq!(view(json!({}), json!({"phase": "Failed", "podIP": "10.0.0.1"})), None);
