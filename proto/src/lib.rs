@@ -74,3 +74,21 @@ pub mod ca {
         include!("gen/eastway.ca.v1.rs");
     }
 }
+
+/// What the processes of one cluster tell each other.
+pub mod local {
+    #[allow(
+        missing_docs,
+        unreachable_pub,
+        unused_qualifications,
+        clippy::all,
+        clippy::pedantic,
+        clippy::restriction,
+        rustdoc::invalid_html_tags,
+        reason = "generated code"
+    )]
+    /// `eastway.local.v1`
+    pub mod v1 {
+        include!("gen/eastway.local.v1.rs");
+    }
+}

@@ -5,11 +5,12 @@
 
 use std::path::{Path, PathBuf};
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "eastway/ca/v1/ca.proto",
     "eastway/control/v1/control.proto",
     "eastway/federation/v1/federation.proto",
     "eastway/federation/v1/image.proto",
+    "eastway/local/v1/local.proto",
     "eastway/tunnel/v1/header.proto",
 ];
 
