@@ -20,13 +20,14 @@ pub mod signals;
 pub mod store;
 pub mod vips;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use eastway_dns::ZoneStore;
 use eastway_identity::{IdentityStore, TrustStore};
+use eastway_model::ClusterName;
 use eastway_model::store::{Reader, Writer};
 use eastway_tunnel::{ReplicaId, Tunnel, TunnelConfig, World};
 use tokio::sync::watch;
@@ -46,6 +47,8 @@ use crate::app::registries::{Registries, RegistryStatuses};
 use crate::app::store::StoreSender;
 use crate::app::vips::VipBook;
 use crate::config::{Loaded, ReloadStatus, Settings};
+use crate::local::listener::{BindError as BindLocalError, LocalListener};
+use crate::local::server::{self as feed, FeedSource};
 use crate::proxy::inbound::Inbound;
 use crate::proxy::vip::{Listeners, VipLimits};
 use crate::roles::enroll::{self, CaClient};
@@ -67,9 +70,15 @@ pub enum BuildError {
     /// The link port.
     #[error(transparent)]
     Link(#[from] eastway_tunnel::BindError),
+    /// The local port.
+    #[error(transparent)]
+    Local(#[from] BindLocalError),
     /// A zone of one's own is none.
     #[error("dns.zones: {0}")]
     Zone(#[from] eastway_dns::NameError),
+    /// The trust domain makes no SPIFFE id.
+    #[error("trust.domain: {0}")]
+    TrustDomain(#[from] eastway_identity::SpiffeIdError),
     /// The peers contradict each other.
     #[error(transparent)]
     Trust(#[from] eastway_identity::TrustError),
@@ -113,6 +122,8 @@ pub struct Gateway {
     pub dns: eastway_dns::Counters,
     /// How the registries are doing; written by their owner.
     pub registries: watch::Sender<Arc<RegistryStatuses>>,
+    /// All peers that are configured; `None` until they have been read.
+    pub known_peers: watch::Sender<Option<Arc<BTreeSet<ClusterName>>>>,
     /// Virtual addresses.
     pub frontend: watch::Receiver<Arc<FrontendView>>,
     /// The configuration.
@@ -131,6 +142,7 @@ pub struct Bound {
     writer: Writer,
     outputs: Outputs,
     dns: eastway_dns::Server,
+    local: Option<LocalListener>,
     health: HealthPort,
     metrics: MetricsPort,
     admin: AdminPort,
@@ -155,16 +167,21 @@ pub async fn build(
 
     let zone = ZoneStore::new(adapters::zones(&settings)?)?;
     let dns = eastway_dns::Server::bind(&adapters::dns_config(&settings), zone.clone())?;
+    let local = match settings.listen.local {
+        Some(address) => Some(LocalListener::bind("listen.local", address).await?),
+        None => None,
+    };
     let health = HealthPort::bind(settings.listen.health).await?;
     let metrics = MetricsPort::bind(settings.listen.metrics).await?;
     let admin = AdminPort::bind(settings.listen.admin).await?;
-    let listeners = BTreeMap::from([
+    let mut listeners = BTreeMap::from([
         ("dns".to_owned(), dns.local_addrs()),
         ("health".to_owned(), vec![health.local_addr()]),
         ("metrics".to_owned(), vec![metrics.local_addr()]),
         ("admin".to_owned(), vec![admin.local_addr()]),
         ("link".to_owned(), vec![settings.listen.link]),
     ]);
+    listeners.extend(local.iter().map(|local| ("local".to_owned(), vec![local.local_addr()])));
 
     // Peers that contradict each other are an error of the start. None is trusted before the revocation
     // lists are read.
@@ -187,6 +204,7 @@ pub async fn build(
         zone,
         dns: dns.counters(),
         registries: watch::Sender::default(),
+        known_peers: watch::Sender::default(),
         frontend: outputs.view.subscribe(),
         configuration,
         listeners,
@@ -194,7 +212,7 @@ pub async fn build(
         readiness: Readiness::new(),
         settings,
     };
-    Ok(Bound { gateway: Arc::new(gateway), writer, outputs, dns, health, metrics, admin, log })
+    Ok(Bound { gateway: Arc::new(gateway), writer, outputs, dns, local, health, metrics, admin, log })
 }
 
 impl Bound {
@@ -209,7 +227,7 @@ impl Bound {
     /// # Errors
     /// [`BuildError`] if the tunnel cannot be opened once there is a certificate.
     pub async fn run(self, client: CaClient, stop: CancellationToken) -> Result<(), BuildError> {
-        let Self { gateway, writer, outputs, dns, health, metrics, admin, log } = self;
+        let Self { gateway, writer, outputs, dns, local, health, metrics, admin, log } = self;
         let end = CancellationToken::new();
         let sessions = end.child_token();
         let running = Running { tasks: TaskTracker::new(), end, sessions, stop, gateway };
@@ -233,6 +251,7 @@ impl Bound {
         let peers = running.enrolled(&client, &sender, &outputs, certificate).await?;
         if let Some(peers) = peers {
             running.spawn("peers", peers.run());
+            running.serve_feed(local)?;
             info!(cluster = %running.gateway.settings.cluster, "gateway is up");
             running.stop.cancelled().await;
         }
@@ -352,6 +371,26 @@ impl Running {
         peers.start().await;
         drop(certificate);
         Ok(Some(peers))
+    }
+
+    /// Tells the controller of this cluster what peers export.
+    fn serve_feed(&self, listener: Option<LocalListener>) -> Result<(), BuildError> {
+        let gateway = &self.gateway;
+        let (Some(listener), Some(identity)) = (listener, gateway.identity.get()) else { return Ok(()) };
+        let source = FeedSource {
+            reader: gateway.reader.clone(),
+            known: gateway.known_peers.subscribe(),
+            clock: gateway.clock,
+            telemetry: gateway.telemetry.clone(),
+        };
+        let controller = gateway.settings.service_account("eastway-controller")?;
+        let serve = feed::serve(listener, source, identity.clone(), controller, self.end.clone());
+        self.spawn("local port", async move {
+            if let Err(error) = serve.await {
+                error!(%error, "the local port ended");
+            }
+        });
+        Ok(())
     }
 
     /// Leaves in order, in bounded time: not ready, no new connections, peers told, streams finish.

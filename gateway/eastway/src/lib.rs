@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod human;
+pub mod local;
 pub mod proxy;
 pub mod roles;
 pub mod router;

@@ -3,6 +3,7 @@
 //! - [`ca`]: the issuing CA of a cluster, from files in Istio's layout. Only the `ca` role opens it.
 //! - [`Identity`], [`IdentityStore`]: the leaf this process presents, replaced while links live.
 //! - [`TrustStore`]: the Peers, each by its pinned CA keys and its gateway identity, and the one verifier.
+//! - [`local`]: the same between the processes of one cluster, by its own CA.
 //! - [`tls`]: rustls configurations built on both. [`reauth`]: a renewed leaf for a running link.
 //!
 //! rustls, rcgen and webpki stay behind this crate. The tunnel sees configurations, verdicts and errors.
@@ -16,6 +17,7 @@ pub mod csr;
 mod der;
 mod identity;
 mod key;
+pub mod local;
 mod pem;
 mod pin;
 pub mod reauth;

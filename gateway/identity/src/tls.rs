@@ -93,7 +93,7 @@ pub fn client_config(
 }
 
 /// rustls' view of a [`Clock`].
-struct ClockTime(Clock);
+pub(crate) struct ClockTime(pub(crate) Clock);
 
 impl TimeProvider for ClockTime {
     fn current_time(&self) -> Option<UnixTime> {
@@ -173,7 +173,7 @@ impl fmt::Debug for PeerVerifier {
 }
 
 /// TLS 1.2 is not negotiated; should rustls ever ask, the answer is no.
-fn no_tls12() -> rustls::Error {
+pub(crate) fn no_tls12() -> rustls::Error {
     rustls::Error::PeerIncompatible(rustls::PeerIncompatible::Tls12NotOffered)
 }
 

@@ -25,7 +25,7 @@ mod verify;
 pub use error::{SanProblem, VerifyError, VerifyReason};
 pub use refusals::Refusal;
 pub(crate) use refusals::RefusalLog;
-pub(crate) use verify::{algorithms, single_uri};
+pub(crate) use verify::{algorithms, single_uri, verify_local};
 
 /// Most certificates that the bundle of one Peer may hold.
 const MAX_BUNDLE: usize = 64;

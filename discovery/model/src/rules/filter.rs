@@ -143,6 +143,12 @@ impl NameFilter {
         !never_shared(key.namespace.as_str()) && self.0.iter().any(|entry| entry.matches(key))
     }
 
+    /// All that may cross at all: for who is given what another process has filtered already.
+    #[must_use]
+    pub fn everything() -> Self {
+        Self(vec![NameFilterEntry { namespace: Glob::any(), services: vec![Glob::any()] }])
+    }
+
     /// The entries.
     #[must_use]
     pub fn entries(&self) -> &[NameFilterEntry] {

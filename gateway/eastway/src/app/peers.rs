@@ -122,6 +122,14 @@ impl Peers {
                 None => self.start_import(peer, rules),
             }
         }
+        let known: BTreeSet<_> = rules.peers.keys().cloned().collect();
+        self.gateway.known_peers.send_if_modified(|before| {
+            let changed = before.as_deref() != Some(&known);
+            if changed {
+                *before = Some(Arc::new(known));
+            }
+            changed
+        });
         if let Some(tunnel) = self.gateway.tunnel.get() {
             tunnel.set_peers(targets(loaded));
         }

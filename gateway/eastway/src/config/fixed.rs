@@ -19,6 +19,7 @@ pub(super) fn keep(running: &Settings, new: Settings, document: &Document, cx: &
     fixed.keep(&["listen", "link"], &running.listen.link, &mut kept.listen.link);
     fixed.keep(&["listen", "dns"], &running.listen.dns, &mut kept.listen.dns);
     fixed.keep(&["listen", "admin"], &running.listen.admin, &mut kept.listen.admin);
+    fixed.keep(&["listen", "local"], &running.listen.local, &mut kept.listen.local);
     fixed.keep(&["listen", "metrics"], &running.listen.metrics, &mut kept.listen.metrics);
     fixed.keep(&["listen", "health"], &running.listen.health, &mut kept.listen.health);
     fixed.keep(&["link"], &running.link, &mut kept.link);

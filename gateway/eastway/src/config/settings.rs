@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use eastway_identity::{SpiffeId, SpiffeIdError};
 use eastway_kubernetes::source::ExportMark;
 use eastway_model::rules::{self, NameRule};
 use eastway_model::vip::VipRange;
@@ -103,6 +104,8 @@ pub struct ListenSettings {
     pub dns: Vec<SocketAddr>,
     /// Administration; a loopback address.
     pub admin: SocketAddr,
+    /// The feed of the controller, TCP; `None`: there is none.
+    pub local: Option<SocketAddr>,
     /// Prometheus metrics.
     pub metrics: SocketAddr,
     /// Health checks.
@@ -238,7 +241,18 @@ impl Default for Limits {
     }
 }
 
+/// Namespace of Eastway's own service accounts.
+const SYSTEM_NAMESPACE: &str = "eastway-system";
+
 impl Settings {
+    /// The identity of one of Eastway's own service accounts in this cluster.
+    ///
+    /// # Errors
+    /// The trust domain makes no SPIFFE id.
+    pub fn service_account(&self, account: &str) -> Result<SpiffeId, SpiffeIdError> {
+        SpiffeId::workload(&self.trust.domain, SYSTEM_NAMESPACE, account)
+    }
+
     /// The folder that relative paths start at.
     #[must_use]
     pub fn folder(&self) -> &Path {

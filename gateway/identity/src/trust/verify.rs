@@ -11,7 +11,7 @@ use x509_parser::extensions::{GeneralName, ParsedExtension, X509Extension};
 use x509_parser::oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME;
 
 use super::error::{SanProblem, VerifyError};
-use super::{Peer, State, VerifiedPeer};
+use super::{Peer, PeerTrust, State, VerifiedPeer};
 use crate::certificate;
 use crate::pin::SpkiPin;
 use crate::spiffe::SpiffeId;
@@ -135,6 +135,30 @@ impl State {
         let id = single_uri(leaf).ok()?;
         self.peers.iter().find(|peer| peer.trust.gateway == id).map(|peer| Arc::clone(&peer.trust.name))
     }
+}
+
+/// Judges a chain of this cluster's own CA, whose issuing certificates are `anchors`: by the same rules as a peer's, but
+/// whichever identity it names is the caller's to judge. Gives that identity and the earliest end of life.
+pub(crate) fn verify_local(
+    anchors: Vec<CertificateDer<'static>>,
+    chain: &[CertificateDer<'_>],
+    now: SystemTime,
+) -> Result<(SpiffeId, SystemTime), VerifyError> {
+    let leaf = certificate::parse(chain.first().ok_or(VerifyError::NoCertificate)?);
+    let id = single_uri(&leaf.map_err(|reason| malformed(LEAF, &reason))?)?;
+    let pin = |der| SpkiPin::of_certificate(der).map_err(|error| malformed(CA, &error.to_string()));
+    let pins = anchors.iter().map(pin).collect::<Result<Vec<_>, _>>()?;
+    let trust = PeerTrust {
+        name: Arc::from("this cluster"),
+        gateway: id,
+        pins: pins.clone(),
+        bundle: Vec::new(),
+        crls: Vec::new(),
+    };
+    let by_pin = pins.iter().map(|pin| (*pin, 0)).collect();
+    let peer = Peer { trust, anchors: pins.into_iter().zip(anchors).collect(), crls: Vec::new() };
+    let found = State { peers: vec![peer], by_pin }.verify(chain, now, None, Occasion::New)?;
+    Ok((found.id, found.not_after))
 }
 
 /// May a certificate with a pinned key end a chain at `now`? Gives the end of its life.

@@ -14,6 +14,7 @@ mod garbage;
 mod handshake;
 mod hostile;
 mod issuing;
+mod local;
 mod pki;
 mod reauth;
 mod revocation;

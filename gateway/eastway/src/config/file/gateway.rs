@@ -118,6 +118,10 @@ pub struct ListenSection {
     /// Administration; must be a loopback address. Default: `127.0.0.1:15000`.
     #[serde(default)]
     pub admin: Field<Text>,
+    /// What the controller of this cluster is told, with mutual TLS by the cluster's own CA (TCP), e.g.
+    /// `0.0.0.0:15012`. Default: not at all.
+    #[serde(default)]
+    pub local: Field<Text>,
     /// Prometheus metrics. Default: `127.0.0.1:15020`.
     #[serde(default)]
     pub metrics: Field<Text>,

@@ -103,6 +103,7 @@ fn listen_settings(section: Option<&ListenSection>, cx: &mut Context<'_>) -> Lis
         advertise: Vec::new(),
         dns: vec![local(15053)],
         admin: local(15000),
+        local: None,
         metrics: local(15020),
         health: local(15021),
     };
@@ -130,6 +131,10 @@ fn listen_settings(section: Option<&ListenSection>, cx: &mut Context<'_>) -> Lis
         }
         take(&address, "listen.admin", &mut taken, cx);
         settings.admin = address.value;
+    }
+    if let Some(address) = socket_addr(&listen.local, cx) {
+        take(&address, "listen.local", &mut taken, cx);
+        settings.local = Some(address.value);
     }
     if let Some(address) = socket_addr(&listen.metrics, cx) {
         take(&address, "listen.metrics", &mut taken, cx);

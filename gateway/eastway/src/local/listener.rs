@@ -1,0 +1,204 @@
+//! TLS connections from processes of this cluster, handed to a gRPC server: bounded in number, in handshakes and in
+//! time, so that who only connects holds little and not for long.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use eastway_identity::local::{LocalCaller, LocalTrust, verdict};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Connected;
+
+use crate::telemetry::{Refusal, Refusals};
+
+/// Longest handshake.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Most connections at once, those in their handshake included. A cluster has a few gateways and controllers.
+const MAX_CONNECTIONS: usize = 512;
+/// Pause after `accept` failed, e.g. for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A port cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("{name}: cannot listen on {address}: {source}")]
+pub struct BindError {
+    /// The setting.
+    name: &'static str,
+    /// Its value.
+    address: SocketAddr,
+    /// What the system says.
+    #[source]
+    source: io::Error,
+}
+
+/// A bound port. Dropping it closes it.
+#[derive(Debug)]
+pub struct LocalListener {
+    socket: TcpListener,
+    address: SocketAddr,
+}
+
+/// Who is at the other end of a connection; an extension of each request on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Where it comes from.
+    pub address: SocketAddr,
+    /// Who it has proved to be; `None`: it showed no certificate.
+    pub identity: Option<LocalCaller>,
+}
+
+impl LocalListener {
+    /// Binds `address`, the value of the setting `name`; port 0 chooses one.
+    ///
+    /// # Errors
+    /// [`BindError`].
+    pub async fn bind(name: &'static str, address: SocketAddr) -> Result<Self, BindError> {
+        let failed = |source| BindError { name, address, source };
+        let socket = TcpListener::bind(address).await.map_err(failed)?;
+        let address = socket.local_addr().map_err(failed)?;
+        Ok(Self { socket, address })
+    }
+
+    /// The address, with the port that was chosen.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The connections whose handshake succeeded, until `stop`. The future accepts them; whoever spawns it owns it.
+    pub fn accept(
+        self,
+        tls: Arc<ServerConfig>,
+        trust: LocalTrust,
+        refusals: Arc<Refusals>,
+        stop: CancellationToken,
+    ) -> (ReceiverStream<io::Result<Connection>>, impl Future<Output = ()> + Send + 'static) {
+        let (accepted, connections) = mpsc::channel(1);
+        let accept = Accept {
+            tls: TlsAcceptor::from(tls),
+            trust,
+            refusals,
+            accepted,
+            room: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            stop,
+        };
+        (ReceiverStream::new(connections), accept.run(self.socket))
+    }
+}
+
+#[derive(Clone)]
+struct Accept {
+    tls: TlsAcceptor,
+    trust: LocalTrust,
+    refusals: Arc<Refusals>,
+    accepted: mpsc::Sender<io::Result<Connection>>,
+    room: Arc<Semaphore>,
+    stop: CancellationToken,
+}
+
+impl Accept {
+    /// No error ends it: a listener that ends would leave a process that looks alive.
+    async fn run(self, socket: TcpListener) {
+        while let Some(accepted) = self.stop.run_until_cancelled(socket.accept()).await {
+            let (tcp, address) = match accepted {
+                Ok(accepted) => accepted,
+                Err(_of_the_machine_or_of_one_connection) => {
+                    sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let Ok(permit) = self.room.clone().try_acquire_owned() else {
+                self.refusals.refused(
+                    Refusal::Overload,
+                    None,
+                    format_args!("{address}: {MAX_CONNECTIONS} local connections are open"),
+                );
+                continue;
+            };
+            let accept = self.clone();
+            tokio::spawn(async move { accept.handshake(tcp, address, permit).await });
+        }
+    }
+
+    async fn handshake(self, tcp: TcpStream, address: SocketAddr, permit: OwnedSemaphorePermit) {
+        // A connection that is gone already shows in the handshake.
+        let _gone = tcp.set_nodelay(true);
+        let handshake = async {
+            match timeout(HANDSHAKE, self.tls.accept(tcp)).await {
+                Err(_) => self.refuse(address, "no handshake within 5 s"),
+                Ok(Err(error)) => self.refuse(address, reason(&error)),
+                Ok(Ok(stream)) => self.hand_over(stream, address, permit).await,
+            }
+        };
+        // A process that stops waits for no handshake.
+        let _stopped: Option<()> = self.stop.run_until_cancelled(handshake).await;
+    }
+
+    async fn hand_over(&self, stream: TlsStream<TcpStream>, address: SocketAddr, permit: OwnedSemaphorePermit) {
+        let chain = stream.get_ref().1.peer_certificates().filter(|chain| !chain.is_empty());
+        let identity = match chain.map(|chain| self.trust.verify(chain, SystemTime::now())).transpose() {
+            Ok(identity) => identity,
+            Err(error) => return self.refuse(address, error),
+        };
+        let connection = Connection { stream, caller: Caller { address, identity }, _room: permit };
+        // The server ends with the process.
+        let _stopping = self.accepted.send(Ok(connection)).await;
+    }
+
+    fn refuse(&self, address: SocketAddr, reason: impl std::fmt::Display) {
+        self.refusals.refused(Refusal::Handshake, None, format_args!("local port, {address}: {reason}"));
+    }
+}
+
+/// Our verifier's verdict, if the handshake failed for it.
+fn reason(error: &io::Error) -> String {
+    let tls = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+    tls.and_then(verdict).map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+/// A connection after its handshake.
+#[derive(Debug)]
+pub struct Connection {
+    stream: TlsStream<TcpStream>,
+    caller: Caller,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Caller;
+
+    fn connect_info(&self) -> Caller {
+        self.caller.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
