@@ -5,8 +5,10 @@
 //! half writes what the Multi-Cluster Services API (KEP-1645) asks for.
 
 pub mod client;
+pub mod secrets;
 pub mod source;
 #[cfg(test)]
 mod testing;
+pub mod tokens;
 pub mod types;
 pub mod watch;

@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use eastway_dns::{DnsConfig, Fqdn, NameError};
 use eastway_identity::{CertificateRevocationListDer, PeerTrust};
+use eastway_kubernetes::client::Access;
 use eastway_tunnel::{HostPort, Timing, TunnelLimits};
 
+use crate::config::settings::KubernetesAccess;
 use crate::config::{Loaded, Settings};
 use crate::proxy::copy::Limits;
 use crate::proxy::dial::DialRules;
@@ -85,6 +87,15 @@ pub fn timing(settings: &Settings) -> Timing {
 #[must_use]
 pub fn dial_rules(settings: &Settings) -> DialRules {
     DialRules { allow_loopback: settings.allow_loopback, virtual_ranges: settings.vip.ranges.clone() }
+}
+
+/// The way to an API server; without one that is configured, the service account of the pod.
+#[must_use]
+pub fn kubernetes_access(access: Option<&KubernetesAccess>) -> Access {
+    match access.and_then(|access| Some((access.kubeconfig.clone()?, access.context.clone()))) {
+        Some((path, context)) => Access::Kubeconfig { path, context },
+        None => Access::InCluster,
+    }
 }
 
 /// The version that people see.

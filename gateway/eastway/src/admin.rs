@@ -23,7 +23,7 @@ pub use http::{BindError, Listener};
 pub use readiness::{Guard, Readiness};
 pub use source::{AdminSource, BoxFuture, DescribeQuery, SourceError};
 
-use crate::telemetry::Telemetry;
+use crate::telemetry::{LogHandle, Telemetry};
 
 /// The health port, bound.
 #[derive(Debug)]
@@ -78,6 +78,21 @@ impl MetricsPort {
     pub async fn run(self, context: AdminContext, shutdown: CancellationToken) {
         let refusals = std::sync::Arc::clone(&context.telemetry.refusals);
         self.0.serve(move |head| scrape::handle(head, context.clone()), refusals, shutdown).await;
+    }
+}
+
+impl MetricsPort {
+    /// As [`Self::run`], for a process without an admin port.
+    pub async fn run_alone(
+        self,
+        readiness: Readiness,
+        telemetry: Telemetry,
+        log: Option<LogHandle>,
+        shutdown: CancellationToken,
+    ) {
+        let refusals = std::sync::Arc::clone(&telemetry.refusals);
+        let handler = move |head| scrape::handle_alone(head, readiness.clone(), telemetry.clone(), log.clone());
+        self.0.serve(handler, refusals, shutdown).await;
     }
 }
 

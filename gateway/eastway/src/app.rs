@@ -51,6 +51,7 @@ use crate::local::listener::{BindError as BindLocalError, LocalListener};
 use crate::local::server::{self as feed, FeedSource};
 use crate::proxy::inbound::Inbound;
 use crate::proxy::vip::{Listeners, VipLimits};
+use crate::roles::CONTROLLER_ACCOUNT;
 use crate::roles::enroll::{self, CaClient};
 use crate::router::Router;
 use crate::telemetry::{LogHandle, Telemetry};
@@ -383,7 +384,7 @@ impl Running {
             clock: gateway.clock,
             telemetry: gateway.telemetry.clone(),
         };
-        let controller = gateway.settings.service_account("eastway-controller")?;
+        let controller = gateway.settings.service_account(CONTROLLER_ACCOUNT)?;
         let serve = feed::serve(listener, source, identity.clone(), controller, self.end.clone());
         self.spawn("local port", async move {
             if let Err(error) = serve.await {

@@ -10,6 +10,7 @@ mod config;
 mod describe;
 mod dns;
 pub mod exit;
+mod kube;
 mod output;
 mod peer;
 mod run;

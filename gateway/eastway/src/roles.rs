@@ -11,18 +11,27 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 
 use clap::ValueEnum;
-use eastway_identity::{SpiffeId, SpiffeIdError};
+use eastway_identity::SpiffeIdError;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
+use crate::adapters;
+use crate::admin::{HealthPort, MetricsPort, Readiness};
 use crate::app::{self, BuildError, Configuration, signals};
 use crate::config::settings::CaAddress;
 use crate::config::{self, ConfigErrors, Loaded, Settings};
 use crate::roles::authority::Authority;
-use crate::roles::ca::{CaSettings, CaStartError};
-use crate::roles::enroll::CaClient;
+use crate::roles::ca::{CaRunError, CaSettings, CaStartError, NetworkSettings};
+use crate::roles::enroll::{CaClient, NetworkCa};
 use crate::telemetry::{LogError, LogHandle, LogSettings, Telemetry, log};
+
+/// Service account of gateways.
+pub const GATEWAY_ACCOUNT: &str = "eastway-gateway";
+/// Service account of controllers.
+pub const CONTROLLER_ACCOUNT: &str = "eastway-controller";
+/// Service account of the certificate authority.
+pub const CA_ACCOUNT: &str = "eastway-ca";
 
 /// What a process does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum)]
@@ -157,10 +166,10 @@ async fn serve(options: &RunOptions, loaded: Loaded, log: LogHandle) -> Result<(
         ended
     };
     if options.roles.contains(&Role::Ca) && !with_gateway {
-        let ca = ca::bind(ca_settings(&settings)?)?;
-        let (end, stop) = (end.clone(), stop.clone());
+        let ca = start_ca(&settings, options, &log, &end).await?;
+        let stop = stop.clone();
         tasks.spawn(async move {
-            if let Err(error) = ca.run(end).await {
+            if let Err(error) = ca.await {
                 error!(%error, "the certificate authority ended");
                 stop.cancel();
             }
@@ -199,20 +208,79 @@ async fn gateway(
     stop: &CancellationToken,
 ) -> Result<(), RunError> {
     let settings = configuration.loaded.borrow().settings.clone();
-    let CaAddress::Unix(socket) = &settings.trust.ca;
-    let client = CaClient::new(socket.clone());
+    let client = ca_client(&settings)?;
     let telemetry = Telemetry::new(settings.log.access);
     let bound = app::build(configuration, names, telemetry, Some(log)).await?;
     Ok(bound.run(client, stop.clone()).await?)
 }
 
+/// The way to the ca role that the configuration names.
+///
+/// # Errors
+/// The trust domain makes no SPIFFE id.
+pub fn ca_client(settings: &Settings) -> Result<CaClient, SpiffeIdError> {
+    Ok(match &settings.trust.ca {
+        CaAddress::Unix(socket) => CaClient::new(socket.clone()),
+        CaAddress::Network(address) => CaClient::network(NetworkCa {
+            address: address.clone(),
+            identity: settings.service_account(CA_ACCOUNT)?,
+            anchors: settings.trust.cacerts.clone(),
+            token: settings.trust.token.clone(),
+        }),
+    })
+}
+
 fn ca_settings(settings: &Settings) -> Result<CaSettings, SpiffeIdError> {
-    let CaAddress::Unix(socket) = &settings.trust.ca;
+    let network = match settings.listen.ca {
+        Some(address) => Some(NetworkSettings {
+            address,
+            identity: settings.service_account(CA_ACCOUNT)?,
+            access: adapters::kubernetes_access(settings.kubernetes.as_ref().map(|kubernetes| &kubernetes.access)),
+        }),
+        None => None,
+    };
     Ok(CaSettings {
         folder: settings.trust.cacerts.clone(),
-        socket: socket.clone(),
-        gateway: SpiffeId::gateway(&settings.trust.domain)?,
+        socket: match &settings.trust.ca {
+            CaAddress::Unix(socket) => Some(socket.clone()),
+            CaAddress::Network(_) => None,
+        },
+        network,
+        gateway: settings.service_account(GATEWAY_ACCOUNT)?,
         leaf_ttl: settings.trust.leaf_ttl,
+    })
+}
+
+/// Binds the ca role. On the network it has health and metrics ports of its own; beside a gateway, which has them,
+/// it does not serve the network.
+async fn start_ca(
+    settings: &Settings,
+    options: &RunOptions,
+    log: &LogHandle,
+    end: &CancellationToken,
+) -> Result<impl Future<Output = Result<(), CaRunError>> + Send + use<>, RunError> {
+    let mut wanted = ca_settings(settings)?;
+    if options.end_with.is_some() {
+        wanted.network = None;
+    }
+    let ports = wanted.network.is_some();
+    let telemetry = Telemetry::new(settings.log.access);
+    let ca = ca::bind(wanted, telemetry.clone()).await?;
+    let ports = match ports {
+        true => Some((
+            HealthPort::bind(settings.listen.health).await.map_err(BuildError::from)?,
+            MetricsPort::bind(settings.listen.metrics).await.map_err(BuildError::from)?,
+        )),
+        false => None,
+    };
+    let (end, log) = (end.clone(), log.clone());
+    Ok(async move {
+        let Some((health, metrics)) = ports else { return ca.run(end).await };
+        let readiness = Readiness::new();
+        let health = health.run(readiness.clone(), telemetry.clone(), end.clone());
+        let metrics = metrics.run_alone(readiness, telemetry, Some(log), end.clone());
+        let ((), (), result) = tokio::join!(health, metrics, ca.run(end));
+        result
     })
 }
 

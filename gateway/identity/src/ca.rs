@@ -29,7 +29,7 @@ mod trial;
 
 pub use crate::key::KeyKind;
 pub use error::{CaError, CaWarning, ChainHint, IssueError};
-pub use init::{InitError, InitOptions, Root};
+pub use init::{InitError, InitOptions, NewFile, Root};
 pub use link_keys::LinkKeys;
 
 /// Longest life of a leaf.
@@ -197,11 +197,16 @@ impl Ca {
         &self.next
     }
 
+    /// The certificates whose keys [`Ca::pins`] names, in the same order: what this cluster's own processes accept.
+    #[must_use]
+    pub fn issuers(&self) -> Vec<CertificateDer<'static>> {
+        self.chain.iter().take(1).chain(&self.announced).cloned().collect()
+    }
+
     /// PEM of the CA certificates whose keys [`Ca::pins`] names, in the same order.
     #[must_use]
     pub fn bundle_pem(&self) -> String {
-        let issuing: Vec<_> = self.chain.iter().take(1).chain(&self.announced).cloned().collect();
-        pem::certificates_to_pem(&issuing)
+        pem::certificates_to_pem(&self.issuers())
     }
 
     /// Issuing certificate, then further intermediates; what follows a leaf.
@@ -241,6 +246,23 @@ impl Ca {
     pub fn link_keys(&self) -> LinkKeys {
         self.link_keys.clone()
     }
+}
+
+/// The certificate that this cluster's leaves are issued by, from a folder that may hold only what is public:
+/// `ca-cert.pem` or the first of `cert-chain.pem`; without both, those of `root-cert.pem`.
+///
+/// # Errors
+/// [`CaError`] names the file and what is wrong with it.
+pub fn public_issuers(dir: &Path) -> Result<Vec<CertificateDer<'static>>, CaError> {
+    files::issuers(dir)
+}
+
+/// The files of a new CA in Istio's `cacerts` layout, by name, for who keeps them elsewhere than in a folder.
+///
+/// # Errors
+/// [`InitError`]
+pub fn generate(options: &InitOptions) -> Result<Vec<NewFile>, InitError> {
+    init::generate(options)
 }
 
 fn leaf_extensions(id: &SpiffeId, issuer_key_id: &[u8]) -> Vec<Vec<u8>> {

@@ -1,6 +1,7 @@
 //! `eastway ca`: the role, and the CA folder by hand.
 
 mod rotate;
+mod secret;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -11,8 +12,10 @@ use eastway_identity::ca::{InitOptions, KeyKind, Root};
 
 use super::config::ConfigFile;
 use super::exit::Failure;
+use super::kube::KubeArgs;
 use super::output::print;
 use super::run::{self, RoleArgs};
+use crate::config::settings::SYSTEM_NAMESPACE;
 use crate::roles::Role;
 
 /// Arguments of `eastway ca`.
@@ -44,8 +47,9 @@ Examples:
   eastway ca init --config gateway.yaml
   eastway ca init --dir ./cacerts --trust-domain onprem.example
   eastway ca init --config gateway.yaml --shared-root ./root    clusters that share a root, as with Istio
+  eastway ca init --kubernetes --trust-domain gke.example       make the Secret eastway-system/cacerts
 
-An existing CA is never overwritten. Keep the key: whoever has it is this cluster.")]
+An existing CA is never overwritten; in Kubernetes it is an answer and no error. Keep the key: whoever has it is this cluster.")]
     Init(InitArgs),
     /// Replace the CA's key in three steps, without cutting a link
     Rotate(rotate::RotateArgs),
@@ -61,12 +65,21 @@ struct Folder {
     /// The folder; the configuration file is not read then
     #[arg(long, value_name = "FOLDER", requires = "trust_domain")]
     dir: Option<PathBuf>,
-    /// Trust domain for --dir, e.g. onprem.example
-    #[arg(long, value_name = "DOMAIN", requires = "dir")]
+    /// Trust domain for --dir and --kubernetes, e.g. onprem.example
+    #[arg(long, value_name = "DOMAIN")]
     trust_domain: Option<String>,
 }
 
 impl Folder {
+    /// The trust domain alone.
+    fn trust_domain(&self) -> Result<String, Failure> {
+        match (&self.trust_domain, &self.config) {
+            (Some(domain), _) => Ok(domain.clone()),
+            (None, Some(path)) => Ok(ConfigFile::at(path).load_settings()?.trust.domain.to_string()),
+            (None, None) => Err(Failure::usage("--trust-domain DOMAIN is required, or --config FILE")),
+        }
+    }
+
     /// Folder and trust domain.
     fn resolve(&self) -> Result<(PathBuf, String), Failure> {
         if let (Some(dir), Some(domain)) = (&self.dir, &self.trust_domain) {
@@ -87,6 +100,24 @@ struct InitArgs {
     folder: Folder,
     #[command(flatten)]
     new: NewCa,
+    #[command(flatten)]
+    secret: SecretArgs,
+}
+
+/// A CA in a Secret.
+#[derive(Debug, Args)]
+struct SecretArgs {
+    /// Make it in a Secret of Istio's layout, unless there is one
+    #[arg(long, conflicts_with = "dir")]
+    kubernetes: bool,
+    /// Namespace of the Secret
+    #[arg(long, value_name = "NAMESPACE", default_value = SYSTEM_NAMESPACE, requires = "kubernetes")]
+    namespace: String,
+    /// Name of the Secret
+    #[arg(long, value_name = "NAME", default_value = "cacerts", requires = "kubernetes")]
+    secret: String,
+    #[command(flatten)]
+    kube: KubeArgs,
 }
 
 /// What a new CA is to be.
@@ -137,6 +168,12 @@ impl NewCa {
 }
 
 fn init(args: &InitArgs) -> Result<(), Failure> {
+    let secret = &args.secret;
+    if secret.kubernetes {
+        let options = args.new.options(&args.folder.trust_domain()?);
+        let place = secret::Place { kube: &secret.kube, namespace: &secret.namespace, secret: &secret.secret };
+        return print(&secret::init(&place, &options)?);
+    }
     let (dir, trust_domain) = args.folder.resolve()?;
     let options = args.new.options(&trust_domain);
     let ca = Ca::init(&dir, &options).map_err(|error| Failure::failed(&error))?;

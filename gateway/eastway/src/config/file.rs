@@ -6,8 +6,8 @@ mod peer;
 mod policy;
 
 pub use gateway::{
-    ApiServerSection, AuthorizationWord, DnsSection, ExportMarkWord, GatewayConfig, LimitsSection, LinkSection,
-    ListenSection, LogSection, NameSection, RegistrySection, ReplicasSection, TrustSection, VipSection,
+    ApiServerSection, AuthorizationWord, DnsSection, ExportMarkWord, GatewayConfig, KubernetesSection, LimitsSection,
+    LinkSection, ListenSection, LogSection, NameSection, RegistrySection, ReplicasSection, TrustSection, VipSection,
 };
 pub use peer::{NameFilterSection, Peer, PeerMetadata, PeerSpec};
 pub use policy::{

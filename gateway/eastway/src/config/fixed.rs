@@ -15,11 +15,13 @@ pub(super) fn keep(running: &Settings, new: Settings, document: &Document, cx: &
     fixed.keep(&["trust", "domain"], &running.trust.domain, &mut kept.trust.domain);
     fixed.keep(&["trust", "cacerts"], &running.trust.cacerts, &mut kept.trust.cacerts);
     fixed.keep(&["trust", "ca"], &running.trust.ca, &mut kept.trust.ca);
+    fixed.keep(&["trust", "token"], &running.trust.token, &mut kept.trust.token);
     fixed.keep(&["trust", "leafTtl"], &running.trust.leaf_ttl, &mut kept.trust.leaf_ttl);
     fixed.keep(&["listen", "link"], &running.listen.link, &mut kept.listen.link);
     fixed.keep(&["listen", "dns"], &running.listen.dns, &mut kept.listen.dns);
     fixed.keep(&["listen", "admin"], &running.listen.admin, &mut kept.listen.admin);
     fixed.keep(&["listen", "local"], &running.listen.local, &mut kept.listen.local);
+    fixed.keep(&["listen", "ca"], &running.listen.ca, &mut kept.listen.ca);
     fixed.keep(&["listen", "metrics"], &running.listen.metrics, &mut kept.listen.metrics);
     fixed.keep(&["listen", "health"], &running.listen.health, &mut kept.listen.health);
     fixed.keep(&["link"], &running.link, &mut kept.link);
@@ -31,6 +33,7 @@ pub(super) fn keep(running: &Settings, new: Settings, document: &Document, cx: &
     kept.replicas = kept_at.map(|listen| ReplicaSettings { listen, siblings: siblings.unwrap_or_default() });
     fixed.keep(&["dns", "zones"], &running.dns.zones, &mut kept.dns.zones);
     fixed.keep(&["vip"], &running.vip, &mut kept.vip);
+    fixed.keep(&["kubernetes"], &running.kubernetes, &mut kept.kubernetes);
     fixed.keep(&["state"], &running.state, &mut kept.state);
     fixed.keep(&["limits"], &running.limits, &mut kept.limits);
     fixed.keep(&["log", "format"], &running.log.format, &mut kept.log.format);

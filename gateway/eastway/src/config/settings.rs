@@ -48,6 +48,8 @@ pub struct Settings {
     pub vip: VipSettings,
     /// Whether refusals by access policies are carried out.
     pub authorization: rules::AccessMode,
+    /// The Kubernetes cluster; `None`: there is none.
+    pub kubernetes: Option<KubernetesSettings>,
     /// Folder for what survives a restart.
     pub state: PathBuf,
     /// Logs.
@@ -76,8 +78,10 @@ pub struct TrustSettings {
     pub domain: Arc<str>,
     /// Folder of the issuing CA; only the ca role reads it.
     pub cacerts: PathBuf,
-    /// Where the ca role listens and the gateway role asks.
+    /// Where the ca role is asked.
     pub ca: CaAddress,
+    /// What proves to a CA on the network who asks.
+    pub token: PathBuf,
     /// Lifetime of leaves, 1 minute to 24 hours.
     pub leaf_ttl: Duration,
     /// PEM file of revocation lists.
@@ -88,8 +92,10 @@ pub struct TrustSettings {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum CaAddress {
-    /// A Unix socket.
+    /// A Unix socket; a ca role with this configuration listens there.
     Unix(PathBuf),
+    /// The network, TLS.
+    Network(HostPort),
 }
 
 /// Where the gateway listens. Port 0 lets the system choose.
@@ -106,10 +112,33 @@ pub struct ListenSettings {
     pub admin: SocketAddr,
     /// The feed of the controller, TCP; `None`: there is none.
     pub local: Option<SocketAddr>,
+    /// The ca role, TCP; `None`: not on the network.
+    pub ca: Option<SocketAddr>,
     /// Prometheus metrics.
     pub metrics: SocketAddr,
     /// Health checks.
     pub health: SocketAddr,
+}
+
+/// The Kubernetes cluster that a process works in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KubernetesSettings {
+    /// Eastway's own namespace.
+    pub namespace: Label,
+    /// How its API server is reached.
+    #[serde(flatten)]
+    pub access: KubernetesAccess,
+}
+
+/// How an API server is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KubernetesAccess {
+    /// A kubeconfig file; `None`: the service account of the pod.
+    pub kubeconfig: Option<PathBuf>,
+    /// A context of it; `None`: the current one.
+    pub context: Option<String>,
 }
 
 /// Timing of links.
@@ -241,8 +270,8 @@ impl Default for Limits {
     }
 }
 
-/// Namespace of Eastway's own service accounts.
-const SYSTEM_NAMESPACE: &str = "eastway-system";
+/// Namespace of Eastway's own service accounts unless the configuration names another.
+pub const SYSTEM_NAMESPACE: &str = "eastway-system";
 
 impl Settings {
     /// The identity of one of Eastway's own service accounts in this cluster.
@@ -250,7 +279,8 @@ impl Settings {
     /// # Errors
     /// The trust domain makes no SPIFFE id.
     pub fn service_account(&self, account: &str) -> Result<SpiffeId, SpiffeIdError> {
-        SpiffeId::workload(&self.trust.domain, SYSTEM_NAMESPACE, account)
+        let namespace = self.kubernetes.as_ref().map_or(SYSTEM_NAMESPACE, |kubernetes| kubernetes.namespace.as_str());
+        SpiffeId::workload(&self.trust.domain, namespace, account)
     }
 
     /// The folder that relative paths start at.

@@ -1,29 +1,40 @@
-//! How the gateway role gets its certificate: from the CA role over a Unix socket, with a key that
-//! never leaves this process.
+//! How a role gets its certificate: from the CA role, over a Unix socket or over the network, with a key that never
+//! leaves this process.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use eastway_identity::ca::LinkKeys;
-use eastway_identity::{Identity, IdentityError, IdentityStore, KeyError, SpkiPin, csr, renewal_time};
+use eastway_identity::ca::{CaError, LinkKeys, public_issuers};
+use eastway_identity::local::{LocalTrust, Wanted, client_config};
+use eastway_identity::{
+    Identity, IdentityError, IdentityStore, KeyError, SpiffeId, SpkiPin, csr, renewal_time, system_clock,
+};
 use eastway_proto::ca::v1 as wire;
 use eastway_proto::ca::v1::certificate_authority_client::CertificateAuthorityClient;
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::CertificateDer;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
+use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 use tracing::{info, warn};
 
+use crate::config::value::HostPort;
+use crate::local::dial::{DialError, dial};
+
 /// How long one request to the CA may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// How often the CA is asked whether it was rotated.
-const TRUST_INTERVAL: Duration = Duration::from_secs(5);
-/// Shortest and longest pause after a failed renewal.
+/// How often a CA on this machine is asked whether it was rotated, and one on the network.
+const TRUST_INTERVAL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
+/// Shortest and longest pause after a failed request.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// Longest token file.
+const MAX_TOKEN: u64 = 16 << 10;
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -37,8 +48,32 @@ pub enum EnrollError {
         #[source]
         source: tonic::transport::Error,
     },
+    /// The CA role on the network cannot be reached, or is not the one.
+    #[error("certificate authority: {0}")]
+    Dial(#[from] DialError),
+    /// Nothing says how the CA on the network is known.
+    #[error("no CA certificate in {folder} to know the certificate authority by: {source}")]
+    Anchors {
+        /// The folder.
+        folder: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: CaError,
+    },
+    /// The provider lacks TLS 1.3.
+    #[error("no TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    /// There is no token.
+    #[error("cannot read the service-account token {path}: {source}; is it projected with the audience eastway-ca?")]
+    Token {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: io::Error,
+    },
     /// The CA role refused.
-    #[error("the certificate authority refused: {0}")]
+    #[error("the certificate authority refused ({}): {}", .0.code(), .0.message())]
     Refused(#[from] Box<tonic::Status>),
     /// What came back is not a certificate for our key.
     #[error(transparent)]
@@ -51,64 +86,145 @@ pub enum EnrollError {
     NoLinkKeys,
 }
 
-/// A connection to the CA role.
+/// A way to the CA role.
 #[derive(Clone, Debug)]
-pub struct CaClient {
-    path: PathBuf,
+pub struct CaClient(Way);
+
+#[derive(Clone, Debug)]
+enum Way {
+    Socket(PathBuf),
+    Network(Arc<NetworkCa>),
+}
+
+/// A CA role on the network.
+#[derive(Clone, Debug)]
+pub struct NetworkCa {
+    /// Where it is.
+    pub address: HostPort,
+    /// Its identity.
+    pub identity: SpiffeId,
+    /// Folder with the public half of the cluster's CA, read anew for each connection.
+    pub anchors: PathBuf,
+    /// File with our service-account token, read anew for each request.
+    pub token: PathBuf,
+}
+
+/// A certificate with its key, and what came with it.
+#[derive(Debug)]
+pub struct Enrolled {
+    /// Who we are.
+    pub identity: Identity,
+    /// Only for gateways: the keys that all replicas share.
+    pub link_keys: Option<LinkKeys>,
 }
 
 impl CaClient {
-    /// A client of the CA that listens on `path`.
+    /// A client of the CA that listens on the Unix socket `path`.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
-        Self { path }
+        Self(Way::Socket(path))
     }
 
-    /// Makes a key, has it signed, and returns both with the keys that all replicas share.
+    /// A client of a CA on the network.
+    #[must_use]
+    pub fn network(ca: NetworkCa) -> Self {
+        Self(Way::Network(Arc::new(ca)))
+    }
+
+    /// Makes a key and has it signed. `current` is shown to a CA on the network beside the token: it counts if the
+    /// token cannot be checked at the moment.
     ///
     /// # Errors
     /// [`EnrollError`]
-    pub async fn enroll(&self, ttl: Duration) -> Result<(Identity, LinkKeys), EnrollError> {
+    pub async fn enroll(&self, ttl: Duration, current: Option<&Arc<IdentityStore>>) -> Result<Enrolled, EnrollError> {
         let (key, csr) = csr::new_key_and_csr()?;
-        let request = wire::SignRequest { csr: csr.into(), ttl_seconds: ttl.as_secs() };
-        let mut client = self.connect().await?;
+        let mut request = tonic::Request::new(wire::SignRequest { csr: csr.into(), ttl_seconds: ttl.as_secs() });
+        if let Way::Network(ca) = &self.0 {
+            match token(&ca.token).await {
+                Ok(header) => drop(request.metadata_mut().insert("authorization", header)),
+                // The certificate alone is good too.
+                Err(_) if current.is_some() => {}
+                Err(source) => return Err(EnrollError::Token { path: ca.token.clone(), source }),
+            }
+        }
+        request.set_timeout(TIMEOUT);
+        let mut client = self.connect(current).await?;
         let response = client.sign(request).await.map_err(Box::new)?.into_inner();
         let chain = response.chain.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
-        let keys = response.link_keys.ok_or(EnrollError::NoLinkKeys)?;
         let identity = Identity::new(chain, &key)?;
-        Ok((identity, link_keys(&keys).ok_or(EnrollError::NoLinkKeys)?))
+        Ok(Enrolled { identity, link_keys: response.link_keys.as_ref().and_then(link_keys) })
     }
 
     /// The certificate of the key that signs now.
-    async fn issuer(&self) -> Result<Bytes, EnrollError> {
-        Ok(self.trust().await?.issuer)
+    async fn issuer(&self, current: &Arc<IdentityStore>) -> Result<Bytes, EnrollError> {
+        Ok(self.trust(Some(current)).await?.issuer)
     }
 
-    /// The CA that will sign next, while a rotation is announced.
+    /// The CA that will sign next, while a rotation is announced. `current`: the caller's certificate, if it has one.
     ///
     /// # Errors
     /// [`EnrollError`]
-    pub async fn next_ca(&self) -> Result<Option<NextCa>, EnrollError> {
-        Ok(next_ca(&self.trust().await?.next))
+    pub async fn next_ca(&self, current: Option<&Arc<IdentityStore>>) -> Result<Option<NextCa>, EnrollError> {
+        Ok(next_ca(&self.trust(current).await?.next))
     }
 
-    async fn trust(&self) -> Result<wire::TrustResponse, EnrollError> {
-        let mut client = self.connect().await?;
-        Ok(client.trust(wire::TrustRequest {}).await.map_err(Box::new)?.into_inner())
+    async fn trust(&self, current: Option<&Arc<IdentityStore>>) -> Result<wire::TrustResponse, EnrollError> {
+        let mut request = tonic::Request::new(wire::TrustRequest {});
+        request.set_timeout(TIMEOUT);
+        let mut client = self.connect(current).await?;
+        Ok(client.trust(request).await.map_err(Box::new)?.into_inner())
     }
 
-    async fn connect(&self) -> Result<CertificateAuthorityClient<Channel>, EnrollError> {
-        let path = self.path.clone();
-        let connector = service_fn(move |_: Uri| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        });
-        // The name is not looked at: the connector knows only the socket.
-        let endpoint = Endpoint::from_static("http://ca").timeout(TIMEOUT).connect_timeout(TIMEOUT);
-        let channel = endpoint.connect_with_connector(connector).await;
-        let channel = channel.map_err(|source| EnrollError::Connect { path: self.path.clone(), source })?;
+    async fn connect(
+        &self,
+        current: Option<&Arc<IdentityStore>>,
+    ) -> Result<CertificateAuthorityClient<Channel>, EnrollError> {
+        let channel = match &self.0 {
+            Way::Socket(path) => connect_socket(path).await?,
+            Way::Network(ca) => connect_network(ca, current).await?,
+        };
         Ok(CertificateAuthorityClient::new(channel))
     }
+
+    fn trust_interval(&self) -> Duration {
+        match &self.0 {
+            Way::Socket(_) => TRUST_INTERVAL.0,
+            Way::Network(_) => TRUST_INTERVAL.1,
+        }
+    }
+}
+
+async fn connect_socket(path: &Path) -> Result<Channel, EnrollError> {
+    let socket = path.to_owned();
+    let connector = service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    // The name is not looked at: the connector knows only the socket.
+    let endpoint = Endpoint::from_static("http://ca").timeout(TIMEOUT).connect_timeout(TIMEOUT);
+    let channel = endpoint.connect_with_connector(connector).await;
+    channel.map_err(|source| EnrollError::Connect { path: path.to_owned(), source })
+}
+
+async fn connect_network(ca: &NetworkCa, current: Option<&Arc<IdentityStore>>) -> Result<Channel, EnrollError> {
+    let issuers =
+        public_issuers(&ca.anchors).map_err(|source| EnrollError::Anchors { folder: ca.anchors.clone(), source })?;
+    let trust = LocalTrust::new(Arc::new(move || issuers.clone()), Wanted::Identity(ca.identity.clone()));
+    // One that has ended would make the CA refuse the connection.
+    let live = current.filter(|store| store.current().not_after() > SystemTime::now());
+    let tls = client_config(live.cloned(), trust, system_clock())?;
+    Ok(dial(&ca.address, tls).await?)
+}
+
+/// The value of the `authorization` header.
+async fn token(path: &Path) -> io::Result<MetadataValue<tonic::metadata::Ascii>> {
+    let file = tokio::fs::File::open(path).await?;
+    let mut text = String::new();
+    file.take(MAX_TOKEN).read_to_string(&mut text).await?;
+    let mut value = MetadataValue::try_from(format!("Bearer {}", text.trim()))
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is no token"))?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// The CA that a rotation announced.
@@ -149,18 +265,33 @@ fn link_keys(keys: &wire::LinkKeys) -> Option<LinkKeys> {
 /// Attempts in quick succession: a ca role that starts beside this one takes a moment.
 const QUICK: u32 = 20;
 
-/// Asks until there is a certificate. What fails for a second is logged, and then once in a while.
+/// Asks until there is a certificate for a gateway, with the keys that its replicas share. What fails for a second is
+/// logged, and then once in a while.
 pub async fn until_enrolled(client: &CaClient, ttl: Duration) -> (Identity, LinkKeys) {
+    until(async || {
+        let Enrolled { identity, link_keys } = client.enroll(ttl, None).await?;
+        Ok((identity, link_keys.ok_or(EnrollError::NoLinkKeys)?))
+    })
+    .await
+}
+
+/// Asks until there is a certificate, for a role that holds no links.
+pub async fn until_certified(client: &CaClient, ttl: Duration) -> Identity {
+    until(async || Ok(client.enroll(ttl, None).await?.identity)).await
+}
+
+async fn until<T>(ask: impl AsyncFn() -> Result<T, EnrollError>) -> T {
     let mut attempt = 0_u32;
     loop {
-        match client.enroll(ttl).await {
+        match ask().await {
             Ok(enrolled) => return enrolled,
             Err(error) => {
                 if attempt.checked_sub(QUICK).is_some_and(|late| late.is_multiple_of(50)) {
                     warn!(%error, "no certificate yet, asking again");
                 }
                 attempt = attempt.wrapping_add(1);
-                tokio::time::sleep(if attempt < QUICK { RETRY.0 / 4 } else { RETRY.0 * 5 }).await;
+                let pause = if attempt < QUICK { RETRY.0 / 4 } else { RETRY.0 * 5 };
+                tokio::time::sleep(pause.mul_f64(1.0 + fastrand::f64() / 4.0)).await;
             }
         }
     }
@@ -169,11 +300,15 @@ pub async fn until_enrolled(client: &CaClient, ttl: Duration) -> (Identity, Link
 /// Keeps the certificate fresh: at two thirds of its life, and at once when the CA was rotated.
 /// Runs until `stop`; failures are retried while the old certificate lasts.
 pub async fn keep_fresh(client: CaClient, ttl: Duration, store: Arc<IdentityStore>, stop: CancellationToken) {
-    let mut issuer = client.issuer().await.ok();
-    let mut pause = TRUST_INTERVAL;
+    let interval = client.trust_interval();
+    let jitter = fastrand::f64();
+    let until_renewal = |store: &IdentityStore| until_renewal(store, jitter);
+    let until_look = |store: &IdentityStore| interval.min(until_renewal(store)).max(RETRY.0);
+    let mut issuer = client.issuer(&store).await.ok();
+    let mut pause = until_look(&store);
     while stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
-        pause = TRUST_INTERVAL.min(until_renewal(&store));
-        let now = client.issuer().await.ok();
+        pause = until_look(&store);
+        let now = client.issuer(&store).await.ok();
         let rotated = now.is_some() && issuer.is_some() && now != issuer;
         if issuer.is_none() {
             issuer.clone_from(&now);
@@ -181,13 +316,13 @@ pub async fn keep_fresh(client: CaClient, ttl: Duration, store: Arc<IdentityStor
         if !rotated && !until_renewal(&store).is_zero() {
             continue;
         }
-        match client.enroll(ttl).await {
-            Ok((identity, _keys)) => {
+        match client.enroll(ttl, Some(&store)).await {
+            Ok(Enrolled { identity, .. }) => {
                 info!(rotated, identity = %identity.id(), "certificate renewed");
                 store.replace(identity);
                 // Only now: a renewal that failed is still due to the rotation.
                 issuer = now.or(issuer);
-                pause = TRUST_INTERVAL.min(until_renewal(&store));
+                pause = until_look(&store);
             }
             Err(error) => {
                 warn!(%error, "certificate not renewed, retrying");
@@ -197,8 +332,8 @@ pub async fn keep_fresh(client: CaClient, ttl: Duration, store: Arc<IdentityStor
     }
 }
 
-fn until_renewal(store: &IdentityStore) -> Duration {
-    renewal_time(&store.current(), 0.0).duration_since(SystemTime::now()).unwrap_or_default()
+fn until_renewal(store: &IdentityStore, jitter: f64) -> Duration {
+    renewal_time(&store.current(), jitter).duration_since(SystemTime::now()).unwrap_or_default()
 }
 
 fn until_expiry(store: &IdentityStore) -> Duration {
@@ -212,11 +347,17 @@ mod tests {
 
     use super::*;
     use crate::roles::ca::{self, CaSettings, CaStartError};
+    use crate::telemetry::{AccessMode, Telemetry};
 
-    fn settings(folder: &std::path::Path) -> CaSettings {
+    fn telemetry() -> Telemetry {
+        Telemetry::new(AccessMode::Off)
+    }
+
+    fn settings(folder: &Path) -> CaSettings {
         CaSettings {
             folder: folder.join("cacerts"),
-            socket: folder.join("run/ca.sock"),
+            socket: Some(folder.join("run/ca.sock")),
+            network: None,
             gateway: SpiffeId::gateway("onprem.example").unwrap(),
             leaf_ttl: Duration::from_secs(3600),
         }
@@ -228,21 +369,22 @@ mod tests {
         let settings = settings(folder.path());
         Ca::init(&settings.folder, &InitOptions::new("onprem.example")).unwrap();
         let stop = CancellationToken::new();
-        let server = tokio::spawn(ca::bind(settings.clone()).unwrap().run(stop.clone()));
+        let server = tokio::spawn(ca::bind(settings.clone(), telemetry()).await.unwrap().run(stop.clone()));
 
-        let client = CaClient::new(settings.socket.clone());
-        let (identity, keys) = client.enroll(Duration::from_secs(24 * 3600)).await.unwrap();
+        let socket = settings.socket.clone().unwrap();
+        let client = CaClient::new(socket.clone());
+        let (identity, keys) = until_enrolled(&client, Duration::from_secs(24 * 3600)).await;
         assert_eq!(*identity.id(), settings.gateway);
         let life = identity.not_after().duration_since(SystemTime::now()).unwrap();
         assert!(life <= settings.leaf_ttl, "the CA shortens what is too long: {life:?}");
-        let (other, same) = client.enroll(settings.leaf_ttl).await.unwrap();
+        let (other, same) = until_enrolled(&client, settings.leaf_ttl).await;
         assert_eq!((keys.reset, keys.token), (same.reset, same.token), "replicas share these");
         assert_ne!(identity.leaf_sha256(), other.leaf_sha256());
 
         stop.cancel();
         server.await.unwrap().unwrap();
-        assert!(!settings.socket.exists(), "nothing is left behind");
-        let gone = client.enroll(settings.leaf_ttl).await.unwrap_err();
+        assert!(!socket.exists(), "nothing is left behind");
+        let gone = client.enroll(settings.leaf_ttl, None).await.unwrap_err();
         assert!(gone.to_string().contains("is `eastway ca` running?"), "{gone}");
     }
 
@@ -251,10 +393,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let settings = settings(folder.path());
         Ca::init(&settings.folder, &InitOptions::new("onprem.example")).unwrap();
-        let first = ca::bind(settings.clone()).unwrap();
-        assert!(matches!(ca::bind(settings.clone()), Err(CaStartError::InUse(_))));
+        let first = ca::bind(settings.clone(), telemetry()).await.unwrap();
+        assert!(matches!(ca::bind(settings.clone(), telemetry()).await, Err(CaStartError::InUse(_))));
         drop(first);
-        assert!(settings.socket.exists(), "as after SIGKILL");
-        ca::bind(settings).unwrap();
+        assert!(settings.socket.as_ref().unwrap().exists(), "as after SIGKILL");
+        ca::bind(settings, telemetry()).await.unwrap();
     }
 }

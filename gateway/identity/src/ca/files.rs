@@ -76,6 +76,16 @@ pub(super) fn read_root(dir: &Path) -> Result<Material, CaError> {
     })
 }
 
+/// See [`super::public_issuers`].
+pub(super) fn issuers(dir: &Path) -> Result<Vec<CertificateDer<'static>>, CaError> {
+    for file in [ISTIO.cert, ISTIO.chain] {
+        if let Some(all) = optional(dir, file, ISTIO.key)? {
+            return Ok(all.into_iter().take(1).collect());
+        }
+    }
+    certificates(dir, ISTIO.root, ISTIO.key)
+}
+
 fn read_istio(dir: &Path) -> Result<Material, CaError> {
     let names = ISTIO;
     let (certificate, more) = split_first(certificates(dir, names.cert, names.key)?, names.cert)?;

@@ -1,11 +1,13 @@
 //! `eastway ca init`: a new CA, its own root or under a shared one.
 
+use std::fmt;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rustls_pki_types::CertificateDer;
+use zeroize::Zeroizing;
 
 use super::error::CaError;
 use super::files::{self, ISTIO};
@@ -176,20 +178,45 @@ impl Made {
     /// Writes the four files, each complete or not at all; the key first, and only for its owner to read.
     pub(super) fn write(&self, dir: &Path) -> Result<(), InitError> {
         fs::create_dir_all(dir).map_err(|error| write_error(dir, &error))?;
-        let mut chain = vec![self.certificate.clone()];
-        chain.extend(self.chain.iter().cloned());
-        let files = [
-            (ISTIO.key, self.key.secret_pem().to_string(), 0o600),
-            (ISTIO.chain, pem::certificates_to_pem(&chain), 0o644),
-            (ISTIO.root, pem::certificates_to_pem(&self.roots), 0o644),
-            (ISTIO.cert, pem::certificates_to_pem(std::slice::from_ref(&self.certificate)), 0o644),
-        ];
-        for (name, text, mode) in files {
-            let text = zeroize::Zeroizing::new(text);
-            write_file(&dir.join(name), text.as_bytes(), mode)?;
+        for file in self.files() {
+            write_file(&dir.join(file.name), file.text.as_bytes(), if file.secret { 0o600 } else { 0o644 })?;
         }
         Ok(())
     }
+
+    fn files(&self) -> Vec<NewFile> {
+        let mut chain = vec![self.certificate.clone()];
+        chain.extend(self.chain.iter().cloned());
+        let public = |name, text: String| NewFile { name, text: Zeroizing::new(text), secret: false };
+        vec![
+            NewFile { name: ISTIO.key, text: Zeroizing::new(self.key.secret_pem().to_string()), secret: true },
+            public(ISTIO.chain, pem::certificates_to_pem(&chain)),
+            public(ISTIO.root, pem::certificates_to_pem(&self.roots)),
+            public(ISTIO.cert, pem::certificates_to_pem(std::slice::from_ref(&self.certificate))),
+        ]
+    }
+}
+
+/// One file of a new CA.
+pub struct NewFile {
+    /// Its name in Istio's `cacerts` layout.
+    pub name: &'static str,
+    /// PEM.
+    pub text: Zeroizing<String>,
+    /// It holds the key.
+    pub secret: bool,
+}
+
+/// Names the file and nothing of its contents.
+impl fmt::Debug for NewFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NewFile").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+pub(super) fn generate(options: &InitOptions) -> Result<Vec<NewFile>, InitError> {
+    check_trust_domain(&options.trust_domain)?;
+    Ok(make(options)?.files())
 }
 
 /// Writes a file next to its place, flushes it and moves it there.

@@ -17,8 +17,9 @@ use tokio::time::timeout;
 use super::{millis, reach};
 use crate::admin::check::{AddressFacts, CheckFacts, DnsFacts, GatewayFacts, HandshakeFault, NextCaFault, PeerFacts};
 use crate::app::{Gateway, clock};
-use crate::config::{CaAddress, PeerSettings};
-use crate::roles::enroll::{CaClient, NextCa};
+use crate::config::PeerSettings;
+use crate::roles::ca_client;
+use crate::roles::enroll::NextCa;
 use crate::telemetry::{RECENT, Refusal};
 
 /// What is sent through a link and back.
@@ -33,8 +34,10 @@ pub(super) async fn facts(gateway: &Gateway, only: Option<String>) -> CheckFacts
     let snapshot = gateway.reader.load_full();
     let status = gateway.tunnel.get().map(|tunnel| tunnel.status()).unwrap_or_default();
     // Without a ca role nothing is known of a rotation; that it is missing is told when the certificate is renewed.
-    let CaAddress::Unix(ca) = &loaded.settings.trust.ca;
-    let next = CaClient::new(ca.clone()).next_ca().await.ok().flatten();
+    let next = match ca_client(&loaded.settings) {
+        Ok(client) => client.next_ca(gateway.identity.get()).await.ok().flatten(),
+        Err(_) => None,
+    };
     let next = next.as_ref();
     let wanted = loaded.peers.values().filter(|peer| only.as_deref().is_none_or(|only| only == peer.name.as_str()));
     let peers = wanted.map(|peer| {

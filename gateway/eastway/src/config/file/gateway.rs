@@ -54,6 +54,9 @@ pub struct GatewayConfig {
     /// Folder for what survives a restart: imports, virtual addresses, keys. Default: `./state`.
     #[serde(default)]
     pub state: Field<String>,
+    /// The Kubernetes cluster that this process works in. Without it, it knows none.
+    #[serde(default)]
+    pub kubernetes: Field<KubernetesSection>,
     /// Logs.
     #[serde(default)]
     pub log: Field<LogSection>,
@@ -84,14 +87,18 @@ pub struct TrustSection {
     /// Trust domain of this cluster's identities, e.g. `onprem.example`.
     #[schemars(length(min = 1, max = 255), regex(pattern = r"^[a-z0-9._-]+$"))]
     pub domain: Field<String>,
-    /// Folder of the issuing CA in Istio's `cacerts` layout. Only the ca role reads it. Default:
-    /// `./cacerts`.
+    /// Folder of the issuing CA in Istio's `cacerts` layout. Only the ca role reads its key; who asks a CA at
+    /// `https://` reads `cert-chain.pem` and `root-cert.pem` there to know it by. Default: `./cacerts`.
     #[serde(default)]
     pub cacerts: Field<String>,
-    /// Where the gateway role asks for its certificate: `unix:` and a path. Default:
-    /// `unix:./run/ca.sock`.
+    /// Where certificates are asked for: `unix:` and a path, or `https://` with host and port of a ca role that
+    /// listens on `listen.ca`. Default: `unix:./run/ca.sock`.
     #[serde(default)]
     pub ca: Field<String>,
+    /// Service-account token, for the audience `eastway-ca`, that is shown to a CA at `https://`; read anew for each
+    /// request. Default: `/var/run/secrets/eastway/token`.
+    #[serde(default)]
+    pub token: Field<String>,
     /// Lifetime of certificates, 1m to 24h. Default: `24h`.
     #[serde(default)]
     pub leaf_ttl: Field<Text>,
@@ -122,6 +129,10 @@ pub struct ListenSection {
     /// `0.0.0.0:15012`. Default: not at all.
     #[serde(default)]
     pub local: Field<Text>,
+    /// The ca role (TCP), for `trust.ca: https://…`, e.g. `0.0.0.0:15012`. It asks an API server whom a token belongs
+    /// to. Default: on the Unix socket of `trust.ca` only.
+    #[serde(default)]
+    pub ca: Field<Text>,
     /// Prometheus metrics. Default: `127.0.0.1:15020`.
     #[serde(default)]
     pub metrics: Field<Text>,
@@ -249,6 +260,23 @@ pub struct VipSection {
     /// cluster does. Default: `true`.
     #[serde(default)]
     pub owner: Field<bool>,
+}
+
+/// The Kubernetes cluster that this process works in.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct KubernetesSection {
+    /// Namespace that Eastway runs in; its service accounts are `eastway-gateway`, `eastway-controller` and
+    /// `eastway-ca`. Default: `eastway-system`.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[serde(default)]
+    pub namespace: Field<String>,
+    /// A kubeconfig file. Default: the service account of the pod.
+    #[serde(default)]
+    pub kubeconfig: Field<String>,
+    /// A context of that file. Default: its current one.
+    #[serde(default)]
+    pub context: Field<String>,
 }
 
 /// Logs.

@@ -7,19 +7,19 @@ use std::time::Duration;
 
 use eastway_model::rules::{AccessMode, NameRule};
 use eastway_model::vip::VipRange;
-use eastway_model::{ClusterName, ServiceKey};
+use eastway_model::{ClusterName, Label, ServiceKey};
 use eastway_registry::diagnostic::{Code, did_you_mean};
 use eastway_registry::value::duration;
 use eastway_registry::yaml::{At, Context, Field, Text};
 
 use super::registries::registries;
 use super::{
-    CaAddress, DnsSettings, Folder, Limits, LinkSettings, ListenSettings, LogSettings, ReplicaSettings, Settings,
-    TrustSettings, VipSettings, folder_of,
+    CaAddress, DnsSettings, Folder, KubernetesAccess, KubernetesSettings, Limits, LinkSettings, ListenSettings,
+    LogSettings, ReplicaSettings, SYSTEM_NAMESPACE, Settings, TrustSettings, VipSettings, folder_of,
 };
 use crate::config::file::{
-    AuthorizationWord, DnsSection, GatewayConfig, LimitsSection, LinkSection, ListenSection, LogSection, NameSection,
-    ReplicasSection, TrustSection, VipSection,
+    AuthorizationWord, DnsSection, GatewayConfig, KubernetesSection, LimitsSection, LinkSection, ListenSection,
+    LogSection, NameSection, ReplicasSection, TrustSection, VipSection,
 };
 use crate::config::value::{Fqdn, HostPort, byte_size, cluster_name, trust_domain};
 
@@ -58,6 +58,7 @@ pub(in crate::config) fn convert(
         None | Some(AuthorizationWord::Enforce) => AccessMode::Enforce,
         Some(AuthorizationWord::DryRun) => AccessMode::DryRun,
     };
+    let kubernetes = kubernetes_settings(config.kubernetes.value(), base, cx);
     let state = path_or(&config.state, base, "state", cx);
     Some(Settings {
         file: file.to_owned(),
@@ -72,6 +73,7 @@ pub(in crate::config) fn convert(
         dns,
         vip,
         authorization,
+        kubernetes,
         state,
         log,
         limits,
@@ -86,14 +88,40 @@ fn trust_settings(section: &At<TrustSection>, base: &Path, cx: &mut Context<'_>)
     let ca = trust.ca.get().and_then(|text| {
         cx.parse(text, |text| match text.strip_prefix("unix:") {
             Some(path) if !path.is_empty() => Ok(CaAddress::Unix(base.join(path))),
-            _ => Err("must be unix: and a path, e.g. unix:./run/ca.sock"),
+            _ => network_ca(text),
         })
     });
     let cacerts = path_or(&trust.cacerts, base, "cacerts", cx);
     let leaf_ttl = duration_in(&trust.leaf_ttl, MINUTE, 24 * HOUR, 24 * HOUR, cx);
     let crl = trust.crl.get().and_then(|text| path(text, base, cx));
     let ca = ca.unwrap_or_else(|| CaAddress::Unix(base.join("run/ca.sock")));
-    Some(TrustSettings { domain: domain?, cacerts, ca, leaf_ttl, crl })
+    let token = trust.token.get().and_then(|text| path(text, base, cx));
+    let token = token.unwrap_or_else(|| PathBuf::from("/var/run/secrets/eastway/token"));
+    Some(TrustSettings { domain: domain?, cacerts, ca, token, leaf_ttl, crl })
+}
+
+fn network_ca(text: &str) -> Result<CaAddress, String> {
+    let form = "must be unix: and a path, e.g. unix:./run/ca.sock, or https:// with host and port";
+    let address = text.strip_prefix("https://").ok_or(form)?;
+    HostPort::parse(address.trim_end_matches('/')).map(CaAddress::Network).map_err(|error| error.to_string())
+}
+
+fn kubernetes_settings(
+    section: Option<&KubernetesSection>,
+    base: &Path,
+    cx: &mut Context<'_>,
+) -> Option<KubernetesSettings> {
+    let section = section?;
+    let namespace = section.namespace.get().and_then(|text| cx.parse(text, Label::parse));
+    let kubeconfig = section.kubeconfig.get().and_then(|text| path(text, base, cx));
+    let context = section.context.get();
+    if let (None, Some(context)) = (&kubeconfig, context) {
+        cx.error(context.at, Code::Conflict, "a context is one of a kubeconfig: name that too");
+    }
+    Some(KubernetesSettings {
+        namespace: namespace.or_else(|| Label::parse(SYSTEM_NAMESPACE).ok())?,
+        access: KubernetesAccess { kubeconfig, context: context.map(|context| context.value.clone()) },
+    })
 }
 
 fn listen_settings(section: Option<&ListenSection>, cx: &mut Context<'_>) -> ListenSettings {
@@ -104,6 +132,7 @@ fn listen_settings(section: Option<&ListenSection>, cx: &mut Context<'_>) -> Lis
         dns: vec![local(15053)],
         admin: local(15000),
         local: None,
+        ca: None,
         metrics: local(15020),
         health: local(15021),
     };
@@ -136,6 +165,8 @@ fn listen_settings(section: Option<&ListenSection>, cx: &mut Context<'_>) -> Lis
         take(&address, "listen.local", &mut taken, cx);
         settings.local = Some(address.value);
     }
+    // Not compared with the others: it is another role's, usually in another pod.
+    settings.ca = socket_addr(&listen.ca, cx).map(|address| address.value);
     if let Some(address) = socket_addr(&listen.metrics, cx) {
         take(&address, "listen.metrics", &mut taken, cx);
         settings.metrics = address.value;
