@@ -64,6 +64,9 @@ pub enum ServiceKind {
         /// The ready endpoints of all clusters.
         endpoints: Vec<HeadlessEndpoint>,
     },
+    /// By addresses that are being given out: the name exists, and until it has some the answer is
+    /// "not ready", which nobody caches for long.
+    Pending,
 }
 
 /// A service under `clusterset.local`.

@@ -353,3 +353,24 @@ fn a_large_headless_service_answers_with_a_subset_and_all_its_names() {
 fn fqdn(text: &str) -> Fqdn {
     Fqdn::parse(text).unwrap()
 }
+
+#[test]
+fn i5_a_service_that_waits_for_its_addresses_is_not_denied() {
+    let store = store(&["shop.example"]);
+    let mut web = clusterset("demo", "web", &[], &[(Some("http"), Protocol::Tcp, 80)]);
+    web.kind = eastway_dns::ServiceKind::Pending;
+    store.upsert_service(&web).unwrap();
+    let mut name = own_name("web.shop.example", &[], &[]);
+    name.service = Some(eastway_dns::ServiceName { namespace: "demo".into(), name: "web".into() });
+    store.upsert_name(&name).unwrap();
+    let ask = Ask::new(store.clone());
+    for name in ["web.demo.svc.clusterset.local", "_http._tcp.web.demo.svc.clusterset.local", "web.shop.example"] {
+        assert_eq!(ask.line(name, "A"), "SERVFAIL EDE 14", "{name}");
+    }
+    assert_eq!(ask.line("c.web.demo.svc.clusterset.local", "A"), "NXDOMAIN SOA", "nothing ever has that shape");
+    assert_eq!(ask.line("api.demo.svc.clusterset.local", "A"), "NXDOMAIN SOA", "others are denied");
+    store.upsert_service(&clusterset("demo", "web", &["10.96.0.7"], &[])).unwrap();
+    assert_eq!(ask.line("web.demo.svc.clusterset.local", "A"), "NOERROR A 10.96.0.7");
+    store.remove_service("demo", "web");
+    assert_eq!(ask.line("web.shop.example", "A"), "NXDOMAIN SOA");
+}

@@ -4,6 +4,7 @@
 //! EndpointSlices and export marks into changes of local truth and only reads; the *controller*
 //! half writes what the Multi-Cluster Services API (KEP-1645) asks for.
 
+pub mod allocations;
 pub mod client;
 pub mod secrets;
 pub mod source;

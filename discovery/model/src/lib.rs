@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod address;
+pub mod allocation;
 pub mod change;
 pub mod describe;
 pub mod endpoint;
@@ -21,6 +22,7 @@ pub mod time;
 pub mod vip;
 
 pub use access::SourceIdentity;
+pub use allocation::{Allocation, Allocations, ServiceAllocation};
 pub use change::{Change, LocalChange, Origin, PeerChange, PeerState, Workload};
 pub use endpoint::{
     Endpoint, EndpointCondition, EndpointId, EndpointRef, LocalEndpoint, LocalEndpoints, RemoteEndpoints, Shape,

@@ -47,6 +47,8 @@ pub(crate) struct Entry {
     pub(crate) always: bool,
     /// There only for the sake of names below it.
     pub(crate) is_filler: bool,
+    /// It exists, and cannot be answered yet.
+    pub(crate) is_pending: bool,
     /// The service a name of one's own stands for.
     pub(crate) service: Option<ServiceName>,
 }
@@ -60,6 +62,7 @@ impl Entry {
             below: HashMap::new(),
             always: false,
             is_filler: false,
+            is_pending: false,
             service: None,
         }
     }
@@ -101,6 +104,7 @@ pub(crate) fn service(service: &ServiceEntry) -> Result<Entry, NameError> {
     match &service.kind {
         ServiceKind::ClusterSet { addresses } => fill(&mut entry, addresses, &service.ports),
         ServiceKind::Headless { endpoints } => fill_headless(&mut entry, endpoints, &service.ports)?,
+        ServiceKind::Pending => entry.is_pending = true,
     }
     Ok(entry)
 }

@@ -223,6 +223,9 @@ impl ZoneStore {
         let Some(entry) = entry.filter(|entry| is_synced || entry.always) else {
             return then(self.absent(name, zone, None, is_synced, soa, now));
         };
+        if entry.is_pending && shape(name) != Shape::Malformed {
+            return then(Resolution::NotReady);
+        }
         let node = if skip == 0 { entry.node.as_ref() } else { entry.below.get(name.prefix(skip)) };
         let Some(node) = node else {
             return then(self.absent(name, zone, Some(entry), is_synced, soa, now));
@@ -265,9 +268,17 @@ impl ZoneStore {
         };
         let is_pending = service.is_some_and(|(namespace, name)| {
             let readiness = self.readiness.load();
-            readiness.is_pending(namespace, name, now)
+            readiness.is_pending(namespace, name, now) || entry.is_some() && self.is_pending_service(namespace, name)
         });
         if is_pending { Resolution::NotReady } else { Resolution::NxDomain(soa) }
+    }
+
+    /// Whether the service that a name of one's own stands for has no addresses yet.
+    fn is_pending_service(&self, namespace: &str, name: &str) -> bool {
+        let Ok(key) = build::service_name(namespace, name) else { return false };
+        let shard = self.shard(&key).map(ArcSwap::load);
+        let entry = shard.as_ref().and_then(|shard| shard.find(self.hash(&key), |entry| *entry.name == *key));
+        entry.is_some_and(|entry| entry.is_pending)
     }
 
     fn own_entry(&self, name: &NameEntry) -> Result<Entry, NameError> {

@@ -4,6 +4,7 @@
 //! start; [`Bound::run`] then enrols, opens the tunnel and serves until it is told to stop. All tasks
 //! are owned here, in one tracker, and end with one token.
 
+pub mod addresses;
 pub mod clock;
 pub mod crl;
 pub mod disk;
@@ -37,6 +38,7 @@ use tracing::{error, info, warn};
 
 use crate::adapters;
 use crate::admin::{self, AdminContext, AdminPort, HealthPort, MetricsPort, Readiness};
+use crate::app::addresses::Addresses;
 use crate::app::clock::Clock;
 use crate::app::exports::Exports;
 use crate::app::frontend::{Frontend, FrontendView, Outputs};
@@ -300,11 +302,23 @@ impl Running {
         let limits = VipLimits::within(file_descriptors());
         let listeners = Listeners::new(gateway.router.clone(), limits, self.stop.clone());
         let connections = listeners.connections();
-        let state = settings.vip.owner.then_some(settings.state.as_path());
-        let book = VipBook::open(settings.vip.ranges.clone(), state);
-        let frontend = Frontend::new(book, listeners, gateway.zone.clone(), gateway.telemetry.clone(), outputs);
+        let frontend =
+            Frontend::new(self.addresses(), listeners, gateway.zone.clone(), gateway.telemetry.clone(), outputs);
         self.spawn("virtual addresses", frontend.run(gateway.reader.clone(), self.end.clone()));
         connections
+    }
+
+    /// Where virtual addresses come from.
+    fn addresses(&self) -> Addresses {
+        let settings = &self.gateway.settings;
+        if let Some(kubernetes) = &settings.kubernetes {
+            let (sender, latest) = watch::channel(None);
+            let access = adapters::kubernetes_access(Some(&kubernetes.access));
+            self.spawn("allocations", addresses::follow(access, sender, self.end.clone()));
+            return Addresses::of_controller(latest, settings.state.clone());
+        }
+        let state = settings.vip.owner.then_some(settings.state.as_path());
+        Addresses::Book(VipBook::open(settings.vip.ranges.clone(), state))
     }
 
     /// Waits for a certificate, then opens the tunnel. `None`: told to stop before there was one.

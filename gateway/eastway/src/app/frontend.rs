@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use crate::app::vips::VipBook;
+use crate::app::addresses::{Addresses, Grant, Purpose};
 use crate::proxy::outbound::Target;
 use crate::proxy::vip::{Listeners, Wanted};
 use crate::telemetry::{Refusal, Telemetry};
@@ -46,6 +46,9 @@ pub enum Shortage {
     /// A range is full.
     #[error("vip.ranges is full: add a range")]
     Addresses,
+    /// They are the controller's to give, and it has not yet.
+    #[error("the controller has given it no address yet: `kubectl describe serviceimport` says why")]
+    Waiting,
     /// Too many addresses and ports are listened on, by all or by that peer.
     #[error(
         "too many ports are listened on: raise the limit on file descriptors, or import less of the peer that exports so much"
@@ -55,7 +58,7 @@ pub enum Shortage {
 
 /// The one owner of addresses, listeners and names.
 pub struct Frontend {
-    book: VipBook,
+    addresses: Addresses,
     listeners: Listeners,
     zone: Arc<ZoneStore>,
     telemetry: Telemetry,
@@ -85,14 +88,14 @@ impl Frontend {
     /// Nothing is known yet.
     #[must_use]
     pub fn new(
-        book: VipBook,
+        addresses: Addresses,
         listeners: Listeners,
         zone: Arc<ZoneStore>,
         telemetry: Telemetry,
         outputs: Outputs,
     ) -> Self {
         Self {
-            book,
+            addresses,
             listeners,
             zone,
             telemetry,
@@ -113,10 +116,12 @@ impl Frontend {
         loop {
             let snapshot = reader.load_full();
             self.sync(&snapshot).await;
-            let retry = !self.current.failed.is_empty() || !self.current.exhausted.is_empty();
+            let lacking = self.current.exhausted.values().any(|shortage| *shortage != Shortage::Waiting);
+            let retry = !self.current.failed.is_empty() || lacking;
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = reader.changed() => if changed.is_err() { return },
+                () = self.addresses.changed() => {}
                 () = tokio::time::sleep(RETRY), if retry => self.again = true,
             }
         }
@@ -124,7 +129,8 @@ impl Frontend {
 
     async fn sync(&mut self, snapshot: &Snapshot) {
         self.telemetry.metrics.set_snapshot_version(snapshot.version());
-        for (number, key) in self.changed(snapshot).iter().enumerate() {
+        let given = self.addresses.take_changes();
+        for (number, key) in self.changed(snapshot, given).iter().enumerate() {
             if number % SERVICES_AT_ONCE == SERVICES_AT_ONCE - 1 {
                 tokio::task::yield_now().await;
             }
@@ -133,7 +139,7 @@ impl Frontend {
         self.seen = Some(snapshot.version());
         self.again = false;
         self.set_readiness(snapshot);
-        self.book.save();
+        self.addresses.save();
         self.current.listeners = self.listeners.len();
         self.telemetry.metrics.set_vips(self.current.vips.len());
         self.outputs.view.send_replace(Arc::new(self.current.clone()));
@@ -146,8 +152,9 @@ impl Frontend {
         });
     }
 
-    fn changed(&self, snapshot: &Snapshot) -> Vec<ServiceKey> {
+    fn changed(&self, snapshot: &Snapshot, given: BTreeSet<ServiceKey>) -> Vec<ServiceKey> {
         let changes = self.seen.and_then(|seen| snapshot.changes_since(seen)).map(|mut changes| {
+            changes.extend(given);
             if self.again {
                 changes.extend(self.failing.keys().chain(self.current.exhausted.keys()).cloned());
             }
@@ -162,11 +169,11 @@ impl Frontend {
     }
 
     fn sync_service(&mut self, snapshot: &Snapshot, key: &ServiceKey) {
-        let mut plan = Plan { key: key.clone(), keep: BTreeSet::new(), wanted: BTreeMap::new(), shortage: None };
+        let mut plan = Plan { key: key.clone(), keep: Vec::new(), wanted: BTreeMap::new(), shortage: None };
         let import = snapshot.import(key);
         let mut vips = match import {
             Some(import) if import.kind == ServiceKind::ClusterSetIp => {
-                self.allocate(&mut plan, "service", import, None)
+                self.allocate(&mut plan, Purpose::Service, import)
             }
             Some(_) | None => Vec::new(),
         };
@@ -183,15 +190,17 @@ impl Frontend {
 
         let unbound = self.listeners.set(key, plan.wanted);
         self.remember_failed(key, &unbound.failed);
-        self.book.release(&format!("{key}/"), &plan.keep);
+        self.addresses.keep_only(key, &plan.keep);
         if !unbound.over_limit.is_empty() {
-            vips.retain(|vip| self.listeners.listens(key, *vip));
+            // The controller's addresses lead to the other replicas too.
+            vips.retain(|vip| self.addresses.is_controllers() || self.listeners.listens(key, *vip));
             plan.shortage = Some(Shortage::Listeners);
         }
         self.remember(key, import.is_some(), &vips, plan.shortage);
         let has_rule =
             |name: &Fqdn| snapshot.rules().names.iter().any(|rule| Fqdn::parse(&rule.fqdn).as_ref() == Ok(name));
-        let named = Named { vips, endpoints, names };
+        let waits = plan.shortage == Some(Shortage::Waiting) && vips.is_empty();
+        let named = Named { vips, endpoints, names, waits };
         self.publish(key, import.map(AsRef::as_ref), named, has_rule);
     }
 
@@ -224,6 +233,9 @@ impl Frontend {
             None => {
                 self.current.exhausted.remove(key);
             }
+            Some(Shortage::Waiting) => {
+                self.current.exhausted.insert(key.clone(), Shortage::Waiting);
+            }
             Some(shortage) => {
                 if self.current.exhausted.insert(key.clone(), shortage).is_none() {
                     self.telemetry.metrics.vip_exhausted();
@@ -235,37 +247,55 @@ impl Frontend {
     }
 
     /// Addresses for one purpose of a service, and the listeners they need.
-    fn allocate(&mut self, plan: &mut Plan, purpose: &str, import: &Import, only: Option<&Only>) -> Vec<IpAddr> {
-        let book_key = format!("{}/{purpose}", plan.key);
-        let Some(addresses) = self.book.allocate(&book_key).map(<[IpAddr]>::to_vec) else {
-            plan.shortage = Some(Shortage::Addresses);
-            return Vec::new();
+    fn allocate(&mut self, plan: &mut Plan, purpose: Purpose, import: &Import) -> Vec<IpAddr> {
+        let given = match self.addresses.grant(&plan.key, &purpose) {
+            Grant::Given(given) => given,
+            Grant::Waiting => {
+                plan.shortage = Some(Shortage::Waiting);
+                return Vec::new();
+            }
+            Grant::Full => {
+                plan.shortage = Some(Shortage::Addresses);
+                return Vec::new();
+            }
         };
-        plan.keep.insert(book_key);
+        let (cluster, endpoint) = purpose.only();
+        plan.keep.push(purpose);
         let tcp = import.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
         for port in tcp {
             let peer = import.parts.iter().find(|part| part.serves(port.protocol, port.number));
             let peer = peer.and_then(|part| part.cluster.clone());
-            for address in &addresses {
+            for socket in given.sockets(port.number) {
                 let target = Target {
                     service: plan.key.clone(),
                     port: port.number,
-                    cluster: only.and_then(|only| only.cluster.clone()),
-                    endpoint: only.and_then(|only| only.endpoint.clone()),
+                    cluster: cluster.clone(),
+                    endpoint: endpoint.clone(),
                 };
-                let wanted = Wanted { target, peer: peer.clone() };
-                plan.wanted.insert(SocketAddr::new(*address, port.number.get()), wanted);
+                plan.wanted.insert(socket, Wanted { target, peer: peer.clone() });
             }
         }
-        addresses
+        given.addresses
     }
 
     /// One address per ready endpoint, in every cluster that has the service.
     fn headless(&mut self, plan: &mut Plan, snapshot: &Snapshot, import: &Import) -> Vec<HeadlessEndpoint> {
         self.headless.insert(plan.key.clone());
         let mut ready: Vec<(ClusterName, EndpointId, Option<Label>)> = Vec::new();
+        let mut endpoints = Vec::new();
         for part in &import.parts {
             match &part.cluster {
+                // Pods reach those of their own cluster at their own addresses.
+                None if self.addresses.is_controllers() => {
+                    let local = snapshot.local(&plan.key).into_iter().flat_map(|local| local.endpoints.iter());
+                    endpoints.extend(local.filter(|endpoint| endpoint.endpoint.condition.ready).map(|local| {
+                        HeadlessEndpoint {
+                            hostname: local.endpoint.hostname.as_ref().map(ToString::to_string),
+                            cluster: snapshot.cluster().to_string(),
+                            addresses: vec![local.address],
+                        }
+                    }));
+                }
                 None => {
                     let local = snapshot.local(&plan.key).into_iter().flat_map(|local| local.endpoints.iter());
                     ready.extend(local.filter(|endpoint| endpoint.endpoint.condition.ready).map(|endpoint| {
@@ -284,10 +314,8 @@ impl Frontend {
         if ready.len() > MAX_HEADLESS {
             warn!(service = %plan.key, endpoints = ready.len(), "only the first {MAX_HEADLESS} endpoints of a headless import get addresses");
         }
-        let mut endpoints = Vec::new();
         for (cluster, id, hostname) in ready.into_iter().take(MAX_HEADLESS) {
-            let only = Only { cluster: Some(cluster.clone()), endpoint: Some(id.clone()) };
-            let addresses = self.allocate(plan, &format!("endpoint/{cluster}/{id}"), import, Some(&only));
+            let addresses = self.allocate(plan, Purpose::Endpoint(cluster.clone(), id), import);
             endpoints.push(HeadlessEndpoint {
                 hostname: hostname.map(|hostname| hostname.to_string()),
                 cluster: cluster.to_string(),
@@ -314,8 +342,7 @@ impl Frontend {
             (None, _) => Vec::new(),
             (Some(_), None) => vips.to_vec(),
             (Some(import), Some(cluster)) if offered(cluster, import) => {
-                let only = Only { cluster: Some(cluster.clone()), endpoint: None };
-                self.allocate(plan, &format!("name/{}", rule.fqdn), import, Some(&only))
+                self.allocate(plan, Purpose::Name(rule.fqdn.clone(), cluster.clone()), import)
             }
             (Some(_), Some(_)) => Vec::new(),
         };
@@ -327,7 +354,7 @@ impl Frontend {
         &mut self,
         key: &ServiceKey,
         import: Option<&Import>,
-        Named { vips, endpoints, mut names }: Named,
+        Named { vips, mut endpoints, mut names, waits }: Named,
         has_rule: impl Fn(&Fqdn) -> bool,
     ) {
         let (namespace, name) = (key.namespace.to_string(), key.name.to_string());
@@ -336,7 +363,10 @@ impl Frontend {
                 self.zone.remove_service(&namespace, &name);
             }
             Some(import) => {
+                endpoints.retain(|endpoint| !endpoint.addresses.is_empty());
                 let kind = match import.kind {
+                    // It exists: nobody is to remember that it does not.
+                    _ if waits && endpoints.is_empty() => eastway_dns::ServiceKind::Pending,
                     ServiceKind::ClusterSetIp => {
                         eastway_dns::ServiceKind::ClusterSet { addresses: self.listening(vips) }
                     }
@@ -396,8 +426,8 @@ impl Frontend {
 /// What one service needs.
 struct Plan {
     key: ServiceKey,
-    /// Entries of the book that stay.
-    keep: BTreeSet<String>,
+    /// What keeps its addresses.
+    keep: Vec<Purpose>,
     wanted: BTreeMap<SocketAddr, Wanted>,
     shortage: Option<Shortage>,
 }
@@ -407,12 +437,8 @@ struct Named {
     vips: Vec<IpAddr>,
     endpoints: Vec<HeadlessEndpoint>,
     names: Vec<NameEntry>,
-}
-
-/// A narrower target than the whole service.
-struct Only {
-    cluster: Option<ClusterName>,
-    endpoint: Option<EndpointId>,
+    /// The controller has given out no address of it.
+    waits: bool,
 }
 
 fn ports(import: &Import) -> Vec<PortEntry> {
@@ -428,3 +454,6 @@ fn ports(import: &Import) -> Vec<PortEntry> {
     };
     import.ports.iter().map(entry).collect()
 }
+
+#[cfg(test)]
+mod tests;

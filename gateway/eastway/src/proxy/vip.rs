@@ -225,8 +225,12 @@ impl Room {
     }
 }
 
-fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+/// Listens on an address; `[::]` takes IPv4 too.
+pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() && address.ip().is_unspecified() {
+        socket.set_only_v6(false)?;
+    }
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     anyip::bind(&socket, address)?;
@@ -250,6 +254,8 @@ impl Accept {
             let Some(accepted) = stop.run_until_cancelled(listener.accept()).await else { return };
             match accepted {
                 Ok((tcp, client)) => {
+                    // A socket of both families shows IPv4 clients as IPv6 addresses.
+                    let client = SocketAddr::new(client.ip().to_canonical(), client.port());
                     let Some(share) = self.clients.enter(client.ip()) else {
                         self.refused(format_args!("{client} has its share of connections to virtual addresses"));
                         copy::reset_unless_done(&tcp);

@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use super::{millis, reach};
 use crate::admin::check::{AddressFacts, CheckFacts, DnsFacts, GatewayFacts, HandshakeFault, NextCaFault, PeerFacts};
+use crate::app::frontend::Shortage;
 use crate::app::{Gateway, clock};
 use crate::config::PeerSettings;
 use crate::roles::ca_client;
@@ -67,7 +68,7 @@ fn gateway_facts(gateway: &Gateway, snapshot: &Snapshot) -> GatewayFacts {
             .collect(),
         exported_services: count(exported.len()),
         exported_without_endpoints: idle.map(|local| local.key().to_string()).collect(),
-        vips_missing: count(frontend.exhausted.len()),
+        vips_missing: count(frontend.exhausted.values().filter(|shortage| **shortage != Shortage::Waiting).count()),
         vips_unbound: frontend.failed.iter().map(|(address, error)| format!("{address} ({error})")).collect(),
         // The admin port knows the log.
         dropped_log_lines: 0,

@@ -54,7 +54,8 @@ pub struct GatewayConfig {
     /// Folder for what survives a restart: imports, virtual addresses, keys. Default: `./state`.
     #[serde(default)]
     pub state: Field<String>,
-    /// The Kubernetes cluster that this process works in. Without it, it knows none.
+    /// The Kubernetes cluster that this process works in. With it, virtual addresses are the cluster IPs that the
+    /// controller gives out, and `vip` has no effect.
     #[serde(default)]
     pub kubernetes: Field<KubernetesSection>,
     /// Logs.
@@ -262,7 +263,7 @@ pub struct VipSection {
     pub owner: Field<bool>,
 }
 
-/// The Kubernetes cluster that this process works in.
+/// A Kubernetes cluster, and where Eastway is in it.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct KubernetesSection {

@@ -1,0 +1,90 @@
+//! Imports in Kubernetes: addresses come from the controller, connections arrive at ports of the gateway.
+
+use std::net::UdpSocket;
+
+use eastway_dns::{DnsConfig, Limits};
+use eastway_model::rules::{NameFilter, PeerRules, Rules};
+use eastway_model::store::Writer;
+use eastway_model::{Allocation, Allocations, Change, PeerChange, PortNumber, ServicePort, ServiceRecord, UnixMillis};
+
+use super::*;
+use crate::proxy::copy;
+use crate::proxy::dial::DialRules;
+use crate::proxy::vip::VipLimits;
+use crate::router::Router;
+use crate::telemetry::AccessMode;
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Response code of the A query for a name, and how many answers there are.
+fn ask(server: SocketAddr, name: &str) -> (u8, u8) {
+    let mut query = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        query.push(u8::try_from(label.len()).unwrap());
+        query.extend_from_slice(label.as_bytes());
+    }
+    query.extend_from_slice(&[0, 0, 1, 0, 1]);
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    socket.send_to(&query, server).unwrap();
+    let mut answer = [0; 512];
+    socket.recv(&mut answer).unwrap();
+    (answer[3] & 15, answer[7])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i5_in_kubernetes_an_import_is_named_once_the_controller_gave_it_an_address() {
+    let (mut writer, reader) = Writer::new(ClusterName::parse("a").unwrap());
+    let peer = ClusterName::parse("b").unwrap();
+    let rules =
+        PeerRules { import: NameFilter::everything(), ..PeerRules::new(peer.clone(), "b.example", UnixMillis(1)) };
+    writer.await_registries([]);
+    writer.set_rules(Arc::new(Rules { peers: [(peer.clone(), Arc::new(rules))].into(), ..Rules::default() }));
+    let key = ServiceKey::parse("shop", "web").unwrap();
+    let number = PortNumber::new(80).unwrap();
+    let port = ServicePort { name: None, number, protocol: Protocol::Tcp, app_protocol: None };
+    let record = Arc::new(ServiceRecord::new(key.clone(), vec![port]));
+    writer.apply([Change::Peer { cluster: peer, change: PeerChange::Replace(vec![record]) }], UnixMillis(1));
+
+    let telemetry = Telemetry::new(AccessMode::Off);
+    let never = copy::Limits { idle: Duration::ZERO, half_closed: Duration::ZERO };
+    let router = Router::new(reader.clone(), DialRules::default(), never, telemetry.clone());
+    let stop = CancellationToken::new();
+    let listeners = Listeners::new(Arc::new(router), VipLimits { connections: 8, listeners: 8 }, stop.clone());
+    let zone = ZoneStore::new([]).unwrap();
+    let config = DnsConfig { listen: vec!["127.0.0.1:0".parse().unwrap()], limits: Limits::default() };
+    let dns = eastway_dns::Server::bind(&config, zone.clone()).unwrap();
+    let server = dns.local_addrs()[0];
+    let dns = tokio::spawn(dns.run(stop.clone()));
+    let state = tempfile::tempdir().unwrap();
+    let (given, latest) = watch::channel(None);
+    let addresses = Addresses::of_controller(latest, state.path().to_owned());
+    let outputs = Outputs { view: watch::Sender::default(), subscriptions: watch::Sender::default() };
+    let mut view = outputs.view.subscribe();
+    let frontend =
+        tokio::spawn(Frontend::new(addresses, listeners, zone, telemetry, outputs).run(reader, stop.clone()));
+
+    let waiting = view.wait_for(|view| view.exhausted.get(&key) == Some(&Shortage::Waiting));
+    drop(tokio::time::timeout(DEADLINE, waiting).await.unwrap().unwrap());
+    assert_eq!(ask(server, "web.shop.svc.clusterset.local"), (2, 0), "SERVFAIL: it exists");
+    assert_eq!(ask(server, "api.shop.svc.clusterset.local"), (3, 0), "NXDOMAIN: it does not");
+
+    // A port that was free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let address: IpAddr = [10, 96, 0, 7].into();
+    let mut all = Allocations::new();
+    let allocation = Allocation { addresses: vec![address], ports: [((Protocol::Tcp, number), port)].into() };
+    all.entry(key.clone()).or_default().service = Some(allocation);
+    given.send_replace(Some(Arc::new(all)));
+    let has = view.wait_for(|view| view.vips.get(&key).is_some_and(|vips| *vips == [address]));
+    let now = tokio::time::timeout(DEADLINE, has).await.unwrap().unwrap().clone();
+    assert!(now.exhausted.is_empty() && now.failed.is_empty() && now.listeners == 1, "{now:?}");
+    assert_eq!(ask(server, "web.shop.svc.clusterset.local"), (0, 1));
+    // Nothing is behind it here: it is accepted and reset.
+    let refused = tokio::net::TcpStream::connect(("127.0.0.1", port)).await;
+    assert!(!refused.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused));
+
+    stop.cancel();
+    frontend.await.unwrap();
+    dns.await.unwrap();
+}
