@@ -12,6 +12,7 @@ pub mod exports;
 pub mod frontend;
 pub mod imports;
 pub mod links;
+pub mod objects;
 pub mod peers;
 pub mod registries;
 pub mod reload;

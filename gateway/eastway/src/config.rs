@@ -12,6 +12,7 @@ mod across;
 pub mod file;
 mod fixed;
 mod load;
+pub mod objects;
 pub mod peer;
 pub mod policy;
 mod report;

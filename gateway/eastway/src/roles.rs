@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use clap::ValueEnum;
 use eastway_identity::SpiffeIdError;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
@@ -177,10 +178,9 @@ async fn serve(options: &RunOptions, loaded: Loaded, log: LogHandle) -> Result<(
     }
     let work = async {
         let result = if with_gateway {
-            let (loaded, status, follow) = config::watch(&options.config, Arc::new(loaded), end.clone());
-            tasks.spawn(follow);
+            let configuration = follow_configuration(options, loaded, &tasks, &end);
             tokio::select! {
-                result = gateway(Configuration { loaded, status }, log, names, &stop) => result,
+                result = gateway(configuration, log, names, &stop) => result,
                 () = now.cancelled() => Err(RunError::Interrupted),
             }
         } else {
@@ -199,6 +199,25 @@ async fn serve(options: &RunOptions, loaded: Loaded, log: LogHandle) -> Result<(
     signals.abort();
     // What follows from the end of the ca role is not the cause.
     authority.map_err(RunError::AuthorityEnded).and(result)
+}
+
+/// The configuration as it changes: the files, and in Kubernetes the objects beside them.
+fn follow_configuration(
+    options: &RunOptions,
+    loaded: Loaded,
+    tasks: &TaskTracker,
+    end: &CancellationToken,
+) -> Configuration {
+    let settings = loaded.settings.clone();
+    let (loaded, status, follow) = config::watch(&options.config, Arc::new(loaded), end.clone());
+    tasks.spawn(follow);
+    let Some(kubernetes) = &settings.kubernetes else { return Configuration { loaded, status } };
+    let (latest, objects) = watch::channel(None);
+    let access = adapters::kubernetes_access(Some(&kubernetes.access));
+    let (merged, follower) = app::objects::overlay(loaded, objects);
+    tasks.spawn(app::objects::watch(access, latest, follower.has_objects(), end.clone()));
+    tasks.spawn(follower.run(end.clone()));
+    Configuration { loaded: merged, status }
 }
 
 async fn gateway(

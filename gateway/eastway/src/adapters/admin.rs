@@ -61,7 +61,12 @@ impl Source {
         ConfigView {
             path: self.gateway.settings.file.display().to_string(),
             loaded_at: status.loaded_at.map(millis).unwrap_or_default(),
-            errors: status.errors.clone(),
+            errors: status
+                .errors
+                .iter()
+                .chain(self.gateway.configuration.loaded.borrow().refused.values())
+                .cloned()
+                .collect(),
         }
     }
 }

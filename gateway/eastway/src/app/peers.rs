@@ -101,7 +101,10 @@ impl Peers {
         self.crl.follow(loaded.settings.trust.crl.as_deref());
         self.trust(loaded);
         let rules = Arc::new(loaded.rules(|peer| self.accepted.of(peer)));
-        self.accepted.keep(loaded.peers.keys());
+        // Until all are known, those that are missing may only not have been read yet (invariant I4).
+        if loaded.complete {
+            self.accepted.keep(loaded.peers.keys());
+        }
         self.imports.store.send(Input::Rules(rules.clone())).await;
         let gone: Vec<_> = self.running.keys().filter(|peer| !rules.peers.contains_key(*peer)).cloned().collect();
         for peer in gone {
@@ -124,7 +127,7 @@ impl Peers {
         }
         let known: BTreeSet<_> = rules.peers.keys().cloned().collect();
         self.gateway.known_peers.send_if_modified(|before| {
-            let changed = before.as_deref() != Some(&known);
+            let changed = loaded.complete && before.as_deref() != Some(&known);
             if changed {
                 *before = Some(Arc::new(known));
             }

@@ -15,6 +15,7 @@ use crate::telemetry::{LogHandle, Refusal};
 pub async fn run(gateway: Arc<Gateway>, log: Option<LogHandle>, end: CancellationToken) {
     let mut loaded = gateway.configuration.loaded.clone();
     let mut status = gateway.configuration.status.clone();
+    refuse(&gateway, &loaded.borrow_and_update().clone());
     // What runs was read without errors.
     gateway.telemetry.metrics.config_reloaded(true);
     loop {
@@ -23,6 +24,7 @@ pub async fn run(gateway: Arc<Gateway>, log: Option<LogHandle>, end: Cancellatio
             changed = loaded.changed() => {
                 if changed.is_err() { return }
                 let loaded = loaded.borrow_and_update().clone();
+                refuse(&gateway, &loaded);
                 apply(&gateway, &loaded, log.as_ref());
             }
             changed = status.changed() => {
@@ -31,6 +33,13 @@ pub async fn run(gateway: Arc<Gateway>, log: Option<LogHandle>, end: Cancellatio
                 tell(&gateway, &status);
             }
         }
+    }
+}
+
+/// Objects that cannot be used; the others are.
+fn refuse(gateway: &Gateway, loaded: &Loaded) {
+    for reason in loaded.refused.values() {
+        gateway.telemetry.refusals.refused(Refusal::Config, None, reason);
     }
 }
 

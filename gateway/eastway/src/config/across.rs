@@ -1,6 +1,7 @@
 //! Checks over several files.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use eastway_model::ClusterName;
 use eastway_registry::diagnostic::{Code, Diagnostics};
@@ -13,7 +14,12 @@ use super::value::HostPort;
 
 /// `settings` is `None` if the configuration file itself has mistakes: what concerns the Peers alone
 /// is checked all the same.
-pub(super) fn check(settings: Option<&Settings>, peers: &[PlacedPeer], policies: &Collected, sink: &mut Diagnostics) {
+pub(super) fn check(
+    settings: Option<&Settings>,
+    peers: &[Arc<PlacedPeer>],
+    policies: &Collected,
+    sink: &mut Diagnostics,
+) {
     names(settings, peers, sink);
     addresses(settings, peers, sink);
     pins(peers, sink);
@@ -24,7 +30,7 @@ pub(super) fn check(settings: Option<&Settings>, peers: &[PlacedPeer], policies:
     }
 }
 
-fn names(settings: Option<&Settings>, peers: &[PlacedPeer], sink: &mut Diagnostics) {
+fn names(settings: Option<&Settings>, peers: &[Arc<PlacedPeer>], sink: &mut Diagnostics) {
     let mut seen: BTreeMap<&ClusterName, &Place> = BTreeMap::new();
     for peer in peers {
         let name = &peer.settings.name;
@@ -39,7 +45,7 @@ fn names(settings: Option<&Settings>, peers: &[PlacedPeer], sink: &mut Diagnosti
     }
 }
 
-fn addresses(settings: Option<&Settings>, peers: &[PlacedPeer], sink: &mut Diagnostics) {
+fn addresses(settings: Option<&Settings>, peers: &[Arc<PlacedPeer>], sink: &mut Diagnostics) {
     let mut seen: BTreeMap<&HostPort, (&ClusterName, &Place)> = BTreeMap::new();
     for peer in peers {
         for (address, place) in peer.settings.addresses.iter().zip(&peer.addresses) {
@@ -69,7 +75,7 @@ fn is_own(settings: &Settings, address: &HostPort) -> bool {
         })
 }
 
-fn pins(peers: &[PlacedPeer], sink: &mut Diagnostics) {
+fn pins(peers: &[Arc<PlacedPeer>], sink: &mut Diagnostics) {
     let mut seen = BTreeMap::new();
     for (index, peer) in peers.iter().enumerate() {
         for (pin, place) in peer.settings.pins.iter().zip(&peer.pins) {
@@ -84,7 +90,7 @@ fn pins(peers: &[PlacedPeer], sink: &mut Diagnostics) {
 }
 
 /// Two clusters in one trust domain isolate nothing, and both sides have to know it.
-fn trust_domains(settings: Option<&Settings>, peers: &[PlacedPeer], sink: &mut Diagnostics) {
+fn trust_domains(settings: Option<&Settings>, peers: &[Arc<PlacedPeer>], sink: &mut Diagnostics) {
     let own = settings.map(|settings| &settings.trust.domain);
     for (index, peer) in peers.iter().enumerate() {
         let (domain, shared) = (&peer.settings.trust_domain, peer.settings.shared_trust_domain);

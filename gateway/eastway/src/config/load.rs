@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use eastway_kubernetes::objects::ObjectKey;
 use eastway_model::rules::Rules;
 use eastway_model::{ClusterName, UnixMillis};
 use eastway_registry::diagnostic::{Code, Diagnostic, Diagnostics, Severity, Source};
@@ -30,6 +31,14 @@ pub struct Loaded {
     pub policies: Arc<Policies>,
     /// What is probably not meant as it is.
     pub warnings: Diagnostics,
+    /// Objects of the API server that cannot be used, and why.
+    pub refused: Arc<BTreeMap<ObjectKey, String>>,
+    /// All Peers are known: those that are objects too.
+    pub complete: bool,
+    /// The Peers of the files, with their places.
+    pub(super) placed: Arc<[Arc<PlacedPeer>]>,
+    /// The policies of the files, with their places.
+    pub(super) collected: Arc<policy::Collected>,
     /// Of everything that was read.
     pub(super) digest: Digest,
 }
@@ -115,7 +124,7 @@ impl<'r> Loader<'r> {
     fn all(&mut self, path: &Path) -> Option<Loaded> {
         let (settings, (peers, policies)) = self.settings(path)?;
         let peers = self.files(&peers);
-        let peers: Vec<PlacedPeer> = peers.iter().filter_map(|path| self.peer(path)).collect();
+        let placed: Arc<[_]> = peers.iter().filter_map(|path| self.peer(path).map(Arc::new)).collect();
         let mut collected = policy::Collected::default();
         for path in self.files(&policies) {
             let Some(source) = self.file(&path) else { continue };
@@ -123,13 +132,18 @@ impl<'r> Loader<'r> {
                 collected.document(&document, &mut self.sink);
             }
         }
-        across::check(settings.as_ref(), &peers, &collected, &mut self.sink);
-        let peers = peers.into_iter().map(|peer| (peer.settings.name.clone(), Arc::new(peer.settings)));
+        across::check(settings.as_ref(), &placed, &collected, &mut self.sink);
+        let peers = placed.iter().map(|peer| (peer.settings.name.clone(), Arc::new(peer.settings.clone()))).collect();
+        let collected = Arc::new(collected);
         Some(Loaded {
             settings: Arc::new(settings?),
-            peers: peers.collect(),
-            policies: Arc::new(collected.finish()),
+            peers,
+            policies: Arc::new(policy::Collected::clone(&collected).finish()),
             warnings: Diagnostics::new(),
+            refused: Arc::default(),
+            complete: true,
+            placed,
+            collected,
             digest: Digest::default(),
         })
     }

@@ -79,6 +79,7 @@ impl PeerSettings {
 }
 
 /// A Peer with the places that checks over several files report about.
+#[derive(Debug)]
 pub(super) struct PlacedPeer {
     pub(super) settings: PeerSettings,
     pub(super) name: Place,

@@ -29,7 +29,7 @@ pub struct Policies {
 }
 
 /// Policies while their files are read.
-#[derive(Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Collected {
     traffic: BTreeMap<ServiceKey, (Arc<TrafficPolicy>, Place)>,
     access: BTreeMap<(Label, Label), (Arc<AccessPolicy>, Place)>,

@@ -1,0 +1,94 @@
+//! Peers and policies that are objects.
+
+use std::sync::Arc;
+
+use eastway_kubernetes::objects::{Kind, ObjectKey, Objects};
+
+use super::{Folder, MINIMAL};
+use crate::config::Loaded;
+use crate::config::objects::Overlay;
+
+const PIN: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+
+fn key(kind: Kind, namespace: &str, name: &str) -> ObjectKey {
+    ObjectKey { kind, namespace: namespace.to_owned(), name: name.to_owned() }
+}
+
+fn peer(name: &str, pin: &str) -> (ObjectKey, Arc<str>) {
+    let text = serde_json::json!({
+        "apiVersion": "eastway.dev/v1alpha1", "kind": "Peer", "metadata": { "name": name },
+        "spec": { "trustDomain": format!("{name}.example"), "pins": [pin], "import": [{ "namespace": "shop" }] },
+    });
+    (key(Kind::Peer, "", name), format!("{text:#}").into())
+}
+
+fn traffic(namespace: &str, name: &str, service: &str) -> (ObjectKey, Arc<str>) {
+    let text = serde_json::json!({
+        "apiVersion": "eastway.dev/v1alpha1", "kind": "TrafficPolicy",
+        "metadata": { "name": name, "namespace": namespace }, "spec": { "service": service },
+    });
+    (key(Kind::TrafficPolicy, namespace, name), format!("{text:#}").into())
+}
+
+fn pin(digit: char) -> String {
+    format!("sha256:{}", String::from(digit).repeat(64))
+}
+
+fn files() -> (Folder, Loaded) {
+    let file = format!(
+        "apiVersion: eastway.dev/v1alpha1\nkind: Peer\nmetadata: {{name: gke}}\nspec: {{trustDomain: gke.example, pins: ['{PIN}']}}\n"
+    );
+    let folder = Folder::new(&[("gateway.yaml", MINIMAL), ("peers/gke.yaml", &file)]);
+    let loaded = crate::config::load(&folder.path("gateway.yaml")).unwrap();
+    (folder, loaded)
+}
+
+fn names(loaded: &Loaded) -> Vec<&str> {
+    loaded.peers.keys().map(eastway_model::Label::as_str).collect()
+}
+
+#[test]
+fn objects_join_what_files_say_and_contradict_none_of_it() {
+    let (_folder, files) = files();
+    let mut overlay = Overlay::default();
+    let objects: Objects = [
+        peer("eks", &pin('b')),
+        peer("gke", &pin('c')),
+        peer("aks", PIN),
+        peer("onprem", &pin('d')),
+        traffic("shop", "one", "web"),
+        traffic("shop", "two", "web"),
+    ]
+    .into();
+    let merged = overlay.merge(&files, &objects, true);
+    assert_eq!(names(&merged), ["eks", "gke"]);
+    assert!(merged.complete && merged.policies.traffic.len() == 1);
+    let reasons: Vec<_> = merged.refused.values().map(String::as_str).collect();
+    let words = ["pin is already used by", "is already used by", "this cluster's own name", "already has a policy in"];
+    for word in words {
+        assert!(reasons.iter().any(|reason| reason.contains(word)), "{word}: {reasons:#?}");
+    }
+    let aks = &merged.refused[&key(Kind::Peer, "", "aks")];
+    assert!(aks.starts_with("Peer/aks: ") && aks.contains("spec.pins[0]") && aks.contains("peers/gke.yaml"), "{aks}");
+    // The file goes: the object counts.
+    let alone = Folder::new(&[("gateway.yaml", MINIMAL)]);
+    let alone = crate::config::load(&alone.path("gateway.yaml")).unwrap();
+    assert_eq!(names(&overlay.merge(&alone, &objects, true)), ["aks", "eks", "gke"]);
+}
+
+#[test]
+fn i11_a_mistake_in_an_object_leaves_its_last_good_version_and_all_others() {
+    let (_folder, files) = files();
+    let mut overlay = Overlay::default();
+    let good: Objects = [peer("eks", &pin('b')), peer("aks", &pin('c'))].into();
+    assert_eq!(names(&overlay.merge(&files, &good, true)), ["aks", "eks", "gke"]);
+    let (eks, text) = peer("eks", "sha256:nothing");
+    let bad: Objects = [(eks.clone(), text), peer("new", "nonsense")].into();
+    let merged = overlay.merge(&files, &bad, true);
+    assert_eq!(names(&merged), ["eks", "gke"], "aks was deleted");
+    assert_eq!(merged.peers["eks"].pins.len(), 1);
+    assert!(merged.refused[&eks].contains("spec.pins[0]") && merged.refused[&eks].contains("last good version stays"));
+    assert!(!merged.refused[&key(Kind::Peer, "", "new")].contains("last good"));
+    let none = overlay.merge(&files, &Objects::new(), true);
+    assert_eq!((names(&none), none.refused.len()), (vec!["gke"], 0));
+}
