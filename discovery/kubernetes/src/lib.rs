@@ -6,6 +6,7 @@
 
 pub mod allocations;
 pub mod client;
+pub mod install;
 pub mod objects;
 pub mod secrets;
 pub mod source;

@@ -21,7 +21,7 @@ pub mod settings;
 pub mod value;
 mod watch;
 
-pub use load::{ConfigErrors, Loaded, load, load_settings};
+pub use load::{ConfigErrors, Loaded, load, load_settings, settings_of_text};
 pub use peer::PeerSettings;
 pub use policy::Policies;
 pub use report::{Report, Summary, check, check_peer, check_text};

@@ -17,6 +17,11 @@ pub(super) struct KubeArgs {
 }
 
 impl KubeArgs {
+    /// Whether a cluster was named on the command line.
+    pub(super) fn is_given(&self) -> bool {
+        self.context.is_some() || self.kubeconfig.is_some()
+    }
+
     /// The way to the API server.
     pub(super) fn access(&self) -> Access {
         // A list of files is for kubectl to merge; the first is the one that it writes to.

@@ -91,6 +91,22 @@ pub fn load_settings(path: &Path) -> Result<Settings, ConfigErrors> {
     }
 }
 
+/// As [`load_settings`], for a text that is not in a file here; `name` stands for it in messages.
+///
+/// # Errors
+/// [`ConfigErrors`]
+pub fn settings_of_text(name: &str, text: String) -> Result<Settings, ConfigErrors> {
+    let mut loader = Loader::new(None);
+    let source = Arc::new(Source::new(name, text));
+    match loader.settings_of(Path::new(name), &source) {
+        Some((Some(settings), _)) if !loader.sink.has_errors() => Ok(settings),
+        _ => {
+            loader.sink.sort();
+            Err(ConfigErrors(loader.sink))
+        }
+    }
+}
+
 /// Reads and checks everything, to take over from `running`: what cannot change without a restart
 /// is as it runs.
 pub(super) fn reload(path: &Path, running: &Loaded) -> (Digest, Result<Loaded, ConfigErrors>) {
@@ -150,7 +166,11 @@ impl<'r> Loader<'r> {
 
     fn settings(&mut self, path: &Path) -> Option<(Option<Settings>, (Folder, Folder))> {
         let source = self.file(path)?;
-        let document = yaml::read_one(&source, "GatewayConfig", &mut self.sink)?;
+        self.settings_of(path, &source)
+    }
+
+    fn settings_of(&mut self, path: &Path, source: &Arc<Source>) -> Option<(Option<Settings>, (Folder, Folder))> {
+        let document = yaml::read_one(source, "GatewayConfig", &mut self.sink)?;
         let config: GatewayConfig = document.decode(&mut self.sink)?;
         let mut cx = Context::new(&document, &mut self.sink);
         cx.header(cx.root(), &config.api_version, &config.kind, "GatewayConfig");

@@ -126,6 +126,8 @@ pub struct ListenSettings {
 pub struct KubernetesSettings {
     /// Eastway's own namespace.
     pub namespace: Label,
+    /// Service of the gateways there.
+    pub service: Label,
     /// How its API server is reached.
     #[serde(flatten)]
     pub access: KubernetesAccess,

@@ -272,6 +272,11 @@ pub struct KubernetesSection {
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     #[serde(default)]
     pub namespace: Field<String>,
+    /// Service of the gateways; where a cloud leads to it, `eastway peer export` tells peers, unless
+    /// `listen.advertise` says something else. Default: `eastway-gateway`.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[serde(default)]
+    pub service: Field<String>,
     /// A kubeconfig file. Default: the service account of the pod.
     #[serde(default)]
     pub kubeconfig: Field<String>,

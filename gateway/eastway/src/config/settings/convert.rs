@@ -116,6 +116,7 @@ fn kubernetes_settings(
 ) -> Option<KubernetesSettings> {
     let section = section?;
     let namespace = section.namespace.get().and_then(|text| cx.parse(text, Label::parse));
+    let service = section.service.get().and_then(|text| cx.parse(text, Label::parse));
     let kubeconfig = section.kubeconfig.get().and_then(|text| path(text, base, cx));
     let context = section.context.get();
     if let (None, Some(context)) = (&kubeconfig, context) {
@@ -123,6 +124,7 @@ fn kubernetes_settings(
     }
     Some(KubernetesSettings {
         namespace: namespace.or_else(|| Label::parse(SYSTEM_NAMESPACE).ok())?,
+        service: service.or_else(|| Label::parse("eastway-gateway").ok())?,
         access: KubernetesAccess { kubeconfig, context: context.map(|context| context.value.clone()) },
     })
 }
