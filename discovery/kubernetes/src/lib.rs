@@ -8,6 +8,7 @@ pub mod allocations;
 pub mod client;
 pub mod install;
 pub mod objects;
+pub mod controller;
 pub mod secrets;
 pub mod source;
 #[cfg(test)]
