@@ -9,6 +9,7 @@ pub mod client;
 pub mod install;
 pub mod objects;
 pub mod controller;
+pub mod lease;
 pub mod secrets;
 pub mod source;
 #[cfg(test)]
