@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use kube::Client;
+use kube::Config;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
-use kube::{Client, Config};
 
 /// Longest a TCP and TLS handshake with an API server may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

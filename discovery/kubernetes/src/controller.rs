@@ -1,10 +1,16 @@
 //! The writing half: what the Multi-Cluster Services API asks for, in the API server of this cluster.
 
+pub mod api;
+pub mod cache;
 pub mod desired;
 pub mod difference;
 pub mod names;
 pub mod object;
+pub mod observe;
+pub mod peers;
 pub mod ports;
+mod queue;
+pub mod reconcile;
 
 #[cfg(test)]
 mod tests;

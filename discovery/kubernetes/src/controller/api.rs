@@ -1,0 +1,279 @@
+//! Requests to the API server, and what their answers mean.
+
+use std::time::Duration;
+
+use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
+use kube::{Api, Client};
+use serde_json::Value;
+use tokio::time::timeout;
+
+use super::difference::Action;
+use super::names;
+use super::object::{Kind, Object, Observed};
+use crate::lease::REQUEST;
+use eastway_model::ServiceKey;
+
+/// What a request did.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// The object as it is now.
+    Written {
+        /// Its kind.
+        kind: Kind,
+        /// All of it.
+        object: Value,
+    },
+    /// The object is gone, or on its way out.
+    Deleted {
+        /// Its kind.
+        kind: Kind,
+        /// Its name.
+        name: String,
+    },
+    /// Somebody else has the name.
+    Foreign {
+        /// The name.
+        name: String,
+    },
+}
+
+/// Why a request did nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// Somebody else was faster, or what we know is old: look again.
+    #[error("conflict: {0}")]
+    Conflict(String),
+    /// The API server is busy, or cannot be reached.
+    #[error("{reason}")]
+    Unavailable {
+        /// What it said.
+        reason: String,
+        /// How long to wait at least, if it said so.
+        after: Option<Duration>,
+    },
+    /// It will not do it: our rights do not reach, or it does not like the object.
+    #[error("refused: {0}")]
+    Refused(String),
+}
+
+/// Writes objects of the controller.
+#[derive(Clone)]
+pub struct Requests {
+    client: Client,
+}
+
+impl Requests {
+    /// Writes with this client.
+    #[must_use]
+    pub fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    /// Does it, for the service `key`.
+    ///
+    /// # Errors
+    /// [`Failure`]
+    pub async fn perform(&self, key: &ServiceKey, action: &Action) -> Result<Outcome, Failure> {
+        let (kind, name) = action.target();
+        let api: Api<DynamicObject> =
+            Api::namespaced_with(self.client.clone(), key.namespace.as_str(), &resource(kind));
+        let request = async {
+            match action {
+                Action::Create(object) => create(&api, key, object).await,
+                Action::Apply(object) => {
+                    let params = PatchParams::apply(names::MANAGER).force();
+                    written(kind, api.patch(name, &params, &Patch::Apply(&object.body)).await?)
+                }
+                Action::Status(object) => {
+                    let params = PatchParams::apply(names::MANAGER).force();
+                    written(kind, api.patch_status(name, &params, &Patch::Apply(&object.body)).await?)
+                }
+                Action::Delete { uid, .. } => {
+                    let preconditions = Preconditions { uid: Some(uid.clone()), resource_version: None };
+                    let params = DeleteParams::background().preconditions(preconditions);
+                    match api.delete(name, &params).await {
+                        Ok(_) => {}
+                        Err(kube::Error::Api(status)) if status.code == 404 => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                    Ok(Outcome::Deleted { kind, name: name.to_owned() })
+                }
+            }
+        };
+        match timeout(REQUEST, request).await {
+            Ok(Ok(outcome)) => Ok(outcome),
+            Ok(Err(error)) => Err(judge(&error)),
+            Err(_) => Err(Failure::Unavailable { reason: "no answer in time".to_owned(), after: None }),
+        }
+    }
+}
+
+/// The resource of a kind.
+#[must_use]
+pub fn resource(kind: Kind) -> ApiResource {
+    let (group, version, kind, plural) = match kind {
+        Kind::Service => ("", "v1", "Service", "services"),
+        Kind::EndpointSlice => ("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices"),
+        Kind::ServiceImport => ("multicluster.x-k8s.io", "v1beta1", "ServiceImport", "serviceimports"),
+        Kind::ServiceExport => ("multicluster.x-k8s.io", "v1beta1", "ServiceExport", "serviceexports"),
+    };
+    let api_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+    ApiResource {
+        group: group.to_owned(),
+        version: version.to_owned(),
+        api_version,
+        kind: kind.to_owned(),
+        plural: plural.to_owned(),
+    }
+}
+
+/// Makes an object, unless somebody else has its name. Server-side apply has no "only if there is none", so this looks
+/// first; who comes in between owns fields that differ, and not to insist on ours then is a conflict.
+async fn create(api: &Api<DynamicObject>, key: &ServiceKey, object: &Object) -> Result<Outcome, RequestError> {
+    if let Some(found) = api.get_opt(&object.name).await? {
+        let found = to_value(found)?;
+        let observed = Observed::new(found);
+        let ours = match object.kind {
+            Kind::Service => {
+                observed.is_of_import(key.name.as_str()) && observed.label(names::SERVICE) == key.name.as_str()
+            }
+            Kind::EndpointSlice => {
+                observed.is_of_import(key.name.as_str()) && observed.label(names::IMPORT) == key.name.as_str()
+            }
+            Kind::ServiceImport => observed.is_ours(),
+            Kind::ServiceExport => true,
+        };
+        // Ours, and the watch has not told yet; or an import of somebody else, which the watch will tell.
+        if ours || object.kind == Kind::ServiceImport {
+            return Ok(Outcome::Written { kind: object.kind, object: observed.body().clone() });
+        }
+        return Ok(Outcome::Foreign { name: object.name.clone() });
+    }
+    let params = PatchParams::apply(names::MANAGER);
+    written(object.kind, api.patch(&object.name, &params, &Patch::Apply(&object.body)).await?)
+}
+
+fn written(kind: Kind, object: DynamicObject) -> Result<Outcome, RequestError> {
+    Ok(Outcome::Written { kind, object: to_value(object)? })
+}
+
+fn to_value(object: DynamicObject) -> Result<Value, RequestError> {
+    serde_json::to_value(object).map_err(RequestError::Json)
+}
+
+#[derive(Debug, thiserror::Error)]
+enum RequestError {
+    #[error(transparent)]
+    Kube(#[from] kube::Error),
+    #[error(transparent)]
+    Json(serde_json::Error),
+}
+
+fn judge(error: &RequestError) -> Failure {
+    let RequestError::Kube(kube::Error::Api(status)) = error else {
+        return Failure::Unavailable { reason: error.to_string(), after: None };
+    };
+    let reason = status.message.clone();
+    match status.code {
+        // What is not there any more was changed, too.
+        404 | 409 => Failure::Conflict(reason),
+        400..=499 if status.code != 408 && status.code != 429 => Failure::Refused(reason),
+        _ => {
+            let after = status.details.as_ref().map(|details| u64::from(details.retry_after_seconds));
+            Failure::Unavailable { reason, after: after.filter(|seconds| *seconds > 0).map(Duration::from_secs) }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::{Reply, client};
+
+    fn api_error(code: u16) -> RequestError {
+        let mut status = Status::failure("told so", "Reason");
+        status.code = code;
+        RequestError::Kube(kube::Error::Api(Box::new(status)))
+    }
+
+    #[test]
+    fn answers_are_told_apart() {
+        for code in [404, 409] {
+            assert_eq!(judge(&api_error(code)), Failure::Conflict("told so".to_owned()), "{code}");
+        }
+        for code in [400, 403, 422] {
+            assert_eq!(judge(&api_error(code)), Failure::Refused("told so".to_owned()), "{code}");
+        }
+        for code in [408, 429, 500, 503, 504] {
+            assert!(matches!(judge(&api_error(code)), Failure::Unavailable { .. }), "{code}");
+        }
+    }
+
+    const SERVICE: &str = "derived-x";
+
+    fn service(labels: &Value, owners: &Value) -> Value {
+        json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": { "name": SERVICE, "namespace": "shop", "labels": labels, "ownerReferences": owners },
+        })
+    }
+
+    async fn create_beside(found: Option<Value>) -> (Result<Outcome, Failure>, usize) {
+        let written = service(&json!({}), &json!([]));
+        let (client, requests) = client(move |request| match (request.method().as_str(), &found) {
+            ("GET", Some(found)) => Reply::Whole(200, found.clone()),
+            ("GET", None) => Reply::status(404, "NotFound", "no such thing"),
+            _ => Reply::Whole(200, written.clone()),
+        });
+        let key = ServiceKey::parse("shop", "cart").unwrap();
+        let object = Object::new(Kind::Service, "shop", SERVICE, json!({}), json!({}));
+        let result = Requests::new(client).perform(&key, &Action::Create(object)).await;
+        let count = requests.lock().unwrap().len();
+        (result, count)
+    }
+
+    #[tokio::test]
+    async fn an_object_of_somebody_else_is_never_written_over() {
+        let (result, requests) = create_beside(None).await;
+        assert!(matches!(result, Ok(Outcome::Written { .. })) && requests == 2, "{result:?}");
+        let marked = json!({ names::MANAGED_BY: names::EASTWAY, names::SERVICE: "cart" });
+        let owner = json!([{ "kind": "ServiceImport", "name": "cart" }]);
+        // Ours, and the watch lags behind.
+        let (result, requests) = create_beside(Some(service(&marked, &owner))).await;
+        assert!(matches!(result, Ok(Outcome::Written { .. })) && requests == 1, "{result:?}");
+        let others = [
+            service(&json!({}), &json!([])),
+            service(&marked, &json!([])),
+            service(&json!({ names::MANAGED_BY: names::EASTWAY, names::SERVICE: "mail" }), &owner),
+        ];
+        for theirs in others {
+            let (result, requests) = create_beside(Some(theirs)).await;
+            assert_eq!(result, Ok(Outcome::Foreign { name: SERVICE.to_owned() }));
+            assert_eq!(requests, 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_delete_names_the_one_object_that_is_meant_and_none_is_fine() {
+        let (client, requests) = client(|_| Reply::status(404, "NotFound", "no such thing"));
+        let key = ServiceKey::parse("shop", "cart").unwrap();
+        let delete = Action::Delete { kind: Kind::Service, name: SERVICE.to_owned(), uid: "u".to_owned() };
+        let result = Requests::new(client).perform(&key, &delete).await;
+        assert_eq!(result, Ok(Outcome::Deleted { kind: Kind::Service, name: SERVICE.to_owned() }));
+        assert!(requests.lock().unwrap()[0].contains("/namespaces/shop/services/derived-x"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_does_not_answer_costs_a_bounded_wait() {
+        let (client, _) = client(|_| Reply::Silence);
+        let key = ServiceKey::parse("shop", "cart").unwrap();
+        let object = Object::new(Kind::Service, "shop", SERVICE, json!({}), json!({}));
+        let began = tokio::time::Instant::now();
+        let result = Requests::new(client).perform(&key, &Action::Apply(object)).await;
+        assert!(matches!(result, Err(Failure::Unavailable { after: None, .. })));
+        assert_eq!(began.elapsed(), REQUEST);
+    }
+}

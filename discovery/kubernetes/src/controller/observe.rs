@@ -1,0 +1,239 @@
+//! What the controller watches: its own objects, exports, namespaces and the gateways.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Namespace, Pod, PodStatus};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::Client;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::sync::{mpsc, watch};
+
+use super::names;
+use super::object::Kind;
+use super::reconcile::{Change, Event, Service};
+use crate::types::mcs::{ServiceExport, ServiceImport};
+use crate::watch::{Difference, ObjectName, Selection, Watch, WatchStatus};
+
+/// Where Eastway itself is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scope {
+    /// Its namespace.
+    pub namespace: String,
+    /// Labels of the gateway pods, as `kubectl get -l` takes them.
+    pub gateways: String,
+}
+
+/// How the watches are doing, by what they are for.
+pub type WatchStatuses = BTreeMap<String, WatchStatus>;
+
+/// Follows the API server and tells `events`. Ends when nobody listens any more; dropping the future ends it at once.
+pub async fn observe(
+    client: Client,
+    scope: Scope,
+    events: mpsc::Sender<Event>,
+    statuses: watch::Sender<Arc<WatchStatuses>>,
+) {
+    let ours = format!("{}={}", names::MANAGED_BY, names::EASTWAY);
+    let all = |kind| match kind {
+        Kind::Service => Selection::all::<k8s_openapi::api::core::v1::Service>(),
+        Kind::EndpointSlice => Selection::all::<EndpointSlice>(),
+        Kind::ServiceImport => Selection::all::<ServiceImport>(),
+        Kind::ServiceExport => Selection::all::<ServiceExport>(),
+    };
+    let objects = |kind, selection| {
+        let watch = Watch::<Value>::new(client.clone(), selection);
+        follow(kind_name(kind), watch, statuses.clone(), events.clone(), move |differences, first| {
+            objects(kind, differences, first)
+        })
+    };
+    let services = {
+        let watch = Watch::<AnyService>::new(client.clone(), Selection::all::<k8s_openapi::api::core::v1::Service>());
+        follow("services", watch, statuses.clone(), events.clone(), services)
+    };
+    let namespaces = {
+        let watch = Watch::<Marked>::new(client.clone(), Selection::all::<Namespace>());
+        let mut known = BTreeSet::new();
+        follow("namespaces", watch, statuses.clone(), events.clone(), move |differences, _| {
+            namespaces(&mut known, differences)
+        })
+    };
+    let gateways = {
+        let selection = Selection::all::<Pod>().in_namespace(&scope.namespace).labelled(&scope.gateways);
+        let watch = Watch::<GatewayPod>::new(client.clone(), selection);
+        let mut known = BTreeMap::new();
+        follow("gateway pods", watch, statuses.clone(), events.clone(), move |differences, _| {
+            gateways(&mut known, differences)
+        })
+    };
+    tokio::join!(
+        objects(Kind::ServiceImport, all(Kind::ServiceImport)),
+        objects(Kind::ServiceExport, all(Kind::ServiceExport)),
+        objects(Kind::Service, all(Kind::Service).labelled(&ours)),
+        objects(Kind::EndpointSlice, all(Kind::EndpointSlice).labelled(&ours)),
+        services,
+        namespaces,
+        gateways,
+    );
+}
+
+fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Service => "derived services",
+        Kind::EndpointSlice => "endpoint slices",
+        Kind::ServiceImport => "service imports",
+        Kind::ServiceExport => "service exports",
+    }
+}
+
+/// Follows one watch until nobody listens. `convert` is told whether these are the first that it is told.
+async fn follow<K: DeserializeOwned + Send + Sync + 'static>(
+    name: &'static str,
+    mut watch: Watch<K>,
+    statuses: watch::Sender<Arc<WatchStatuses>>,
+    events: mpsc::Sender<Event>,
+    mut convert: impl FnMut(Vec<Difference<K>>, bool) -> Event,
+) {
+    let mut told = false;
+    loop {
+        let differences = tokio::select! {
+            differences = watch.next() => differences,
+            () = events.closed() => return,
+        };
+        let status = watch.status().clone();
+        let first = status.listed && !told;
+        statuses.send_modify(|all| _ = Arc::make_mut(all).insert(name.to_owned(), status));
+        if differences.is_empty() && !first {
+            continue;
+        }
+        told |= first;
+        if events.send(convert(differences, first)).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn objects(kind: Kind, differences: Vec<Difference<Value>>, listed: bool) -> Event {
+    let change = |difference| match difference {
+        Difference::Set(_, object) => Change::Set(Arc::unwrap_or_clone(object)),
+        Difference::Gone(ObjectName { namespace, name }) => Change::Gone(namespace.to_string(), name.to_string()),
+    };
+    Event::Objects { kind, changes: differences.into_iter().map(change).collect(), listed }
+}
+
+/// Of a Service, what matters to its export.
+#[derive(Debug, Deserialize)]
+struct AnyService {
+    #[serde(default)]
+    spec: AnyServiceSpec,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct AnyServiceSpec {
+    #[serde(rename = "type", default)]
+    kind: String,
+}
+
+fn services(differences: Vec<Difference<AnyService>>, listed: bool) -> Event {
+    let change = |difference| match difference {
+        Difference::Set(ObjectName { namespace, name }, service) => {
+            let external = Arc::<AnyService>::as_ref(&service).spec.kind == "ExternalName";
+            let kind = if external { Service::ExternalName } else { Service::Real };
+            (namespace.to_string(), name.to_string(), Some(kind))
+        }
+        Difference::Gone(ObjectName { namespace, name }) => (namespace.to_string(), name.to_string(), None),
+    };
+    Event::Services { changes: differences.into_iter().map(change).collect(), listed }
+}
+
+/// An object of which only the metadata matter.
+#[derive(Debug, Deserialize)]
+struct Marked {
+    metadata: ObjectMeta,
+}
+
+fn namespaces(known: &mut BTreeSet<String>, differences: Vec<Difference<Marked>>) -> Event {
+    for difference in differences {
+        match difference {
+            // Nothing can be made in one that is on its way out.
+            Difference::Set(name, namespace) if namespace.metadata.deletion_timestamp.is_none() => {
+                known.insert(name.name.to_string());
+            }
+            Difference::Set(name, _) | Difference::Gone(name) => _ = known.remove(&*name.name),
+        }
+    }
+    Event::Namespaces(known.clone())
+}
+
+/// Of a pod, what tells whether it is a gateway that takes connections.
+#[derive(Debug, Deserialize)]
+struct GatewayPod {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    status: PodStatus,
+}
+
+impl GatewayPod {
+    /// Its addresses, if connections can be led to it.
+    fn addresses(&self) -> Vec<IpAddr> {
+        let conditions = self.status.conditions.iter().flatten();
+        let ready = conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
+        if !ready || self.metadata.deletion_timestamp.is_some() {
+            return Vec::new();
+        }
+        let all = self.status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str());
+        all.filter_map(|ip| ip.parse().ok()).collect()
+    }
+}
+
+fn gateways(known: &mut BTreeMap<ObjectName, Vec<IpAddr>>, differences: Vec<Difference<GatewayPod>>) -> Event {
+    for difference in differences {
+        match difference {
+            Difference::Set(name, pod) => _ = known.insert(name, pod.addresses()),
+            Difference::Gone(name) => _ = known.remove(&name),
+        }
+    }
+    Event::Gateways(known.values().flatten().copied().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(ready: &str, deleted: bool) -> GatewayPod {
+        let mut metadata = json!({ "name": "gateway-0" });
+        if deleted {
+            metadata["deletionTimestamp"] = json!("2026-11-28T10:00:00Z");
+        }
+        let status = json!({
+            "conditions": [{ "type": "Ready", "status": ready }],
+            "podIPs": [{ "ip": "10.244.0.7" }, { "ip": "fd00::7" }, { "ip": "nonsense" }],
+        });
+        serde_json::from_value(json!({ "metadata": metadata, "status": status })).unwrap()
+    }
+
+    #[test]
+    fn a_gateway_that_drains_gets_no_new_connections() {
+        assert_eq!(pod("True", false).addresses().len(), 2);
+        assert!(pod("True", true).addresses().is_empty());
+        assert!(pod("False", false).addresses().is_empty());
+    }
+
+    #[test]
+    fn a_namespace_that_goes_is_none() {
+        let mut known = BTreeSet::new();
+        let name = |name: &str| ObjectName::new("", name);
+        let marked = |metadata| Arc::new(serde_json::from_value(json!({ "metadata": metadata })).unwrap());
+        let set = |name, metadata| Difference::Set(name, marked(metadata));
+        namespaces(&mut known, vec![set(name("a"), json!({})), set(name("b"), json!({}))]);
+        let going = set(name("a"), json!({ "deletionTimestamp": "2026-11-28T10:00:00Z" }));
+        let Event::Namespaces(left) = namespaces(&mut known, vec![going]) else { panic!("another event") };
+        assert_eq!(left, BTreeSet::from(["b".to_owned()]));
+    }
+}

@@ -1,0 +1,498 @@
+//! The loop that makes the API say what is wanted.
+//!
+//! It follows the store and the objects, and computes a service anew when something about it changed. One service is
+//! worked on at a time, several services at once. Only the leader writes; the others keep their view warm.
+
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use eastway_model::store::Reader;
+use eastway_model::{ClusterName, ServiceKey, UnixMillis};
+use k8s_openapi::jiff::Timestamp;
+use serde_json::Value;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::api::{Failure, Outcome, Requests};
+use super::cache::Cache;
+use super::desired::{self, Gateways, Verdict, World};
+use super::difference::{Action, actions, differs, status_differs};
+use super::object::{Kind, Object, Observed};
+use super::ports::{self, PortBook};
+use super::queue::Queue;
+
+/// Services that are worked on at once.
+const WORKERS: usize = 16;
+/// Events taken in one go.
+const BATCH: usize = 256;
+/// How long a name that somebody else has is believed to be theirs.
+const FOREIGN: Duration = Duration::from_secs(30);
+
+/// What the API server tells.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Objects of one kind changed.
+    Objects {
+        /// The kind.
+        kind: Kind,
+        /// What changed.
+        changes: Vec<Change>,
+        /// All there are have been told now.
+        listed: bool,
+    },
+    /// Services of all kinds: namespace, name, and what they are; `None` if they are gone.
+    Services {
+        /// What changed.
+        changes: Vec<(String, String, Option<Service>)>,
+        /// All there are have been told now.
+        listed: bool,
+    },
+    /// The namespaces that are not on their way out.
+    Namespaces(BTreeSet<String>),
+    /// The gateways that are ready.
+    Gateways(Gateways),
+}
+
+/// What matters of a Service to its export.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// It has endpoints of its own.
+    Real,
+    /// It is a name for something else.
+    ExternalName,
+}
+
+/// What became of an object.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// It is like this now.
+    Set(Value),
+    /// It is gone: namespace and name.
+    Gone(String, String),
+}
+
+/// How the feed of the gateways is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Feed {
+    /// A gateway is being listened to.
+    pub connected: bool,
+    /// A gateway said which peers there are, at least once since the start.
+    pub peers_known: bool,
+}
+
+/// What the loop follows.
+pub struct Inputs {
+    /// The store.
+    pub reader: Reader,
+    /// How the feed is doing. Before it says which peers there are nothing of any peer is removed.
+    pub feed: watch::Receiver<Feed>,
+    /// The API server.
+    pub events: mpsc::Receiver<Event>,
+    /// This replica writes.
+    pub leading: watch::Receiver<bool>,
+    /// The clock that the store is given.
+    pub clock: Arc<dyn Fn() -> UnixMillis + Send + Sync>,
+}
+
+/// How the controller is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// This replica writes.
+    pub leading: bool,
+    /// The API server and the registries have told all they have.
+    pub synced: bool,
+    /// Services that wait or are worked on.
+    pub pending: usize,
+    /// Services whose last try failed.
+    pub failing: usize,
+    /// Ports of the gateways in use.
+    pub ports: usize,
+    /// Requests that wrote something, since the start.
+    pub writes: u64,
+    /// Requests that failed, since the start.
+    pub failures: u64,
+}
+
+/// What became of the work on one service.
+struct Report {
+    key: ServiceKey,
+    outcomes: Vec<(Action, Result<Outcome, Failure>)>,
+}
+
+/// The loop.
+pub struct Reconciler {
+    requests: Requests,
+    inputs: Inputs,
+    status: watch::Sender<Status>,
+    cache: Cache,
+    /// Kinds that were listed.
+    listed: BTreeSet<Kind>,
+    namespaces_listed: bool,
+    /// All Services, exported or not.
+    services: BTreeMap<ServiceKey, Service>,
+    services_listed: bool,
+    gateways: Option<Gateways>,
+    /// The ports, while this replica leads.
+    book: Option<PortBook>,
+    queue: Queue,
+    running: JoinSet<Report>,
+    /// Version of the snapshot that was looked at last, and which peers were configured and synced in it.
+    version: u64,
+    peers: BTreeMap<ClusterName, (bool, bool)>,
+    peers_known: bool,
+    /// Objects that stay different whatever is written: what was wanted, and the version that came of it.
+    futile: HashMap<(ServiceKey, Kind, String, bool), (u64, String)>,
+}
+
+impl Reconciler {
+    /// A loop that writes by `requests` and tells in `status` how it is doing.
+    #[must_use]
+    pub fn new(requests: Requests, inputs: Inputs, status: watch::Sender<Status>) -> Self {
+        Self {
+            requests,
+            inputs,
+            status,
+            cache: Cache::default(),
+            listed: BTreeSet::new(),
+            namespaces_listed: false,
+            services: BTreeMap::new(),
+            services_listed: false,
+            gateways: None,
+            book: None,
+            queue: Queue::default(),
+            running: JoinSet::new(),
+            version: 0,
+            peers: BTreeMap::new(),
+            peers_known: false,
+            futile: HashMap::new(),
+        }
+    }
+
+    /// Works until `stop`, or until one of its inputs has ended.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut events = Vec::with_capacity(BATCH);
+        self.follow_store();
+        self.follow_feed();
+        loop {
+            self.start_work();
+            self.tell();
+            let pause = self.queue.next_pause();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                count = self.inputs.events.recv_many(&mut events, BATCH) => {
+                    if count == 0 { return }
+                    for event in events.drain(..) {
+                        self.take(event);
+                    }
+                }
+                changed = self.inputs.reader.changed() => {
+                    if changed.is_err() { return }
+                    self.follow_store();
+                }
+                changed = self.inputs.leading.changed() => if changed.is_err() { return },
+                changed = self.inputs.feed.changed() => {
+                    if changed.is_err() { return }
+                    self.follow_feed();
+                }
+                Some(report) = self.running.join_next(), if !self.running.is_empty() => match report {
+                    Ok(report) => self.finish(report),
+                    Err(error) => if error.is_panic() {
+                        warn!(%error, "a task of the controller failed");
+                    }
+                },
+                () = until(pause), if pause.is_some() => {
+                    for key in self.queue.resume(Instant::now()) {
+                        self.cache.forget_foreign(&key);
+                    }
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Objects { kind, changes, listed } => {
+                if listed {
+                    self.listed.insert(kind);
+                }
+                for change in changes {
+                    let changed = match change {
+                        Change::Set(object) => self.cache.put(kind, object),
+                        Change::Gone(namespace, name) => self.cache.remove(kind, &namespace, &name),
+                    };
+                    if let Some(key) = changed {
+                        self.queue.mark(key);
+                    }
+                }
+            }
+            Event::Services { changes, listed } => {
+                self.services_listed |= listed;
+                for (namespace, name, service) in changes {
+                    let Ok(key) = ServiceKey::parse(&namespace, &name) else { continue };
+                    let before = match service {
+                        Some(service) => self.services.insert(key.clone(), service),
+                        None => self.services.remove(&key),
+                    };
+                    if before != service {
+                        self.queue.mark(key);
+                    }
+                }
+            }
+            Event::Namespaces(namespaces) => {
+                self.namespaces_listed = true;
+                let changed: Vec<String> = namespaces.symmetric_difference(self.cache.namespaces()).cloned().collect();
+                for namespace in changed {
+                    self.set_namespace(&namespace, namespaces.contains(&namespace));
+                }
+            }
+            Event::Gateways(gateways) => {
+                if self.gateways.as_ref() != Some(&gateways) {
+                    debug!(?gateways, "gateways changed");
+                    self.gateways = Some(gateways);
+                    self.mark_all();
+                }
+            }
+        }
+    }
+
+    fn set_namespace(&mut self, namespace: &str, exists: bool) {
+        let mut keys = self.cache.set_namespace(namespace, exists);
+        if exists {
+            let snapshot = self.inputs.reader.load();
+            keys.extend(
+                snapshot.imports().map(|import| &import.key).filter(|key| key.namespace.as_str() == namespace).cloned(),
+            );
+        }
+        for key in keys {
+            self.queue.mark(key);
+        }
+    }
+
+    fn follow_store(&mut self) {
+        let snapshot = self.inputs.reader.load_full();
+        let peers: BTreeMap<ClusterName, (bool, bool)> =
+            snapshot.peers().map(|peer| (peer.name.clone(), (peer.configured, peer.synced))).collect();
+        let changed = snapshot.changes_since(self.version).filter(|_| peers == self.peers);
+        self.version = snapshot.version();
+        self.peers = peers;
+        match changed {
+            Some(keys) => keys.into_iter().for_each(|key| self.queue.mark(key)),
+            None => self.mark_all(),
+        }
+    }
+
+    fn follow_feed(&mut self) {
+        let peers_known = self.inputs.feed.borrow_and_update().peers_known;
+        if std::mem::replace(&mut self.peers_known, peers_known) != peers_known {
+            self.mark_all();
+        }
+    }
+
+    fn mark_all(&mut self) {
+        let snapshot = self.inputs.reader.load();
+        let imports = snapshot.imports().map(|import| import.key.clone());
+        let all: BTreeSet<ServiceKey> = self.cache.keys().cloned().chain(imports).collect();
+        drop(snapshot);
+        for key in all {
+            self.queue.mark(key);
+        }
+    }
+
+    /// Everything that a decision depends on is known.
+    fn is_synced(&self) -> bool {
+        const KINDS: [Kind; 4] = [Kind::Service, Kind::EndpointSlice, Kind::ServiceImport, Kind::ServiceExport];
+        self.namespaces_listed
+            && self.services_listed
+            && self.gateways.is_some()
+            && KINDS.iter().all(|kind| self.listed.contains(kind))
+            && self.inputs.reader.load().is_local_synced()
+    }
+
+    /// Begins and ends to lead, and keeps the workers busy.
+    fn start_work(&mut self) {
+        let leads = *self.inputs.leading.borrow_and_update() && self.is_synced();
+        match (leads, self.book.is_some()) {
+            (true, false) => {
+                let book = PortBook::new(ports::RANGE, self.cache.ports());
+                info!(ports = book.len(), "controller: writing from now on");
+                self.book = Some(book);
+                self.queue.clear();
+                self.mark_all();
+            }
+            (false, true) => {
+                info!("controller: not writing any more");
+                self.book = None;
+                self.running.abort_all();
+                self.queue.clear();
+                self.futile.clear();
+            }
+            _ => {}
+        }
+        if !leads {
+            return;
+        }
+        while self.running.len() < WORKERS {
+            let Some(key) = self.queue.next() else { return };
+            let work = self.work(&key);
+            if work.is_empty() {
+                self.queue.done(&key, false);
+                continue;
+            }
+            debug!(service = %key, actions = work.len(), "controller: writing");
+            self.running.spawn(perform(self.requests.clone(), key, work));
+        }
+    }
+
+    /// What is to be done for a service.
+    fn work(&mut self, key: &ServiceKey) -> Vec<Action> {
+        let (Some(book), Some(gateways)) = (self.book.as_mut(), self.gateways.as_ref()) else { return Vec::new() };
+        let seen = self.cache.seen(key);
+        let snapshot = self.inputs.reader.load();
+        let (now, steady) = (now(), (self.inputs.clock)());
+        let peers_known = self.peers_known;
+        let world = World { snapshot: &snapshot, peers_known, gateways, now: &now, steady };
+        let verdict = match self.services.get(key) {
+            Some(Service::Real) => Verdict::Valid,
+            Some(Service::ExternalName) => Verdict::ExternalName,
+            None => Verdict::NoService,
+        };
+        let wanted = desired::wanted(&world, key, &seen, verdict, book);
+        let mut actions = actions(&seen, &wanted);
+        actions.retain(|action| {
+            let (Some((place, hash)), (kind, name)) = (attempt(key, action), action.target()) else { return true };
+            let version = seen.get(kind, name).map(|observed| observed.text("/metadata/resourceVersion"));
+            self.futile.get(&place).is_none_or(|(futile, at)| *futile != hash || version != Some(at.as_str()))
+        });
+        actions
+    }
+
+    fn finish(&mut self, report: Report) {
+        let Report { key, outcomes } = report;
+        let (mut failed, mut after, mut refused) = (false, None, None);
+        let mut foreign = false;
+        for (action, result) in outcomes {
+            let (kind, name) = action.target();
+            match result {
+                Ok(Outcome::Written { kind, object }) => {
+                    self.remember_attempt(&key, &action, &object);
+                    self.cache.put(kind, object);
+                    self.status.send_modify(|status| status.writes += 1);
+                }
+                Ok(Outcome::Deleted { kind, name }) => {
+                    self.cache.remove(kind, key.namespace.as_str(), &name);
+                    self.status.send_modify(|status| status.writes += 1);
+                }
+                Ok(Outcome::Foreign { name }) => {
+                    warn!(service = %key, name, "an object of this name is not Eastway's and is left alone");
+                    self.cache.set_foreign(&key, &name);
+                    foreign = true;
+                }
+                Err(failure) => {
+                    self.status.send_modify(|status| status.failures += 1);
+                    debug!(service = %key, ?kind, name, %failure, "controller: a request failed");
+                    failed = true;
+                    match failure {
+                        Failure::Conflict(_) => {}
+                        Failure::Unavailable { after: wait, .. } => after = after.max(wait),
+                        Failure::Refused(reason) => refused = Some(format!("{kind:?} {name}: {reason}")),
+                    }
+                }
+            }
+        }
+        if self.cache.set_refused(&key, refused.clone())
+            && let Some(refused) = refused
+        {
+            warn!(service = %key, "the API server does not take what is wanted: {refused}");
+        }
+        if failed {
+            self.queue.failed(&key, after, Instant::now());
+        } else {
+            // What was written is looked at again: an address that came is the next step.
+            self.queue.done(&key, true);
+        }
+        if foreign {
+            self.queue.later(&key, Instant::now() + FOREIGN);
+        }
+    }
+
+    /// Remembers what did not bring the object nearer to what is wanted: otherwise it would be written for ever.
+    fn remember_attempt(&mut self, key: &ServiceKey, action: &Action, written: &Value) {
+        let Some((place, hash)) = attempt(key, action) else { return };
+        let observed = Observed::new(written.clone());
+        let still = match action {
+            Action::Create(object) | Action::Apply(object) => differs(&observed, object),
+            Action::Status(object) => status_differs(&observed, object),
+            Action::Delete { .. } => false,
+        };
+        if still {
+            let version = observed.text("/metadata/resourceVersion").to_owned();
+            if self.futile.insert(place, (hash, version)).is_none() {
+                let (kind, name) = action.target();
+                debug!(service = %key, ?kind, name, "the API server has something else than what was written");
+            }
+        } else {
+            self.futile.remove(&place);
+        }
+    }
+
+    fn tell(&self) {
+        let (pending, failing) = self.queue.len();
+        let (leading, synced) = (self.book.is_some(), self.is_synced());
+        let ports = self.book.as_ref().map_or(0, PortBook::len);
+        self.status.send_if_modified(|status| {
+            let new = Status { leading, synced, pending, failing, ports, ..*status };
+            std::mem::replace(status, new) != new
+        });
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The time for conditions: whole seconds, as the API has them.
+fn now() -> String {
+    Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default().to_string()
+}
+
+/// What an action tries: the object, status or not, and a hash of what is wanted.
+fn attempt(key: &ServiceKey, action: &Action) -> Option<((ServiceKey, Kind, String, bool), u64)> {
+    let hash = |object: &Object| {
+        let mut hasher = DefaultHasher::new();
+        object.body.to_string().hash(&mut hasher);
+        hasher.finish()
+    };
+    match action {
+        Action::Create(object) | Action::Apply(object) => {
+            Some(((key.clone(), object.kind, object.name.clone(), false), hash(object)))
+        }
+        Action::Status(object) => Some(((key.clone(), object.kind, object.name.clone(), true), hash(object))),
+        Action::Delete { .. } => None,
+    }
+}
+
+/// Does the work on one service, in order. What fails does not keep the rest from being done, but for the import's
+/// addresses: they are told when all is there that they lead to.
+async fn perform(requests: Requests, key: ServiceKey, work: Vec<Action>) -> Report {
+    let mut outcomes = Vec::with_capacity(work.len());
+    let mut incomplete = false;
+    for action in work {
+        if incomplete && matches!(&action, Action::Apply(object) if object.kind == Kind::ServiceImport) {
+            continue;
+        }
+        let result = requests.perform(&key, &action).await;
+        incomplete |= result.is_err() && matches!(action, Action::Create(_) | Action::Apply(_));
+        outcomes.push((action, result));
+    }
+    Report { key, outcomes }
+}
