@@ -6,10 +6,10 @@
 
 pub mod allocations;
 pub mod client;
-pub mod install;
-pub mod objects;
 pub mod controller;
+pub mod install;
 pub mod lease;
+pub mod objects;
 pub mod secrets;
 pub mod source;
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 pub mod authority;
 pub mod ca;
+pub mod controller;
 pub mod enroll;
 
 use std::io;
@@ -24,6 +25,7 @@ use crate::config::settings::CaAddress;
 use crate::config::{self, ConfigErrors, Loaded, Settings};
 use crate::roles::authority::Authority;
 use crate::roles::ca::{CaRunError, CaSettings, CaStartError, NetworkSettings};
+use crate::roles::controller::ControllerError;
 use crate::roles::enroll::{CaClient, NetworkCa};
 use crate::telemetry::{LogError, LogHandle, LogSettings, Telemetry, log};
 
@@ -99,9 +101,9 @@ pub enum RunError {
     /// The second signal came before the drain was over.
     #[error("stopped at once by a second signal")]
     Interrupted,
-    /// A role that cannot run by itself yet.
-    #[error("the controller role runs beside the gateway outside Kubernetes: use --roles gateway,controller")]
-    LoneController,
+    /// The controller role.
+    #[error(transparent)]
+    Controller(#[from] ControllerError),
 }
 
 /// Runs the process until it is told to stop.
@@ -112,9 +114,6 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
     let loaded = config::load(&options.config)?;
     if let Some(parent) = options.end_with {
         authority::end_with(parent)?;
-    }
-    if options.roles == [Role::Controller] {
-        return Err(RunError::LoneController);
     }
     let log = log::install(&log_settings(options, &loaded.settings))?;
     for warning in loaded.warnings.iter() {
@@ -177,10 +176,17 @@ async fn serve(options: &RunOptions, loaded: Loaded, log: LogHandle) -> Result<(
         });
     }
     let work = async {
-        let result = if with_gateway {
+        let result = if with_gateway || options.roles.contains(&Role::Controller) {
             let configuration = follow_configuration(options, loaded, &tasks, &end);
+            let role = async {
+                if with_gateway {
+                    gateway(configuration, log, names, &stop).await
+                } else {
+                    controller(configuration, log, &stop).await
+                }
+            };
             tokio::select! {
-                result = gateway(configuration, log, names, &stop) => result,
+                result = role => result,
                 () = now.cancelled() => Err(RunError::Interrupted),
             }
         } else {
@@ -231,6 +237,13 @@ async fn gateway(
     let telemetry = Telemetry::new(settings.log.access);
     let bound = app::build(configuration, names, telemetry, Some(log)).await?;
     Ok(bound.run(client, stop.clone()).await?)
+}
+
+async fn controller(configuration: Configuration, log: LogHandle, stop: &CancellationToken) -> Result<(), RunError> {
+    let telemetry = Telemetry::new(configuration.loaded.borrow().settings.log.access);
+    let bound = controller::bind(configuration, telemetry, log).await?;
+    bound.run(stop.clone()).await;
+    Ok(())
 }
 
 /// The way to the ca role that the configuration names.

@@ -18,8 +18,8 @@ pub use escape::Escaped;
 pub use limit::LogLimit;
 pub use log::{LogError, LogFormat, LogHandle, LogSettings};
 pub use metrics::{
-    Certificate, ConnectionLabels, ConnectionMetrics, Destination, DialOutcome, Metrics, PeerSample, RECENT, Reporter,
-    ResponseFlag, Workload,
+    Certificate, ConnectionLabels, ConnectionMetrics, ControllerSample, Destination, DialOutcome, Metrics, PeerSample,
+    RECENT, Reporter, ResponseFlag, Workload,
 };
 pub use refusals::{Refusal, Refusals};
 

@@ -306,8 +306,9 @@ fn run_says_in_one_line_why_it_cannot_start() {
     assert_one_line(&output, "port in use");
     assert!(stderr(&output).contains(&format!("cannot listen on {health} for health")), "{}", stderr(&output));
     let output = start("controller");
-    assert_eq!(output.status.code(), Some(2), "a role that does not run alone: {}", stderr(&output));
+    assert_eq!(output.status.code(), Some(1), "no Kubernetes here: {}", stderr(&output));
     assert_one_line(&output, "controller");
+    assert!(stderr(&output).contains("name a kubeconfig"), "{}", stderr(&output));
 }
 
 /// Adds a Peer file `gke.yaml` to the folder's peers.

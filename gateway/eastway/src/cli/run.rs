@@ -71,13 +71,13 @@ fn start(args: RoleArgs, roles: Vec<Role>) -> Result<(), Failure> {
     let options = RunOptions { config, roles, log_level, log_format, end_with };
     crate::roles::run(&options).map_err(|error| match &error {
         RunError::Config(ConfigErrors(diagnostics)) => super::config::refuse(&options.config, diagnostics),
-        RunError::LoneController => Failure::usage(error.to_string()),
         RunError::Log(_)
         | RunError::Runtime(_)
         | RunError::Ca(_)
         | RunError::AuthorityEnded(_)
         | RunError::TrustDomain(_)
         | RunError::Gateway(_)
+        | RunError::Controller(_)
         | RunError::Interrupted => Failure::failed(&error),
     })
 }

@@ -12,7 +12,7 @@ use eastway_identity::{SpiffeId, SpiffeIdError};
 use eastway_kubernetes::source::ExportMark;
 use eastway_model::rules::{self, NameRule};
 use eastway_model::vip::VipRange;
-use eastway_model::{ClusterName, Label};
+use eastway_model::{ClusterName, Label, NameError};
 use serde::Serialize;
 
 use super::value::{Fqdn, HostPort};
@@ -131,6 +131,28 @@ pub struct KubernetesSettings {
     /// How its API server is reached.
     #[serde(flatten)]
     pub access: KubernetesAccess,
+    /// Where the controller finds a gateway that tells it what peers export.
+    pub gateways: HostPort,
+    /// Labels of the gateway pods, as `kubectl get -l` takes them.
+    pub gateway_labels: String,
+}
+
+impl KubernetesSettings {
+    /// Those of a pod in `namespace`, with the chart's names.
+    ///
+    /// # Errors
+    /// [`NameError`]: the namespace is none.
+    pub fn in_namespace(namespace: &str) -> Result<Self, NameError> {
+        let namespace = Label::parse(namespace)?;
+        let host = Arc::from(format!("eastway-gateway-local.{namespace}.svc"));
+        Ok(Self {
+            namespace,
+            service: Label::parse("eastway-gateway")?,
+            access: KubernetesAccess::default(),
+            gateways: HostPort { host, port: 15012 },
+            gateway_labels: "app.kubernetes.io/name=eastway,app.kubernetes.io/component=gateway".to_owned(),
+        })
+    }
 }
 
 /// How an API server is reached.

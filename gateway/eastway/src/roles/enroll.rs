@@ -268,7 +268,7 @@ const QUICK: u32 = 20;
 /// Asks until there is a certificate for a gateway, with the keys that its replicas share. What fails for a second is
 /// logged, and then once in a while.
 pub async fn until_enrolled(client: &CaClient, ttl: Duration) -> (Identity, LinkKeys) {
-    until(async || {
+    until(|| async {
         let Enrolled { identity, link_keys } = client.enroll(ttl, None).await?;
         Ok((identity, link_keys.ok_or(EnrollError::NoLinkKeys)?))
     })
@@ -277,10 +277,10 @@ pub async fn until_enrolled(client: &CaClient, ttl: Duration) -> (Identity, Link
 
 /// Asks until there is a certificate, for a role that holds no links.
 pub async fn until_certified(client: &CaClient, ttl: Duration) -> Identity {
-    until(async || Ok(client.enroll(ttl, None).await?.identity)).await
+    until(|| async { Ok(client.enroll(ttl, None).await?.identity) }).await
 }
 
-async fn until<T>(ask: impl AsyncFn() -> Result<T, EnrollError>) -> T {
+async fn until<T, F: Future<Output = Result<T, EnrollError>>>(ask: impl Fn() -> F) -> T {
     let mut attempt = 0_u32;
     loop {
         match ask().await {

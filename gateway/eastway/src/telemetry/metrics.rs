@@ -108,6 +108,23 @@ pub struct PeerSample {
     pub lost_packets: u64,
 }
 
+/// State of the controller; see [`Metrics::set_controller`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ControllerSample {
+    /// This replica writes.
+    pub leading: bool,
+    /// Services that wait or are worked on.
+    pub pending: usize,
+    /// Services whose last try failed.
+    pub failing: usize,
+    /// Ports of the gateways in use.
+    pub ports: usize,
+    /// Requests that wrote something, since our start.
+    pub writes: u64,
+    /// Requests that failed, since our start.
+    pub failures: u64,
+}
+
 macro_rules! metrics {
     ($($field:ident : $kind:ty, $name:literal, $help:literal;)*) => {
         /// All metrics of the process.
@@ -198,6 +215,13 @@ metrics! {
     vips: Gauge, "eastway_vips", "Virtual addresses allocated";
     vips_exhausted: Counter, "eastway_vips_exhausted", "Imports that got no virtual address because the ranges are full, or lack listeners because there are too many";
     snapshot_version: Gauge<i64, AtomicI64>, "eastway_snapshot_version", "Version of the published snapshot";
+    controller_leading: Gauge, "eastway_controller_leading", "1 if this replica writes to the Kubernetes API";
+    controller_pending: Gauge, "eastway_controller_pending", "Services whose objects wait to be written";
+    controller_failing: Gauge, "eastway_controller_failing", "Services whose objects could not be written; the log says why";
+    controller_ports: Gauge, "eastway_controller_ports", "Ports of the gateways that stand for imports, out of 12000";
+    controller_writes: Counter, "eastway_controller_writes", "Requests that wrote to the Kubernetes API";
+    controller_failures: Counter, "eastway_controller_failures", "Requests to write to the Kubernetes API that failed";
+    controller_feed: Gauge, "eastway_controller_feed_connected", "1 if a gateway tells the controller what peers export";
     ready: Gauge, "eastway_ready", "1 if this process is ready";
     log_lines_dropped: Counter, "eastway_log_lines_dropped", "Log lines dropped because the output was blocked";
 }
@@ -437,6 +461,21 @@ impl Metrics {
     /// Version of the published snapshot.
     pub fn set_snapshot_version(&self, version: u64) {
         self.snapshot_version.set(i64::try_from(version).unwrap_or(i64::MAX));
+    }
+
+    /// How the controller is doing.
+    pub fn set_controller(&self, sample: &ControllerSample) {
+        self.controller_leading.set(i64::from(sample.leading));
+        self.controller_pending.set(count_of(sample.pending));
+        self.controller_failing.set(count_of(sample.failing));
+        self.controller_ports.set(count_of(sample.ports));
+        raise(&self.controller_writes, sample.writes);
+        raise(&self.controller_failures, sample.failures);
+    }
+
+    /// Whether a gateway tells the controller what peers export.
+    pub fn set_controller_feed(&self, connected: bool) {
+        self.controller_feed.set(i64::from(connected));
     }
 
     /// Whether the process is ready.

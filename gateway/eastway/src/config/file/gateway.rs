@@ -283,6 +283,14 @@ pub struct KubernetesSection {
     /// A context of that file. Default: its current one.
     #[serde(default)]
     pub context: Field<String>,
+    /// Where the controller is told by a gateway what peers export: host and port of the gateways' `listen.local`.
+    /// Default: `eastway-gateway-local`, a Service in that namespace, port 15012.
+    #[serde(default)]
+    pub gateways: Field<Text>,
+    /// Labels of the gateway pods, which the controller leads imports to. Default:
+    /// `app.kubernetes.io/name=eastway,app.kubernetes.io/component=gateway`.
+    #[serde(default)]
+    pub gateway_labels: Field<String>,
 }
 
 /// Logs.

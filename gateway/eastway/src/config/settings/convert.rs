@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use eastway_model::name::check_label_pair;
 use eastway_model::rules::{AccessMode, NameRule};
 use eastway_model::vip::VipRange;
 use eastway_model::{ClusterName, Label, ServiceKey};
@@ -122,11 +123,29 @@ fn kubernetes_settings(
     if let (None, Some(context)) = (&kubeconfig, context) {
         cx.error(context.at, Code::Conflict, "a context is one of a kubeconfig: name that too");
     }
-    Some(KubernetesSettings {
-        namespace: namespace.or_else(|| Label::parse(SYSTEM_NAMESPACE).ok())?,
-        service: service.or_else(|| Label::parse("eastway-gateway").ok())?,
-        access: KubernetesAccess { kubeconfig, context: context.map(|context| context.value.clone()) },
-    })
+    let namespace = namespace.as_ref().map_or(SYSTEM_NAMESPACE, Label::as_str);
+    let mut settings = KubernetesSettings::in_namespace(namespace).ok()?;
+    settings.access = KubernetesAccess { kubeconfig, context: context.map(|context| context.value.clone()) };
+    if let Some(service) = service {
+        settings.service = service;
+    }
+    if let Some(gateways) = section.gateways.get().and_then(|text| cx.parse(text, HostPort::parse)) {
+        settings.gateways = gateways;
+    }
+    if let Some(labels) = section.gateway_labels.get().and_then(|text| cx.parse(text, selector)) {
+        settings.gateway_labels = labels;
+    }
+    Some(settings)
+}
+
+/// Labels that pods have to have: `key=value`, separated by commas.
+fn selector(text: &str) -> Result<String, String> {
+    let pairs = text.split(',').map(|pair| pair.split_once('=').ok_or("must be key=value, separated by commas"));
+    for pair in pairs {
+        let (key, value) = pair?;
+        check_label_pair(key, value).map_err(|error| error.to_string())?;
+    }
+    Ok(text.to_owned())
 }
 
 fn listen_settings(section: Option<&ListenSection>, cx: &mut Context<'_>) -> ListenSettings {
