@@ -9,6 +9,7 @@ pub mod object;
 pub mod observe;
 pub mod peers;
 pub mod ports;
+pub mod property;
 mod queue;
 pub mod reconcile;
 

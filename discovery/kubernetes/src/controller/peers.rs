@@ -1,4 +1,5 @@
-//! What the API says about peers: the status of Peer objects, and a Lease per cluster that can be reached.
+//! What the API says about clusters: the status of Peer objects, a Lease per cluster that can be reached, and the name
+//! of this one.
 //!
 //! The Lease is what KEP-1645 asks for: other controllers see by it whether a cluster's endpoints can be believed. Ours
 //! do not go with it; they stay until `withdrawAfter` (invariant I4).
@@ -22,6 +23,7 @@ use tracing::{debug, warn};
 use super::difference::same;
 use super::names;
 use super::object::{Condition, Observed};
+use super::property;
 use super::reconcile::Feed;
 use crate::lease::REQUEST;
 use crate::types::eastway::Peer;
@@ -56,6 +58,7 @@ pub async fn run(client: Client, mut inputs: Inputs, stop: CancellationToken) {
     let writer = Writer { client, namespace: inputs.namespace.clone() };
     let mut failing = false;
     let mut away = None;
+    let mut named = false;
     loop {
         let changed = tokio::select! {
             () = stop.cancelled() => return,
@@ -80,7 +83,7 @@ pub async fn run(client: Client, mut inputs: Inputs, stop: CancellationToken) {
         let now = Instant::now();
         away = if feed.connected && feed.peers_known { None } else { away.or(Some(now)) };
         if !*inputs.leading.borrow_and_update() {
-            due = now + RENEWAL;
+            (due, named) = (now + RENEWAL, false);
             continue;
         }
         let snapshot = inputs.reader.load_full();
@@ -91,12 +94,17 @@ pub async fn run(client: Client, mut inputs: Inputs, stop: CancellationToken) {
         if Instant::now() >= due {
             due = Instant::now() + RENEWAL;
             result = result.and(writer.leases(&snapshot, feed).await);
+            if !named {
+                let written = property::write(&writer.client, snapshot.cluster()).await;
+                named = written.is_ok();
+                result = result.and(written);
+            }
         }
         match result {
             Ok(()) => failing = false,
             Err(error) => {
                 if !std::mem::replace(&mut failing, true) {
-                    warn!(error, "controller: the status of peers cannot be written");
+                    warn!(error, "controller: what is known of peers cannot be written");
                 }
                 due = due.min(Instant::now() + RETRY.mul_f64(0.5 + 0.5 * fastrand::f64()));
             }
