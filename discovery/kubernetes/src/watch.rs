@@ -33,9 +33,12 @@ const LISTING_SILENCE: Duration = Duration::from_secs(60);
 /// Pause after a first failure; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
-/// Longest pause between attempts, and longest one that a server can ask for: after an outage a
-/// change is seen no later.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Longest pause between attempts: after an outage a change is seen no later, and a server that comes
+/// back has no more than this to bear.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// Longest pause that a server can ask for.
+const LONGEST_ASKED: Duration = Duration::from_secs(30);
 
 /// Pause before a kind that the server does not know is asked for again: somebody may install it.
 const ABSENT_PAUSE: Duration = Duration::from_secs(10);
@@ -154,6 +157,8 @@ pub struct Watch<K> {
     pause: Pause,
     /// When to go on after a failure.
     resume: Option<Instant>,
+    /// The version that was watched from is gone, and no list was read since.
+    gone: bool,
     logged: usize,
 }
 
@@ -177,6 +182,7 @@ impl<K: DeserializeOwned + Send + Sync + 'static> Watch<K> {
             status: WatchStatus { kind, ..WatchStatus::default() },
             pause: Pause::default(),
             resume: None,
+            gone: false,
             logged: 0,
         }
     }
@@ -280,6 +286,7 @@ impl<K: DeserializeOwned + Send + Sync + 'static> Watch<K> {
         }
         self.status.not_installed = false;
         self.unknown = 0;
+        self.gone = false;
         self.pause.reset();
     }
 
@@ -300,7 +307,17 @@ impl<K: DeserializeOwned + Send + Sync + 'static> Watch<K> {
             Some(400 | 422) if starting && self.streaming && self.listing => return self.no_streaming(error),
             Some(500) if self.streaming && self.listing => return self.no_streaming(error),
             Some(404) => return self.absent(),
-            // The version is gone, or the server was set back and has not reached it: list anew.
+            // The version is gone, as after an outage or a long silence: the server is well, and is asked for
+            // a list soon.
+            Some(410) if !self.gone => {
+                tracing::debug!(kind = self.status.kind, "listing again: {error}");
+                self.gone = true;
+                self.events = None;
+                self.pause.reset();
+                self.resume = Some(Instant::now() + self.pause.next());
+                return;
+            }
+            // The version is gone even so, or the server was set back and has not reached it: list anew.
             Some(400 | 410 | 422 | 504) => self.events = None,
             _ => {}
         }
@@ -338,7 +355,7 @@ impl<K: DeserializeOwned + Send + Sync + 'static> Watch<K> {
 
     fn failure(&mut self, problem: String, asked: Option<Duration>) {
         self.status.failures += 1;
-        let pause = self.pause.next().max(asked.unwrap_or_default().min(LONGEST_PAUSE));
+        let pause = self.pause.next().max(asked.unwrap_or_default().min(LONGEST_ASKED));
         if self.status.problem.as_ref() != Some(&problem) {
             tracing::warn!(kind = self.status.kind, "{problem}; trying again");
         }

@@ -140,7 +140,10 @@ async fn f18_a_watch_that_cannot_resume_lists_again() {
     let (client, requests) = script(vec![first, Reply::status(410, "Expired", "too old"), second]);
     let mut watch = watch(client);
     assert_eq!(told(&mut watch).await, ["+a@1"]);
+    let before = Instant::now();
     assert_eq!(told(&mut watch).await, ["+a@4"]);
+    assert!(before.elapsed() <= FIRST_PAUSE, "nothing is wrong with the server");
+    assert_eq!(watch.status().failures, 0);
     let requests = requests.lock().unwrap();
     assert!(requests[1].contains("resourceVersion=1"), "first it resumes: {}", requests[1]);
     assert!(requests[2].contains("sendInitialEvents=true"), "then it lists: {}", requests[2]);
@@ -215,7 +218,7 @@ async fn pauses_grow_and_are_capped() {
     let ended: Result<(), _> = tokio::time::timeout(Duration::from_secs(300), forever).await;
     assert!(ended.is_err());
     let calls = calls.lock().unwrap();
-    assert!((14..40).contains(&calls.len()), "{}", calls.len());
+    assert!((30..80).contains(&calls.len()), "{}", calls.len());
     let pauses: Vec<_> = calls.windows(2).map(|pair| pair[1] - pair[0]).collect();
     assert!(pauses[0] <= FIRST_PAUSE && pauses.iter().all(|pause| *pause <= LONGEST_PAUSE));
 }
