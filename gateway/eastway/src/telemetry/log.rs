@@ -159,6 +159,10 @@ pub fn check_level(level: &str) -> Result<(), LogError> {
 }
 
 /// Access lines have a switch of their own and pass whatever the level is.
+/// Targets that say at each attempt what ours say once, at levels that people watch. Who names them in the level hears
+/// them.
+const QUIET: &str = "kube_client::client::builder=off,kube_runtime::watcher=off";
+
 fn filter(level: &str) -> Result<EnvFilter, LogError> {
     let bad = || LogError::Level(level.to_owned());
     // A bare word that is no level would be taken for the name of a target.
@@ -167,7 +171,7 @@ fn filter(level: &str) -> Result<EnvFilter, LogError> {
     if level.is_empty() || level.split(',').any(|part| !part.contains('=') && !known(part.trim())) {
         return Err(bad());
     }
-    EnvFilter::builder().parse(format!("{level},{}=info", super::access::TARGET)).map_err(|_error| bad())
+    EnvFilter::builder().parse(format!("{QUIET},{level},{}=info", super::access::TARGET)).map_err(|_error| bad())
 }
 
 #[cfg(test)]
