@@ -8,6 +8,7 @@ ARGS ?=
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 TOOLS := $(TARGET)/tools/bin
 COREDNS_VERSION := v1.15.0
+HELM_VERSION := v3.22.0
 export EASTWAY_TOOLS := $(TOOLS)
 
 .PHONY: help demo build test unit model system demo-check e2e bed check fmt clippy doc deny deps deps-e2e bench-micro bench-dns sabotage
@@ -36,7 +37,7 @@ model: ## The federation simulator: 10,000 seeds of at least 300 events
 system: ## Clouds as network namespaces, real CoreDNS, the demo and the documents as a user runs them
 	$(CARGO) build --release --locked -q -p eastway
 	EASTWAY_BIN=$(TARGET)/release/eastway $(CARGO) test --locked -q --workspace \
-		--test system --test documents --test dns_coredns --example budgets -- --test-threads=1
+		--test system --test documents --test dns_coredns --test chart --example budgets -- --test-threads=1
 	$(CARGO) test --locked -q --workspace --lib -- relay:: load::
 
 demo-check: ## The demo's script, as a user without privileges, in real namespaces
@@ -77,7 +78,7 @@ bench-dns: deps ## DNS against CoreDNS on the same names in one run
 	./bench/dns/run
 
 deps: ## What the tests need beside the Rust toolchain
-	@./tests/tools/install $(TOOLS) $(COREDNS_VERSION)
+	@./tests/tools/install $(TOOLS) $(COREDNS_VERSION) $(HELM_VERSION)
 
 deps-e2e: deps ## What `make e2e` needs beside: etcd, containerd and others from Debian, Kubernetes and Helm from their Go modules
 	@./tests/tools/install-e2e $(TOOLS)
@@ -86,3 +87,4 @@ regenerate: ## Write generated code and schemas anew
 	EASTWAY_REGENERATE=1 $(CARGO) test -q -p eastway-proto --test bootstrap
 	EASTWAY_REGENERATE=1 $(CARGO) test -q -p eastway --lib schema
 	EASTWAY_REGENERATE=1 $(CARGO) test -q -p eastway --test docs
+	EASTWAY_REGENERATE=1 $(CARGO) test -q -p eastway-tests --test chart

@@ -1,0 +1,59 @@
+{{/* gateway.yaml, the same for all roles. */}}
+{{- define "eastway.config" -}}
+{{- $any := include "eastway.any" . -}}
+apiVersion: eastway.dev/v1alpha1
+kind: GatewayConfig
+cluster: {{ .Values.cluster }}
+kubernetes: {namespace: {{ .Release.Namespace }}}
+trust:
+  domain: {{ .Values.trustDomain }}
+  cacerts: /etc/eastway/cacerts
+  ca: https://eastway-ca.{{ .Release.Namespace }}.svc:15012
+  token: /var/run/secrets/eastway/token
+  {{- with .Values.ca.leafTtl }}
+  leafTtl: {{ . }}
+  {{- end }}
+listen:
+  link: "{{ $any }}:15443"
+  {{- with .Values.gateway.advertise }}
+  advertise: {{- toYaml . | nindent 2 }}
+  {{- end }}
+  dns: ["{{ $any }}:15053"]
+  local: "{{ $any }}:15012"
+  ca: "{{ $any }}:15012"
+  metrics: "{{ $any }}:15020"
+  health: "{{ $any }}:15021"
+link: {{- merge (dict "drain" (printf "%ds" (int .Values.gateway.drainSeconds))) .Values.link | toYaml | nindent 2 }}
+registries:
+- name: cluster
+  kubernetes: {{ include "eastway.registry" . | fromYaml | toJson }}
+peers: /etc/eastway/peers
+policies: /etc/eastway/policies
+{{- if or .Values.dns.zones .Values.dns.names }}
+dns:
+  {{- with .Values.dns.zones }}
+  zones: {{- toYaml . | nindent 2 }}
+  {{- end }}
+  {{- with .Values.dns.names }}
+  names: {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end }}
+authorization: {{ .Values.authorization }}
+state: /var/lib/eastway
+log: {{- toYaml .Values.log | nindent 2 }}
+{{- with .Values.limits }}
+limits: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "eastway.registry" -}}
+{{- $marks := list -}}
+{{- if .Values.exportMarks.istio }}{{ $marks = append $marks "istio" }}{{ end -}}
+{{- if .Values.exportMarks.linkerd }}{{ $marks = append $marks "linkerd" }}{{ end -}}
+{{- if .Values.exportMarks.cilium }}{{ $marks = append $marks "cilium" }}{{ end -}}
+{{- if $marks }}
+exportMarks: {{ toJson $marks }}
+{{- else }}
+{}
+{{- end }}
+{{- end }}

@@ -1,0 +1,319 @@
+//! Custom resource definitions of `eastway.dev`, made of the structs that files are read into.
+//!
+//! A definition cannot hold everything a file's schema says: references are written out, `additionalProperties: false`
+//! goes (the API server drops unknown fields, and tells `kubectl` about them), and bounds are added that the cost
+//! limit of its rules wants. What is beyond a schema is said by rules with messages for people.
+
+use eastway::config::schema;
+use serde_json::{Map, Value, json};
+
+/// Most items of any list, and most characters of any text that has no bound of its own: what files may hold is
+/// less, and rules over unbounded lists are refused by the API server.
+const MAX_ITEMS: u64 = 64;
+const MAX_TEXT: u64 = 1024;
+/// Longest `bundle`, which may hold 64 certificates.
+const MAX_BUNDLE: u64 = 262_144;
+
+/// One kind of object.
+struct Kind {
+    name: &'static str,
+    plural: &'static str,
+    short: &'static str,
+    namespaced: bool,
+    columns: Value,
+    /// Path of properties from the root, rules there.
+    rules: Vec<(&'static [&'static str], Vec<(&'static str, &'static str)>)>,
+}
+
+/// File name and text of every definition.
+#[must_use]
+pub fn all() -> Vec<(String, String)> {
+    kinds().into_iter().map(|kind| (format!("eastway.dev_{}.yaml", kind.plural), definition(&kind))).collect()
+}
+
+fn kinds() -> [Kind; 3] {
+    [peer(), traffic_policy(), access_policy()]
+}
+
+fn condition_column(name: &str, kind: &str) -> Value {
+    json!({"name": name, "type": "string", "jsonPath": format!(".status.conditions[?(@.type==\"{kind}\")].status")})
+}
+
+fn message_column(kind: &str) -> Value {
+    let path = format!(".status.conditions[?(@.type==\"{kind}\")].message");
+    json!({"name": "Message", "type": "string", "priority": 1, "jsonPath": path})
+}
+
+fn age_column() -> Value {
+    json!({"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"})
+}
+
+fn peer() -> Kind {
+    Kind {
+        name: "Peer",
+        plural: "peers",
+        short: "ewp",
+        namespaced: false,
+        columns: json!([
+            condition_column("Ready", "Ready"),
+            {"name": "Trust Domain", "type": "string", "jsonPath": ".spec.trustDomain"},
+            age_column(),
+            message_column("Ready"),
+        ]),
+        rules: vec![
+            (
+                &[],
+                vec![(
+                    "self.metadata.name.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$')",
+                    "a Peer is named like its cluster: lower-case letters, digits and dashes, at most 63",
+                )],
+            ),
+            (
+                &["spec"],
+                vec![
+                    (
+                        "self.trustDomain == oldSelf.trustDomain",
+                        "a peer's trust domain does not change: delete this Peer and create a new one",
+                    ),
+                    (
+                        "!has(self.gateway) || self.gateway.startsWith('spiffe://' + self.trustDomain + '/')",
+                        "gateway must be in the trust domain of the peer, e.g. spiffe://TRUSTDOMAIN/ns/eastway-system/sa/eastway-gateway",
+                    ),
+                ],
+            ),
+            (
+                &["spec", "pins"],
+                vec![(
+                    "self.all(pin, pin.matches('^sha256:[0-9a-fA-F]{64}$'))",
+                    "a pin is sha256: and 64 hexadecimal digits; `eastway peer export` at the peer prints it",
+                )],
+            ),
+            (
+                &["spec", "addresses"],
+                vec![(
+                    "self.all(address, address.matches('^.+:[0-9]{1,5}$'))",
+                    "an address is host:port, e.g. gateway.gke.example:15443",
+                )],
+            ),
+            (
+                &["spec", "bundle"],
+                vec![(
+                    "!self.contains('PRIVATE KEY')",
+                    "a bundle holds certificates; take the private key out and replace it",
+                )],
+            ),
+            (&["spec", "withdrawAfter"], vec![DURATION]),
+            (&["spec", "export"], FILTER.to_vec()),
+            (&["spec", "import"], FILTER.to_vec()),
+        ],
+    }
+}
+
+/// Names of clusters and services that never cross.
+const FILTER: [(&str, &str); 2] = [
+    (
+        "self.all(f, !f.namespace.startsWith('kube-') && f.namespace != 'istio-system' && f.namespace != 'eastway-system')",
+        "kube-*, istio-system and eastway-system never cross",
+    ),
+    ("self.all(f, !has(f.services) || size(f.services) > 0)", "services is empty; leave it out for all services"),
+];
+
+const DURATION: (&str, &str) =
+    ("self.matches('^([0-9]+(ms|s|m|h|d))+$')", "a duration has units, e.g. 30s, 15m or 24h");
+
+fn traffic_policy() -> Kind {
+    Kind {
+        name: "TrafficPolicy",
+        plural: "trafficpolicies",
+        short: "ewtp",
+        namespaced: true,
+        columns: json!([
+            {"name": "Service", "type": "string", "jsonPath": ".spec.service"},
+            condition_column("Accepted", "Accepted"),
+            age_column(),
+            message_column("Accepted"),
+        ]),
+        rules: vec![
+            (
+                &["spec", "split"],
+                vec![(
+                    "size(self) == 0 || self.exists(s, s.weight > 0)",
+                    "all weights are 0: no connection could be routed",
+                )],
+            ),
+            (
+                &["spec", "failover"],
+                vec![("self.all(c, self.exists_one(other, other == c))", "a cluster stands twice in failover")],
+            ),
+        ],
+    }
+}
+
+fn access_policy() -> Kind {
+    Kind {
+        name: "AccessPolicy",
+        plural: "accesspolicies",
+        short: "ewap",
+        namespaced: true,
+        columns: json!([
+            {"name": "Services", "type": "string", "jsonPath": ".spec.services"},
+            {"name": "DryRun", "type": "boolean", "jsonPath": ".spec.dryRun"},
+            condition_column("Accepted", "Accepted"),
+            age_column(),
+            message_column("Accepted"),
+        ]),
+        rules: vec![
+            (
+                &["spec", "services"],
+                vec![(
+                    "self.all(s, s == '*' || !s.contains('*'))",
+                    "a service is a whole name or * alone; access rules know no patterns",
+                )],
+            ),
+            (
+                &["spec", "allow"],
+                vec![
+                    (
+                        "self.all(a, (a.cluster == '*' || !a.cluster.contains('*')) && (!has(a.namespace) || a.namespace == '*' || !a.namespace.contains('*')))",
+                        "clusters and namespaces are whole names or * alone; access rules know no patterns",
+                    ),
+                    (
+                        "self.all(a, !has(a.serviceAccounts) || (size(a.serviceAccounts) > 0 && a.serviceAccounts.all(s, s == '*' || !s.contains('*'))))",
+                        "serviceAccounts lists whole names, or * alone for all; leave it out for all",
+                    ),
+                ],
+            ),
+        ],
+    }
+}
+
+fn definition(kind: &Kind) -> String {
+    let file: Value =
+        serde_json::from_str(&schema(kind.name).expect("the kind has a schema")).expect("a schema is JSON");
+    let mut spec = structural(&file, &file["$defs"][format!("{}Spec", kind.name)]);
+    let (api_version, name) = (json!({"type": "string"}), json!({"type": "string"}));
+    let mut root = json!({
+        "type": "object",
+        "description": one_line(&file["description"]),
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": api_version,
+            "kind": name,
+            "metadata": {"type": "object"},
+            "spec": spec.take(),
+            "status": status(),
+        },
+    });
+    for (path, rules) in &kind.rules {
+        let mut at = &mut root;
+        for step in *path {
+            at = &mut at["properties"][*step];
+        }
+        assert!(at["type"].is_string(), "{}: there is no {path:?}", kind.name);
+        let rules: Vec<Value> = rules.iter().map(|(rule, message)| json!({"rule": rule, "message": message})).collect();
+        at["x-kubernetes-validations"] = rules.into();
+    }
+    let definition = json!({
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": format!("{}.eastway.dev", kind.plural)},
+        "spec": {
+            "group": "eastway.dev",
+            "scope": if kind.namespaced { "Namespaced" } else { "Cluster" },
+            "names": {
+                "kind": kind.name,
+                "listKind": format!("{}List", kind.name),
+                "plural": kind.plural,
+                "singular": kind.name.to_lowercase(),
+                "shortNames": [kind.short],
+                "categories": ["multicluster"],
+            },
+            "versions": [{
+                "name": "v1alpha1",
+                "served": true,
+                "storage": true,
+                "subresources": {"status": {}},
+                "additionalPrinterColumns": kind.columns,
+                "schema": {"openAPIV3Schema": root},
+            }],
+        },
+    });
+    let text = serde_saphyr::to_string(&definition).expect("a definition is YAML");
+    format!("# Made of the structs that files are read into: `make regenerate` writes it.\n{text}")
+}
+
+fn status() -> Value {
+    let condition = json!({
+        "type": "object",
+        "required": ["type", "status", "lastTransitionTime", "reason", "message"],
+        "properties": {
+            "type": {"type": "string", "maxLength": 316},
+            "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
+            "observedGeneration": {"type": "integer", "format": "int64", "minimum": 0},
+            "lastTransitionTime": {"type": "string", "format": "date-time"},
+            "reason": {"type": "string", "minLength": 1, "maxLength": 1024},
+            "message": {"type": "string", "maxLength": 32768},
+        },
+    });
+    json!({
+        "type": "object",
+        "description": "What became of it. The controller alone writes it.",
+        "properties": {
+            "observedGeneration": {"type": "integer", "format": "int64", "minimum": 0},
+            "conditions": {
+                "type": "array",
+                "x-kubernetes-list-type": "map",
+                "x-kubernetes-list-map-keys": ["type"],
+                "items": condition,
+            },
+        },
+    })
+}
+
+/// The schema as definitions take it.
+fn structural(root: &Value, schema: &Value) -> Value {
+    let mut object = Map::new();
+    let target = match schema["$ref"].as_str().and_then(|reference| reference.strip_prefix('#')) {
+        Some(pointer) => root.pointer(pointer).expect("a schema refers to its own parts"),
+        None => schema,
+    };
+    let about = if schema["description"].is_string() { schema } else { target };
+    if about["description"].is_string() {
+        object.insert("description".to_owned(), one_line(&about["description"]).into());
+    }
+    for (key, value) in target.as_object().into_iter().flatten() {
+        let kept = match key.as_str() {
+            "properties" => {
+                let all = value.as_object().into_iter().flatten();
+                all.map(|(name, inner)| (name.clone(), structural(root, inner))).collect::<Map<_, _>>().into()
+            }
+            "items" => structural(root, value),
+            "additionalProperties" if value.is_object() => structural(root, value),
+            "description" | "additionalProperties" | "title" | "$ref" => continue,
+            _ => value.clone(),
+        };
+        object.insert(key.clone(), kept);
+    }
+    match target["type"].as_str() {
+        Some("array") => {
+            object.entry("maxItems").or_insert(MAX_ITEMS.into());
+        }
+        Some("string") if target["enum"].is_null() => {
+            let is_bundle = about["description"].as_str().is_some_and(|about| about.contains("PEM"));
+            object.entry("maxLength").or_insert(if is_bundle { MAX_BUNDLE } else { MAX_TEXT }.into());
+        }
+        Some("object") if target["additionalProperties"].is_object() => {
+            object.entry("maxProperties").or_insert(MAX_ITEMS.into());
+        }
+        Some("integer") => {
+            // `uint64` is no format of the API.
+            object.insert("format".to_owned(), "int64".into());
+        }
+        _ => {}
+    }
+    Value::Object(object)
+}
+
+fn one_line(text: &Value) -> String {
+    text.as_str().unwrap_or_default().replace('\n', " ")
+}

@@ -1,0 +1,465 @@
+//! Values of the chart. Comments become descriptions in its schema and its README; defaults are in `values.yaml`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use eastway::config::file::{AuthorizationWord, LimitsSection, LogSection, NameSection};
+use schemars::JsonSchema;
+use schemars::generate::SchemaSettings;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// Something that Kubernetes itself has a schema for.
+type Object = BTreeMap<String, Value>;
+
+/// Values of the Eastway chart. Only `cluster` and `trustDomain` have no default.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Values {
+    /// Name of this cluster, unique in the clusterset. Peers call it by this name.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub cluster: String,
+    /// Trust domain of this cluster's identities, e.g. `onprem.example`; another one than that of peers.
+    #[schemars(length(min = 1, max = 255), regex(pattern = r"^[a-z0-9._-]+$"))]
+    pub trust_domain: String,
+    /// Where the image comes from.
+    pub image: Image,
+    /// Secrets with credentials for the image's registry.
+    pub image_pull_secrets: Vec<NamedObject>,
+    /// Logs, of all roles.
+    pub log: LogSection,
+    /// Whether connections that no AccessPolicy allows are refused (`enforce`) or only counted and logged (`dryRun`).
+    pub authorization: AuthorizationWord,
+    /// Listen on IPv6, too; pods need an IPv6 stack.
+    pub ipv6: bool,
+    /// Links to peers.
+    pub link: Link,
+    /// Bounds on what peers and clients can use up, as `limits` of a GatewayConfig.
+    pub limits: LimitsSection,
+    /// Peers as files: name (`gke.yaml`) to text, as `eastway peer export` prints it. `Peer` objects work beside them.
+    pub peers: BTreeMap<String, String>,
+    /// Peers as files in objects that exist.
+    pub existing_peers: ExistingPeers,
+    /// TrafficPolicy and AccessPolicy files: name to text. Objects of these kinds work beside them.
+    pub policies: BTreeMap<String, String>,
+    /// What marks a Service as exported beside a ServiceExport.
+    pub export_marks: ExportMarks,
+    /// Registries of clusters that are watched through the API.
+    pub cluster_registry: ClusterRegistry,
+    /// Names for pods.
+    pub dns: Dns,
+    /// The gateway role: links, federation, DNS, connections.
+    pub gateway: Gateway,
+    /// The controller role: the only one that writes to the Kubernetes API.
+    pub controller: Role,
+    /// The ca role: the only one that holds the CA key.
+    pub ca: Ca,
+    /// Annotations of all service accounts.
+    pub service_account_annotations: BTreeMap<String, String>,
+    /// Custom resource definitions. They stay when the chart is uninstalled.
+    pub crds: Crds,
+    /// Who may reach what.
+    pub network_policy: NetworkPolicy,
+    /// Metrics, alerts and a dashboard.
+    pub monitoring: Monitoring,
+    /// Helm adds it where the chart is part of another one.
+    #[serde(default)]
+    pub global: Object,
+}
+
+/// Where the image comes from.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Image {
+    /// Its name, with the registry.
+    pub repository: String,
+    /// Its tag. Empty: the chart's `appVersion`.
+    pub tag: String,
+    /// Its digest, `sha256:…`, instead of a tag.
+    #[schemars(regex(pattern = "^(sha256:[0-9a-f]{64})?$"))]
+    pub digest: String,
+    /// When it is pulled.
+    pub pull_policy: PullPolicy,
+}
+
+/// When an image is pulled.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum PullPolicy {
+    /// Always.
+    Always,
+    /// Unless the node has it.
+    IfNotPresent,
+    /// Never.
+    Never,
+}
+
+/// An object by its name.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NamedObject {
+    /// Its name.
+    pub name: String,
+}
+
+/// Links to peers.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Link {
+    /// How often a silent link proves that it lives, 100ms to 30s. Default: `1s`.
+    #[serde(default)]
+    pub keep_alive: String,
+    /// A link that acknowledged nothing for so long is down, 2s to 5s. Default: `4s`.
+    #[serde(default)]
+    pub idle_timeout: String,
+}
+
+/// Peers as files in objects that exist.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ExistingPeers {
+    /// A ConfigMap in the namespace, each key a file.
+    pub config_map: String,
+    /// A Secret in the namespace, each key a file.
+    pub secret: String,
+}
+
+/// What marks a Service as exported beside a ServiceExport.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ExportMarks {
+    /// The label `istio.io/global: "true"`.
+    pub istio: bool,
+    /// The label `mirror.linkerd.io/exported: "true"`.
+    pub linkerd: bool,
+    /// The annotation `service.cilium.io/global: "true"`.
+    pub cilium: bool,
+}
+
+/// Registries of clusters that are watched through the API.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClusterRegistry {
+    /// `clusters.clusterregistry.k8s.io`.
+    pub clusters: bool,
+    /// `clusterprofiles.multicluster.x-k8s.io`.
+    pub profiles: bool,
+}
+
+/// Names for pods.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Dns {
+    /// Address of the DNS Service, from the cluster's service range. Resolvers forward to it: fix it, and it survives
+    /// even an uninstall. Empty: any, kept over upgrades.
+    #[serde(rename = "clusterIP")]
+    pub cluster_ip: String,
+    /// Zones of your own, e.g. `shop.example`.
+    pub zones: Vec<String>,
+    /// Names in them, and the services they lead to, as `dns.names` of a GatewayConfig.
+    pub names: Vec<NameSection>,
+}
+
+/// The gateway role.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Gateway {
+    /// Pods, unless `autoscaling` decides.
+    #[schemars(range(min = 1, max = 64))]
+    pub replicas: u32,
+    /// Addresses at which peers reach this cluster, `host:port`, as `eastway peer export` prints them.
+    pub advertise: Vec<String>,
+    /// How peers reach the gateways.
+    pub service: Service,
+    /// Pods by load.
+    pub autoscaling: Autoscaling,
+    /// Keep all but one pod running while nodes are drained; only if there are several.
+    pub pod_disruption_budget: bool,
+    /// How long connections may go on when a pod stops, seconds. The pod is killed 15 s later.
+    #[schemars(range(min = 1, max = 3600))]
+    pub drain_seconds: u32,
+    /// CPU and memory.
+    pub resources: Object,
+    /// Annotations of the pods.
+    pub pod_annotations: BTreeMap<String, String>,
+    /// Labels of the pods.
+    pub pod_labels: BTreeMap<String, String>,
+    /// Labels of nodes to run on.
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints to bear.
+    pub tolerations: Vec<Object>,
+    /// Where to run.
+    pub affinity: Object,
+    /// Spread pods over zones and nodes.
+    pub topology_spread: bool,
+    /// Priority of the pods.
+    pub priority_class_name: String,
+}
+
+/// How peers reach the gateways.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Service {
+    /// `ClusterIP` for a cluster that only dials.
+    #[serde(rename = "type")]
+    pub kind: ServiceKind,
+    /// Its port, UDP and TCP.
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: u16,
+    /// TCP in the same Service (`mixed`), in one of its own that shares the address (`separate`), or not at all (`none`).
+    pub tcp: TcpWord,
+    /// Annotations of the Service.
+    pub annotations: BTreeMap<String, String>,
+    /// Annotations of the Service for TCP, if it is separate.
+    pub tcp_annotations: BTreeMap<String, String>,
+    /// Labels of both.
+    pub labels: BTreeMap<String, String>,
+    /// Which load balancer.
+    pub load_balancer_class: String,
+    /// Its address, if it can be chosen.
+    #[serde(rename = "loadBalancerIP")]
+    pub load_balancer_ip: String,
+    /// Ranges that may connect. Empty: all.
+    pub load_balancer_source_ranges: Vec<String>,
+    /// `Local` keeps the peers' addresses and a hop less, and lets load balancers ask nodes for gateways.
+    pub external_traffic_policy: TrafficWord,
+    /// False where load balancers reach pods without node ports.
+    pub allocate_load_balancer_node_ports: bool,
+    /// Port for health checks of nodes under `Local`. 0: any.
+    #[schemars(range(max = 65535))]
+    pub health_check_node_port: u16,
+    /// Node port. 0: any.
+    #[schemars(range(max = 65535))]
+    pub node_port: u16,
+    /// Addresses that lead here without a load balancer. Kubernetes is giving them up.
+    #[serde(rename = "externalIPs")]
+    pub external_ips: Vec<String>,
+    /// `SingleStack`, `PreferDualStack` or `RequireDualStack`. Empty: the cluster's default.
+    #[schemars(regex(pattern = "^(SingleStack|PreferDualStack|RequireDualStack)?$"))]
+    pub ip_family_policy: String,
+    /// `IPv4`, `IPv6`. Empty: the cluster's default.
+    pub ip_families: Vec<String>,
+}
+
+/// Types of Services.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum ServiceKind {
+    /// With an address of a load balancer.
+    LoadBalancer,
+    /// With a port of each node.
+    NodePort,
+    /// From inside alone.
+    ClusterIP,
+}
+
+/// Where TCP is.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline)]
+pub enum TcpWord {
+    /// In the same Service.
+    Mixed,
+    /// In a Service of its own.
+    Separate,
+    /// Nowhere.
+    None,
+}
+
+/// Which nodes carry traffic from outside.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum TrafficWord {
+    /// Those with a gateway.
+    Local,
+    /// All.
+    Cluster,
+}
+
+/// Pods by load.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Autoscaling {
+    /// Whether.
+    pub enabled: bool,
+    /// Least pods.
+    #[schemars(range(min = 1, max = 64))]
+    pub min_replicas: u32,
+    /// Most pods.
+    #[schemars(range(min = 1, max = 64))]
+    pub max_replicas: u32,
+    /// Load to aim at, percent of the CPU request.
+    #[serde(rename = "targetCPUUtilizationPercentage")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub target_cpu: u32,
+}
+
+/// A role without a side to the outside.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Role {
+    /// Pods. One works, the others wait.
+    #[schemars(range(min = 1, max = 16))]
+    pub replicas: u32,
+    /// CPU and memory.
+    pub resources: Object,
+    /// Annotations of the pods.
+    pub pod_annotations: BTreeMap<String, String>,
+    /// Labels of the pods.
+    pub pod_labels: BTreeMap<String, String>,
+    /// Labels of nodes to run on.
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints to bear.
+    pub tolerations: Vec<Object>,
+    /// Where to run.
+    pub affinity: Object,
+    /// Spread pods over zones and nodes.
+    pub topology_spread: bool,
+    /// Priority of the pods.
+    pub priority_class_name: String,
+}
+
+/// The ca role.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Ca {
+    /// Pods, all of which sign.
+    #[schemars(range(min = 1, max = 16))]
+    pub replicas: u32,
+    /// Make a CA before the first installation, if the Secret is not there.
+    pub init: bool,
+    /// Secret with the CA in Istio's `cacerts` layout.
+    #[schemars(length(min = 1, max = 253))]
+    pub secret_name: String,
+    /// Lifetime of certificates, 1m to 24h. Empty: `24h`.
+    pub leaf_ttl: String,
+    /// CPU and memory.
+    pub resources: Object,
+    /// Annotations of the pods.
+    pub pod_annotations: BTreeMap<String, String>,
+    /// Labels of the pods.
+    pub pod_labels: BTreeMap<String, String>,
+    /// Labels of nodes to run on.
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints to bear.
+    pub tolerations: Vec<Object>,
+    /// Where to run.
+    pub affinity: Object,
+    /// Spread pods over zones and nodes.
+    pub topology_spread: bool,
+    /// Priority of the pods.
+    pub priority_class_name: String,
+}
+
+/// Custom resource definitions.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Crds {
+    /// Install any.
+    pub install: bool,
+    /// ServiceExport and ServiceImport; false where something else brings them.
+    pub multicluster_services: bool,
+    /// ClusterProperty; false where something else brings it.
+    pub cluster_property: bool,
+}
+
+/// Who may reach what.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NetworkPolicy {
+    /// Whether there are policies.
+    pub enabled: bool,
+    /// Sources of links, as `from` of a NetworkPolicy. Empty: all.
+    pub link_from: Vec<Object>,
+    /// Clients of imports. Pods in the network of their node match no selector.
+    pub clients_from: Vec<Object>,
+    /// Who reads metrics.
+    pub metrics_from: Vec<Object>,
+}
+
+/// Metrics, alerts and a dashboard.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Monitoring {
+    /// A PodMonitor: `auto` if the cluster has that kind, `always` or `never`.
+    pub pod_monitor: WhenWord,
+    /// A PrometheusRule with alerts: as `podMonitor`.
+    pub prometheus_rule: WhenWord,
+    /// A ConfigMap with a Grafana dashboard, labelled `grafana_dashboard: "1"`.
+    pub dashboards: bool,
+    /// How often metrics are read.
+    pub interval: String,
+    /// Labels by which Prometheus finds both.
+    pub labels: BTreeMap<String, String>,
+    /// The page that alerts lead to.
+    pub runbooks: String,
+}
+
+/// When an object is installed.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline)]
+pub enum WhenWord {
+    /// If the cluster has its kind.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// Shapes whose required fields are required here, too; values have defaults for all others.
+const STRICT: [&str; 2] = ["NameSection", "NamedObject"];
+
+/// `values.schema.json`: draft 7, which every Helm 3 reads.
+#[must_use]
+pub fn schema() -> Value {
+    let schema = SchemaSettings::draft07().into_generator().into_root_schema_for::<Values>();
+    let mut schema = schema.to_value();
+    for (name, definition) in schema["definitions"].as_object_mut().into_iter().flatten() {
+        if !STRICT.contains(&name.as_str())
+            && let Some(object) = definition.as_object_mut()
+        {
+            object.remove("required");
+        }
+    }
+    schema["required"] = json!(["cluster", "trustDomain"]);
+    schema
+}
+
+/// The table of the chart's README: every key, its default, and what it is.
+#[must_use]
+pub fn table(defaults: &Value) -> String {
+    let mut text = String::from("\n| value | default | |\n|---|---|---|\n");
+    let schema = schema();
+    rows(&schema, &schema, defaults, "", &mut BTreeSet::new(), &mut text);
+    text
+}
+
+fn rows(root: &Value, object: &Value, defaults: &Value, above: &str, seen: &mut BTreeSet<String>, text: &mut String) {
+    for (key, property) in object["properties"].as_object().into_iter().flatten() {
+        if above.is_empty() && key == "global" {
+            continue;
+        }
+        let path = format!("{above}{key}");
+        let inner = resolve(root, property);
+        let about = property["description"].as_str().or(inner["description"].as_str()).unwrap_or_default();
+        let about = about.replace('\n', " ").replace('|', "\\|");
+        let default = &defaults[key];
+        let is_section = inner["properties"].is_object() && default.as_object().is_some_and(|map| !map.is_empty());
+        let shown = if is_section { String::new() } else { format!("`{default}`") };
+        if seen.insert(path.clone()) {
+            text.push_str(&format!("| `{path}` | {shown} | {about} |\n"));
+        }
+        if is_section {
+            rows(root, inner, default, &format!("{path}."), seen, text);
+        }
+    }
+}
+
+fn resolve<'a>(root: &'a Value, value: &'a Value) -> &'a Value {
+    let reference = value["$ref"].as_str().or_else(|| value["allOf"][0]["$ref"].as_str());
+    match reference.and_then(|reference| reference.strip_prefix('#')) {
+        Some(pointer) => root.pointer(pointer).expect("a schema refers to its own parts"),
+        None => value,
+    }
+}
