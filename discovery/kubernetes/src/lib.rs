@@ -10,6 +10,7 @@ pub mod controller;
 pub mod install;
 pub mod lease;
 pub mod objects;
+pub mod dns_config;
 pub mod secrets;
 pub mod source;
 #[cfg(test)]

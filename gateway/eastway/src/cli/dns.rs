@@ -1,5 +1,7 @@
 //! `eastway dns`: what the gateway's DNS server does, and one question to it.
 
+mod hookup;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -27,8 +29,20 @@ Examples:
 
 Exit codes: 0 there are records, 1 there are none.")]
     Query(QueryArgs),
-    /// Show zones, what is answered and what is dropped
+    /// Show zones, what is answered and what is dropped; with --cluster, whether the cluster's resolver forwards to it
     Status(StatusArgs),
+    /// Let a Kubernetes cluster's resolver forward our zones: CoreDNS (kubeadm, EKS, AKS, k3s), kube-dns, NodeLocal
+    #[command(after_help = "\
+Examples:
+  eastway dns install --dry-run            see the change as a diff
+  eastway dns install                      make it, and wait until names are answered
+  eastway dns install --zone shop.example  with a zone of `dns.zones`
+
+What is written stands between two markers; `eastway dns uninstall` takes exactly it out again. What was changed
+by hand between them is never touched. Needs the right to change ConfigMaps in kube-system.")]
+    Install(hookup::ChangeArgs),
+    /// Take out what `eastway dns install` wrote
+    Uninstall(hookup::ChangeArgs),
 }
 
 /// Arguments of `eastway dns query`.
@@ -57,6 +71,11 @@ pub(super) struct QueryArgs {
 /// Arguments of `eastway dns status`.
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
+    /// Look at the resolver of a Kubernetes cluster instead
+    #[arg(long)]
+    cluster: bool,
+    #[command(flatten)]
+    resolver: hookup::ResolverArgs,
     #[command(flatten)]
     target: Target,
     #[command(flatten)]
@@ -66,7 +85,10 @@ pub(super) struct StatusArgs {
 pub(super) fn run(command: &DnsCommand) -> Result<(), Failure> {
     match command {
         DnsCommand::Query(args) => query(args),
+        DnsCommand::Status(args) if args.cluster => hookup::status(&args.resolver),
         DnsCommand::Status(args) => status(args),
+        DnsCommand::Install(args) => hookup::install(args),
+        DnsCommand::Uninstall(args) => hookup::uninstall(args),
     }
 }
 
