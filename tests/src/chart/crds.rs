@@ -7,12 +7,11 @@
 use eastway::config::schema;
 use serde_json::{Map, Value, json};
 
-/// Most items of any list, and most characters of any text that has no bound of its own: what files may hold is
-/// less, and rules over unbounded lists are refused by the API server.
+/// Most items of any list without a bound of its own: rules over unbounded ones are refused by the API server.
 const MAX_ITEMS: u64 = 64;
-const MAX_TEXT: u64 = 1024;
-/// Longest `bundle`, which may hold 64 certificates.
-const MAX_BUNDLE: u64 = 262_144;
+/// Longest texts by their field, for the same reason; others are names, of at most [`MAX_NAME`] characters.
+const MAX_TEXTS: [(&str, u64); 3] = [("bundle", 262_144), ("gateway", 2048), ("addresses", 300)];
+const MAX_NAME: u64 = 253;
 
 /// One kind of object.
 struct Kind {
@@ -21,7 +20,7 @@ struct Kind {
     short: &'static str,
     namespaced: bool,
     columns: Value,
-    /// Path of properties from the root, rules there.
+    /// Path from the root, of properties and `items`; rules there.
     rules: Vec<(&'static [&'static str], Vec<(&'static str, &'static str)>)>,
 }
 
@@ -163,34 +162,26 @@ fn access_policy() -> Kind {
             message_column("Accepted"),
         ]),
         rules: vec![
+            (&["spec", "services", "items"], vec![WHOLE]),
+            (&["spec", "allow", "items", "cluster"], vec![WHOLE]),
+            (&["spec", "allow", "items", "namespace"], vec![WHOLE]),
+            (&["spec", "allow", "items", "serviceAccounts", "items"], vec![WHOLE]),
             (
-                &["spec", "services"],
-                vec![(
-                    "self.all(s, s == '*' || !s.contains('*'))",
-                    "a service is a whole name or * alone; access rules know no patterns",
-                )],
-            ),
-            (
-                &["spec", "allow"],
-                vec![
-                    (
-                        "self.all(a, (a.cluster == '*' || !a.cluster.contains('*')) && (!has(a.namespace) || a.namespace == '*' || !a.namespace.contains('*')))",
-                        "clusters and namespaces are whole names or * alone; access rules know no patterns",
-                    ),
-                    (
-                        "self.all(a, !has(a.serviceAccounts) || (size(a.serviceAccounts) > 0 && a.serviceAccounts.all(s, s == '*' || !s.contains('*'))))",
-                        "serviceAccounts lists whole names, or * alone for all; leave it out for all",
-                    ),
-                ],
+                &["spec", "allow", "items", "serviceAccounts"],
+                vec![("size(self) > 0", "serviceAccounts is empty; leave it out for all")],
             ),
         ],
     }
 }
 
+/// Access is decided by exact comparison alone.
+const WHOLE: (&str, &str) =
+    ("self == '*' || !self.contains('*')", "must be a whole name or * alone; access rules know no patterns");
+
 fn definition(kind: &Kind) -> String {
     let file: Value =
         serde_json::from_str(&schema(kind.name).expect("the kind has a schema")).expect("a schema is JSON");
-    let mut spec = structural(&file, &file["$defs"][format!("{}Spec", kind.name)]);
+    let mut spec = structural(&file, "spec", &file["$defs"][format!("{}Spec", kind.name)]);
     let (api_version, name) = (json!({"type": "string"}), json!({"type": "string"}));
     let mut root = json!({
         "type": "object",
@@ -207,7 +198,7 @@ fn definition(kind: &Kind) -> String {
     for (path, rules) in &kind.rules {
         let mut at = &mut root;
         for step in *path {
-            at = &mut at["properties"][*step];
+            at = if *step == "items" { &mut at["items"] } else { &mut at["properties"][*step] };
         }
         assert!(at["type"].is_string(), "{}: there is no {path:?}", kind.name);
         let rules: Vec<Value> = rules.iter().map(|(rule, message)| json!({"rule": rule, "message": message})).collect();
@@ -271,7 +262,7 @@ fn status() -> Value {
 }
 
 /// The schema as definitions take it.
-fn structural(root: &Value, schema: &Value) -> Value {
+fn structural(root: &Value, field: &str, schema: &Value) -> Value {
     let mut object = Map::new();
     let target = match schema["$ref"].as_str().and_then(|reference| reference.strip_prefix('#')) {
         Some(pointer) => root.pointer(pointer).expect("a schema refers to its own parts"),
@@ -285,10 +276,17 @@ fn structural(root: &Value, schema: &Value) -> Value {
         let kept = match key.as_str() {
             "properties" => {
                 let all = value.as_object().into_iter().flatten();
-                all.map(|(name, inner)| (name.clone(), structural(root, inner))).collect::<Map<_, _>>().into()
+                all.map(|(name, inner)| (name.clone(), structural(root, name, inner))).collect::<Map<_, _>>().into()
             }
-            "items" => structural(root, value),
-            "additionalProperties" if value.is_object() => structural(root, value),
+            "items" => structural(root, field, value),
+            "additionalProperties" if value.is_object() => structural(root, field, value),
+            // A list of words, each with a description.
+            "oneOf" => {
+                let words: Vec<&Value> = value.as_array().into_iter().flatten().map(|word| &word["const"]).collect();
+                object.insert("enum".to_owned(), json!(words));
+                object.insert("type".to_owned(), "string".into());
+                continue;
+            }
             "description" | "additionalProperties" | "title" | "$ref" => continue,
             _ => value.clone(),
         };
@@ -299,8 +297,8 @@ fn structural(root: &Value, schema: &Value) -> Value {
             object.entry("maxItems").or_insert(MAX_ITEMS.into());
         }
         Some("string") if target["enum"].is_null() => {
-            let is_bundle = about["description"].as_str().is_some_and(|about| about.contains("PEM"));
-            object.entry("maxLength").or_insert(if is_bundle { MAX_BUNDLE } else { MAX_TEXT }.into());
+            let bound = MAX_TEXTS.iter().find(|(of, _)| *of == field).map_or(MAX_NAME, |(_, bound)| *bound);
+            object.entry("maxLength").or_insert(bound.into());
         }
         Some("object") if target["additionalProperties"].is_object() => {
             object.entry("maxProperties").or_insert(MAX_ITEMS.into());

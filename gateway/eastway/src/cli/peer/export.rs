@@ -166,10 +166,11 @@ fn pins_of(certificates: &[CertificateDer<'static>]) -> Result<Vec<SpkiPin>, Str
 /// The pins of our CA, and its certificates if they are wanted.
 fn keys(settings: &Settings, bundle: bool) -> Result<(Vec<SpkiPin>, Vec<CertificateDer<'static>>), Failure> {
     let folder = &settings.trust.cacerts;
-    if !folder.exists() {
+    // Who asks a CA over the network has its certificates in the folder, and no key.
+    if !["ca-key.pem", "tls.key"].iter().any(|key| folder.join(key).exists()) {
         let pin = pin_of_running(settings).map_err(|why| {
             Failure::because(format!(
-                "there is no CA folder {}, and {why}; run `eastway ca init`, or export where the CA is",
+                "there is no CA in {}, and {why}; run `eastway ca init`, or export where the CA is",
                 folder.display()
             ))
         })?;
