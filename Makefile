@@ -11,7 +11,7 @@ COREDNS_VERSION := v1.15.0
 HELM_VERSION := v3.22.0
 export EASTWAY_TOOLS := $(TOOLS)
 
-.PHONY: help demo build test unit model system demo-check e2e bed check fmt clippy doc deny deps deps-e2e bench-micro bench-dns sabotage
+.PHONY: help demo build image test unit model system demo-check e2e bed check fmt clippy doc deny deps deps-e2e bench-micro bench-dns sabotage
 .PHONY: regenerate
 
 help: ## List the targets
@@ -23,6 +23,11 @@ demo: ## Three clouds on this machine, Bookinfo spread over them (ARGS="--once -
 
 build: ## Build the release binary
 	$(CARGO) build --release --locked -p eastway
+
+image: ## The container image, without Docker: target/image/eastway.tar (an OCI archive)
+	@$(CARGO) build --release --locked -q -p eastway
+	@mkdir -p $(TARGET)/image
+	@$(CARGO) run --locked -q -p eastway-tests --example image -- $(TARGET)/release/eastway $(TARGET)/image/eastway.tar $(ARGS)
 
 test: deps ## Install what the tests need, then run all of them
 	@./tests/tools/run-steps unit model system demo-check sabotage
@@ -37,7 +42,7 @@ model: ## The federation simulator: 10,000 seeds of at least 300 events
 system: ## Clouds as network namespaces, real CoreDNS, the demo and the documents as a user runs them
 	$(CARGO) build --release --locked -q -p eastway
 	EASTWAY_BIN=$(TARGET)/release/eastway $(CARGO) test --locked -q --workspace \
-		--test system --test documents --test dns_coredns --test chart --example budgets -- --test-threads=1
+		--test system --test documents --test dns_coredns --test chart --test image --example budgets -- --test-threads=1
 	$(CARGO) test --locked -q --workspace --lib -- relay:: load::
 
 demo-check: ## The demo's script, as a user without privileges, in real namespaces

@@ -22,6 +22,7 @@ pub mod coredns;
 pub mod kube;
 pub mod load;
 pub mod mesh;
+pub mod oci;
 pub mod relay;
 pub mod rogue;
 pub mod run;
