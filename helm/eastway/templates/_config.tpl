@@ -24,6 +24,9 @@ listen:
   metrics: "{{ $any }}:15020"
   health: "{{ $any }}:15021"
 link: {{- merge (dict "drain" (printf "%ds" (int .Values.gateway.drainSeconds))) .Values.link | toYaml | nindent 2 }}
+# The others are found by the Service of the gateways.
+replicas:
+  listen: "{{ $any }}:15442"
 registries:
 - name: cluster
   kubernetes: {{ include "eastway.registry" . | fromYaml | toJson }}

@@ -25,8 +25,11 @@ use blocks::Block;
 use eastway_tests::lab_test;
 use hosts::Hosts;
 
+/// Why blocks of a Kubernetes cluster are not run here.
+const KUBERNETES: &str = "it needs two clusters; their commands exist";
+
 /// Blocks that are not run: document, first line, reason. That the commands in them exist is checked.
-const NOT_RUN: [(&str, &str, &str); 5] = [
+const NOT_RUN: [(&str, &str, &str); 13] = [
     ("README.md", "make demo", "tests/tests/system/demo.rs runs it"),
     ("README.md", "make test", "this is part of it"),
     ("README.md", "cargo build --release --locked -p eastway", "Cargo built the binary under test before"),
@@ -40,6 +43,22 @@ const NOT_RUN: [(&str, &str, &str); 5] = [
         "useradd --system --home-dir /var/lib/eastway --shell /usr/sbin/nologin eastway",
         "it changes the machine; the units have their test",
     ),
+    (
+        "docs/install.md",
+        "helm install eastway ./helm/eastway --namespace eastway-system --create-namespace --wait \\",
+        KUBERNETES,
+    ),
+    ("docs/install.md", "eastway dns install --dry-run", KUBERNETES),
+    ("docs/install.md", "address=$(kubectl -n eastway-system get service eastway-gateway \\", KUBERNETES),
+    (
+        "docs/install.md",
+        "sed -i 's/^  export: .*/  export: [{namespace: bookinfo}]/; s/^  import: .*/  import: [{namespace: bookinfo}]/' gke.yaml",
+        KUBERNETES,
+    ),
+    ("docs/install.md", "kubectl apply -f - <<'END'", KUBERNETES),
+    ("docs/install.md", "kubectl -n bookinfo get serviceimports", KUBERNETES),
+    ("docs/install.md", "eastway dns uninstall", KUBERNETES),
+    ("docs/operations.md", "kubectl -n eastway-system exec deploy/eastway-gateway -- eastway status", KUBERNETES),
 ];
 
 /// Every document with blocks that are run, and the test that runs it.
