@@ -13,6 +13,9 @@ const MAX_ITEMS: u64 = 64;
 const MAX_TEXTS: [(&str, u64); 3] = [("bundle", 262_144), ("gateway", 2048), ("addresses", 300)];
 const MAX_NAME: u64 = 253;
 
+/// A rule in CEL, and what people are told who break it.
+type Rule = (&'static str, &'static str);
+
 /// One kind of object.
 struct Kind {
     name: &'static str,
@@ -21,7 +24,7 @@ struct Kind {
     namespaced: bool,
     columns: Value,
     /// Path from the root, of properties and `items`; rules there.
-    rules: Vec<(&'static [&'static str], Vec<(&'static str, &'static str)>)>,
+    rules: Vec<(&'static [&'static str], Vec<Rule>)>,
 }
 
 /// File name and text of every definition.
@@ -109,7 +112,7 @@ fn peer() -> Kind {
 }
 
 /// Names of clusters and services that never cross.
-const FILTER: [(&str, &str); 2] = [
+const FILTER: [Rule; 2] = [
     (
         "self.all(f, !f.namespace.startsWith('kube-') && f.namespace != 'istio-system' && f.namespace != 'eastway-system')",
         "kube-*, istio-system and eastway-system never cross",
@@ -117,8 +120,7 @@ const FILTER: [(&str, &str); 2] = [
     ("self.all(f, !has(f.services) || size(f.services) > 0)", "services is empty; leave it out for all services"),
 ];
 
-const DURATION: (&str, &str) =
-    ("self.matches('^([0-9]+(ms|s|m|h|d))+$')", "a duration has units, e.g. 30s, 15m or 24h");
+const DURATION: Rule = ("self.matches('^([0-9]+(ms|s|m|h|d))+$')", "a duration has units, e.g. 30s, 15m or 24h");
 
 fn traffic_policy() -> Kind {
     Kind {
@@ -175,7 +177,7 @@ fn access_policy() -> Kind {
 }
 
 /// Access is decided by exact comparison alone.
-const WHOLE: (&str, &str) =
+const WHOLE: Rule =
     ("self == '*' || !self.contains('*')", "must be a whole name or * alone; access rules know no patterns");
 
 fn definition(kind: &Kind) -> String {
