@@ -92,4 +92,5 @@ regenerate: ## Write generated code and schemas anew
 	EASTWAY_REGENERATE=1 $(CARGO) test -q -p eastway-proto --test bootstrap
 	EASTWAY_REGENERATE=1 $(CARGO) test -q -p eastway --lib schema
 	EASTWAY_REGENERATE=1 $(CARGO) test -q -p eastway --test docs
+	EASTWAY_REGENERATE=1 $(CARGO) test -q -p eastway-tests --test chart schema_
 	EASTWAY_REGENERATE=1 $(CARGO) test -q -p eastway-tests --test chart

@@ -29,7 +29,7 @@ replicas:
   listen: "{{ $any }}:15442"
 registries:
 - name: cluster
-  kubernetes: {{ include "eastway.registry" . | fromYaml | toJson }}
+  kubernetes: {{ include "eastway.registry" . }}
 peers: /etc/eastway/peers
 policies: /etc/eastway/policies
 {{- if or .Values.dns.zones .Values.dns.names }}
@@ -54,9 +54,8 @@ limits: {{- toYaml . | nindent 2 }}
 {{- if .Values.exportMarks.istio }}{{ $marks = append $marks "istio" }}{{ end -}}
 {{- if .Values.exportMarks.linkerd }}{{ $marks = append $marks "linkerd" }}{{ end -}}
 {{- if .Values.exportMarks.cilium }}{{ $marks = append $marks "cilium" }}{{ end -}}
-{{- if $marks }}
-exportMarks: {{ toJson $marks }}
-{{- else }}
-{}
-{{- end }}
+{{- $registry := dict -}}
+{{- with $marks }}{{ $_ := set $registry "exportMarks" . }}{{ end -}}
+{{- with .Values.subsetLabels }}{{ $_ := set $registry "subsetLabels" . }}{{ end -}}
+{{ toJson $registry }}
 {{- end }}

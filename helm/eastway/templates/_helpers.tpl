@@ -170,7 +170,7 @@ topologySpreadConstraints:
   resources: [endpointslices]
   verbs: [get, list, watch]
 - apiGroups: [multicluster.x-k8s.io]
-  resources: [serviceexports, serviceimports]
+  resources: [serviceexports]
   verbs: [get, list, watch]
 - apiGroups: [eastway.dev]
   resources: [peers, trafficpolicies, accesspolicies]

@@ -43,6 +43,9 @@ pub struct Values {
     pub policies: BTreeMap<String, String>,
     /// What marks a Service as exported beside a ServiceExport.
     pub export_marks: ExportMarks,
+    /// Labels of pods that tell versions of a service apart, at most 16. Empty: `version`, `app.kubernetes.io/version`.
+    #[schemars(length(max = 16))]
+    pub subset_labels: Vec<String>,
     /// Registries of clusters that are watched through the API.
     pub cluster_registry: ClusterRegistry,
     /// Names for pods.
