@@ -7,10 +7,10 @@
 pub mod allocations;
 pub mod client;
 pub mod controller;
+pub mod dns_config;
 pub mod install;
 pub mod lease;
 pub mod objects;
-pub mod dns_config;
 pub mod secrets;
 pub mod source;
 #[cfg(test)]

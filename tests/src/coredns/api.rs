@@ -141,6 +141,7 @@ fn service_import(service: &ServiceEntry) -> Value {
     let (kind, ips) = match &service.kind {
         ServiceKind::ClusterSet { addresses } => ("ClusterSetIP", addresses.iter().map(ToString::to_string).collect()),
         ServiceKind::Headless { .. } => ("Headless", Vec::new()),
+        ServiceKind::Pending => ("ClusterSetIP", Vec::new()),
     };
     json!({
         "apiVersion": "multicluster.x-k8s.io/v1alpha1", "kind": "ServiceImport",
