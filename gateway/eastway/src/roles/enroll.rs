@@ -33,6 +33,8 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const TRUST_INTERVAL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
 /// Shortest and longest pause after a failed request.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// Of so many failures in a row one is logged.
+const LOGGED: u32 = 50;
 /// Longest token file.
 const MAX_TOKEN: u64 = 16 << 10;
 
@@ -186,6 +188,14 @@ impl CaClient {
         Ok(CertificateAuthorityClient::new(channel))
     }
 
+    /// Failures that are not logged: a ca role that starts beside this process takes a moment.
+    fn quick(&self) -> u32 {
+        match &self.0 {
+            Way::Socket(_) => QUICK,
+            Way::Network(_) => 2,
+        }
+    }
+
     fn trust_interval(&self) -> Duration {
         match &self.0 {
             Way::Socket(_) => TRUST_INTERVAL.0,
@@ -268,7 +278,7 @@ const QUICK: u32 = 20;
 /// Asks until there is a certificate for a gateway, with the keys that its replicas share. What fails for a second is
 /// logged, and then once in a while.
 pub async fn until_enrolled(client: &CaClient, ttl: Duration) -> (Identity, LinkKeys) {
-    until(|| async {
+    until(client, || async {
         let Enrolled { identity, link_keys } = client.enroll(ttl, None).await?;
         Ok((identity, link_keys.ok_or(EnrollError::NoLinkKeys)?))
     })
@@ -277,20 +287,25 @@ pub async fn until_enrolled(client: &CaClient, ttl: Duration) -> (Identity, Link
 
 /// Asks until there is a certificate, for a role that holds no links.
 pub async fn until_certified(client: &CaClient, ttl: Duration) -> Identity {
-    until(|| async { Ok(client.enroll(ttl, None).await?.identity) }).await
+    until(client, || async { Ok(client.enroll(ttl, None).await?.identity) }).await
 }
 
-async fn until<T, F: Future<Output = Result<T, EnrollError>>>(ask: impl Fn() -> F) -> T {
+async fn until<T, F: Future<Output = Result<T, EnrollError>>>(client: &CaClient, ask: impl Fn() -> F) -> T {
     let mut attempt = 0_u32;
     loop {
         match ask().await {
             Ok(enrolled) => return enrolled,
             Err(error) => {
-                if attempt.checked_sub(QUICK).is_some_and(|late| late.is_multiple_of(50)) {
+                if attempt.checked_sub(client.quick()).is_some_and(|late| late.is_multiple_of(LOGGED)) {
                     warn!(%error, "no certificate yet, asking again");
                 }
                 attempt = attempt.wrapping_add(1);
-                let pause = if attempt < QUICK { RETRY.0 / 4 } else { RETRY.0 * 5 };
+                let pause = match &client.0 {
+                    Way::Socket(_) if attempt < QUICK => RETRY.0 / 4,
+                    Way::Socket(_) => RETRY.0 * 5,
+                    // Each attempt costs the API server a question.
+                    Way::Network(_) => RETRY.0.saturating_mul(1 << attempt.min(8)).min(RETRY.1),
+                };
                 tokio::time::sleep(pause.mul_f64(1.0 + fastrand::f64() / 4.0)).await;
             }
         }
