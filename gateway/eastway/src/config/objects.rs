@@ -102,8 +102,8 @@ impl Merge<'_> {
     }
 }
 
+/// The first mistake; its place begins with the object's name.
 fn first(key: &ObjectKey, sink: &Diagnostics) -> Result<(), String> {
-    let error =
-        sink.iter().find(|each| each.is_error()).map_or_else(|| "cannot be read".to_owned(), Diagnostic::headline);
-    Err(format!("{key}: {error}"))
+    let error = sink.iter().find(|each| each.is_error()).map(Diagnostic::headline);
+    Err(error.unwrap_or_else(|| format!("{key}: cannot be read")))
 }

@@ -69,7 +69,7 @@ fn objects_join_what_files_say_and_contradict_none_of_it() {
         assert!(reasons.iter().any(|reason| reason.contains(word)), "{word}: {reasons:#?}");
     }
     let aks = &merged.refused[&key(Kind::Peer, "", "aks")];
-    assert!(aks.starts_with("Peer/aks: ") && aks.contains("spec.pins[0]") && aks.contains("peers/gke.yaml"), "{aks}");
+    assert!(aks.starts_with("Peer/aks:") && aks.contains("spec.pins[0]") && aks.contains("peers/gke.yaml"), "{aks}");
     // The file goes: the object counts.
     let alone = Folder::new(&[("gateway.yaml", MINIMAL)]);
     let alone = crate::config::load(&alone.path("gateway.yaml")).unwrap();
