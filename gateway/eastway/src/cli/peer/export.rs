@@ -6,6 +6,7 @@ use clap::Args;
 use eastway_identity::ca::public_issuers;
 use eastway_identity::{Ca, CertificateDer, SpkiPin, certificates_from_pem};
 use eastway_kubernetes::install::{InstallError, Installation, Reachable};
+use eastway_model::Label;
 
 use crate::adapters::kubernetes_access;
 use crate::admin::views::StatusView;
@@ -109,24 +110,26 @@ fn of_file(args: &ExportArgs) -> Result<Cluster, Failure> {
 
 /// By the API server alone: from anywhere, without a file of that cluster.
 fn of_installation(args: &ExportArgs) -> Result<Cluster, Failure> {
-    let read = block_on(async {
-        let installation = Installation::at(&args.kube.access(), &args.namespace).await?;
-        Ok::<_, InstallError>((installation.config().await?, installation.ca(&args.secret).await?, installation))
-    });
-    let (config, ca, installation) =
-        read.map_err(|error| Failure::failed(&error))?.map_err(|error| Failure::failed(&error))?;
+    block_on(read_installation(args)).map_err(|error| Failure::failed(&error))?
+}
+
+async fn read_installation(args: &ExportArgs) -> Result<Cluster, Failure> {
+    let failed = |error: InstallError| Failure::failed(&error);
+    let installation =
+        Installation::at(&args.kube.access(), &args.namespace).await.map_err(|error| Failure::failed(&error))?;
+    let config = installation.config().await.map_err(failed)?;
     let name = format!("ConfigMap {}/eastway-config", args.namespace);
     let settings = config::settings_of_text(&name, config)
         .map_err(|ConfigErrors(diagnostics)| refuse(Path::new(&name), &diagnostics))?;
     let addresses = match told_addresses(args, &settings) {
         Some(addresses) => addresses,
         None => {
-            let service =
-                settings.kubernetes.as_ref().map_or("eastway-gateway", |kubernetes| kubernetes.service.as_str());
-            let found = block_on(installation.reachable(service)).map_err(|error| Failure::failed(&error))?;
-            addresses_of(&settings, found)?
+            let service = settings.kubernetes.as_ref().map(|kubernetes| kubernetes.service.clone());
+            let service = service.as_ref().map_or(GATEWAY_ACCOUNT, Label::as_str);
+            addresses_of(&settings, installation.reachable(service).await)?
         }
     };
+    let ca = installation.ca(&args.secret).await.map_err(failed)?;
     let bad = |reason: String| Failure::because(format!("Secret {}/{}: {reason}", args.namespace, args.secret));
     let files = ["ca-cert.pem", "cert-chain.pem", "tls.crt", "root-cert.pem"];
     let file = files.into_iter().find_map(|file| ca.get(file));

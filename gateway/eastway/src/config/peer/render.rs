@@ -30,7 +30,7 @@ pub fn render(peer: &PeerFile<'_>) -> String {
     let mut text = format!(
         "\
 # The cluster {name}, as other clusters need it. Put this file into the folder that `peers` of their
-# configuration names, say below what may cross, and give {name} their file in return.
+# configuration names, or `kubectl apply` it there; say below what may cross, and give {name} their file in return.
 apiVersion: {version}
 kind: Peer
 metadata:
