@@ -12,6 +12,7 @@ pub mod install;
 pub mod lease;
 pub mod objects;
 pub mod secrets;
+pub mod siblings;
 pub mod source;
 #[cfg(test)]
 mod testing;
