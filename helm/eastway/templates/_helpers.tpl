@@ -175,14 +175,4 @@ topologySpreadConstraints:
 - apiGroups: [eastway.dev]
   resources: [peers, trafficpolicies, accesspolicies]
   verbs: [get, list, watch]
-{{- if .Values.clusterRegistry.clusters }}
-- apiGroups: [clusterregistry.k8s.io]
-  resources: [clusters]
-  verbs: [get, list, watch]
-{{- end }}
-{{- if .Values.clusterRegistry.profiles }}
-- apiGroups: [multicluster.x-k8s.io]
-  resources: [clusterprofiles]
-  verbs: [get, list, watch]
-{{- end }}
 {{- end }}

@@ -22,6 +22,8 @@ struct Kind {
     plural: &'static str,
     short: &'static str,
     namespaced: bool,
+    /// Numbers in the status beside the conditions: name and meaning.
+    counts: &'static [(&'static str, &'static str)],
     columns: Value,
     /// Path from the root, of properties and `items`; rules there.
     rules: Vec<(&'static [&'static str], Vec<Rule>)>,
@@ -56,8 +58,10 @@ fn peer() -> Kind {
         plural: "peers",
         short: "ewp",
         namespaced: false,
+        counts: &[("importedServices", "Services that it offers to this cluster.")],
         columns: json!([
             condition_column("Ready", "Ready"),
+            {"name": "Services", "type": "integer", "jsonPath": ".status.importedServices"},
             {"name": "Trust Domain", "type": "string", "jsonPath": ".spec.trustDomain"},
             age_column(),
             message_column("Ready"),
@@ -128,6 +132,7 @@ fn traffic_policy() -> Kind {
         plural: "trafficpolicies",
         short: "ewtp",
         namespaced: true,
+        counts: &[],
         columns: json!([
             {"name": "Service", "type": "string", "jsonPath": ".spec.service"},
             condition_column("Accepted", "Accepted"),
@@ -156,6 +161,7 @@ fn access_policy() -> Kind {
         plural: "accesspolicies",
         short: "ewap",
         namespaced: true,
+        counts: &[],
         columns: json!([
             {"name": "Services", "type": "string", "jsonPath": ".spec.services"},
             {"name": "DryRun", "type": "boolean", "jsonPath": ".spec.dryRun"},
@@ -194,7 +200,7 @@ fn definition(kind: &Kind) -> String {
             "kind": name,
             "metadata": {"type": "object"},
             "spec": spec.take(),
-            "status": status(),
+            "status": status(kind.counts),
         },
     });
     for (path, rules) in &kind.rules {
@@ -235,7 +241,7 @@ fn definition(kind: &Kind) -> String {
     format!("# Made of the structs that files are read into: `make regenerate` writes it.\n{text}")
 }
 
-fn status() -> Value {
+fn status(counts: &[(&str, &str)]) -> Value {
     let condition = json!({
         "type": "object",
         "required": ["type", "status", "lastTransitionTime", "reason", "message"],
@@ -248,7 +254,7 @@ fn status() -> Value {
             "message": {"type": "string", "maxLength": 32768},
         },
     });
-    json!({
+    let mut status = json!({
         "type": "object",
         "description": "What became of it. The controller alone writes it.",
         "properties": {
@@ -260,7 +266,11 @@ fn status() -> Value {
                 "items": condition,
             },
         },
-    })
+    });
+    for (name, about) in counts {
+        status["properties"][*name] = json!({"type": "integer", "format": "int64", "minimum": 0, "description": about});
+    }
+    status
 }
 
 /// The schema as definitions take it.

@@ -46,8 +46,6 @@ pub struct Values {
     /// Labels of pods that tell versions of a service apart, at most 16. Empty: `version`, `app.kubernetes.io/version`.
     #[schemars(length(max = 16))]
     pub subset_labels: Vec<String>,
-    /// Registries of clusters that are watched through the API.
-    pub cluster_registry: ClusterRegistry,
     /// Names for pods.
     pub dns: Dns,
     /// The gateway role: links, federation, DNS, connections.
@@ -136,16 +134,6 @@ pub struct ExportMarks {
     pub linkerd: bool,
     /// The annotation `service.cilium.io/global: "true"`.
     pub cilium: bool,
-}
-
-/// Registries of clusters that are watched through the API.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ClusterRegistry {
-    /// `clusters.clusterregistry.k8s.io`.
-    pub clusters: bool,
-    /// `clusterprofiles.multicluster.x-k8s.io`.
-    pub profiles: bool,
 }
 
 /// Names for pods.
