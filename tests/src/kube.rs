@@ -24,6 +24,7 @@ use serde_json::Value;
 pub mod bookinfo;
 pub mod cluster;
 pub mod conformance;
+pub mod eastway;
 pub mod image;
 pub mod kubectl;
 pub mod node;

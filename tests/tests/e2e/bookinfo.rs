@@ -5,16 +5,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use eastway::demo::bookinfo::{NAMESPACE, Service, Version};
 use eastway_tests::bed_tests;
-use eastway_tests::kube::{Bed, bookinfo, image, stage};
+use eastway_tests::kube::{self, Bed, bookinfo};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Loads the image of the binary under test and starts each cluster's share.
 pub(crate) async fn start(bed: &Bed) -> Result<()> {
-    let tar = stage::folder()?.join("images/eastway.tar");
-    if !tar.exists() {
-        image::eastway_image(&eastway_tests::binary(), &tar).await?;
-    }
+    let tar = kube::eastway::image_of_binary().await?;
     let [a, b] = bed.clusters() else { anyhow::bail!("two clusters") };
     let shares: [(_, &[(Service, Version)]); 2] = [(a, &bookinfo::FIRST), (b, &bookinfo::SECOND)];
     for (cluster, share) in shares {

@@ -12,10 +12,11 @@ use std::process::ExitCode;
 
 mod bookinfo;
 mod conformance;
+mod installed;
 mod names;
 mod smoke;
 
 fn main() -> ExitCode {
-    let tests = [smoke::TESTS, names::TESTS, bookinfo::TESTS, conformance::TESTS].concat();
+    let tests = [smoke::TESTS, names::TESTS, bookinfo::TESTS, installed::TESTS, conformance::TESTS].concat();
     eastway_tests::kube::suite::main(&["a", "b"], &tests)
 }

@@ -1,0 +1,121 @@
+//! Eastway in the clusters of a bed, installed and joined as a person does it: Helm, one Peer each way, and the
+//! cluster's resolver told.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::{Bed, Cluster, image, process, stage};
+use crate::within;
+
+/// Where the chart installs.
+pub const SYSTEM: &str = "eastway-system";
+/// The cluster address of the DNS Service, as the values ask for it.
+const DNS: &str = "10.96.0.53";
+/// Longest wait for a step of the installation.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Installs the chart in every cluster, with the binary under test, gives each gateway an address of the WAN and lets
+/// pods resolve `clusterset.local`.
+///
+/// # Errors
+/// A step fails; the message has what it said.
+pub async fn install(bed: &Bed) -> Result<()> {
+    let tar = image_of_binary().await?;
+    for cluster in bed.clusters() {
+        cluster.load_images(std::slice::from_ref(&tar)).await?;
+        let address = outside(bed, cluster)?;
+        let name = cluster.name();
+        let values = json!({
+            "cluster": name, "trustDomain": format!("{name}.example"),
+            "image": {"repository": "eastway", "tag": "e2e"},
+            "gateway": {"advertise": [format!("{address}:15443")]},
+            "dns": {"clusterIP": DNS},
+        });
+        let file = stage::folder()?.join(format!("values-{name}.json"));
+        std::fs::write(&file, values.to_string())?;
+        let (chart, file) = (chart().display().to_string(), file.display().to_string());
+        let arguments = ["upgrade", "--install", "eastway", &chart, "-n", SYSTEM, "--create-namespace", "-f", &file];
+        cluster.helm(&arguments).await?;
+        cluster.load_balancer(SYSTEM, "eastway-gateway", address).await?;
+    }
+    for cluster in bed.clusters() {
+        for role in ["ca", "controller", "gateway"] {
+            cluster.rollout(&format!("deploy/eastway-{role}"), SYSTEM, PATIENCE).await?;
+        }
+        eastway(cluster, &["dns", "install"]).await?;
+    }
+    Ok(())
+}
+
+/// Gives every cluster the Peer of every other, as `eastway peer export` prints it, with a namespace to cross both ways.
+///
+/// # Errors
+/// A step fails, or the peers are not ready in time.
+pub async fn join(bed: &Bed, namespace: &str) -> Result<()> {
+    for giver in bed.clusters() {
+        let printed = eastway(giver, &["peer", "export"]).await?;
+        let crossing = format!("[{{namespace: {namespace}}}]");
+        let peer = printed.replace("export: []", &format!("export: {crossing}"));
+        let peer = peer.replace("import: []", &format!("import: {crossing}"));
+        ensure!(peer != printed, "what to exchange has no place in\n{printed}");
+        for taker in bed.clusters().iter().filter(|taker| taker.name() != giver.name()) {
+            taker.apply(&peer).await?;
+        }
+    }
+    for cluster in bed.clusters() {
+        let ready = ["peers.eastway.dev", "--all"];
+        cluster.wait("condition=Ready", &ready, PATIENCE).await?;
+    }
+    Ok(())
+}
+
+/// Runs the command line of the binary under test as that cluster's administrator, on its node.
+///
+/// # Errors
+/// It fails; the message has what it said.
+pub async fn eastway(cluster: &Cluster, arguments: &[&str]) -> Result<String> {
+    let binary = crate::binary();
+    let mut command = cluster.on_node(binary.to_str().context("a path in UTF-8")?, arguments)?;
+    process::output(command.env("KUBECONFIG", cluster.pki().admin())).await
+}
+
+/// Waits until an import has an address in a cluster, and returns it.
+///
+/// # Errors
+/// It has none in time.
+pub async fn imported(cluster: &Cluster, namespace: &str, name: &str) -> Result<String> {
+    let what = format!("{namespace}/{name} has an address in {}", cluster.name());
+    within(PATIENCE, what, async || address(cluster, namespace, name).await.map(|_| true)).await?;
+    address(cluster, namespace, name).await
+}
+
+async fn address(cluster: &Cluster, namespace: &str, name: &str) -> Result<String> {
+    let import: Value = cluster.get(&["serviceimport", name, "-n", namespace]).await?;
+    import["spec"]["ips"][0].as_str().map(str::to_owned).context("no address")
+}
+
+/// The address of the WAN where a cluster's gateways are reached.
+fn outside(bed: &Bed, cluster: &Cluster) -> Result<Ipv4Addr> {
+    let place = bed.clusters().iter().position(|one| one.name() == cluster.name()).context("a cluster of this bed")?;
+    Ok(Ipv4Addr::new(198, 51, 100, 21 + u8::try_from(place)?))
+}
+
+/// The archive of the binary under test, made once a run.
+///
+/// # Errors
+/// The binary or its libraries cannot be read.
+pub async fn image_of_binary() -> Result<PathBuf> {
+    let tar = stage::folder()?.join("images/eastway.tar");
+    if !tar.exists() {
+        image::eastway_image(&crate::binary(), &tar).await?;
+    }
+    Ok(tar)
+}
+
+fn chart() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../helm/eastway")
+}
