@@ -6,9 +6,9 @@
 //! network, in an [`envelope`]. It answers through the replica that the balancer chose, because only from
 //! there does the answer look to the peer as if it came from the balancer: see ADR 0009.
 //!
-//! - [`siblings`]: who is there; a state machine without I/O.
+//! - `siblings`: who is there; a state machine without I/O.
 //! - [`envelope`], `keys`: what is on the wire between replicas.
-//! - [`paths`]: the addresses that stand for "this client, by way of that replica".
+//! - `paths`: the addresses that stand for "this client, by way of that replica".
 //! - `network`: the socket, and the task that owns it.
 
 pub mod envelope;

@@ -46,9 +46,10 @@ pub async fn install(bed: &Bed) -> Result<()> {
         for role in ["ca", "controller", "gateway"] {
             cluster.rollout(&format!("deploy/eastway-{role}"), SYSTEM, PATIENCE).await?;
         }
-        eastway(cluster, &["dns", "install"]).await?;
     }
-    Ok(())
+    // Each waits until the kubelet has brought the new Corefile to the resolver: up to a minute.
+    let resolvers = bed.clusters().iter().map(|cluster| eastway(cluster, &["dns", "install"]));
+    futures_util::future::try_join_all(resolvers).await.map(drop)
 }
 
 /// Gives every cluster the Peer of every other, as `eastway peer export` prints it, with a namespace to cross both ways.
@@ -80,7 +81,12 @@ pub async fn join(bed: &Bed, namespace: &str) -> Result<()> {
 pub async fn eastway(cluster: &Cluster, arguments: &[&str]) -> Result<String> {
     let binary = crate::binary();
     let mut command = cluster.on_node(binary.to_str().context("a path in UTF-8")?, arguments)?;
-    process::output(command.env("KUBECONFIG", cluster.pki().admin())).await
+    command.arg("--kubeconfig").arg(cluster.pki().admin());
+    // Those of the tests: it refuses what it does not know.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("EASTWAY_")) {
+        command.env_remove(name);
+    }
+    process::output(&mut command).await
 }
 
 /// Waits until an import has an address in a cluster, and returns it.

@@ -83,19 +83,22 @@ bed_tests! {
         let host = page.fqdn();
         let answer = ask(b, "deploy/kiosk-v1", &host, page.path()).await?;
         ensure!(answer.by.cloud == "a" && answer.first_error().is_none(), "{answer:?}");
-        Ok(())
+        unexport(a, b, bed).await
     }
+}
 
-    /// Unexported is gone, by the API and by name; what others export stays.
-    async fn what_is_not_exported_any_more_is_gone(bed) {
-        let (a, b) = (bed.cluster("a"), bed.cluster("b"));
-        let taken = Instant::now();
-        b.kubectl(&["delete", "serviceexport", "ratings", "-n", NAMESPACE]).await?;
-        let gone = async || Ok(a.get(&["serviceimport", "ratings", "-n", NAMESPACE]).await.is_err());
-        within(PATIENCE, "the import of ratings is gone", gone).await?;
-        bed.record("installed.unexport_s", taken.elapsed().as_secs_f64());
-        let derived = a.get(&["services", "-n", NAMESPACE, "-l", "multicluster.kubernetes.io/service-name=ratings"]).await?;
-        ensure!(derived["items"].as_array().is_some_and(Vec::is_empty), "{derived}");
-        a.get(&["serviceimport", "reviews", "-n", NAMESPACE]).await.map(drop)
-    }
+/// Unexported is gone, by the API and with all that was derived; what others export stays.
+async fn unexport(a: &Cluster, b: &Cluster, bed: &Bed) -> Result<()> {
+    let taken = Instant::now();
+    b.kubectl(&["delete", "serviceexport", "ratings", "-n", NAMESPACE]).await?;
+    let gone = async || Ok(a.get(&["serviceimport", "ratings", "-n", NAMESPACE]).await.is_err());
+    within(PATIENCE, "the import of ratings is gone", gone).await?;
+    bed.record("installed.unexport_s", taken.elapsed().as_secs_f64());
+    let label = "multicluster.kubernetes.io/service-name=ratings";
+    let none = async || {
+        let derived = a.get(&["services", "-n", NAMESPACE, "-l", label]).await?;
+        Ok(derived["items"].as_array().is_some_and(Vec::is_empty))
+    };
+    within(PATIENCE, "the derived Service of ratings is gone", none).await?;
+    a.get(&["serviceimport", "reviews", "-n", NAMESPACE]).await.map(drop)
 }

@@ -1,7 +1,7 @@
 //! The controller: the only role that writes to the Kubernetes API.
 //!
 //! It has a store of its own, fed by the registries of this cluster and by a gateway, which tells what peers export
-//! ([`feed`]). So merging and conflicts are the same code as in the gateway; and what the API says is made of one
+//! (`feed`). So merging and conflicts are the same code as in the gateway; and what the API says is made of one
 //! snapshot. Of several replicas the one that holds the Lease writes.
 
 mod feed;
