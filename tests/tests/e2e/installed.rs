@@ -24,6 +24,17 @@ async fn ask(cluster: &Cluster, from: &str, host: &str, path: &str) -> Result<An
     serde_json::from_str(body).with_context(|| said.clone())
 }
 
+/// As in the talk: the page's cluster shares its reviews out over three versions in two clusters.
+async fn share_out(cluster: &Cluster) -> Result<()> {
+    let share = |cluster: &str, version: &str, weight: u32| json!({"cluster": cluster, "subset": {"version": version}, "weight": weight});
+    let policy = json!({
+        "apiVersion": "eastway.dev/v1alpha1", "kind": "TrafficPolicy",
+        "metadata": {"name": "reviews", "namespace": NAMESPACE},
+        "spec": {"service": "reviews", "split": [share("a", "v1", 34), share("b", "v2", 33), share("b", "v3", 33)]},
+    });
+    cluster.apply(&policy.to_string()).await.map(drop)
+}
+
 /// Who may use what: each cluster's services are for Bookinfo's workloads of the other.
 async fn allow(cluster: &Cluster, other: &str, services: &[&str]) -> Result<()> {
     let policy = json!({
@@ -42,6 +53,7 @@ async fn export_all(bed: &Bed) -> Result<()> {
     a.apply(&bookinfo::exports(&bookinfo::FIRST, "v1beta1")).await?;
     // An older client's version of the same kind.
     b.apply(&bookinfo::exports(&bookinfo::SECOND, "v1alpha1")).await?;
+    share_out(a).await?;
     allow(a, "b", &["productpage", "details", "reviews"]).await?;
     allow(b, "a", &["reviews", "ratings"]).await
 }
