@@ -400,7 +400,7 @@ impl CertificateAuthority for Service {
         })?;
         // Nothing else keeps it, and without it a certificate cannot be revoked.
         let serial = chain.first().and_then(crl::serial).unwrap_or_default();
-        info!(identity = %id, ttl = ?ttl, serial, %proof, "certificate issued");
+        info!(identity = %id, ttl = ?ttl, %proof, serial, "certificate issued");
         let keys = (id == settings.gateway).then(|| ca.link_keys());
         Ok(Response::new(wire::SignResponse {
             chain: chain.iter().map(|certificate| certificate.as_ref().to_vec().into()).collect(),
