@@ -47,6 +47,8 @@ pub struct Bed {
     wan: Wan,
     /// What goes into the summary, by step.
     figures: Mutex<BTreeMap<String, Value>>,
+    /// Whether Eastway is in the clusters and they are joined: done by the first test that wants it.
+    installed: tokio::sync::OnceCell<Result<()>>,
 }
 
 impl Bed {
@@ -77,7 +79,7 @@ impl Bed {
         for cluster in starting.collect::<Vec<_>>() {
             clusters.push(cluster.await??);
         }
-        let bed = Self { clusters, wan, figures: Mutex::default() };
+        let bed = Self { clusters, wan, figures: Mutex::default(), installed: tokio::sync::OnceCell::new() };
         bed.record("bed.images_s", seconds(images_took));
         for cluster in &bed.clusters {
             for (step, took) in cluster.steps() {

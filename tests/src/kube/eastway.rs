@@ -3,12 +3,12 @@
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
 
-use super::{Bed, Cluster, image, process, stage};
+use super::{Bed, Cluster, image, process, seconds, stage};
 use crate::within;
 
 /// Where the chart installs.
@@ -18,12 +18,33 @@ const DNS: &str = "10.96.0.53";
 /// Longest wait for a step of the installation.
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// Namespaces whose services cross both ways: Bookinfo's, those of tests and those of the conformance suite.
+const CROSSING: &str = "[{namespace: bookinfo}, {namespace: 'e2e-*'}, {namespace: 'mcs-*'}]";
+
+/// Installs and joins, unless a test of this bed has done so. Tests share the installation and have a namespace each,
+/// `e2e-<name>`.
+///
+/// # Errors
+/// As [`install`] and [`join`], every time once it failed.
+pub async fn ready(bed: &Bed) -> Result<()> {
+    let started = Instant::now();
+    let done = bed.installed.get_or_init(async || {
+        install(bed).await?;
+        bed.record("installed.install_s", seconds(started.elapsed()));
+        let joining = Instant::now();
+        join(bed).await?;
+        bed.record("installed.join_s", seconds(joining.elapsed()));
+        Ok(())
+    });
+    done.await.as_ref().map_err(|error: &anyhow::Error| anyhow!("{error:#}")).copied()
+}
+
 /// Installs the chart in every cluster, with the binary under test, gives each gateway an address of the WAN and lets
 /// pods resolve `clusterset.local`.
 ///
 /// # Errors
 /// A step fails; the message has what it said.
-pub async fn install(bed: &Bed) -> Result<()> {
+async fn install(bed: &Bed) -> Result<()> {
     let tar = image_of_binary().await?;
     for cluster in bed.clusters() {
         cluster.load_images(std::slice::from_ref(&tar)).await?;
@@ -52,16 +73,15 @@ pub async fn install(bed: &Bed) -> Result<()> {
     futures_util::future::try_join_all(resolvers).await.map(drop)
 }
 
-/// Gives every cluster the Peer of every other, as `eastway peer export` prints it, with a namespace to cross both ways.
+/// Gives every cluster the Peer of every other, as `eastway peer export` prints it, with the namespaces that cross both ways.
 ///
 /// # Errors
 /// A step fails, or the peers are not ready in time.
-pub async fn join(bed: &Bed, namespace: &str) -> Result<()> {
+async fn join(bed: &Bed) -> Result<()> {
     for giver in bed.clusters() {
         let printed = eastway(giver, &["peer", "export"]).await?;
-        let crossing = format!("[{{namespace: {namespace}}}]");
-        let peer = printed.replace("export: []", &format!("export: {crossing}"));
-        let peer = peer.replace("import: []", &format!("import: {crossing}"));
+        let peer = printed.replace("export: []", &format!("export: {CROSSING}"));
+        let peer = peer.replace("import: []", &format!("import: {CROSSING}"));
         ensure!(peer != printed, "what to exchange has no place in\n{printed}");
         for taker in bed.clusters().iter().filter(|taker| taker.name() != giver.name()) {
             taker.apply(&peer).await?;

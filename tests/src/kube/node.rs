@@ -232,6 +232,8 @@ impl Node {
             "resolvConf": wan::resolver_file(&self.folder)?,
             "podLogsDir": self.path("pods"), "volumePluginDir": self.path("volume-plugins"),
             "serializeImagePulls": false, "kubeAPIQPS": 200, "kubeAPIBurst": 400,
+            // A changed ConfigMap reaches its pods with the next synchronisation: by default within a minute.
+            "syncFrequency": "5s",
             // A machine like any developer's: swap, either cgroup version, nothing reserved, nothing evicted.
             "failSwapOn": false, "failCgroupV1": false, "cgroupDriver": "cgroupfs", "cgroupsPerQOS": false,
             "enforceNodeAllocatable": [], "localStorageCapacityIsolation": false, "evictionHard": {},

@@ -61,13 +61,8 @@ async fn export_all(bed: &Bed) -> Result<()> {
 bed_tests! {
     /// Installed by Helm, joined by one object each way, exported by ServiceExport: pages cross both ways, by name.
     async fn bookinfo_is_one_application_over_two_clusters(bed) limit 420 {
-        let started = Instant::now();
-        installed::install(bed).await?;
-        bed.record("installed.install_s", started.elapsed().as_secs_f64());
+        installed::ready(bed).await?;
         crate::bookinfo::start(bed).await?;
-        let joining = Instant::now();
-        installed::join(bed, NAMESPACE).await?;
-        bed.record("installed.join_s", joining.elapsed().as_secs_f64());
         export_all(bed).await?;
         let (a, b) = (bed.cluster("a"), bed.cluster("b"));
         for (cluster, name) in [(a, "reviews"), (a, "ratings"), (b, "productpage"), (b, "details")] {
