@@ -15,6 +15,7 @@ mod clock;
 pub mod crl;
 pub mod csr;
 mod der;
+mod handshake;
 mod identity;
 mod key;
 pub mod local;

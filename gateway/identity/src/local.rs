@@ -6,23 +6,19 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ResolvesClientCert, Resumption};
-use rustls::crypto::CryptoProvider;
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ServerConfig};
+use rustls_pki_types::CertificateDer;
 
 use crate::clock::Clock;
+use crate::handshake::{self, Judge};
 use crate::identity::IdentityStore;
 use crate::pin::SpkiPin;
 use crate::spiffe::SpiffeId;
-use crate::tls::{ClockTime, no_tls12, provider};
 use crate::trust::{VerifyError, verify_local};
+
+pub use crate::handshake::ClientAuth;
 
 /// The application protocol: gRPC speaks HTTP/2 and nothing else.
 pub const ALPN: &[u8] = b"h2";
@@ -143,15 +139,6 @@ impl fmt::Debug for LocalTrust {
     }
 }
 
-/// Whether a client has to show a certificate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClientAuth {
-    /// No handshake without one.
-    Required,
-    /// One that is shown is judged; who shows none proves itself otherwise.
-    Optional,
-}
-
 /// A server for processes of this cluster.
 ///
 /// # Errors
@@ -162,17 +149,7 @@ pub fn server_config(
     auth: ClientAuth,
     clock: Clock,
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
-    let provider = provider();
-    let verifier = Verifier::new(&provider, trust, auth == ClientAuth::Required);
-    let mut config = ServerConfig::builder_with_details(provider, Arc::new(ClockTime(clock)))
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(Arc::new(verifier))
-        .with_cert_resolver(Arc::new(Presented(Some(identity))));
-    config.alpn_protocols = vec![ALPN.to_vec()];
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    config.max_early_data_size = 0;
-    Ok(Arc::new(config))
+    handshake::server_config(ALPN, identity, trust, auth, clock).map(Arc::new)
 }
 
 /// A client that accepts only a server of `trust`. Without an identity it presents none.
@@ -184,18 +161,15 @@ pub fn client_config(
     trust: LocalTrust,
     clock: Clock,
 ) -> Result<Arc<ClientConfig>, rustls::Error> {
-    let provider = provider();
-    let verifier = Verifier::new(&provider, trust, true);
-    let mut config = ClientConfig::builder_with_details(provider, Arc::new(ClockTime(clock)))
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_client_cert_resolver(Arc::new(Presented(identity)));
-    config.alpn_protocols = vec![ALPN.to_vec()];
-    config.resumption = Resumption::disabled();
-    config.enable_early_data = false;
-    config.enable_sni = false;
-    Ok(Arc::new(config))
+    handshake::client_config(ALPN, identity, trust, clock)
+}
+
+impl Judge for LocalTrust {
+    fn judge(&self, chain: &[CertificateDer<'_>], now: SystemTime) -> Result<(), rustls::Error> {
+        let Err(error) = self.verify(chain, now) else { return Ok(()) };
+        let other = rustls::OtherError(Arc::new(error));
+        Err(rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other)))
+    }
 }
 
 /// The verdict inside a rustls error, if the verifier gave one.
@@ -205,138 +179,5 @@ pub fn verdict(error: &rustls::Error) -> Option<&LocalError> {
     match error {
         rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other)) => other.0.downcast_ref(),
         _ => None,
-    }
-}
-
-/// Presents the store's identity of the moment.
-#[derive(Debug)]
-struct Presented(Option<Arc<IdentityStore>>);
-
-impl Presented {
-    fn current(&self) -> Option<Arc<CertifiedKey>> {
-        self.0.as_ref().map(|store| Arc::clone(store.current().certified()))
-    }
-}
-
-impl ResolvesServerCert for Presented {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        // rustls lets a client pass that names no protocol at all; see `tls`.
-        if hello.alpn()?.any(|protocol| protocol == ALPN) { self.current() } else { None }
-    }
-}
-
-impl ResolvesClientCert for Presented {
-    fn resolve(&self, _root_hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        self.current()
-    }
-
-    fn has_certs(&self) -> bool {
-        self.0.is_some()
-    }
-}
-
-#[derive(Debug)]
-struct Verifier {
-    trust: LocalTrust,
-    mandatory: bool,
-    algorithms: rustls::crypto::WebPkiSupportedAlgorithms,
-}
-
-impl Verifier {
-    fn new(provider: &CryptoProvider, trust: LocalTrust, mandatory: bool) -> Self {
-        Self { trust, mandatory, algorithms: provider.signature_verification_algorithms }
-    }
-
-    fn judge(
-        &self,
-        leaf: &CertificateDer<'_>,
-        others: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<(), rustls::Error> {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(now.as_secs());
-        let chain: Vec<_> = std::iter::once(leaf).chain(others).cloned().collect();
-        match self.trust.verify(&chain, now) {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                let other = rustls::OtherError(Arc::new(error));
-                Err(rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other)))
-            }
-        }
-    }
-}
-
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        self.judge(end_entity, intermediates, now).map(|()| ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(no_tls12())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
-}
-
-impl ClientCertVerifier for Verifier {
-    fn client_auth_mandatory(&self) -> bool {
-        self.mandatory
-    }
-
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        self.judge(end_entity, intermediates, now).map(|()| ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(no_tls12())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
     }
 }

@@ -237,11 +237,11 @@ impl TrustStore {
         &self,
         error: VerifyError,
         now: SystemTime,
-        leaf: &CertificateDer<'_>,
+        leaf: Option<&CertificateDer<'_>>,
         expected: Option<&Arc<str>>,
     ) -> rustls::Error {
         let peer = expected.or_else(|| error.peer()).cloned();
-        let peer = peer.or_else(|| self.state.load().claimed(leaf));
+        let peer = peer.or_else(|| self.state.load().claimed(leaf?));
         self.refusals.record(error, now, peer)
     }
 
