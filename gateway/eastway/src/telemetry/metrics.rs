@@ -4,6 +4,7 @@
 //! Label values come from fixed sets, from this cluster's configuration, or are bounded by a `Family`, so that the
 //! number of series stays below 5,000 whatever a peer sends.
 
+mod controller;
 mod family;
 mod labels;
 mod process;
@@ -24,9 +25,11 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+pub use self::controller::ControllerSample;
 use self::family::{Family, Labels};
 use self::labels::{
-    BuildLabels, CertificateLabels, DenialLabels, Direction, PeerLabel, PeerReason, Reason, peer_label, peer_reason,
+    BuildLabels, CertificateLabels, DenialLabels, Direction, PeerLabel, PeerReason, Reason, counts_of, peer_label,
+    peer_reason,
 };
 pub use self::process::{open_fds, resident_bytes};
 pub use self::recent::RECENT;
@@ -106,23 +109,6 @@ pub struct PeerSample {
     pub received_bytes: u64,
     /// Packets lost on all links since our start.
     pub lost_packets: u64,
-}
-
-/// State of the controller; see [`Metrics::set_controller`].
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ControllerSample {
-    /// This replica writes.
-    pub leading: bool,
-    /// Services that wait or are worked on.
-    pub pending: usize,
-    /// Services whose last try failed.
-    pub failing: usize,
-    /// Ports of the gateways in use.
-    pub ports: usize,
-    /// Requests that wrote something, since our start.
-    pub writes: u64,
-    /// Requests that failed, since our start.
-    pub failures: u64,
 }
 
 macro_rules! metrics {
@@ -463,21 +449,6 @@ impl Metrics {
         self.snapshot_version.set(i64::try_from(version).unwrap_or(i64::MAX));
     }
 
-    /// How the controller is doing.
-    pub fn set_controller(&self, sample: &ControllerSample) {
-        self.controller_leading.set(i64::from(sample.leading));
-        self.controller_pending.set(count_of(sample.pending));
-        self.controller_failing.set(count_of(sample.failing));
-        self.controller_ports.set(count_of(sample.ports));
-        raise(&self.controller_writes, sample.writes);
-        raise(&self.controller_failures, sample.failures);
-    }
-
-    /// Whether a gateway tells the controller what peers export.
-    pub fn set_controller_feed(&self, connected: bool) {
-        self.controller_feed.set(i64::from(connected));
-    }
-
     /// Whether the process is ready.
     pub fn set_ready(&self, ready: bool) {
         self.ready.set(i64::from(ready));
@@ -497,19 +468,6 @@ impl Metrics {
         text::encode(&mut page, &self.registry)?;
         Ok(page)
     }
-}
-
-/// The counters of one peer, by reason.
-fn counts_of(family: &Family<PeerReason, Counter>, peer: &str) -> Vec<(&'static str, u64)> {
-    let mut counts = Vec::new();
-    // The closure does not fail.
-    let _done = family.for_each(|labels, counter| {
-        if *labels.peer == *peer {
-            counts.push((labels.reason, counter.get()));
-        }
-        Ok(())
-    });
-    counts
 }
 
 /// Sets a counter that somebody else keeps; it never goes down, as counters must not.

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
 
-use super::family::{Labels, OTHER};
+use super::family::{Family, Labels, OTHER};
 
 /// The peer that series belong to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -128,4 +129,17 @@ pub(super) fn peer_label(peer: &Arc<str>) -> PeerLabel {
 /// The series of `peer` with one word.
 pub(super) fn peer_reason(peer: &Arc<str>, reason: &'static str) -> PeerReason {
     PeerReason { peer: Arc::clone(peer), reason }
+}
+
+/// The counters of one peer, by reason.
+pub(super) fn counts_of(family: &Family<PeerReason, Counter>, peer: &str) -> Vec<(&'static str, u64)> {
+    let mut counts = Vec::new();
+    // The closure does not fail.
+    let _done = family.for_each(|labels, counter| {
+        if *labels.peer == *peer {
+            counts.push((labels.reason, counter.get()));
+        }
+        Ok(())
+    });
+    counts
 }
