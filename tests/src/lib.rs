@@ -17,6 +17,7 @@
     reason = "this is test code: a panic is a verdict"
 )]
 
+mod archive;
 pub mod chart;
 pub mod coredns;
 pub mod kube;

@@ -13,8 +13,8 @@ use anyhow::{Context, Result, ensure};
 use aws_lc_rs::digest;
 use serde_json::{Value, json};
 
-/// Size of a tar's blocks.
-const BLOCK: usize = 512;
+use crate::archive::{Archive, architecture};
+
 /// Who the image's process is: `nonroot` of distroless images, too.
 const USER: &str = "65532:65532";
 /// Where the binary is.
@@ -59,17 +59,15 @@ pub fn write(binary: &Path, archive: &Path, name: &str) -> Result<u64> {
         json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [entry]});
     // What `docker load` reads.
     let docker = json!([{"Config": blob(&config), "RepoTags": [name], "Layers": [blob(&layer)]}]);
-    let mut tar = Tar::default();
-    tar.file("oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
-    tar.file("index.json", 0o644, &serde_json::to_vec(&index)?)?;
-    tar.file("manifest.json", 0o644, &serde_json::to_vec(&docker)?)?;
-    for folder in ["blobs/", "blobs/sha256/"] {
-        tar.folder(folder, 0o755)?;
-    }
+    let mut tar = Archive::new(Vec::new());
+    tar.bytes("oci-layout", 0o644, br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    tar.bytes("index.json", 0o644, &serde_json::to_vec(&index)?)?;
+    tar.bytes("manifest.json", 0o644, &serde_json::to_vec(&docker)?)?;
+    tar.parents("blobs/sha256/")?;
     for bytes in [&config, &manifest, &layer] {
-        tar.file(&blob(bytes), 0o644, bytes)?;
+        tar.bytes(&blob(bytes), 0o644, bytes)?;
     }
-    let bytes = tar.finish();
+    let bytes = tar.finish()?;
     File::create(archive).and_then(|mut file| file.write_all(&bytes)).with_context(|| archive.display().to_string())?;
     Ok(bytes.len() as u64)
 }
@@ -88,18 +86,13 @@ fn layer(binary: &Path) -> Result<Vec<u8>> {
         let inside = library.to_string_lossy().trim_start_matches('/').to_owned();
         files.insert(inside, (0o755, read(&library)?));
     }
-    let mut folders = std::collections::BTreeSet::from(["tmp/".to_owned()]);
-    for path in files.keys() {
-        folders.extend(path.match_indices('/').filter_map(|(at, _)| path.get(..=at)).map(str::to_owned));
-    }
-    let mut tar = Tar::default();
-    for folder in &folders {
-        tar.folder(folder, if folder == "tmp/" { 0o1777 } else { 0o755 })?;
-    }
+    let mut tar = Archive::new(Vec::new());
+    tar.folder("tmp", 0o1777)?;
     for (path, (mode, bytes)) in &files {
-        tar.file(path, *mode, bytes)?;
+        tar.parents(path)?;
+        tar.bytes(path, *mode, bytes)?;
     }
-    Ok(tar.finish())
+    tar.finish()
 }
 
 /// The shared libraries that a program names, where it looks for them; none for a static one.
@@ -110,14 +103,6 @@ fn libraries(binary: &Path) -> Result<Vec<PathBuf>> {
     // `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x…)`, `/lib64/ld-linux-x86-64.so.2 (0x…)`
     let paths = listed.lines().filter_map(|line| line.split_ascii_whitespace().find(|word| word.starts_with('/')));
     Ok(paths.map(PathBuf::from).collect())
-}
-
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
 }
 
 fn sha256(bytes: &[u8]) -> String {
@@ -132,50 +117,4 @@ fn blob(bytes: &[u8]) -> String {
 
 fn descriptor(media_type: &str, bytes: &[u8]) -> Value {
     json!({"mediaType": media_type, "digest": sha256(bytes), "size": bytes.len()})
-}
-
-/// A POSIX archive (ustar) of root's files, all of 1970.
-#[derive(Default)]
-struct Tar {
-    bytes: Vec<u8>,
-}
-
-impl Tar {
-    fn folder(&mut self, path: &str, mode: u32) -> Result<()> {
-        self.entry(path, mode, b'5', &[])
-    }
-
-    fn file(&mut self, path: &str, mode: u32, contents: &[u8]) -> Result<()> {
-        self.entry(path, mode, b'0', contents)
-    }
-
-    fn entry(&mut self, path: &str, mode: u32, kind: u8, contents: &[u8]) -> Result<()> {
-        ensure!(path.len() <= 100, "{path} is too long for a tar");
-        let mut header = [0_u8; BLOCK];
-        let mut put = |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
-        put(0, path);
-        put(100, &format!("{mode:07o}"));
-        put(108, "0000000");
-        put(116, "0000000");
-        put(124, &format!("{:011o}", contents.len()));
-        put(136, "00000000000");
-        put(148, "        ");
-        put(257, "ustar");
-        put(263, "00");
-        put(329, "0000000");
-        put(337, "0000000");
-        header[156] = kind;
-        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
-        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-        self.bytes.extend_from_slice(&header);
-        self.bytes.extend_from_slice(contents);
-        let padded = self.bytes.len().next_multiple_of(BLOCK);
-        self.bytes.resize(padded, 0);
-        Ok(())
-    }
-
-    fn finish(mut self) -> Vec<u8> {
-        self.bytes.resize(self.bytes.len() + 2 * BLOCK, 0);
-        self.bytes
-    }
 }

@@ -1,7 +1,6 @@
 //! Container images without Docker: a docker-archive is two JSON files and a tar of what is in the image.
 
 use std::fs::File;
-use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +10,7 @@ use tokio::process::Command;
 
 use super::process::output;
 use super::tools;
+use crate::archive::{Archive, architecture};
 
 /// What a pod's sandbox runs.
 pub const PAUSE: &str = "eastway.test/pause:1";
@@ -26,11 +26,6 @@ const SOCAT: &str = "docker.io/alpine/socat:1.7.4.4";
 pub const RESOLVE: &str = "eastway.test/resolve:1";
 /// What is tested.
 pub const EASTWAY: &str = "docker.io/library/eastway:e2e";
-
-/// Size of a tar's blocks.
-const BLOCK: usize = 512;
-/// The largest file an octal size field of 11 digits can tell.
-const LARGEST: u64 = 0o77_777_777_777;
 
 /// What is in an image.
 #[derive(Debug, Default)]
@@ -124,7 +119,7 @@ impl Image {
     /// A file cannot be read or written.
     pub async fn write(&self, tar: &Path) -> Result<()> {
         let layer = tar.with_extension("layer");
-        let mut writer = Tar::create(&layer)?;
+        let mut writer = Archive::new(create(&layer)?);
         for (path, entry) in &self.entries {
             writer.parents(path)?;
             match entry {
@@ -145,7 +140,7 @@ impl Image {
             "history": [{"created_by": "the tests"}],
         });
         let manifest = json!([{"Config": "config.json", "RepoTags": [self.name], "Layers": ["layer.tar"]}]);
-        let mut writer = Tar::create(tar)?;
+        let mut writer = Archive::new(create(tar)?);
         writer.bytes("manifest.json", 0o644, manifest.to_string().as_bytes())?;
         writer.bytes("config.json", 0o644, config.to_string().as_bytes())?;
         writer.copy("layer.tar", 0o644, &layer)?;
@@ -211,94 +206,6 @@ pub async fn eastway_image(binary: &Path, tar: &Path) -> Result<()> {
     image.program("usr/bin/eastway", binary).await?.write(tar).await
 }
 
-/// This machine's, as images name it.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
-}
-
-/// A tar in the `ustar` format (POSIX.1-1988), owned by root and without times, so that equal contents are equal.
-struct Tar {
-    file: File,
-    folders: Vec<String>,
-}
-
-impl Tar {
-    fn create(path: &Path) -> Result<Self> {
-        let file = File::create(path).with_context(|| path.display().to_string())?;
-        Ok(Self { file, folders: Vec::new() })
-    }
-
-    /// The folders a path lies in, once each.
-    fn parents(&mut self, path: &str) -> Result<()> {
-        let ends: Vec<usize> = path.match_indices('/').map(|(end, _)| end).collect();
-        for end in ends {
-            self.folder(path.get(..end).unwrap_or_default(), 0o755)?;
-        }
-        Ok(())
-    }
-
-    fn folder(&mut self, path: &str, mode: u32) -> Result<()> {
-        if self.folders.iter().any(|known| known == path) {
-            return Ok(());
-        }
-        self.folders.push(path.to_owned());
-        self.header(&format!("{path}/"), mode, 0, b'5', "")
-    }
-
-    fn link(&mut self, path: &str, target: &str) -> Result<()> {
-        self.header(path, 0o777, 0, b'2', target)
-    }
-
-    fn bytes(&mut self, path: &str, mode: u32, bytes: &[u8]) -> Result<()> {
-        self.header(path, mode, bytes.len() as u64, b'0', "")?;
-        self.file.write_all(bytes)?;
-        self.pad(bytes.len() as u64)
-    }
-
-    fn copy(&mut self, path: &str, mode: u32, from: &Path) -> Result<()> {
-        let file = File::open(from).with_context(|| from.display().to_string())?;
-        let size = file.metadata()?.len();
-        self.header(path, mode, size, b'0', "")?;
-        let copied = std::io::copy(&mut file.take(size), &mut self.file)?;
-        ensure!(copied == size, "{} changed while it was read", from.display());
-        self.pad(size)
-    }
-
-    /// Up to the next block.
-    fn pad(&mut self, size: u64) -> Result<()> {
-        let last = usize::try_from(size % BLOCK as u64)?;
-        if last > 0 {
-            self.file.write_all(&[0; BLOCK][last..])?;
-        }
-        Ok(())
-    }
-
-    fn header(&mut self, path: &str, mode: u32, size: u64, kind: u8, target: &str) -> Result<()> {
-        ensure!(path.len() <= 100 && target.len() <= 100, "{path}: longer than this tar can say");
-        ensure!(size <= LARGEST, "{path}: larger than this tar can say");
-        let mut block = [0_u8; BLOCK];
-        let mut put = |offset: usize, bytes: &[u8]| block[offset..offset + bytes.len()].copy_from_slice(bytes);
-        put(0, path.as_bytes());
-        put(100, format!("{mode:07o}").as_bytes());
-        put(108, b"0000000");
-        put(116, b"0000000");
-        put(124, format!("{size:011o}").as_bytes());
-        put(136, b"00000000000");
-        put(148, b"        ");
-        put(156, &[kind]);
-        put(157, target.as_bytes());
-        put(257, b"ustar\x0000");
-        let sum: u32 = block.iter().map(|&byte| u32::from(byte)).sum();
-        block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-        Ok(self.file.write_all(&block)?)
-    }
-
-    /// Two empty blocks end a tar.
-    fn finish(mut self) -> Result<()> {
-        Ok(self.file.write_all(&[0; 2 * BLOCK])?)
-    }
+fn create(path: &Path) -> Result<File> {
+    File::create(path).with_context(|| path.display().to_string())
 }
