@@ -1,7 +1,7 @@
 //! One object of a list or a watch, decoded by itself: what is wrong with it stays its own matter.
 
+use std::any::Any;
 use std::borrow::Cow;
-use std::fmt;
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -13,14 +13,41 @@ use serde_json::value::RawValue;
 /// Longest description of a mistake that is kept, bytes: some quote what they could not read.
 const MAX_ERROR: usize = 300;
 
-/// An object, or why it is none. Which object it is is known in both cases.
-pub(super) struct Decoded<K> {
+/// What a decoder makes: an `Arc` of some kind of object.
+pub(super) type Anything = dyn Any + Send + Sync;
+
+/// Makes an object of a text, or says why it is none.
+pub(super) type Decoder = fn(&str) -> Result<Arc<Anything>, serde_json::Error>;
+
+/// The decoder of a kind.
+pub(super) fn anything<K: DeserializeOwned + Send + Sync + 'static>(
+    text: &str,
+) -> Result<Arc<Anything>, serde_json::Error> {
+    serde_json::from_str::<K>(text).map(|object| Arc::new(object) as Arc<Anything>)
+}
+
+/// An object of whatever kind, as the server wrote it.
+#[derive(Clone, Debug)]
+pub(super) struct Raw {
     /// Name, namespace, uid and version; nothing else.
+    meta: ObjectMeta,
+    text: Box<RawValue>,
+}
+
+impl Raw {
+    pub(super) fn decoded(self, decode: Decoder) -> Decoded<Anything> {
+        let body = decode(self.text.get()).map_err(|error| shortened(error.to_string()));
+        Decoded { meta: self.meta, body }
+    }
+}
+
+/// An object, or why it is none. Which object it is is known in both cases.
+pub(super) struct Decoded<K: ?Sized> {
     meta: ObjectMeta,
     body: Result<Arc<K>, String>,
 }
 
-impl<K> Decoded<K> {
+impl<K: ?Sized> Decoded<K> {
     pub(super) fn into_parts(self) -> (ObjectMeta, Result<Arc<K>, String>) {
         (self.meta, self.body)
     }
@@ -29,7 +56,9 @@ impl<K> Decoded<K> {
 #[cfg(test)]
 impl<K: DeserializeOwned> Decoded<K> {
     pub(super) fn of(text: &str) -> Self {
-        serde_json::from_str(text).unwrap()
+        let Raw { meta, text } = serde_json::from_str(text).unwrap();
+        let body = serde_json::from_str(text.get()).map(Arc::new).map_err(|error| shortened(error.to_string()));
+        Self { meta, body }
     }
 }
 
@@ -49,16 +78,15 @@ struct HeadMeta {
     resource_version: Option<String>,
 }
 
-impl<'de, K: DeserializeOwned> Deserialize<'de> for Decoded<K> {
+impl<'de> Deserialize<'de> for Raw {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // The text of the object, not a tree of it: decoding it twice costs less than building one. This needs
+        // The text of the object, not a tree of it: reading it twice costs less than building one. This needs
         // the `type` of a watch event to come before its `object`, as every API server writes it.
-        let raw = Box::<RawValue>::deserialize(deserializer)?;
-        let head: Head = serde_json::from_str(raw.get()).unwrap_or_default();
+        let text = Box::<RawValue>::deserialize(deserializer)?;
+        let head: Head = serde_json::from_str(text.get()).unwrap_or_default();
         let HeadMeta { namespace, name, uid, resource_version } = head.metadata;
         let meta = ObjectMeta { namespace, name, uid, resource_version, ..ObjectMeta::default() };
-        let body = serde_json::from_str(raw.get()).map(Arc::new).map_err(|error| shortened(error.to_string()));
-        Ok(Self { meta, body })
+        Ok(Self { meta, text })
     }
 }
 
@@ -71,20 +99,7 @@ fn shortened(mut text: String) -> String {
     text
 }
 
-impl<K> Clone for Decoded<K> {
-    fn clone(&self) -> Self {
-        Self { meta: self.meta.clone(), body: self.body.clone() }
-    }
-}
-
-impl<K> fmt::Debug for Decoded<K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let body = self.body.as_ref().map(|_| ());
-        f.debug_struct("Decoded").field("meta", &self.meta).field("body", &body).finish()
-    }
-}
-
-impl<K> kube::Resource for Decoded<K> {
+impl kube::Resource for Raw {
     type DynamicType = ApiResource;
     type Scope = DynamicResourceScope;
 
@@ -119,25 +134,30 @@ impl<K> kube::Resource for Decoded<K> {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::Service;
-    use kube::Resource as _;
+    use std::collections::BTreeMap;
 
     use super::*;
+
+    #[derive(Debug, Deserialize)]
+    struct Data {
+        #[expect(dead_code, reason = "it only has to decode")]
+        data: BTreeMap<String, String>,
+    }
 
     #[test]
     fn a_bad_object_is_known_by_name() {
         let text = r#"{"metadata": {"namespace": "shop", "name": "cart", "uid": "u", "resourceVersion": "7"},
-                       "spec": {"ports": "many"}}"#;
-        let bad = Decoded::<Service>::of(text);
-        assert_eq!(bad.meta().name.as_deref(), Some("cart"));
-        assert!(bad.into_parts().1.unwrap_err().contains("expected a sequence"));
+                       "data": {"ports": 7}}"#;
+        let bad = Decoded::<Data>::of(text);
+        assert_eq!(bad.meta.name.as_deref(), Some("cart"));
+        assert!(bad.into_parts().1.unwrap_err().contains("expected a string"));
     }
 
     #[test]
     fn what_is_no_object_at_all_is_bad_too() {
         for text in ["7", "null", "[]", r#"{"metadata": 5}"#, r#"{"metadata": {"name": {}}}"#] {
-            let bad = Decoded::<Service>::of(text);
-            assert_eq!(bad.meta().name, None);
+            let bad = Decoded::<Data>::of(text);
+            assert_eq!(bad.meta.name, None);
             assert!(bad.into_parts().1.is_err(), "{text}");
         }
     }

@@ -47,7 +47,7 @@ impl serde::Serialize for ObjectName {
 
 /// What became different.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Difference<K> {
+pub enum Difference<K: ?Sized> {
     /// Added or changed; perhaps another object of the same name.
     Set(ObjectName, Arc<K>),
     /// Gone.
@@ -79,7 +79,7 @@ struct Bad {
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Table<K> {
+pub(super) struct Table<K: ?Sized> {
     /// The version of each object that was told.
     known: HashMap<ObjectName, Version>,
     /// Objects whose latest version does not decode. If an earlier one of the same object did, that one
@@ -91,7 +91,7 @@ pub(super) struct Table<K> {
 }
 
 #[derive(Debug)]
-struct Listing<K> {
+struct Listing<K: ?Sized> {
     seen: HashSet<ObjectName>,
     changed: HashMap<ObjectName, (Version, Arc<K>)>,
     bad: BTreeMap<ObjectName, Bad>,
@@ -99,31 +99,31 @@ struct Listing<K> {
 
 /// What an event leads to.
 #[derive(Debug)]
-pub(super) struct Outcome<K> {
+pub(super) struct Outcome<K: ?Sized> {
     pub(super) differences: Vec<Difference<K>>,
     /// Versions of objects that do not decode and were not met before, and why.
     pub(super) quarantined: Vec<(ObjectName, String)>,
 }
 
-impl<K> Default for Table<K> {
+impl<K: ?Sized> Default for Table<K> {
     fn default() -> Self {
         Self { known: HashMap::new(), bad: BTreeMap::new(), listing: None, listed: false }
     }
 }
 
-impl<K> Default for Listing<K> {
+impl<K: ?Sized> Default for Listing<K> {
     fn default() -> Self {
         Self { seen: HashSet::new(), changed: HashMap::new(), bad: BTreeMap::new() }
     }
 }
 
-impl<K> Default for Outcome<K> {
+impl<K: ?Sized> Default for Outcome<K> {
     fn default() -> Self {
         Self { differences: Vec::new(), quarantined: Vec::new() }
     }
 }
 
-impl<K> Table<K> {
+impl<K: ?Sized> Table<K> {
     /// Whether a list was read to its end at least once.
     pub(super) fn listed(&self) -> bool {
         self.listed

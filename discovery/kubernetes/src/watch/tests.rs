@@ -1,9 +1,12 @@
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
+use super::follow::{FIRST_PAUSE, LONGEST_PAUSE};
 use super::*;
 use crate::testing::{Reply, client, event, failure};
 use crate::types::mcs::ServiceExport;
