@@ -9,13 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use eastway_model::{Allocation, Allocations, EndpointId, Label, PortNumber, Protocol, ServiceAllocation, ServiceKey};
-use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::api::{core, discovery};
+use serde::Deserialize;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::{self, Access, ClientError};
+use crate::source::objects::{EndpointSlice, Meta, ServicePort, SlicePort};
 use crate::types::mcs;
 use crate::watch::{Difference, ObjectName, Selection, Watch};
 
@@ -40,8 +40,9 @@ pub async fn run(
     cancel: CancellationToken,
 ) -> Result<(), ClientError> {
     let client = client::connect(access).await?;
-    let mut services = Watch::<Service>::new(client.clone(), Selection::all::<Service>().labelled(OURS));
-    let mut slices = Watch::<EndpointSlice>::new(client, Selection::all::<EndpointSlice>().labelled(OURS));
+    let mut services = Watch::<Service>::new(client.clone(), Selection::all::<core::v1::Service>().labelled(OURS));
+    let mut slices =
+        Watch::<EndpointSlice>::new(client, Selection::all::<discovery::v1::EndpointSlice>().labelled(OURS));
     let mut table = Table::default();
     loop {
         tokio::select! {
@@ -149,21 +150,32 @@ impl Table {
     }
 }
 
-fn label<'a>(metadata: &'a ObjectMeta, key: &str) -> Option<&'a str> {
-    metadata.labels.as_ref()?.get(key).map(String::as_str)
+/// What is read of a derived Service.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Service {
+    metadata: Meta,
+    spec: Option<ServiceSpec>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ServiceSpec {
+    #[serde(rename = "clusterIPs")]
+    cluster_ips: Option<Vec<String>>,
+    ports: Option<Vec<ServicePort>>,
 }
 
 fn derived(name: &ObjectName, service: &Service) -> Option<Derived> {
     let metadata = &service.metadata;
-    let import = ServiceKey::parse(&name.namespace, label(metadata, mcs::SERVICE_NAME)?).ok()?;
-    let id = metadata.annotations.as_ref().and_then(|annotations| annotations.get(ENDPOINT));
-    let endpoint = match (id, label(metadata, mcs::SOURCE_CLUSTER)) {
+    let import = ServiceKey::parse(&name.namespace, metadata.label(mcs::SERVICE_NAME)?).ok()?;
+    let endpoint = match (metadata.annotation(ENDPOINT), metadata.label(mcs::SOURCE_CLUSTER)) {
         (None, _) => None,
         (Some(id), cluster) => Some((Label::parse(cluster?).ok()?, EndpointId::parse(id)?)),
     };
     let spec = service.spec.as_ref()?;
     let addresses = spec.cluster_ips.iter().flatten().filter_map(|address| address.parse().ok()).collect();
-    let port = |port: &k8s_openapi::api::core::v1::ServicePort| {
+    let port = |port: &ServicePort| {
         let protocol = protocol(port.protocol.as_deref())?;
         let number = u16::try_from(port.port).ok().and_then(PortNumber::new)?;
         Some(((port.name.clone().unwrap_or_default(), protocol), number))
@@ -173,8 +185,8 @@ fn derived(name: &ObjectName, service: &Service) -> Option<Derived> {
 }
 
 fn slice(name: &ObjectName, slice: &EndpointSlice) -> Option<Slice> {
-    let service = ObjectName::new(&name.namespace, label(&slice.metadata, SLICE_SERVICE)?);
-    let port = |port: &k8s_openapi::api::discovery::v1::EndpointPort| {
+    let service = ObjectName::new(&name.namespace, slice.metadata.label(SLICE_SERVICE)?);
+    let port = |port: &SlicePort| {
         let number = u16::try_from(port.port?).ok().filter(|number| PORTS.contains(number))?;
         Some((port.name.clone().unwrap_or_default(), protocol(port.protocol.as_deref())?, number))
     };

@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use kube::Client;
-use kube::Config;
+use kube::api::DynamicObject;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::core::ApiResource;
+use kube::{Api, Config, Resource};
 
 /// Longest a TCP and TLS handshake with an API server may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -64,6 +66,13 @@ pub async fn connect(access: &Access) -> Result<Client, ClientError> {
     // and a server could stretch them without bound.
     config.default_retry = false;
     Ok(Client::try_from(config)?)
+}
+
+/// Requests about objects of the kind `K` in `namespace`. Objects are JSON: whoever asks reads the few fields that
+/// matter out of it, and what is written back keeps all others. The decoders of the kinds as the API has them would be a
+/// large part of the binary.
+pub(crate) fn objects<K: Resource<DynamicType = ()>>(client: &Client, namespace: &str) -> Api<DynamicObject> {
+    Api::namespaced_with(client.clone(), namespace, &ApiResource::erase::<K>(&()))
 }
 
 async fn from_file(path: &Path, context: Option<String>) -> Result<Config, ClientError> {

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
-use kube::{Api, Client};
+use kube::Client;
+use kube::api::DynamicObject;
+use serde_json::Value;
 
 use crate::client::{self, Access, ClientError};
+use crate::secrets::contents;
 
 /// The ConfigMap with the configuration, and its key.
 const CONFIG: (&str, &str) = ("eastway-config", "gateway.yaml");
@@ -69,10 +72,10 @@ impl Installation {
     pub async fn config(&self) -> Result<String, InstallError> {
         let (name, key) = CONFIG;
         let object = format!("ConfigMap {}/{name}", self.namespace);
-        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.namespace);
+        let api = client::objects::<ConfigMap>(&self.client, &self.namespace);
         let found = api.get_opt(name).await.map_err(|error| failed(&object, error))?;
-        let text = found.and_then(|map| map.data).and_then(|mut data| data.remove(key));
-        text.ok_or(InstallError::Missing { object: format!("{object} with {key}") })
+        let text = found.as_ref().and_then(|map| map.data.get("data")?.get(key)?.as_str());
+        text.map(ToOwned::to_owned).ok_or(InstallError::Missing { object: format!("{object} with {key}") })
     }
 
     /// The public files of its CA. The Secret holds the key too, which is dropped here.
@@ -81,11 +84,11 @@ impl Installation {
     /// [`InstallError`]
     pub async fn ca(&self, secret: &str) -> Result<BTreeMap<String, Vec<u8>>, InstallError> {
         let object = format!("Secret {}/{secret}", self.namespace);
-        let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
+        let api = client::objects::<Secret>(&self.client, &self.namespace);
         let found = api.get_opt(secret).await.map_err(|error| failed(&object, error))?;
-        let data = found.ok_or(InstallError::Missing { object })?.data.unwrap_or_default();
-        let public = data.into_iter().filter(|(key, _)| PUBLIC.contains(&key.as_str()));
-        Ok(public.map(|(key, value)| (key, value.0)).collect())
+        let mut data = contents(&found.ok_or(InstallError::Missing { object })?);
+        data.retain(|key, _| PUBLIC.contains(&key.as_str()));
+        Ok(data)
     }
 
     /// Where its gateways can be reached from outside, by the Service `name`.
@@ -94,7 +97,7 @@ impl Installation {
     /// [`InstallError`]
     pub async fn reachable(&self, name: &str) -> Result<Reachable, InstallError> {
         let object = format!("Service {}/{name}", self.namespace);
-        let api: Api<Service> = Api::namespaced(self.client.clone(), &self.namespace);
+        let api = client::objects::<Service>(&self.client, &self.namespace);
         let found = api.get_opt(name).await.map_err(|error| failed(&object, error))?;
         Ok(reachable(&found.ok_or(InstallError::Missing { object })?))
     }
@@ -104,17 +107,17 @@ fn failed(object: &str, error: kube::Error) -> InstallError {
     InstallError::Api { object: object.to_owned(), source: Box::new(error) }
 }
 
-fn reachable(service: &Service) -> Reachable {
-    let spec = service.spec.clone().unwrap_or_default();
-    let udp = spec.ports.iter().flatten().find(|port| port.protocol.as_deref() == Some("UDP"));
-    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
-    let ingress = status.and_then(|balancer| balancer.ingress.as_ref()).into_iter().flatten();
+fn reachable(service: &DynamicObject) -> Reachable {
+    let list = |at: &str| service.data.pointer(at).and_then(Value::as_array).into_iter().flatten();
+    let udp = list("/spec/ports").find(|port| port.get("protocol").and_then(Value::as_str) == Some("UDP"));
     // A name outlives the addresses behind it.
-    let given = ingress.filter_map(|ingress| ingress.hostname.clone().or_else(|| ingress.ip.clone()));
+    let given =
+        list("/status/loadBalancer/ingress").filter_map(|ingress| ingress.get("hostname").or(ingress.get("ip")));
+    let hosts = given.chain(list("/spec/externalIPs")).filter_map(Value::as_str);
     Reachable {
-        kind: spec.type_.unwrap_or_else(|| "ClusterIP".to_owned()),
-        hosts: given.chain(spec.external_ips.unwrap_or_default()).collect(),
-        port: udp.and_then(|port| u16::try_from(port.port).ok()),
+        kind: service.data.pointer("/spec/type").and_then(Value::as_str).unwrap_or("ClusterIP").to_owned(),
+        hosts: hosts.map(ToOwned::to_owned).collect(),
+        port: udp.and_then(|port| u16::try_from(port.get("port")?.as_u64()?).ok()),
     }
 }
 
@@ -128,6 +131,7 @@ mod tests {
     fn what_the_cloud_says_about_the_service() {
         let service = |status| {
             let object = json!({
+                "metadata": {},
                 "spec": { "type": "LoadBalancer", "ports": [
                     { "port": 15444, "protocol": "TCP" }, { "port": 15443, "protocol": "UDP" },
                 ] },

@@ -7,15 +7,20 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::coordination::v1;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::PostParams;
+use kube::api::{DynamicObject, PostParams};
+use kube::core::TypeMeta;
 use kube::{Api, Client};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+
+use crate::client;
 
 /// How long a leader that says nothing counts as one. A crash costs so much, a stop costs nothing.
 pub const DURATION: Duration = Duration::from_secs(15);
@@ -40,7 +45,7 @@ pub struct Election {
 impl Election {
     /// Takes part until `stop`, and says in `leading` whether this candidate leads. Gives the Lease up at the end.
     pub async fn run(self, client: Client, leading: watch::Sender<bool>, stop: CancellationToken) {
-        let api: Api<Lease> = Api::namespaced(client, &self.namespace);
+        let api = client::objects::<v1::Lease>(&client, &self.namespace);
         let mut candidate = Candidate::new(self.identity.clone());
         let mut failing = false;
         loop {
@@ -73,19 +78,20 @@ impl Election {
         leading.send_replace(false);
         if let Some(released) = candidate.released() {
             let params = PostParams::default();
-            if !matches!(timeout(REQUEST, api.replace(&self.name, &params, &released)).await, Ok(Ok(_))) {
+            if !matches!(timeout(REQUEST, api.replace(&self.name, &params, &released.into())).await, Ok(Ok(_))) {
                 warn!(lease = %self.name, "the Lease was not given up: another replica waits until it ends");
             }
         }
     }
 
-    async fn step(&self, api: &Api<Lease>, candidate: &mut Candidate) -> Result<(), String> {
+    async fn step(&self, api: &Api<DynamicObject>, candidate: &mut Candidate) -> Result<(), String> {
         let asked = Instant::now();
         let found = timeout(REQUEST, api.get_opt(&self.name)).await;
         let found = found.map_err(|_| "timeout".to_owned())?.map_err(|error| error.to_string())?;
+        let found = found.map(Lease::try_from).transpose().map_err(|error| error.to_string())?;
         let Some(mut lease) = candidate.decide(found.as_ref(), asked, Timestamp::now()) else { return Ok(()) };
         lease.metadata.name = Some(self.name.clone());
-        let params = PostParams::default();
+        let (params, lease) = (PostParams::default(), lease.into());
         let put = async {
             match &found {
                 Some(_) => api.replace(&self.name, &params, &lease).await,
@@ -94,7 +100,7 @@ impl Election {
         };
         match timeout(REQUEST, put).await {
             Ok(Ok(written)) => {
-                candidate.holds(written, asked);
+                candidate.holds(Lease::try_from(written).map_err(|error| error.to_string())?, asked);
                 Ok(())
             }
             // Somebody was faster.
@@ -112,12 +118,45 @@ async fn until(at: Option<Instant>) {
     }
 }
 
+/// A Lease, as far as elections go.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Lease {
+    metadata: ObjectMeta,
+    spec: Record,
+}
+
+/// `spec` of a Lease.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Record {
+    holder_identity: Option<String>,
+    lease_duration_seconds: Option<i32>,
+    acquire_time: Option<MicroTime>,
+    renew_time: Option<MicroTime>,
+    lease_transitions: Option<i32>,
+}
+
+impl TryFrom<DynamicObject> for Lease {
+    type Error = serde_json::Error;
+
+    fn try_from(object: DynamicObject) -> Result<Self, Self::Error> {
+        let spec = Option::deserialize(object.data.get("spec").unwrap_or(&Value::Null))?;
+        Ok(Self { metadata: object.metadata, spec: spec.unwrap_or_default() })
+    }
+}
+
+impl From<Lease> for DynamicObject {
+    fn from(Lease { metadata, spec }: Lease) -> Self {
+        Self { types: Some(TypeMeta::resource::<v1::Lease>()), metadata, data: json!({ "spec": spec }) }
+    }
+}
+
 /// What a candidate knows; decides without input and output.
 #[derive(Debug)]
 struct Candidate {
     identity: String,
     /// The record as it was first seen like this, and when.
-    seen: Option<(LeaseSpec, Instant)>,
+    seen: Option<(Record, Instant)>,
     /// The Lease as this candidate wrote it, and when it began to.
     held: Option<(Lease, Instant)>,
 }
@@ -130,7 +169,7 @@ impl Candidate {
     /// The Lease to write, if it is this candidate's or free. `found` was asked for at `now`; `wall` is what is written
     /// for people.
     fn decide(&mut self, found: Option<&Lease>, now: Instant, wall: Timestamp) -> Option<Lease> {
-        let spec = found.and_then(|lease| lease.spec.clone()).unwrap_or_default();
+        let spec = found.map(|lease| lease.spec.clone()).unwrap_or_default();
         let holder = spec.holder_identity.clone().unwrap_or_default();
         let own = holder == self.identity;
         if !own {
@@ -147,14 +186,13 @@ impl Candidate {
         let transitions = spec.lease_transitions.unwrap_or_default();
         Some(Lease {
             metadata: found.map_or_else(ObjectMeta::default, |lease| lease.metadata.clone()),
-            spec: Some(LeaseSpec {
+            spec: Record {
                 holder_identity: Some(self.identity.clone()),
                 lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
                 renew_time: Some(MicroTime(wall)),
                 acquire_time: if own { spec.acquire_time } else { Some(MicroTime(wall)) },
                 lease_transitions: Some(if own { transitions } else { transitions.saturating_add(1) }),
-                ..LeaseSpec::default()
-            }),
+            },
         })
     }
 
@@ -177,9 +215,8 @@ impl Candidate {
     /// The Lease without a holder, if this candidate has it.
     fn released(&self) -> Option<Lease> {
         let mut lease = self.held.as_ref()?.0.clone();
-        let spec = lease.spec.get_or_insert_default();
-        spec.holder_identity = None;
-        spec.lease_duration_seconds = Some(1);
+        lease.spec.holder_identity = None;
+        lease.spec.lease_duration_seconds = Some(1);
         Some(lease)
     }
 }
@@ -191,7 +228,7 @@ mod tests {
     const WALL: Timestamp = Timestamp::UNIX_EPOCH;
 
     fn holder(lease: &Lease) -> &str {
-        lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default()
+        lease.spec.holder_identity.as_deref().unwrap_or_default()
     }
 
     /// One round of a candidate against the one Lease.
@@ -216,7 +253,7 @@ mod tests {
             if second % 2 == 0 && second <= 4 {
                 round(&mut a, &mut lease, now);
                 // The wall clock is not what counts; but a renewal is seen by it.
-                let spec = lease.as_mut().unwrap().spec.as_mut().unwrap();
+                let spec = &mut lease.as_mut().unwrap().spec;
                 spec.renew_time = Some(MicroTime(Timestamp::from_second(i64::try_from(second).unwrap()).unwrap()));
             }
             round(&mut b, &mut lease, now);
@@ -226,7 +263,7 @@ mod tests {
             assert!(!(a.leads(now) && b.leads(now)), "two leaders after {second} s");
         }
         assert_eq!(taken, Some(4 + DURATION.as_secs()));
-        assert_eq!(lease.as_ref().unwrap().spec.as_ref().unwrap().lease_transitions, Some(2));
+        assert_eq!(lease.as_ref().unwrap().spec.lease_transitions, Some(2));
     }
 
     #[tokio::test(start_paused = true)]

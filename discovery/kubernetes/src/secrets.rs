@@ -4,8 +4,13 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{ObjectMeta, PostParams};
-use kube::{Api, Client};
+use kube::Client;
+use kube::api::{DynamicObject, ObjectMeta, PostParams};
+use kube::core::TypeMeta;
+use serde::Deserialize as _;
+use serde_json::json;
+
+use crate::client;
 
 /// What became of a Secret that was to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,31 +50,33 @@ pub async fn create_once(
 ) -> Result<Made, SecretError> {
     let failed =
         |source| SecretError::Api { namespace: namespace.to_owned(), name: name.to_owned(), source: Box::new(source) };
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let secrets = client::objects::<Secret>(client, namespace);
     if let Some(found) = secrets.get_opt(name).await.map_err(failed)? {
-        return Ok(Made::Found(contents(found)));
+        return Ok(Made::Found(contents(&found)));
     }
-    let secret = Secret {
+    let data: BTreeMap<String, ByteString> = data.into_iter().map(|(key, value)| (key, ByteString(value))).collect();
+    let secret = DynamicObject {
+        types: Some(TypeMeta::resource::<Secret>()),
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
             namespace: Some(namespace.to_owned()),
             labels: Some([("app.kubernetes.io/managed-by".to_owned(), "eastway".to_owned())].into()),
             ..ObjectMeta::default()
         },
-        data: Some(data.into_iter().map(|(key, value)| (key, ByteString(value))).collect()),
-        type_: Some("Opaque".to_owned()),
-        ..Secret::default()
+        data: json!({ "type": "Opaque", "data": data }),
     };
     match secrets.create(&PostParams::default(), &secret).await {
         Ok(_) => Ok(Made::Created),
         // 409: another one was faster.
         Err(kube::Error::Api(status)) if status.code == 409 => {
-            Ok(Made::Found(contents(secrets.get(name).await.map_err(failed)?)))
+            Ok(Made::Found(contents(&secrets.get(name).await.map_err(failed)?)))
         }
         Err(error) => Err(failed(error)),
     }
 }
 
-fn contents(secret: Secret) -> BTreeMap<String, Vec<u8>> {
-    secret.data.unwrap_or_default().into_iter().map(|(key, ByteString(value))| (key, value)).collect()
+/// The data of a Secret; empty if it has none.
+pub(crate) fn contents(secret: &DynamicObject) -> BTreeMap<String, Vec<u8>> {
+    let data = secret.data.get("data").and_then(|data| BTreeMap::<String, ByteString>::deserialize(data).ok());
+    data.unwrap_or_default().into_iter().map(|(key, ByteString(value))| (key, value)).collect()
 }

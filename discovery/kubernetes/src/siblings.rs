@@ -7,11 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::discovery::v1;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::{self, Access, ClientError};
+use crate::source::objects::EndpointSlice;
 use crate::watch::{Difference, ObjectName, Selection, Watch};
 
 /// Label of a slice: whose endpoints it holds.
@@ -43,7 +44,7 @@ pub async fn run(
     cancel: CancellationToken,
 ) -> Result<(), ClientError> {
     let client = client::connect(access).await?;
-    let selection = Selection::all::<EndpointSlice>()
+    let selection = Selection::all::<v1::EndpointSlice>()
         .in_namespace(&gateways.namespace)
         .labelled(&format!("{SLICE_SERVICE}={}", gateways.service));
     let mut slices = Watch::<EndpointSlice>::new(client, selection);
@@ -66,7 +67,7 @@ pub async fn run(
 fn take(known: &mut BTreeMap<ObjectName, Vec<IpAddr>>, difference: Difference<EndpointSlice>) {
     match difference {
         Difference::Set(name, slice) => {
-            let texts = slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses);
+            let texts = slice.endpoints.iter().flatten().flat_map(|endpoint| endpoint.addresses.iter().flatten());
             known.insert(name, texts.filter_map(|text| text.parse().ok()).collect());
         }
         Difference::Gone(name) => drop(known.remove(&name)),

@@ -4,7 +4,7 @@
 //! The store hears `Replace` first, once every list is in (invariant I5), and differences from then on.
 //! While the server cannot be reached, what was told stays.
 
-mod objects;
+pub(crate) mod objects;
 mod state;
 mod translate;
 

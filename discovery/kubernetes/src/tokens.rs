@@ -3,11 +3,15 @@
 //! A token is always reviewed *for an audience*, and the audience is looked for in the answer: a token that was made for
 //! somebody else, and handed on by them, proves nothing here.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
-use kube::api::PostParams;
+use k8s_openapi::api::authentication::v1::TokenReview;
+use kube::api::{DynamicObject, ObjectMeta, PostParams};
+use kube::core::{ApiResource, TypeMeta};
 use kube::{Api, Client};
+use serde::Deserialize;
+use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use crate::client::{self, Access, ClientError};
@@ -108,19 +112,41 @@ pub async fn review(client: &Client, token: &str, audience: &str) -> Result<Call
     if token.is_empty() || token.len() > MAX_TOKEN || !token.bytes().all(good) {
         return Err(ReviewError::NotAToken);
     }
-    let spec = TokenReviewSpec { audiences: Some(vec![audience.to_owned()]), token: Some(token.to_owned()) };
-    let question = TokenReview { spec, ..TokenReview::default() };
-    let reviews: Api<TokenReview> = Api::all(client.clone());
+    let question = DynamicObject {
+        types: Some(TypeMeta::resource::<TokenReview>()),
+        metadata: ObjectMeta::default(),
+        data: json!({ "spec": { "audiences": [audience], "token": token } }),
+    };
+    let reviews: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::erase::<TokenReview>(&()));
     let answer = match timeout(TIMEOUT, reviews.create(&PostParams::default(), &question)).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => return Err(ReviewError::Unavailable(excerpt(&error.to_string()))),
         Err(_) => return Err(ReviewError::Unavailable("no answer within 5 s".to_owned())),
     };
-    judge(answer.status.unwrap_or_default(), audience)
+    let status = Option::<Verdict>::deserialize(answer.data.get("status").unwrap_or(&Value::Null));
+    let status = status.map_err(|error| ReviewError::Unavailable(excerpt(&error.to_string())))?;
+    judge(status.unwrap_or_default(), audience)
 }
 
-fn judge(status: TokenReviewStatus, audience: &str) -> Result<Caller, ReviewError> {
-    let TokenReviewStatus { audiences, authenticated, error, user } = status;
+/// `status` of a TokenReview.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Verdict {
+    audiences: Option<Vec<String>>,
+    authenticated: Option<bool>,
+    error: Option<String>,
+    user: Option<User>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct User {
+    username: Option<String>,
+    extra: Option<BTreeMap<String, Vec<String>>>,
+}
+
+fn judge(status: Verdict, audience: &str) -> Result<Caller, ReviewError> {
+    let Verdict { audiences, authenticated, error, user } = status;
     if authenticated != Some(true) {
         return Err(ReviewError::Refused(excerpt(error.as_deref().unwrap_or("not authenticated"))));
     }
@@ -152,23 +178,19 @@ fn excerpt(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use k8s_openapi::api::authentication::v1::UserInfo;
-
     use super::*;
 
-    fn good() -> TokenReviewStatus {
+    fn good() -> Verdict {
         let extra = BTreeMap::from([
             (POD_NAME.to_owned(), vec!["gateway-0".to_owned()]),
             (POD_UID.to_owned(), vec!["1-2-3".to_owned()]),
         ]);
         let username = Some("system:serviceaccount:eastway-system:eastway-gateway".to_owned());
-        TokenReviewStatus {
+        Verdict {
             audiences: Some(vec!["eastway-ca".to_owned()]),
             authenticated: Some(true),
             error: None,
-            user: Some(UserInfo { username, extra: Some(extra), ..UserInfo::default() }),
+            user: Some(User { username, extra: Some(extra), ..User::default() }),
         }
     }
 
@@ -182,7 +204,7 @@ mod tests {
     #[test]
     fn c4_an_answer_without_our_audience_proves_nothing() {
         for audiences in [None, Some(vec![]), Some(vec!["https://kubernetes.default.svc".to_owned()])] {
-            let error = judge(TokenReviewStatus { audiences, ..good() }, "eastway-ca").unwrap_err();
+            let error = judge(Verdict { audiences, ..good() }, "eastway-ca").unwrap_err();
             assert!(matches!(error, ReviewError::Audience { .. }) && error.is_refusal(), "{error}");
         }
     }
@@ -190,8 +212,8 @@ mod tests {
     #[test]
     fn c4_neither_users_nor_nodes_nor_broken_names_are_service_accounts() {
         let named = |name: &str| {
-            let user = Some(UserInfo { username: Some(name.to_owned()), ..UserInfo::default() });
-            judge(TokenReviewStatus { user, ..good() }, "eastway-ca")
+            let user = Some(User { username: Some(name.to_owned()), ..User::default() });
+            judge(Verdict { user, ..good() }, "eastway-ca")
         };
         for name in [
             "admin",
@@ -203,7 +225,7 @@ mod tests {
         ] {
             assert!(matches!(named(name), Err(ReviewError::NotAServiceAccount)), "{name}");
         }
-        let unknown = TokenReviewStatus { authenticated: None, ..good() };
+        let unknown = Verdict { authenticated: None, ..good() };
         assert!(matches!(judge(unknown, "eastway-ca"), Err(ReviewError::Refused(_))));
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Namespace, Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, watch};
 use super::names;
 use super::object::Kind;
 use super::reconcile::{Change, Event, Service};
+use crate::source::objects::PodIp;
 use crate::types::mcs::{ServiceExport, ServiceImport};
 use crate::watch::{Difference, ObjectName, Selection, Watch, WatchStatus};
 
@@ -174,18 +175,34 @@ fn namespaces(known: &mut BTreeSet<String>, differences: Vec<Difference<Marked>>
 struct GatewayPod {
     metadata: ObjectMeta,
     #[serde(default)]
-    status: PodStatus,
+    status: GatewayPodStatus,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct GatewayPodStatus {
+    conditions: Option<Vec<PodCondition>>,
+    #[serde(rename = "podIPs")]
+    pod_ips: Option<Vec<PodIp>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct PodCondition {
+    #[serde(rename = "type")]
+    kind: String,
+    status: String,
 }
 
 impl GatewayPod {
     /// Its addresses, if connections can be led to it.
     fn addresses(&self) -> Vec<IpAddr> {
         let conditions = self.status.conditions.iter().flatten();
-        let ready = conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True");
+        let ready = conditions.into_iter().any(|condition| condition.kind == "Ready" && condition.status == "True");
         if !ready || self.metadata.deletion_timestamp.is_some() {
             return Vec::new();
         }
-        let all = self.status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str());
+        let all = self.status.pod_ips.iter().flatten().filter_map(|ip| ip.ip.as_deref());
         all.filter_map(|ip| ip.parse().ok()).collect()
     }
 }

@@ -25,6 +25,7 @@ use super::names;
 use super::object::{Condition, Observed};
 use super::property;
 use super::reconcile::Feed;
+use crate::client;
 use crate::lease::REQUEST;
 use crate::types::eastway::Peer;
 use crate::watch::{Difference, Selection, Watch};
@@ -156,7 +157,7 @@ impl Writer {
         if !feed.peers_known || !feed.connected {
             return Ok(());
         }
-        let api: Api<Lease> = Api::namespaced(self.client.clone(), &self.namespace);
+        let api = client::objects::<Lease>(&self.client, &self.namespace);
         let mut result = Ok(());
         for peer in snapshot.peers().filter(|peer| peer.configured && peer.state == PeerState::Up) {
             let name = names::cluster_lease(&peer.name);

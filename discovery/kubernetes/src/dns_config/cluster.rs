@@ -1,13 +1,15 @@
 //! Which resolvers a cluster has, and their configuration in its API.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Service};
-use kube::Api;
 pub use kube::Client;
-use kube::api::{DeleteParams, ObjectMeta, PostParams, Preconditions};
+use kube::api::{DeleteParams, DynamicObject, ObjectMeta, PostParams, Preconditions};
+use kube::core::TypeMeta;
+use serde_json::{Map, Value, json};
+
+use crate::client::objects;
 
 use super::{PlanError, State, Wanted, corefile, stub_domains};
 
@@ -42,7 +44,7 @@ pub struct Target {
     pub text: Option<String>,
     /// What else a person has to know of this platform.
     pub advice: Option<&'static str>,
-    found: Option<ConfigMap>,
+    found: Option<DynamicObject>,
 }
 
 /// Why a cluster's resolvers cannot be told.
@@ -126,15 +128,10 @@ impl Target {
     /// # Errors
     /// [`ClusterError::Api`] and [`ClusterError::Conflict`]
     pub async fn write(&self, client: &Client, text: Option<String>) -> Result<(), ClusterError> {
-        let maps: Api<ConfigMap> = Api::namespaced(client.clone(), NAMESPACE);
+        let maps = objects::<ConfigMap>(client, NAMESPACE);
         let params = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
         let mut map = self.found.clone().unwrap_or_else(|| ours(self.config_map));
-        let data = map.data.get_or_insert_default();
-        match text {
-            Some(text) => data.insert(self.key.to_owned(), text),
-            None => data.remove(self.key),
-        };
-        let is_empty = data.is_empty() && map.binary_data.as_ref().is_none_or(BTreeMap::is_empty);
+        let is_empty = set(&mut map, self.key, text);
         let result = match &self.found {
             // It was made for this alone.
             Some(found) if is_empty && is_ours(&map) => {
@@ -159,20 +156,36 @@ fn failed(what: &str) -> impl Fn(kube::Error) -> ClusterError {
     move |source| ClusterError::Api { what: what.to_owned(), source: Box::new(source) }
 }
 
-fn ours(name: &str) -> ConfigMap {
+/// Sets the text of a key of a ConfigMap, or takes it out, and leaves all else as it is. Returns whether nothing is left
+/// in it.
+fn set(map: &mut DynamicObject, key: &str, text: Option<String>) -> bool {
+    let mut all = std::mem::take(&mut map.data).as_object().cloned().unwrap_or_default();
+    let mut data = all.remove("data").and_then(|data| data.as_object().cloned()).unwrap_or_default();
+    match text {
+        Some(text) => data.insert(key.to_owned(), text.into()),
+        None => data.remove(key),
+    };
+    let is_empty = data.is_empty() && all.get("binaryData").and_then(Value::as_object).is_none_or(Map::is_empty);
+    all.insert("data".to_owned(), data.into());
+    map.data = all.into();
+    is_empty
+}
+
+fn ours(name: &str) -> DynamicObject {
     let labels = [("app.kubernetes.io/managed-by".to_owned(), "eastway".to_owned())];
-    ConfigMap {
+    DynamicObject {
+        types: Some(TypeMeta::resource::<ConfigMap>()),
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
             namespace: Some(NAMESPACE.to_owned()),
             labels: Some(labels.into()),
             ..ObjectMeta::default()
         },
-        ..ConfigMap::default()
+        data: json!({}),
     }
 }
 
-fn is_ours(map: &ConfigMap) -> bool {
+fn is_ours(map: &DynamicObject) -> bool {
     map.metadata
         .labels
         .as_ref()
@@ -185,14 +198,14 @@ fn is_ours(map: &ConfigMap) -> bool {
 /// # Errors
 /// [`ClusterError`]
 pub async fn targets(client: &Client) -> Result<Vec<Target>, ClusterError> {
-    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), NAMESPACE);
+    let maps = objects::<ConfigMap>(client, NAMESPACE);
     let read =
         async |name: &'static str| maps.get_opt(name).await.map_err(failed(&format!("ConfigMap {NAMESPACE}/{name}")));
-    let target = |kind, config_map, key, found: Option<ConfigMap>| Target {
+    let target = |kind, config_map, key, found: Option<DynamicObject>| Target {
         kind,
         config_map,
         key,
-        text: found.as_ref().and_then(|map| map.data.as_ref()?.get(key).cloned()),
+        text: found.as_ref().and_then(|map| map.data.get("data")?.get(key)?.as_str()).map(ToOwned::to_owned),
         advice: None,
         found,
     };
@@ -224,8 +237,8 @@ fn imports_additions(text: &str) -> bool {
     })
 }
 
-async fn deployment(client: &Client, name: &str) -> Result<Option<Deployment>, ClusterError> {
-    let deployments: Api<Deployment> = Api::namespaced(client.clone(), NAMESPACE);
+async fn deployment(client: &Client, name: &str) -> Result<Option<DynamicObject>, ClusterError> {
+    let deployments = objects::<Deployment>(client, NAMESPACE);
     deployments.get_opt(name).await.map_err(failed(&format!("Deployment {NAMESPACE}/{name}")))
 }
 
@@ -245,10 +258,11 @@ async fn advice(client: &Client, kind: Kind) -> Result<Option<&'static str>, Clu
 /// # Errors
 /// [`ClusterError::Api`] and [`ClusterError::NoService`]
 pub async fn service_address(client: &Client, namespace: &str, name: &str) -> Result<IpAddr, ClusterError> {
-    let services: Api<Service> = Api::namespaced(client.clone(), namespace);
+    let services = objects::<Service>(client, namespace);
     let full = format!("{namespace}/{name}");
     let service = services.get_opt(name).await.map_err(failed(&format!("Service {full}")))?;
-    let address = service.and_then(|service| service.spec?.cluster_ip).and_then(|address| address.parse().ok());
+    let address = service.as_ref().and_then(|service| service.data.pointer("/spec/clusterIP")?.as_str());
+    let address = address.and_then(|address| address.parse().ok());
     address.ok_or(ClusterError::NoService(full))
 }
 
