@@ -74,3 +74,24 @@ async fn addresses_come_from_services() {
     let error = service_address(&client, "eastway-system", "eastway-dns").await.unwrap_err();
     assert!(error.to_string().contains("install the chart first"), "{error}");
 }
+
+#[test]
+fn what_else_is_in_a_config_map_stays() {
+    let object = |object: Value| -> DynamicObject { serde_json::from_value(object).unwrap() };
+    let mut map = object(json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "coredns", "resourceVersion": "7"},
+        "data": {"Corefile": "old", "hosts": "x"}, "binaryData": {"image": "AAAA"}, "future": {"field": true},
+    }));
+    assert!(!set(&mut map, "Corefile", Some("new".to_owned())));
+    let written = serde_json::to_value(&map).unwrap();
+    let expected = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "coredns", "resourceVersion": "7"},
+        "data": {"Corefile": "new", "hosts": "x"}, "binaryData": {"image": "AAAA"}, "future": {"field": true},
+    });
+    assert_eq!(written, expected);
+    assert!(!set(&mut map, "Corefile", None), "other keys");
+    assert!(!set(&mut map, "hosts", None), "binary data");
+    let mut only_ours = ours("coredns-custom");
+    assert!(!set(&mut only_ours, CUSTOM_KEY, Some("x".to_owned())));
+    assert!(set(&mut only_ours, CUSTOM_KEY, None));
+}
