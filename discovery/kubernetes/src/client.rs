@@ -9,6 +9,8 @@ use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::core::ApiResource;
 use kube::{Api, Config, Resource};
 
+use crate::credentials::Credentials;
+
 /// Longest a TCP and TLS handshake with an API server may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -28,6 +30,8 @@ pub enum Access {
         /// The context.
         context: Option<String>,
     },
+    /// A kubeconfig that was checked.
+    Checked(Credentials),
 }
 
 /// Why there is no client.
@@ -45,6 +49,15 @@ pub enum ClientError {
         #[source]
         source: KubeconfigError,
     },
+    /// A checked kubeconfig has contents that cannot be used, such as a certificate that is none.
+    #[error("kubeconfig for {server}: {source}")]
+    Checked {
+        /// The API server.
+        server: String,
+        /// What is wrong with it.
+        #[source]
+        source: KubeconfigError,
+    },
     /// TLS could not be set up.
     #[error("cannot talk to the API server: {0}")]
     Client(#[from] kube::Error),
@@ -58,6 +71,7 @@ pub async fn connect(access: &Access) -> Result<Client, ClientError> {
     let mut config = match access {
         Access::InCluster => Config::incluster()?,
         Access::Kubeconfig { path, context } => from_file(path, context.clone()).await?,
+        Access::Checked(credentials) => from_credentials(credentials).await?,
     };
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(READ_TIMEOUT);
@@ -80,4 +94,9 @@ async fn from_file(path: &Path, context: Option<String>) -> Result<Config, Clien
     let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
     let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
     Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(failed)
+}
+
+async fn from_credentials(credentials: &Credentials) -> Result<Config, ClientError> {
+    let config = Config::from_custom_kubeconfig(credentials.kubeconfig(), &KubeConfigOptions::default()).await;
+    config.map_err(|source| ClientError::Checked { server: credentials.server().to_owned(), source })
 }

@@ -6,7 +6,9 @@
 
 pub mod allocations;
 pub mod client;
+pub mod cluster_objects;
 pub mod controller;
+pub mod credentials;
 pub mod dns_config;
 pub mod install;
 pub mod lease;

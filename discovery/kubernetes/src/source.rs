@@ -62,11 +62,15 @@ pub struct Rules {
     pub subset_labels: Vec<Arc<str>>,
     /// Accept endpoints on loopback addresses.
     pub allow_loopback: bool,
+    /// What endpoint ids depend on beside the pod, so that several API servers never give one id twice. Empty for the
+    /// one that the cluster runs on.
+    pub salt: Arc<str>,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { marks: Vec::new(), subset_labels: SUBSET_LABELS.map(Arc::from).to_vec(), allow_loopback: false }
+        let subset_labels = SUBSET_LABELS.map(Arc::from).to_vec();
+        Self { marks: Vec::new(), subset_labels, allow_loopback: false, salt: Arc::default() }
     }
 }
 

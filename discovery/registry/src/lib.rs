@@ -6,6 +6,7 @@
 //!
 //! Nothing here knows peers, policies or routes.
 
+pub mod clusters;
 pub mod diagnostic;
 pub mod file;
 pub mod value;

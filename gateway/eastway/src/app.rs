@@ -6,6 +6,7 @@
 
 pub mod addresses;
 pub mod clock;
+pub mod clusters;
 pub mod crl;
 pub mod disk;
 pub mod exports;

@@ -232,7 +232,7 @@ impl State {
         changes.extend(self.flush_workloads());
         for (name, touched) in std::mem::take(&mut self.touched) {
             let Some(known) = self.services.get_mut(&name) else { continue };
-            changes.extend(known.flush(&name, &touched, &self.addresses));
+            changes.extend(known.flush(&name, &touched, &self.addresses, &self.rules.salt));
             if known.is_empty() {
                 self.services.remove(&name);
             }
@@ -332,17 +332,18 @@ impl Known {
         name: &ObjectName,
         touched: &BTreeSet<IpAddr>,
         at: &HashMap<IpAddr, At>,
+        salt: &str,
     ) -> Option<LocalChange> {
         let Some(translated) = &self.translated else {
             self.podless.clear();
             return self.told.take().map(|told| LocalChange::Remove(told.key));
         };
         if self.told.as_ref().is_none_or(|told| told.translated != *translated) {
-            return Some(self.tell(name, translated.clone(), at));
+            return Some(self.tell(name, translated.clone(), at, salt));
         }
         let (mut upsert, mut remove) = (Vec::new(), Vec::new());
         for address in touched {
-            let endpoint = self.endpoint(name, *address, at);
+            let endpoint = self.endpoint(name, *address, at, salt);
             let Some(told) = &mut self.told else { break };
             let id = endpoint.as_ref().map(|endpoint| endpoint.endpoint.id.clone());
             let before = match &id {
@@ -357,11 +358,12 @@ impl Known {
     }
 
     /// The service as a whole.
-    fn tell(&mut self, name: &ObjectName, translated: Translated, at: &HashMap<IpAddr, At>) -> LocalChange {
+    fn tell(&mut self, name: &ObjectName, translated: Translated, at: &HashMap<IpAddr, At>, salt: &str) -> LocalChange {
         let entries = self.slices.values().flat_map(|slice| slice.entries.keys());
         let addresses: BTreeSet<IpAddr> = entries.copied().collect();
         self.podless.clear();
-        let endpoints: Vec<_> = addresses.into_iter().filter_map(|address| self.endpoint(name, address, at)).collect();
+        let endpoints: Vec<_> =
+            addresses.into_iter().filter_map(|address| self.endpoint(name, address, at, salt)).collect();
         let ids = endpoints.iter().map(|endpoint| (endpoint.address, endpoint.endpoint.id.clone())).collect();
         let (record, exported) = (translated.record.clone(), translated.exported);
         self.told = Some(Told { translated, key: record.key.clone(), endpoints: ids });
@@ -370,7 +372,13 @@ impl Known {
 
     /// The endpoint at an address: what those slices say about it that mean a pod of the service's
     /// namespace, and one that is there (threat P6).
-    fn endpoint(&mut self, name: &ObjectName, address: IpAddr, at: &HashMap<IpAddr, At>) -> Option<LocalEndpoint> {
+    fn endpoint(
+        &mut self,
+        name: &ObjectName,
+        address: IpAddr,
+        at: &HashMap<IpAddr, At>,
+        salt: &str,
+    ) -> Option<LocalEndpoint> {
         let mut said: Vec<(&Slice, &Entry, &PodView)> = Vec::new();
         let mut listed = false;
         for slice in self.slices.values() {
@@ -399,7 +407,7 @@ impl Known {
             }
         }
         let endpoint = Endpoint {
-            id: endpoint_id(&pod.uid, address)?,
+            id: endpoint_id(salt, &pod.uid, address)?,
             hostname: entry.hostname.clone(),
             subset: Subset::clone(&pod.subset),
             zone: entry.zone.clone(),
@@ -416,10 +424,15 @@ impl Known {
 }
 
 /// The name of what runs in this pod at this address: the same after a restart and in every replica,
-/// another one for the pod's successor, and nothing that tells the address.
-fn endpoint_id(uid: &str, address: IpAddr) -> Option<EndpointId> {
-    let hash =
-        Sha256::new().chain_update(uid.as_bytes()).chain_update([0]).chain_update(address.to_string()).finalize();
+/// another one for the pod's successor, and nothing that tells the address. API servers that were restored from one
+/// copy have pods of equal uids, hence the salt.
+fn endpoint_id(salt: &str, uid: &str, address: IpAddr) -> Option<EndpointId> {
+    let hash = Sha256::new()
+        .chain_update(salt)
+        .chain_update(uid)
+        .chain_update([0])
+        .chain_update(address.to_string())
+        .finalize();
     let id: String = hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
     EndpointId::parse(&id)
 }

@@ -1,6 +1,7 @@
 //! Local truth: what the registries of this cluster say, merged per service.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -24,6 +25,23 @@ pub struct RegistryConflict {
     pub kind: RegistryConflictKind,
 }
 
+impl fmt::Display for RegistryConflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { winner, loser, kind } = self;
+        match kind {
+            RegistryConflictKind::Service { field } => {
+                write!(
+                    f,
+                    "{loser} differs in {field} from {winner}, which counts: the endpoints of {loser} take no part"
+                )
+            }
+            RegistryConflictKind::Endpoints { count } => {
+                write!(f, "{count} endpoints of {loser} are those of {winner} already, which count")
+            }
+        }
+    }
+}
+
 /// What registries disagree about.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase", tag = "kind")]
@@ -33,7 +51,7 @@ pub enum RegistryConflictKind {
         /// The first field that differs.
         field: &'static str,
     },
-    /// Endpoint ids: the loser's endpoints of these ids take no part.
+    /// Endpoints of one id, or the same place under two ids: the loser's take no part.
     Endpoints {
         /// How many.
         count: usize,
@@ -276,7 +294,12 @@ impl Merged {
                 continue;
             }
             self.heard.push(registry.clone());
-            let known = |endpoint: &&Arc<LocalEndpoint>| endpoints.get(&endpoint.endpoint.id).is_some();
+            // An API server that is listed twice, and an address that two claim, count once.
+            let places: HashSet<_> = endpoints.iter().map(|one| (one.address, &one.target_ports)).collect();
+            let known = |endpoint: &&Arc<LocalEndpoint>| {
+                endpoints.get(&endpoint.endpoint.id).is_some()
+                    || places.contains(&(endpoint.address, &endpoint.target_ports))
+            };
             let count = input.endpoints.iter().filter(known).count();
             if count > 0 {
                 let kind = RegistryConflictKind::Endpoints { count };

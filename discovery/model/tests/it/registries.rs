@@ -97,6 +97,30 @@ fn of_endpoints_with_one_id_the_first_registry_s_counts() {
 }
 
 #[test]
+fn a_place_that_two_registries_know_counts_once() {
+    let (mut writer, reader) = store();
+    let same = |number| LocalEndpoint { address: "10.0.0.1".parse().unwrap(), ..local_endpoint(number, "v1") };
+    let other_port = LocalEndpoint { target_ports: [(port_number(9080), 1)].into(), ..same(3) };
+    writer.apply(
+        [
+            from_service("hub", local_service("bookinfo/reviews", [same(1)])),
+            from_service("list-hub", local_service("bookinfo/reviews", [same(2), other_port])),
+        ],
+        NOW,
+    );
+    let ids = || {
+        let snapshot = reader.load_full();
+        let service = snapshot.local(&key("bookinfo/reviews")).unwrap();
+        service.endpoints.iter().map(|one| one.endpoint.id.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(), ["e00001", "e00003"]);
+    let conflicts = reader.load().registry_conflicts(&key("bookinfo/reviews")).to_vec();
+    assert_eq!(conflicts[0].kind, RegistryConflictKind::Endpoints { count: 1 });
+    writer.apply([from("hub", LocalChange::Removed)], NOW);
+    assert_eq!(ids(), ["e00002", "e00003"], "the other's takes its place");
+}
+
+#[test]
 fn groups_are_counted_by_the_store_whatever_a_registry_wrote() {
     let (mut writer, reader) = store();
     let mut service = local_service("bookinfo/reviews", [local_endpoint(1, "v1")]);

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use eastway_identity::SpkiPin;
-use eastway_model::store::Snapshot;
+use eastway_model::store::{RegistryConflictKind, Snapshot};
 use eastway_model::{ClusterName, Label, PeerState};
 
 use eastway_registry::diagnostic::Diagnostic;
@@ -210,6 +210,7 @@ impl AdminSource for Source {
 
 /// How the registries are doing.
 fn registries(gateway: &Gateway) -> Vec<RegistryView> {
+    let serving = gateway.reader.load().is_local_synced();
     let view = |(name, status): (&Label, &RegistryStatus)| match status {
         RegistryStatus::File(status) => {
             let status = status.borrow();
@@ -222,10 +223,15 @@ fn registries(gateway: &Gateway) -> Vec<RegistryView> {
                 endpoints: status.endpoints as u64,
                 unhealthy: status.unhealthy as u64,
                 errors: status.errors.iter().map(Diagnostic::headline).collect(),
+                api_servers: 0,
             }
         }
         RegistryStatus::Kubernetes(status) => {
             let status = status.borrow();
+            let mut errors = status.errors();
+            if serving && !status.synced {
+                errors.insert(0, "has never answered: serving without its services".to_owned());
+            }
             RegistryView {
                 name: name.to_string(),
                 kind: "kubernetes".to_owned(),
@@ -234,11 +240,50 @@ fn registries(gateway: &Gateway) -> Vec<RegistryView> {
                 services: status.services as u64,
                 endpoints: status.endpoints as u64,
                 unhealthy: 0,
-                errors: status.errors(),
+                errors,
+                api_servers: 0,
+            }
+        }
+        RegistryStatus::Clusters(status) => {
+            let status = status.borrow();
+            RegistryView {
+                name: name.to_string(),
+                kind: "clusterRegistry".to_owned(),
+                synced: status.synced,
+                api_servers: status.servers as u64,
+                errors: status.errors.clone(),
+                ..RegistryView::default()
             }
         }
     };
-    gateway.registries.borrow().iter().map(view).collect()
+    let mut views: Vec<RegistryView> = gateway.registries.borrow().iter().map(view).collect();
+    add_conflicts(&gateway.reader.load(), &mut views);
+    views
+}
+
+/// Conflicts of one registry that are told.
+const CONFLICTS: usize = 10;
+
+/// Tells a registry what of it takes no part because another one knows better. Only of services that somebody means to
+/// export: every API server has a `kube-dns`.
+fn add_conflicts(snapshot: &Snapshot, views: &mut [RegistryView]) {
+    let mut told: BTreeMap<&str, usize> = BTreeMap::new();
+    for local in snapshot.locals() {
+        for conflict in snapshot.registry_conflicts(local.key()) {
+            let export = RegistryConflictKind::Service { field: "export" };
+            let view = views.iter_mut().find(|view| view.name == conflict.loser.as_str());
+            let (true, Some(view)) = (local.exported || conflict.kind == export, view) else { continue };
+            let count = told.entry(conflict.loser.as_str()).or_default();
+            *count += 1;
+            if *count <= CONFLICTS {
+                view.errors.push(format!("{}: {conflict}", local.key()));
+            }
+        }
+    }
+    for view in views {
+        let more = told.get(view.name.as_str()).map_or(0, |count| count.saturating_sub(CONFLICTS));
+        view.errors.extend((more > 0).then(|| format!("{more} more services differ from those of other registries")));
+    }
 }
 
 /// The other gateways of this cluster.

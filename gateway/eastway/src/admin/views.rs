@@ -124,7 +124,7 @@ pub struct ConfigView {
 pub struct RegistryView {
     /// Its name.
     pub name: String,
-    /// What it reads: `file` or `kubernetes`.
+    /// What it reads: `file`, `kubernetes` or `clusterRegistry`, a list of API servers that are registries of their own.
     pub kind: String,
     /// Whether its contents are known.
     pub synced: bool,
@@ -136,6 +136,8 @@ pub struct RegistryView {
     pub endpoints: u64,
     /// Endpoints that fail their health check.
     pub unhealthy: u64,
+    /// API servers that it lists.
+    pub api_servers: u64,
     /// What is wrong with it now, of a file with line and column; what was read before goes on.
     pub errors: Vec<String>,
 }

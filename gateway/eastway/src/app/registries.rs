@@ -8,13 +8,16 @@ use eastway_kubernetes::source::{self, KubernetesRegistry, KubernetesRegistryCon
 use eastway_model::{Change, Label, LocalChange};
 use eastway_registry::file::{self, FileRegistry, FileRegistryConfig};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::info;
 
+use crate::adapters;
 use crate::app::clock;
+use crate::app::clusters::{self, Clusters};
 use crate::app::store::{Input, StoreSender};
-use crate::config::settings::{ApiServerSettings, RegistrySettings, RegistrySource};
+use crate::config::settings::{ApiServerSettings, ReadSettings, RegistrySettings, RegistrySource};
 use crate::config::{Loaded, Settings};
 
 /// Changes of one registry that wait for the store.
@@ -23,11 +26,10 @@ const QUEUE: usize = 256;
 /// The registries that run.
 pub struct Registries {
     settings: Arc<Settings>,
-    store: StoreSender,
-    tasks: TaskTracker,
-    end: CancellationToken,
-    running: BTreeMap<Label, (RegistrySource, CancellationToken)>,
-    statuses: watch::Sender<Arc<RegistryStatuses>>,
+    host: Host,
+    running: BTreeMap<Label, (RegistrySource, Running)>,
+    /// The configuration of the start has been taken over.
+    started: bool,
 }
 
 /// How each registry is doing.
@@ -40,6 +42,8 @@ pub enum RegistryStatus {
     File(watch::Receiver<file::RegistryStatus>),
     /// An API server.
     Kubernetes(watch::Receiver<source::RegistryStatus>),
+    /// A list of API servers; each has a status of its own.
+    Clusters(watch::Receiver<clusters::ListStatus>),
 }
 
 impl Registries {
@@ -52,7 +56,7 @@ impl Registries {
         end: CancellationToken,
         statuses: watch::Sender<Arc<RegistryStatuses>>,
     ) -> Self {
-        Self { settings, store, tasks, end, running: BTreeMap::new(), statuses }
+        Self { settings, host: Host { store, tasks, end, statuses }, running: BTreeMap::new(), started: false }
     }
 
     /// Follows the configuration until the process ends.
@@ -60,8 +64,9 @@ impl Registries {
         loop {
             let wanted = loaded.borrow_and_update().settings.registries.clone();
             self.apply(&wanted).await;
+            self.started = true;
             tokio::select! {
-                () = self.end.cancelled() => return,
+                () = self.host.end.cancelled() => return,
                 changed = loaded.changed() => if changed.is_err() { return },
             }
         }
@@ -73,69 +78,172 @@ impl Registries {
             |name: &Label, source: &RegistrySource| wanted.iter().any(|one| one.name == *name && one.source == *source);
         let gone = self.running.iter().filter(|(name, (source, _))| !stays(name, source));
         let gone: Vec<_> = gone.map(|(name, _)| name.clone()).collect();
+        // What ran under a name whose source is another now.
+        let mut inherited: BTreeMap<Label, clusters::Members> = BTreeMap::new();
         for name in gone {
-            if let Some((_, stop)) = self.running.remove(&name) {
-                stop.cancel();
+            let Some((_, running)) = self.running.remove(&name) else { continue };
+            let members = self.host.stop(&name, running).await;
+            let follows = |one: &RegistrySettings| one.name == name && is_list(&one.source);
+            if wanted.iter().any(follows) {
+                inherited.insert(name.clone(), members);
+            } else {
+                for (member, running) in members.into_running() {
+                    self.host.remove(&member, running).await;
+                }
             }
-            self.statuses.send_modify(|all| drop(Arc::make_mut(all).remove(&name)));
             if !names.contains(&name) {
-                info!(registry = %name, "registry removed");
-                let change = Change::Local { registry: name, change: LocalChange::Removed };
-                self.store.changes(vec![change]).await;
+                self.host.tell_removed(&name).await;
             }
         }
-        self.store.send(Input::Registries(names)).await;
+        self.host.store.send(Input::Registries(names)).await;
         for registry in wanted {
             if !self.running.contains_key(&registry.name) {
-                self.start(registry);
+                let members = inherited.remove(&registry.name).unwrap_or_default();
+                self.start(registry, members);
             }
         }
     }
 
-    fn start(&mut self, registry: &RegistrySettings) {
-        let stop = self.end.child_token();
-        let (sender, receiver) = mpsc::channel(QUEUE);
+    fn start(&mut self, registry: &RegistrySettings, members: clusters::Members) {
         let name = registry.name.clone();
-        let status = match &registry.source {
+        let allow_loopback = self.settings.allow_loopback;
+        let running = match &registry.source {
             RegistrySource::File(path) => {
                 let (file, status) = FileRegistry::new(FileRegistryConfig {
                     name: name.clone(),
                     path: path.clone(),
                     state: Some(self.settings.state.clone()),
-                    allow_loopback: self.settings.allow_loopback,
+                    allow_loopback,
                     clock: Arc::new(clock::wall),
                 });
-                self.tasks.spawn(file.run(sender, stop.clone()));
-                RegistryStatus::File(status)
+                let run = |sender, stop| file.run(sender, stop);
+                self.host.start(&name, RegistryStatus::File(status), run)
             }
             RegistrySource::Kubernetes(server) => {
-                let config = kubernetes_config(name.clone(), server, self.settings.allow_loopback);
-                let (server, status) = KubernetesRegistry::new(config);
-                self.tasks.spawn(server.run(sender, stop.clone()));
-                RegistryStatus::Kubernetes(status)
+                let config = kubernetes_config(name.clone(), server, allow_loopback);
+                self.host.start_kubernetes(config).0
+            }
+            RegistrySource::Clusters { place, read } => {
+                let own = adapters::kubernetes_access(self.settings.kubernetes.as_ref().map(|own| &own.access));
+                let (list, status) = Clusters::new(name.clone(), place.clone(), read.clone(), self.host.clone());
+                let list = list.with(own, allow_loopback, members, !self.started);
+                let stop = self.host.end.child_token();
+                let task = self.host.tasks.spawn(list.run(stop.clone()));
+                self.host.show(&name, RegistryStatus::Clusters(status));
+                Running { stop, task }
             }
         };
+        self.running.insert(name, (registry.source.clone(), running));
+    }
+}
+
+fn is_list(source: &RegistrySource) -> bool {
+    matches!(source, RegistrySource::Clusters { .. })
+}
+
+/// A registry that runs.
+#[derive(Debug)]
+pub(super) struct Running {
+    stop: CancellationToken,
+    /// The last of it: when it has ended, no change of the registry follows. Of a list: what it found, which runs on.
+    task: JoinHandle<clusters::Members>,
+}
+
+/// What registries run in.
+#[derive(Clone)]
+pub(super) struct Host {
+    pub(super) store: StoreSender,
+    tasks: TaskTracker,
+    end: CancellationToken,
+    statuses: watch::Sender<Arc<RegistryStatuses>>,
+}
+
+impl Host {
+    /// Runs a registry, by `run`, and takes its changes to the store.
+    fn start<R>(
+        &self,
+        name: &Label,
+        status: RegistryStatus,
+        run: impl FnOnce(mpsc::Sender<Change>, CancellationToken) -> R,
+    ) -> Running
+    where
+        R: Future<Output = ()> + Send + 'static,
+    {
+        let stop = self.end.child_token();
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        self.tasks.spawn(run(sender, stop.clone()));
+        self.show(name, status);
+        let task = self.tasks.spawn(forward(receiver, self.store.clone(), stop.clone()));
+        Running { stop, task }
+    }
+
+    /// Runs a registry that reads an API server.
+    pub(super) fn start_kubernetes(
+        &self,
+        config: KubernetesRegistryConfig,
+    ) -> (Running, watch::Receiver<source::RegistryStatus>) {
+        let name = config.name.clone();
+        let (server, status) = KubernetesRegistry::new(config);
+        let shown = RegistryStatus::Kubernetes(status.clone());
+        (self.start(&name, shown, |sender, stop| server.run(sender, stop)), status)
+    }
+
+    /// Ends a registry; what it told stays. Nothing of it follows.
+    pub(super) async fn stop(&self, name: &Label, running: Running) -> clusters::Members {
+        running.stop.cancel();
+        let members = running.task.await.unwrap_or_default();
+        self.statuses.send_modify(|all| drop(Arc::make_mut(all).remove(name)));
+        members
+    }
+
+    /// Ends a registry and takes back what it told.
+    pub(super) async fn remove(&self, name: &Label, running: Running) {
+        self.stop(name, running).await;
+        self.tell_removed(name).await;
+    }
+
+    async fn tell_removed(&self, name: &Label) {
+        info!(registry = %name, "registry removed");
+        let change = Change::Local { registry: name.clone(), change: LocalChange::Removed };
+        self.store.changes(vec![change]).await;
+    }
+
+    fn show(&self, name: &Label, status: RegistryStatus) {
         self.statuses.send_modify(|all| drop(Arc::make_mut(all).insert(name.clone(), status)));
-        self.tasks.spawn(forward(receiver, self.store.clone(), stop.clone()));
-        self.running.insert(name, (registry.source.clone(), stop));
+    }
+
+    /// Runs a task that belongs to a registry.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
     }
 }
 
 fn kubernetes_config(name: Label, server: &ApiServerSettings, allow_loopback: bool) -> KubernetesRegistryConfig {
-    let access = match &server.kubeconfig {
-        Some(path) => Access::Kubeconfig { path: path.clone(), context: server.context.clone() },
-        None => Access::InCluster,
+    let (access, salt) = match &server.kubeconfig {
+        Some(path) => {
+            (Access::Kubeconfig { path: path.clone(), context: server.context.clone() }, name.as_str().into())
+        }
+        None => (Access::InCluster, Arc::default()),
     };
-    let rules =
-        Rules { marks: server.export_marks.clone(), subset_labels: server.subset_labels.clone(), allow_loopback };
+    let rules = rules(&server.read, allow_loopback, salt);
     KubernetesRegistryConfig { name, access, rules, clock: Arc::new(clock::wall) }
 }
 
-async fn forward(mut changes: mpsc::Receiver<Change>, store: StoreSender, stop: CancellationToken) {
+pub(super) fn rules(read: &ReadSettings, allow_loopback: bool, salt: Arc<str>) -> Rules {
+    let ReadSettings { export_marks, subset_labels } = read.clone();
+    Rules { marks: export_marks, subset_labels, allow_loopback, salt }
+}
+
+async fn forward(
+    mut changes: mpsc::Receiver<Change>,
+    store: StoreSender,
+    stop: CancellationToken,
+) -> clusters::Members {
     let mut batch = Vec::new();
     while let Some(received) = stop.run_until_cancelled(changes.recv_many(&mut batch, QUEUE)).await {
         if received == 0 || !store.changes(std::mem::take(&mut batch)).await {
-            return;
+            break;
         }
     }
+    clusters::Members::default()
 }

@@ -152,10 +152,13 @@ fn status_table(view: &StatusView, now: u64) -> String {
         let known = if registry.synced { "" } else { ", not known yet" };
         let unhealthy =
             if registry.unhealthy > 0 { format!(" ({} unhealthy)", registry.unhealthy) } else { String::new() };
-        let counts = format!("{} services, {} endpoints{unhealthy}{known}", registry.services, registry.endpoints);
+        let counts = match registry.kind.as_str() {
+            "clusterRegistry" => format!("{} API servers{known}", registry.api_servers),
+            _ => format!("{} services, {} endpoints{unhealthy}{known}", registry.services, registry.endpoints),
+        };
         lines.push(("registry", format!("{}: {counts}", registry.name)));
-        // A file is refused as a whole; of an API server all that can be read is.
-        let prefix = if registry.kind == "kubernetes" { "" } else { "REFUSED: " };
+        // A file is refused as a whole; of the others all that can be read is.
+        let prefix = if registry.kind == "file" { "REFUSED: " } else { "" };
         lines.extend(registry.errors.iter().map(|error| ("registry", format!("{prefix}{error}"))));
     }
     for error in &view.config.errors {

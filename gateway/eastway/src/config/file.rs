@@ -6,8 +6,9 @@ mod peer;
 mod policy;
 
 pub use gateway::{
-    ApiServerSection, AuthorizationWord, DnsSection, ExportMarkWord, GatewayConfig, KubernetesSection, LimitsSection,
-    LinkSection, ListenSection, LogSection, NameSection, RegistrySection, ReplicasSection, TrustSection, VipSection,
+    ApiServerSection, AuthorizationWord, ClusterRegistrySection, DnsSection, ExportMarkWord, GatewayConfig,
+    KubernetesSection, LimitsSection, LinkSection, ListenSection, LogSection, NameSection, RegistrySection,
+    ReplicasSection, TrustSection, VipSection,
 };
 pub use peer::{NameFilterSection, Peer, PeerMetadata, PeerSpec};
 pub use policy::{

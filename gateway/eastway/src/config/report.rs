@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::file::{GatewayConfig, Peer};
 use super::load::{ConfigErrors, Loaded, load};
 use super::peer::{self, PeerSettings};
-use super::settings::RegistrySource;
+use super::settings::{ClusterPlace, RegistrySource};
 use super::{KINDS, policy, settings};
 
 /// What was found.
@@ -138,8 +138,16 @@ fn check_gateway(path: &Path) -> Report {
 fn check_services(loaded: &Loaded, sink: &mut Diagnostics) -> usize {
     let mut services = 0;
     for registry in &loaded.settings.registries {
-        // What an API server has is not the configuration's matter.
-        let RegistrySource::File(file) = &registry.source else { continue };
+        let file = match &registry.source {
+            RegistrySource::File(file) => file,
+            RegistrySource::Clusters { place: ClusterPlace::Folder(folder), .. } => {
+                let listed = eastway_registry::clusters::load(folder, &crate::app::clusters::open);
+                listed.errors.into_iter().for_each(|error| sink.push(error));
+                continue;
+            }
+            // What an API server has is not the configuration's matter.
+            RegistrySource::Kubernetes(_) | RegistrySource::Clusters { .. } => continue,
+        };
         match service_file::load(file, loaded.settings.allow_loopback) {
             Ok((contents, warnings)) => {
                 services += contents.services.len();

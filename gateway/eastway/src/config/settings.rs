@@ -206,6 +206,26 @@ pub enum RegistrySource {
     File(PathBuf),
     /// A Kubernetes API server.
     Kubernetes(ApiServerSettings),
+    /// Further API servers, as they are listed somewhere.
+    #[serde(rename = "clusterRegistry")]
+    Clusters {
+        /// Where they are listed.
+        #[serde(flatten)]
+        place: ClusterPlace,
+        /// How each is read.
+        #[serde(flatten)]
+        read: ReadSettings,
+    },
+}
+
+/// Where API servers are listed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ClusterPlace {
+    /// A folder of Cluster files.
+    Folder(PathBuf),
+    /// A namespace with Cluster and ClusterProfile objects and their Secrets; not Eastway's own.
+    Namespace(Label),
 }
 
 /// A Kubernetes API server to read.
@@ -216,6 +236,15 @@ pub struct ApiServerSettings {
     pub kubeconfig: Option<PathBuf>,
     /// The context of the kubeconfig; `None`: its current one.
     pub context: Option<String>,
+    /// How it is read.
+    #[serde(flatten)]
+    pub read: ReadSettings,
+}
+
+/// How the objects of an API server are read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReadSettings {
     /// What counts as an export beside a ServiceExport.
     pub export_marks: Vec<ExportMark>,
     /// Labels of pods that tell versions apart, at most 16.

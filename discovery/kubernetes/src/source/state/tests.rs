@@ -100,7 +100,12 @@ impl Mirror {
 
 /// A service with two pods, told.
 fn cart() -> (State, Mirror) {
-    let mut state = State::new(Rules::default());
+    cart_of("")
+}
+
+/// The same in the API server with this salt.
+fn cart_of(salt: &str) -> (State, Mirror) {
+    let mut state = State::new(Rules { salt: salt.into(), ..Rules::default() });
     state.service(service("cart", 80));
     state.export(export("cart"));
     state.slice(slice("cart-1", "cart", &[("10.0.0.1", "cart-a", true), ("10.0.0.2", "cart-b", true)]));
@@ -119,6 +124,16 @@ fn endpoints(mirror: &Mirror) -> Vec<&LocalEndpoint> {
 
 fn addresses(mirror: &Mirror) -> Vec<String> {
     endpoints(mirror).iter().map(|endpoint| endpoint.address.to_string()).collect()
+}
+
+#[test]
+fn copies_of_one_api_server_share_no_endpoint_id() {
+    let ids = |salt: &str| -> BTreeSet<EndpointId> {
+        endpoints(&cart_of(salt).1).iter().map(|one| one.endpoint.id.clone()).collect()
+    };
+    assert_eq!(ids("list-eu"), ids("list-eu"), "the same after a restart and in every replica");
+    let all: BTreeSet<_> = ["", "list-eu", "list-us"].into_iter().flat_map(ids).collect();
+    assert_eq!(all.len(), 6, "equal uids and addresses: only the API server differs");
 }
 
 #[test]

@@ -32,6 +32,7 @@ pub(super) fn describe(gateway: &Gateway, query: &DescribeQuery) -> Result<Descr
     let import = snapshot.import(&key);
     let mut warnings: Vec<_> = explanation.error.iter().cloned().collect();
     warnings.extend(explanation.conflicts.iter().map(|conflict| conflict.message.clone()));
+    warnings.extend(snapshot.registry_conflicts(&key).iter().map(ToString::to_string));
     if explanation.candidates.iter().any(|candidate| candidate.stale) {
         warnings.push("only the last known state of an unreachable cluster is left".to_owned());
     }

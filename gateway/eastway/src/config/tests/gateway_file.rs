@@ -3,7 +3,7 @@
 use eastway_kubernetes::source::ExportMark;
 
 use super::{Folder, MINIMAL};
-use crate::config::settings::{ApiServerSettings, RegistrySource};
+use crate::config::settings::{ApiServerSettings, ReadSettings, RegistrySource};
 
 fn errors(more: &str) -> String {
     Folder::new(&[("gateway.yaml", &format!("{MINIMAL}{more}"))]).errors()
@@ -29,6 +29,7 @@ refused! {
     a_name_to_listen_at: "listen: {link: 'gw.onprem.example:15443'}\n";
     registries_that_collide: "registries: [{name: a, file: a.yaml}, {name: a, file: b.yaml}, {name: b, file: ./a.yaml}, {}]\n";
     api_servers_that_collide: "registries: [{name: a, kubernetes: {}}, {name: b, kubernetes: {exportMarks: [istio]}}, {name: c, file: a.yaml, kubernetes: {}}]\n";
+    cluster_registries_with_mistakes: "registries: [{name: a, clusterRegistry: {folder: c, namespace: d}}, {name: b, clusterRegistry: {}}, {name: c, clusterRegistry: {namespace: eastway-system}}, {name: d, clusterRegistry: {folder: ./c}}, {name: d-eu, file: x.yaml}, {name: e, file: y.yaml, clusterRegistry: {folder: z}}, {name: f, clusterRegistry: {folder: c}}]\n";
     api_servers_with_mistakes: "registries: [{name: a, kubernetes: {context: prod, exportMarks: [istoi], subsetLabels: ['-'], kubeConfig: x}}, {name: b, kubernetes: {kubeconfig: ''}}]\n";
     zones_of_others: "dns: {zones: [clusterset.local, a.cluster.local, shop.example, eu.shop.example, 'a b']}\n";
     names_without_a_zone: "dns: {zones: [shop.example], names: [{name: reviews.other.example, service: bookinfo/reviews}, {name: a.shop.example, service: reviews}, {service: a/b}]}\n";
@@ -75,14 +76,18 @@ fn several_api_servers() {
     let in_pod = ApiServerSettings {
         kubeconfig: None,
         context: None,
-        export_marks: Vec::new(),
-        subset_labels: vec!["version".into(), "app.kubernetes.io/version".into()],
+        read: ReadSettings {
+            export_marks: Vec::new(),
+            subset_labels: vec!["version".into(), "app.kubernetes.io/version".into()],
+        },
     };
     let edge = ApiServerSettings {
         kubeconfig: Some(folder.path("edge.yaml")),
         context: Some("edge".to_owned()),
-        export_marks: vec![ExportMark::Istio, ExportMark::Linkerd],
-        subset_labels: vec!["track".into()],
+        read: ReadSettings {
+            export_marks: vec![ExportMark::Istio, ExportMark::Linkerd],
+            subset_labels: vec!["track".into()],
+        },
     };
     assert_eq!(sources, [RegistrySource::Kubernetes(in_pod), RegistrySource::Kubernetes(edge)]);
 }
