@@ -30,6 +30,14 @@ replicas:
 registries:
 - name: cluster
   kubernetes: {{ include "eastway.registry" . }}
+{{- if .Values.clusterRegistry.secret }}
+- name: files
+  clusterRegistry: {{ merge (dict "folder" "/etc/eastway/clusters") (include "eastway.registry" . | fromJson) | toJson }}
+{{- end }}
+{{- with .Values.clusterRegistry.namespace }}
+- name: objects
+  clusterRegistry: {{ merge (dict "namespace" .) (include "eastway.registry" $ | fromJson) | toJson }}
+{{- end }}
 peers: /etc/eastway/peers
 policies: /etc/eastway/policies
 {{- if or .Values.dns.zones .Values.dns.names }}

@@ -154,6 +154,23 @@ topologySpreadConstraints:
 - {name: policies, mountPath: /etc/eastway/policies, readOnly: true}
 {{- end }}
 
+{{/* Cluster files and kubeconfigs, for those who read API servers. The Secret may come later. */}}
+{{- define "eastway.clusterVolumes" -}}
+{{- with .Values.clusterRegistry.secret }}
+- name: clusters
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+    optional: true
+{{- end }}
+{{- end }}
+
+{{- define "eastway.clusterMounts" -}}
+{{- if .Values.clusterRegistry.secret }}
+- {name: clusters, mountPath: /etc/eastway/clusters, readOnly: true}
+{{- end }}
+{{- end }}
+
 {{/* Whether the cluster has a kind that is installed by others. Use: (list . "auto" "monitoring.coreos.com/v1/PodMonitor") */}}
 {{- define "eastway.wanted" -}}
 {{- $root := index . 0 -}}

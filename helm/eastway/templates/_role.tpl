@@ -70,6 +70,7 @@ spec:
         - {name: cacerts, mountPath: /etc/eastway/cacerts, readOnly: true}
         {{- else }}
         {{- include "eastway.caMounts" $root | nindent 8 }}
+        {{- with include "eastway.clusterMounts" $root }}{{ trim . | nindent 8 }}{{ end }}
         {{- end }}
         - {name: state, mountPath: /var/lib/eastway}
       {{- include "eastway.placement" (list $role $values) | nindent 6 }}
@@ -82,6 +83,7 @@ spec:
           defaultMode: 0440
       {{- else }}
       {{- include "eastway.caVolumes" $root | nindent 6 }}
+      {{- with include "eastway.clusterVolumes" $root }}{{ trim . | nindent 6 }}{{ end }}
       {{- end }}
       - name: state
         emptyDir: {}

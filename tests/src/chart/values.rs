@@ -46,6 +46,8 @@ pub struct Values {
     /// Labels of pods that tell versions of a service apart, at most 16. Empty: `version`, `app.kubernetes.io/version`.
     #[schemars(length(max = 16))]
     pub subset_labels: Vec<String>,
+    /// Further API servers whose services are this cluster's own.
+    pub cluster_registry: ClusterRegistry,
     /// Names for pods.
     pub dns: Dns,
     /// The gateway role: links, federation, DNS, connections.
@@ -134,6 +136,19 @@ pub struct ExportMarks {
     pub linkerd: bool,
     /// The annotation `service.cilium.io/global: "true"`.
     pub cilium: bool,
+}
+
+/// Further API servers whose services are this cluster's own. Their pods must be reachable from the gateways.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClusterRegistry {
+    /// A Secret in the namespace of the release: `kind: Cluster` files (`eu.yaml`) and the kubeconfigs that they name. It
+    /// may be made later. Empty: none.
+    pub secret: String,
+    /// A namespace, not that of the release, with Cluster and ClusterProfile objects and the Secrets of their
+    /// credentials; it must be there. Empty: none is read.
+    #[schemars(length(max = 63), regex(pattern = r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$"))]
+    pub namespace: String,
 }
 
 /// Names for pods.
@@ -351,6 +366,8 @@ pub struct Crds {
     pub multicluster_services: bool,
     /// ClusterProperty; false where something else brings it.
     pub cluster_property: bool,
+    /// Cluster of the cluster registry. ClusterProfile is brought by whoever writes such objects.
+    pub cluster_registry: bool,
 }
 
 /// Who may reach what.
