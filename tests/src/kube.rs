@@ -90,6 +90,23 @@ impl Bed {
         Ok(bed)
     }
 
+    /// Starts a cluster that is an API server and no more, for this test; [`Bed::end`] ends it. `number` is its place on the
+    /// WAN, behind those of the bed.
+    ///
+    /// # Errors
+    /// It does not come up.
+    pub async fn api_server(&self, name: &str, number: u8) -> Result<Cluster> {
+        Cluster::start_api(&self.wan, &stage::folder()?, Options::new(name, number)).await
+    }
+
+    /// Ends a cluster that [`Bed::api_server`] started.
+    ///
+    /// # Errors
+    /// A program cannot be killed.
+    pub async fn end(&self, cluster: Cluster) -> Result<()> {
+        cluster.stop().await
+    }
+
     /// A cluster by name.
     ///
     /// # Panics

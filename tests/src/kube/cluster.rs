@@ -100,16 +100,22 @@ pub struct Cluster {
 impl Cluster {
     /// Brings a cluster up, until names resolve in it.
     pub(super) async fn start(wan: &Wan, stage: &Path, options: Options, images: &[PathBuf]) -> Result<Self> {
-        let name = options.name.clone();
-        // Not on the stage: whoever looks into a failure comes later.
-        let logs = super::suite::results().join("logs").join(&name);
-        if logs.exists() {
-            std::fs::remove_dir_all(&logs)?;
-        }
-        std::fs::create_dir_all(&logs)?;
+        let (name, logs) = (options.name.clone(), fresh_logs(&options.name)?);
         let cluster = Self::prepare(wan, stage, options, logs.clone()).await?;
         let up = cluster.bring_up(images).await;
         up.with_context(|| format!("cluster {name} does not come up; its logs are in {}", logs.display()))
+    }
+
+    /// Brings up a cluster that has an API server and nothing that acts on what is written there: whoever wants a pod
+    /// writes its status, too.
+    pub(super) async fn start_api(wan: &Wan, stage: &Path, options: Options) -> Result<Self> {
+        let logs = fresh_logs(&options.name)?;
+        let cluster = Self::prepare(wan, stage, options, logs).await?;
+        for program in [Program::Etcd, Program::ApiServer] {
+            cluster.start_program(program).await?;
+        }
+        cluster.wait_api().await?;
+        Ok(cluster)
     }
 
     /// Files, namespaces and cables; no program yet.
@@ -316,6 +322,16 @@ impl Cluster {
         }
         self.holder.kill().await.context("end the namespaces")
     }
+}
+
+/// A folder for logs, empty. Not on the stage: whoever looks into a failure comes later.
+fn fresh_logs(name: &str) -> Result<PathBuf> {
+    let logs = super::suite::results().join("logs").join(name);
+    if logs.exists() {
+        std::fs::remove_dir_all(&logs)?;
+    }
+    std::fs::create_dir_all(&logs)?;
+    Ok(logs)
 }
 
 /// Starts the process that holds a cluster's mount and network namespaces.

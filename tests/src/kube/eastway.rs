@@ -13,6 +13,8 @@ use crate::within;
 
 /// Where the chart installs.
 pub const SYSTEM: &str = "eastway-system";
+/// Namespace with the objects of further API servers, and Secret in [`SYSTEM`] with their files.
+pub const REGISTRY: &str = "eastway-clusters";
 /// The cluster address of the DNS Service, as the values ask for it.
 const DNS: &str = "10.96.0.53";
 /// Longest wait for a step of the installation.
@@ -55,9 +57,13 @@ async fn install(bed: &Bed) -> Result<()> {
             "image": {"repository": "eastway", "tag": "e2e"},
             "gateway": {"advertise": [format!("{address}:15443")]},
             "dns": {"clusterIP": DNS},
+            // Nothing is registered until a test does it.
+            "clusterRegistry": {"namespace": REGISTRY, "secret": REGISTRY}, "crds": {"clusterRegistry": true},
         });
         let file = stage::folder()?.join(format!("values-{name}.json"));
         std::fs::write(&file, values.to_string())?;
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": REGISTRY}});
+        cluster.apply(&namespace.to_string()).await?;
         let (chart, file) = (chart().display().to_string(), file.display().to_string());
         let arguments = ["upgrade", "--install", "eastway", &chart, "-n", SYSTEM, "--create-namespace", "-f", &file];
         cluster.helm(&arguments).await?;

@@ -15,8 +15,10 @@ mod conformance;
 mod installed;
 mod names;
 mod smoke;
+mod sources;
 
 fn main() -> ExitCode {
-    let tests = [smoke::TESTS, names::TESTS, bookinfo::TESTS, installed::TESTS, conformance::TESTS].concat();
+    let tests =
+        [smoke::TESTS, names::TESTS, bookinfo::TESTS, installed::TESTS, sources::TESTS, conformance::TESTS].concat();
     eastway_tests::kube::suite::main(&["a", "b"], &tests)
 }
