@@ -13,7 +13,7 @@ pub type OwnsService = dyn Fn(&str, &str) -> bool + Send + Sync;
 /// A peer of which nothing is known yet, neither live nor from disk.
 #[derive(Clone)]
 pub struct PendingPeer {
-    /// Its name, for logs.
+    /// The name of its cluster. Names of endpoints say whose they are, and a peer owns no other's.
     pub peer: Arc<str>,
     /// Since when it is waited for. [`PENDING_FOR`] after that it is no longer, whatever is said here.
     pub since: Instant,
@@ -22,8 +22,10 @@ pub struct PendingPeer {
 }
 
 impl PendingPeer {
-    fn may_own(&self, namespace: &str, name: &str, now: Instant) -> bool {
-        now.saturating_duration_since(self.since) < PENDING_FOR && (self.owns)(namespace, name)
+    fn may_own(&self, namespace: &str, name: &str, cluster: Option<&str>, now: Instant) -> bool {
+        cluster.is_none_or(|cluster| cluster == &*self.peer)
+            && now.saturating_duration_since(self.since) < PENDING_FOR
+            && (self.owns)(namespace, name)
     }
 }
 
@@ -49,8 +51,8 @@ impl Readiness {
         Self { local_synced: true, pending: Vec::new() }
     }
 
-    /// Whether a peer still waited for might own this service.
-    pub(crate) fn is_pending(&self, namespace: &str, name: &str, now: Instant) -> bool {
-        self.pending.iter().any(|peer| peer.may_own(namespace, name, now))
+    /// Whether a peer still waited for might own this service, or, if a cluster is named, have an endpoint of it.
+    pub(crate) fn is_pending(&self, namespace: &str, name: &str, cluster: Option<&str>, now: Instant) -> bool {
+        self.pending.iter().any(|peer| peer.may_own(namespace, name, cluster, now))
     }
 }

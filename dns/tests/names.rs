@@ -320,6 +320,8 @@ fn i5_a_peer_without_state_keeps_only_its_own_names_undecided_and_only_for_30_se
         ("any.other.svc.clusterset.local", "NXDOMAIN SOA"),
         ("books.svc.clusterset.local", "NXDOMAIN SOA"),
         ("gke.any.books.svc.clusterset.local", "NXDOMAIN SOA"),
+        // An outside name behind a search path: no endpoint of the peer has such a name.
+        ("www.example.any.books.svc.clusterset.local", "NXDOMAIN SOA"),
         ("a.b.c.any.books.svc.clusterset.local", "NXDOMAIN SOA"),
         ("w_b.books.svc.clusterset.local", "NXDOMAIN SOA"),
         ("none.shop.example", "NXDOMAIN SOA"),

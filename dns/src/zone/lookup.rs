@@ -32,8 +32,8 @@ pub(crate) enum Resolution<'a> {
 pub(crate) enum Shape<'a> {
     /// Above the services: the zone, `svc`, a namespace, `dns-version` and so on.
     Upper,
-    /// A service or a name below one that could exist.
-    Service { namespace: &'a [u8], name: &'a [u8] },
+    /// A service or a name below one that could exist; `cluster` is in the names of endpoints.
+    Service { namespace: &'a [u8], name: &'a [u8], cluster: Option<&'a [u8]> },
     /// No service ever has such a name.
     Malformed,
 }
@@ -55,17 +55,20 @@ pub(crate) fn shape(name: &QName) -> Shape<'_> {
     if !is_label(name_label) || !is_label(namespace) {
         return Shape::Malformed;
     }
-    let below_exists = match service {
-        0 => true,
-        1 => is_protocol(name.label(0)),
+    let cluster = match service {
+        0 => None,
+        1 if is_protocol(name.label(0)) => None,
         2 => {
             let (left, right) = (name.label(0), name.label(1));
             let is_srv = left.strip_prefix(b"_").is_some_and(is_label) && is_protocol(right);
-            is_srv || is_label(left) && is_label(right)
+            if !(is_srv || is_label(left) && is_label(right)) {
+                return Shape::Malformed;
+            }
+            (!is_srv).then_some(right)
         }
-        _ => false,
+        _ => return Shape::Malformed,
     };
-    if below_exists { Shape::Service { namespace, name: name_label } } else { Shape::Malformed }
+    Shape::Service { namespace, name: name_label, cluster }
 }
 
 /// How many labels stand in front of the name under which an entry would be kept.
@@ -100,8 +103,10 @@ mod tests {
     #[test]
     fn shapes_of_clusterset_names() {
         let service = |text: &str| match shape(&qname(text)) {
-            Shape::Service { namespace, name } => {
-                format!("{}/{}", String::from_utf8_lossy(namespace), String::from_utf8_lossy(name))
+            Shape::Service { namespace, name, cluster } => {
+                let text = String::from_utf8_lossy;
+                let cluster = cluster.map(|cluster| format!("{}:", text(cluster))).unwrap_or_default();
+                format!("{cluster}{}/{}", text(namespace), text(name))
             }
             other @ (Shape::Upper | Shape::Malformed) => format!("{other:?}"),
         };
@@ -112,7 +117,7 @@ mod tests {
             ("web.demo.svc.clusterset.local", "demo/web"),
             ("_tcp.web.demo.svc.clusterset.local", "demo/web"),
             ("_http._tcp.web.demo.svc.clusterset.local", "demo/web"),
-            ("web-0.c-b.web.demo.svc.clusterset.local", "demo/web"),
+            ("web-0.c-b.web.demo.svc.clusterset.local", "c-b:demo/web"),
             ("c-b.web.demo.svc.clusterset.local", "Malformed"),
             ("_http.web.demo.svc.clusterset.local", "Malformed"),
             ("_http._icmp.web.demo.svc.clusterset.local", "Malformed"),

@@ -260,15 +260,18 @@ impl ZoneStore {
         }
         let text = |label| std::str::from_utf8(label).unwrap_or_default();
         let service = match (shape, entry) {
-            (Some(Shape::Service { namespace, name }), None) => Some((text(namespace), text(name))),
+            (Some(Shape::Service { namespace, name, cluster }), None) => {
+                Some((text(namespace), text(name), cluster.map(text)))
+            }
             (None, Some(entry)) if entry.node.is_none() => {
-                entry.service.as_ref().map(|service| (service.namespace.as_str(), service.name.as_str()))
+                entry.service.as_ref().map(|service| (service.namespace.as_str(), service.name.as_str(), None))
             }
             _ => None,
         };
-        let is_pending = service.is_some_and(|(namespace, name)| {
+        let is_pending = service.is_some_and(|(namespace, name, cluster)| {
             let readiness = self.readiness.load();
-            readiness.is_pending(namespace, name, now) || entry.is_some() && self.is_pending_service(namespace, name)
+            readiness.is_pending(namespace, name, cluster, now)
+                || entry.is_some() && self.is_pending_service(namespace, name)
         });
         if is_pending { Resolution::NotReady } else { Resolution::NxDomain(soa) }
     }
