@@ -5,8 +5,8 @@
 //! loser keeps its ports and endpoints: an export time is a claim, and a peer must not be able to
 //! take a port away from others by claiming to be old. So connections are always routed by
 //! (protocol, number) to every cluster that has that port; only names and settings are decided by
-//! the winner. And whether a service of this cluster has a virtual address is this cluster's to say:
-//! a peer must not be able to take it away from those who use it (invariant I6).
+//! the winner. And a service that this cluster exports with a virtual address keeps it: a peer must
+//! not be able to take it away from those who use it (invariant I6).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -26,7 +26,7 @@ use crate::time::UnixMillis;
 pub struct Import {
     /// Namespace and name.
     pub key: ServiceKey,
-    /// With or without a virtual address: what this cluster exports, else the oldest export.
+    /// With a virtual address if this cluster exports it with one, else what the oldest export says.
     pub kind: ServiceKind,
     /// All ports of all clusters, each (protocol, number) once. A port without a name may be one
     /// whose name another cluster's port has won.
@@ -156,7 +156,8 @@ pub(crate) fn merge(
     let winner = oldest.record;
     let mut conflicts = Conflicts::default();
     let ports = merge_ports(oldest, younger, &mut conflicts);
-    let typed = exports.iter().find(|export| export.name == own).unwrap_or(oldest);
+    let has_address = |export: &&Export<'_>| export.name == own && export.record.kind == ServiceKind::ClusterSetIp;
+    let typed = exports.iter().find(has_address).unwrap_or(oldest);
     conflicts.of_kinds(typed, &exports);
     conflicts.of_settings(oldest, younger);
     let families = exports.iter().find(|export| !export.record.ip_families.is_empty());
@@ -297,8 +298,11 @@ impl Conflicts {
         let kind = winner.record.kind;
         let is_older =
             |export: &Export<'_>| (export.record.exported_at, export.name) < (winner.record.exported_at, winner.name);
-        let why =
-            if exports.iter().any(is_older) { "is this cluster and decides here" } else { "exported first and wins" };
+        let why = if exports.iter().any(is_older) {
+            "is this cluster, where the address is in use"
+        } else {
+            "exported first and wins"
+        };
         for export in exports.iter().filter(|export| export.record.kind != kind) {
             let (winner, loser, other) = (winner.name, export.name, export.record.kind);
             self.add(ConflictKind::TypeConflict, winner, loser, || {

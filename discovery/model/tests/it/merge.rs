@@ -120,10 +120,16 @@ fn i6_an_old_claim_takes_no_virtual_address_from_a_service_of_ours() {
         panic!("{:?}", ours.conflicts)
     };
     assert_eq!((winner, losers), (&own(), &vec![label("edge")]));
-    assert_eq!(message, "type: ClusterSetIp in onprem, Headless in edge; onprem is this cluster and decides here");
-    // Nor may it give one to a headless service of ours.
-    let ours = import(Some(at(1, headless.clone())), None, Some(at(2, single.clone())));
-    assert_eq!(ours.kind, ServiceKind::Headless);
+    assert_eq!(
+        message,
+        "type: ClusterSetIp in onprem, Headless in edge; onprem is this cluster, where the address is in use"
+    );
+    // A headless service of ours has none: there the oldest decides, as KEP-1645 has it.
+    let older = import(Some(at(2, headless.clone())), None, Some(at(1, single.clone())));
+    assert_eq!(older.kind, ServiceKind::Headless);
+    let younger = import(Some(at(1, headless.clone())), None, Some(at(2, single.clone())));
+    assert_eq!(younger.kind, ServiceKind::ClusterSetIp);
+    assert!(younger.conflicts[0].message.ends_with("gke exported first and wins"), "{:?}", younger.conflicts);
     // Between peers the oldest decides, as in all that is not ours.
     let theirs = import(None, Some(at(1, single)), Some(at(2, headless)));
     assert_eq!(theirs.kind, ServiceKind::Headless);
