@@ -193,6 +193,7 @@ fn store(cluster: &str, peer: &str, part: &Part) -> (Writer, Reader) {
     let access = AccessPolicy {
         name: Arc::from("all"),
         namespace: echo().namespace,
+        namespaces: Vec::new(),
         services: vec![Match::Any],
         dry_run: false,
         allow: vec![allow],

@@ -170,6 +170,7 @@ fn access_policy() -> Kind {
             message_column("Accepted"),
         ]),
         rules: vec![
+            (&["spec", "namespaces", "items"], vec![WHOLE]),
             (&["spec", "services", "items"], vec![WHOLE]),
             (&["spec", "allow", "items", "cluster"], vec![WHOLE]),
             (&["spec", "allow", "items", "namespace"], vec![WHOLE]),

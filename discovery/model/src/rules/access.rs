@@ -45,14 +45,17 @@ pub enum AccessMode {
     DryRun,
 }
 
-/// Allows callers from other clusters to reach some services of one namespace.
+/// Allows callers from other clusters to reach some services, of its own namespace unless it names others.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AccessPolicy {
     /// Its name; logs and verdicts say `namespace/name`.
     pub name: Arc<str>,
-    /// Namespace of the services.
+    /// Its namespace.
     pub namespace: Label,
+    /// Namespaces of the services; empty: its own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<Match>,
     /// The services.
     pub services: Vec<Match>,
     /// Only report what this policy would refuse.
@@ -77,7 +80,12 @@ impl AccessPolicy {
     /// Whether the policy is about this service.
     #[must_use]
     pub fn selects(&self, key: &ServiceKey) -> bool {
-        self.namespace == key.namespace && self.services.iter().any(|service| service.matches(Some(&key.name)))
+        let here = if self.namespaces.is_empty() {
+            self.namespace == key.namespace
+        } else {
+            self.namespaces.iter().any(|namespace| namespace.matches(Some(&key.namespace)))
+        };
+        here && self.services.iter().any(|service| service.matches(Some(&key.name)))
     }
 
     /// The first rule that allows this caller, with its position.

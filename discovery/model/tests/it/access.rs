@@ -21,6 +21,7 @@ fn policy(name: &str, services: &[&str], allow: &[(&str, &str, &[&str])]) -> Acc
     AccessPolicy {
         name: Arc::from(name),
         namespace: label("bookinfo"),
+        namespaces: Vec::new(),
         services: services.iter().map(|service| exact(service)).collect(),
         dry_run: false,
         allow: allow.iter().map(rule).collect(),
@@ -81,6 +82,18 @@ fn p14_what_is_unknown_is_matched_by_any_and_nothing_else() {
     for rule in [("gke", "bookinfo", &["*"][..]), ("gke", "*", &["reviews"][..])] {
         assert!(!judge(&[policy("some", &["*"], &[rule])], &unknown, "bookinfo/ratings").allowed);
     }
+}
+
+#[test]
+fn a_policy_for_other_namespaces_is_about_these_and_no_longer_its_own() {
+    let with = |namespaces: &[&str]| AccessPolicy {
+        namespaces: namespaces.iter().map(|namespace| exact(namespace)).collect(),
+        ..policy("all", &["*"], &[("gke", "*", &["*"])])
+    };
+    let allowed = |namespaces: &[&str], service| judge(&[with(namespaces)], &source("gke", "a", "b"), service).allowed;
+    assert!(allowed(&["*"], "bookinfo/ratings") && allowed(&["*"], "shop/cart"));
+    assert!(allowed(&["shop"], "shop/cart"));
+    assert!(!allowed(&["shop"], "shops/cart") && !allowed(&["shop"], "bookinfo/ratings"));
 }
 
 #[test]

@@ -145,7 +145,7 @@ impl<'r> Loader<'r> {
         for path in self.files(&policies) {
             let Some(source) = self.file(&path) else { continue };
             for document in yaml::read(&source, &mut self.sink) {
-                collected.document(&document, &mut self.sink);
+                collected.document(&document, policy::Reach::Any, &mut self.sink);
             }
         }
         across::check(settings.as_ref(), &placed, &collected, &mut self.sink);

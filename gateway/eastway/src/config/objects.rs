@@ -17,7 +17,7 @@ use super::across;
 use super::file;
 use super::load::Loaded;
 use super::peer::{self, PlacedPeer};
-use super::policy::Collected;
+use super::policy::{Collected, Reach};
 
 /// Merges objects into what files say.
 #[derive(Debug, Default)]
@@ -91,7 +91,9 @@ impl Merge<'_> {
             }
             Kind::AccessPolicy | Kind::TrafficPolicy => {
                 let before = self.collected.clone();
-                self.collected.document(&document, &mut sink);
+                let system = self.loaded.settings.system_namespace();
+                let reach = if key.namespace == system { Reach::Any } else { Reach::Own };
+                self.collected.document(&document, reach, &mut sink);
                 if sink.has_errors() {
                     self.collected = before;
                     return first(key, &sink);

@@ -28,6 +28,15 @@ pub struct Policies {
     pub access: Vec<Arc<AccessPolicy>>,
 }
 
+/// Whose services a policy may be about. Who may write objects in one namespace has no say in others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// Those of its own namespace.
+    Own,
+    /// Those of any.
+    Any,
+}
+
 /// Policies while their files are read.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Collected {
@@ -47,7 +56,7 @@ impl Collected {
     }
 
     /// Takes in one document of a file in the policies folder.
-    pub(super) fn document(&mut self, document: &Arc<Document>, sink: &mut Diagnostics) {
+    pub(super) fn document(&mut self, document: &Arc<Document>, reach: Reach, sink: &mut Diagnostics) {
         let kind = document.text(&["kind"]).unwrap_or_default();
         match kind {
             "TrafficPolicy" => {
@@ -57,7 +66,7 @@ impl Collected {
             }
             "AccessPolicy" => {
                 if let Some(policy) = document.decode::<file::AccessPolicy>(sink) {
-                    self.access_policy(&policy, &mut Context::new(document, sink));
+                    self.access_policy(&policy, reach, &mut Context::new(document, sink));
                 }
             }
             _ => {
@@ -131,13 +140,21 @@ impl Collected {
         Some(ClusterRef::Named(name))
     }
 
-    fn access_policy(&mut self, policy: &file::AccessPolicy, cx: &mut Context<'_>) {
+    fn access_policy(&mut self, policy: &file::AccessPolicy, reach: Reach, cx: &mut Context<'_>) {
         let root = cx.root();
         cx.header(root, &policy.api_version, &policy.kind, "AccessPolicy");
         let names = metadata(root, &policy.metadata, cx);
         let what = "spec.services and spec.allow";
         let Some(section) = cx.required(root, "spec", &policy.spec, what) else { return };
         let spec = &section.value;
+        let namespaces = match spec.namespaces {
+            Field::Absent => Vec::new(),
+            Field::Invalid | Field::Set(_) => matches(section.at, "namespaces", &spec.namespaces, cx),
+        };
+        if let (Some(named), Reach::Own) = (spec.namespaces.get(), reach) {
+            let message = "this object is about its own namespace alone; leave namespaces out, or create it in the namespace of Eastway itself";
+            cx.error(named.at, Code::Value, message);
+        }
         let services = matches(section.at, "services", &spec.services, cx);
         let what = "who may connect; [] for nobody";
         let allow = cx.required(section.at, "allow", &spec.allow, what);
@@ -153,7 +170,7 @@ impl Collected {
             return;
         }
         let dry_run = spec.dry_run.value().copied().unwrap_or(false);
-        let policy = AccessPolicy { name: name.as_str().into(), namespace, services, dry_run, allow };
+        let policy = AccessPolicy { name: name.as_str().into(), namespace, namespaces, services, dry_run, allow };
         self.access.insert(key, (Arc::new(policy), cx.place(section.at)));
     }
 

@@ -181,7 +181,7 @@ fn check_source(kind: &str, path: &Path, source: &Arc<Source>) -> Diagnostics {
         "TrafficPolicy" | "AccessPolicy" => {
             let mut policies = policy::Collected::default();
             for document in yaml::read(source, &mut sink) {
-                policies.document(&document, &mut sink);
+                policies.document(&document, policy::Reach::Any, &mut sink);
             }
         }
         _ => gateway_settings(path, source, &mut sink),

@@ -332,8 +332,13 @@ impl Settings {
     /// # Errors
     /// The trust domain makes no SPIFFE id.
     pub fn service_account(&self, account: &str) -> Result<SpiffeId, SpiffeIdError> {
-        let namespace = self.kubernetes.as_ref().map_or(SYSTEM_NAMESPACE, |kubernetes| kubernetes.namespace.as_str());
-        SpiffeId::workload(&self.trust.domain, namespace, account)
+        SpiffeId::workload(&self.trust.domain, self.system_namespace(), account)
+    }
+
+    /// Eastway's own namespace.
+    #[must_use]
+    pub fn system_namespace(&self) -> &str {
+        self.kubernetes.as_ref().map_or(SYSTEM_NAMESPACE, |kubernetes| kubernetes.namespace.as_str())
     }
 
     /// The folder that relative paths start at.

@@ -107,6 +107,10 @@ pub struct AccessPolicy {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AccessPolicySpec {
+    /// Namespaces of the services; `["*"]` for all of them. Default: the policy's own. Only in files, and in objects of
+    /// Eastway's own namespace.
+    #[serde(default)]
+    pub namespaces: List<String>,
     /// Names of services in the namespace; `["*"]` for all of them.
     #[schemars(length(min = 1))]
     pub services: List<String>,

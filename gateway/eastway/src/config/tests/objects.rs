@@ -76,6 +76,26 @@ fn objects_join_what_files_say_and_contradict_none_of_it() {
     assert_eq!(names(&overlay.merge(&alone, &objects, true)), ["aks", "eks", "gke"]);
 }
 
+/// Who may write objects in one namespace must not open another's services.
+#[test]
+fn only_objects_of_the_system_namespace_are_about_others() {
+    let (_folder, files) = files();
+    let everywhere = |namespace: &str| {
+        let text = serde_json::json!({
+            "apiVersion": "eastway.dev/v1alpha1", "kind": "AccessPolicy",
+            "metadata": { "name": "all", "namespace": namespace },
+            "spec": { "namespaces": ["*"], "services": ["*"], "allow": [{ "cluster": "gke" }] },
+        });
+        (key(Kind::AccessPolicy, namespace, "all"), format!("{text:#}").into())
+    };
+    let objects: Objects = [everywhere("eastway-system"), everywhere("shop")].into();
+    let merged = Overlay::default().merge(&files, &objects, true);
+    let [policy] = merged.policies.access.as_slice() else { panic!("{:?}", merged.policies.access) };
+    assert!(policy.namespace.as_str() == "eastway-system" && policy.selects(&"bookinfo/reviews".parse().unwrap()));
+    let reason = &merged.refused[&key(Kind::AccessPolicy, "shop", "all")];
+    assert!(reason.contains("spec.namespaces") && reason.contains("its own namespace alone"), "{reason}");
+}
+
 #[test]
 fn i11_a_mistake_in_an_object_leaves_its_last_good_version_and_all_others() {
     let (_folder, files) = files();
