@@ -27,6 +27,7 @@ pub mod conformance;
 pub mod eastway;
 pub mod image;
 pub mod kubectl;
+pub mod lookup;
 pub mod node;
 pub mod pki;
 pub mod process;

@@ -22,7 +22,7 @@ pub const AGNHOST: &str = "eastway.test/agnhost:1";
 pub const COREDNS: &str = "eastway.test/coredns:1";
 /// Servers of the MCS suite.
 const SOCAT: &str = "docker.io/alpine/socat:1.7.4.4";
-/// Resolvers: `resolve-glibc NAME…` and `resolve-musl NAME…`.
+/// Clients: `resolve-glibc NAME…`, `resolve-musl NAME…`, `grpc-health HOST:PORT CALLS`.
 pub const RESOLVE: &str = "eastway.test/resolve:1";
 /// What is tested.
 pub const EASTWAY: &str = "docker.io/library/eastway:e2e";
@@ -185,13 +185,14 @@ pub async fn conformance_images(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(vec![tar])
 }
 
-/// Writes an image with a program that resolves names by glibc and one that does by musl, as [`RESOLVE`].
+/// Writes an image with a program that resolves names by glibc, one that does by musl, and a client of gRPC, as
+/// [`RESOLVE`].
 ///
 /// # Errors
 /// A program is missing.
 pub async fn resolve_image(tar: &Path) -> Result<()> {
     let mut image = Image::with_shell(RESOLVE, &["/bin/sleep", "infinity"])?;
-    for name in ["resolve-glibc", "resolve-musl"] {
+    for name in ["resolve-glibc", "resolve-musl", "grpc-health"] {
         image = image.program(&format!("usr/bin/{name}"), &tools::built(name)?).await?;
     }
     image.text("etc/nsswitch.conf", "hosts: files dns\n").write(tar).await

@@ -11,14 +11,26 @@
 use std::process::ExitCode;
 
 mod bookinfo;
+mod client;
 mod conformance;
 mod installed;
+mod mcs;
 mod names;
+mod services;
 mod smoke;
 mod sources;
 
 fn main() -> ExitCode {
-    let tests =
-        [smoke::TESTS, names::TESTS, bookinfo::TESTS, installed::TESTS, sources::TESTS, conformance::TESTS].concat();
+    let tests = [
+        smoke::TESTS,
+        names::TESTS,
+        bookinfo::TESTS,
+        installed::TESTS,
+        services::TESTS,
+        mcs::TESTS,
+        sources::TESTS,
+        conformance::TESTS,
+    ]
+    .concat();
     eastway_tests::kube::suite::main(&["a", "b"], &tests)
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use eastway_tests::kube::cluster::Program;
-use eastway_tests::kube::{Bed, Cluster, wan};
+use eastway_tests::kube::{Bed, Cluster, process, wan};
 use eastway_tests::lab::place::Place;
 use eastway_tests::{bed_tests, eventually, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -67,11 +67,19 @@ async fn answers_from(place: &Place, balancer: Ipv4Addr) -> Result<()> {
 }
 
 bed_tests! {
-    /// The premise of everything else: whatever starts first has the same address in every cluster.
+    /// The premise of everything else: every cluster has the same range for pods, and whatever starts first has the
+    /// same address in each.
     async fn first_pods_have_the_same_address(bed) {
         for cluster in bed.clusters() {
+            let name = cluster.name();
             let address = pod_address(cluster, "kube-system", "k8s-app=kube-dns").await?;
-            ensure!(address == IpAddr::from([10, 244, 0, 2]), "{}: {address}", cluster.name());
+            ensure!(address == IpAddr::from([10, 244, 0, 2]), "{name}: {address}");
+            bed.record(&format!("premise.{name}.first_pod"), address.to_string());
+            let mut bridge = cluster.on_node("ip", &["-4", "-brief", "address", "show", "dev", "cni0"])?;
+            let said = process::output(&mut bridge).await?;
+            let range = said.split_ascii_whitespace().nth(2).with_context(|| said.clone())?;
+            ensure!(range == "10.244.0.1/16", "{name}: {range}");
+            bed.record(&format!("premise.{name}.pods"), range);
         }
         Ok(())
     }
