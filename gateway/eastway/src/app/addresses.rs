@@ -113,7 +113,7 @@ impl Addresses {
     #[must_use]
     pub fn of_controller(latest: AllocationSource, state: PathBuf) -> Self {
         let current = kept::load(&state).map(Arc::new);
-        Self::Controller(Controller { latest, current, any: any_address(), state })
+        Self::Controller(Controller { latest, current, is_heard: false, any: any_address(), state })
     }
 
     /// The address for `purpose`, given out now if need be and if it is ours to give.
@@ -131,6 +131,15 @@ impl Addresses {
     #[must_use]
     pub fn is_controllers(&self) -> bool {
         matches!(self, Self::Controller(_))
+    }
+
+    /// Whether what has no address is known to have none. The last run's addresses do not say.
+    #[must_use]
+    pub fn is_heard(&self) -> bool {
+        match self {
+            Self::Book(_) => true,
+            Self::Controller(controller) => controller.is_heard,
+        }
     }
 
     /// Gives back what a service has and `keep` does not name.
@@ -172,6 +181,8 @@ impl Addresses {
 pub struct Controller {
     latest: AllocationSource,
     current: Option<Arc<Allocations>>,
+    /// They are the controller's, and not only what was known of them at the last run.
+    is_heard: bool,
     /// All addresses of this machine.
     any: IpAddr,
     state: PathBuf,
@@ -197,6 +208,7 @@ impl Controller {
 
     fn take_changes(&mut self) -> BTreeSet<ServiceKey> {
         let Some(new) = self.latest.borrow_and_update().clone() else { return BTreeSet::new() };
+        self.is_heard = true;
         let old = self.current.replace(Arc::clone(&new)).unwrap_or_default();
         let differ = |key: &&ServiceKey| old.get(*key) != new.get(*key);
         let changed: BTreeSet<_> = old.keys().chain(new.keys()).filter(differ).cloned().collect();

@@ -129,7 +129,12 @@ impl Frontend {
 
     async fn sync(&mut self, snapshot: &Snapshot) {
         self.telemetry.metrics.set_snapshot_version(snapshot.version());
-        let given = self.addresses.take_changes();
+        let was_heard = self.addresses.is_heard();
+        let mut given = self.addresses.take_changes();
+        if self.addresses.is_heard() != was_heard {
+            // What waited is known to have no address now.
+            given.extend(self.current.exhausted.keys().cloned());
+        }
         for (number, key) in self.changed(snapshot, given).iter().enumerate() {
             if number % SERVICES_AT_ONCE == SERVICES_AT_ONCE - 1 {
                 tokio::task::yield_now().await;
@@ -362,11 +367,18 @@ impl Frontend {
             None => {
                 self.zone.remove_service(&namespace, &name);
             }
+            // The controller has not made it yet, so it is not there for anybody. Whoever was too early remembers that
+            // for a second; a SERVFAIL is remembered by CoreDNS for five, on behalf of everybody.
+            Some(import) if waits && self.addresses.is_heard() && import.kind == ServiceKind::ClusterSetIp => {
+                self.zone.remove_service(&namespace, &name);
+            }
             Some(import) => {
                 endpoints.retain(|endpoint| !endpoint.addresses.is_empty());
                 let kind = match import.kind {
-                    // It exists: nobody is to remember that it does not.
-                    _ if waits && endpoints.is_empty() => eastway_dns::ServiceKind::Pending,
+                    // It may have an address: nobody is to remember that it does not exist.
+                    _ if waits && endpoints.is_empty() && !self.addresses.is_heard() => {
+                        eastway_dns::ServiceKind::Pending
+                    }
                     ServiceKind::ClusterSetIp => {
                         eastway_dns::ServiceKind::ClusterSet { addresses: self.listening(vips) }
                     }
