@@ -73,7 +73,24 @@ impl Link {
     /// Whether streams may be opened: acknowledged lately and not draining.
     #[must_use]
     pub fn is_usable(&self) -> bool {
-        matches!(self.0.state(), LinkState::Fresh | LinkState::Stale) && !self.0.going_away.load(Ordering::Relaxed)
+        self.is_open() && !self.0.going_away()
+    }
+
+    /// Whether it is draining and still acknowledged: for who has no other link, since the other side takes streams
+    /// for a while yet, and then says [`ResetCode::Draining`](crate::ResetCode::Draining).
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.is_open() && self.0.going_away()
+    }
+
+    /// Whether the last heartbeats were acknowledged.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        self.0.state() == LinkState::Fresh
+    }
+
+    fn is_open(&self) -> bool {
+        matches!(self.0.state(), LinkState::Fresh | LinkState::Stale)
     }
 
     /// Opens a stream. The header goes at once; the other side is not waited for.
@@ -91,8 +108,8 @@ impl Link {
     /// # Errors
     /// As [`Link::open`].
     pub async fn open_with(&self, header: &StreamHeader, first: Bytes) -> Result<TunnelStream, OpenError> {
-        if !self.is_usable() {
-            return Err(if self.0.state() == LinkState::Closed { OpenError::LinkLost } else { OpenError::Draining });
+        if !self.is_open() {
+            return Err(if self.0.state() == LinkState::Closed { OpenError::LinkLost } else { OpenError::Starting });
         }
         let header = header.encode()?;
         let mut chunks = [header, first];
@@ -132,9 +149,9 @@ pub enum OpenError {
     /// The link is gone.
     #[error("the link was lost")]
     LinkLost,
-    /// The other side takes no new streams.
-    #[error("the link is draining")]
-    Draining,
+    /// Nothing was acknowledged on it yet.
+    #[error("the link is starting")]
+    Starting,
     /// The other side admits no more streams, or no more bytes.
     #[error("the peer admits no more streams")]
     Overloaded,

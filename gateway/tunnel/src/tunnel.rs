@@ -229,15 +229,23 @@ impl Tunnel {
     /// streams get `DRAINING`, no link is taken or dialled any more. Then everything is closed. Returns
     /// whether every stream had ended.
     pub async fn drain(&self, within: Duration) -> bool {
+        self.drain_after(within, Duration::ZERO, std::future::ready(())).await
+    }
+
+    /// As [`Tunnel::drain`], but this side goes on opening streams until `last` is over, and takes those of peers for
+    /// `grace` if that is longer: a peer that has no link to another replica has time to get one.
+    pub async fn drain_after(&self, within: Duration, grace: Duration, last: impl Future<Output = ()>) -> bool {
         self.draining.cancel();
         self.transport.set_draining();
         let deadline = Instant::now() + within;
         let rtt = self.board.all_links().iter().map(Link::rtt).max().unwrap_or_default();
-        let grace = (rtt * 2).max(GRACE).min(MAX_GRACE).min(within);
+        let under_way = (rtt * 2).max(GRACE).min(MAX_GRACE).min(within);
         let close = within + self.environment.config.timing.close;
+        let grace = under_way.max(grace.min(within));
         let order = GoAwayOrder { reason: "shutting down", grace, within: Some(close), close_when_idle: false };
         self.board.order_all(order);
-        tokio::time::sleep(grace).await;
+        let last = async { drop(tokio::time::timeout_at(deadline, last).await) };
+        tokio::join!(tokio::time::sleep(under_way), last);
         let clean = until_idle(&self.board, deadline).await;
         self.close().await;
         clean

@@ -9,6 +9,8 @@ use super::{Link, LinkState};
 #[derive(Debug, Default)]
 pub struct LinkTable {
     peers: HashMap<Arc<str>, Vec<Link>>,
+    /// Those that drain.
+    leaving: HashMap<Arc<str>, Vec<Link>>,
 }
 
 impl LinkTable {
@@ -16,19 +18,29 @@ impl LinkTable {
     /// that the peer still counts as live; then the older ones.
     pub(crate) fn new(links: impl IntoIterator<Item = Link>) -> Self {
         let mut peers: HashMap<Arc<str>, Vec<Link>> = HashMap::new();
-        for link in links.into_iter().filter(Link::is_usable) {
-            peers.entry(Arc::clone(link.peer())).or_default().push(link);
+        let mut leaving: HashMap<Arc<str>, Vec<Link>> = HashMap::new();
+        for link in links {
+            let peers = if link.is_leaving() { &mut leaving } else { &mut peers };
+            if link.is_usable() || link.is_leaving() {
+                peers.entry(Arc::clone(link.peer())).or_default().push(link);
+            }
         }
         for links in peers.values_mut() {
             links.sort_by_key(|link| (link.0.state() != LinkState::Fresh, link.0.is_outdated(), link.0.identity.id));
         }
-        Self { peers }
+        Self { peers, leaving }
     }
 
     /// Links to `peer`, those that were acknowledged lately first. Empty: the peer is down.
     #[must_use]
     pub fn to(&self, peer: &str) -> &[Link] {
         self.peers.get(peer).map_or(&[], Vec::as_slice)
+    }
+
+    /// Links to `peer` that drain: for who finds none in [`Self::to`].
+    #[must_use]
+    pub fn leaving_to(&self, peer: &str) -> &[Link] {
+        self.leaving.get(peer).map_or(&[], Vec::as_slice)
     }
 
     /// Peers that can be reached, in no order.
