@@ -9,7 +9,7 @@ use eastway_model::routing::{self, Candidate, PickError, PickRequest, Route, Rou
 use eastway_model::store::{Reader, Snapshot};
 use eastway_model::{ClusterName, EndpointId, LocalEndpoint, PortNumber, ServiceKey};
 use eastway_tunnel::header::{EndpointRef, Label, ServiceHeader, Source, StreamHeader};
-use eastway_tunnel::{Link, Tunnel};
+use eastway_tunnel::{Link, ReplicaId, Tunnel};
 
 use crate::proxy::copy::Limits;
 use crate::proxy::dial::{DialRules, InFlight};
@@ -95,12 +95,17 @@ impl Router {
         Ok(Routed { route, source })
     }
 
-    /// The link that a new stream to `cluster` takes: of its usable links the one with the fewest
-    /// streams, so that replicas of a peer share the work.
+    /// The link that a new stream to `cluster` takes, other than to one of the replicas `tried`: of its usable links,
+    /// those acknowledged lately first, the one with the fewest streams, so that replicas of a peer share the work. If
+    /// there is none, one that drains.
     #[must_use]
-    pub fn link(&self, cluster: &ClusterName) -> Option<Link> {
+    pub fn link(&self, cluster: &ClusterName, tried: &[ReplicaId]) -> Option<Link> {
         let links = self.tunnel.get()?.links();
-        links.to(cluster.as_str()).iter().filter(|link| link.is_usable()).min_by_key(|link| link.in_flight()).cloned()
+        let untried = |link: &&Link| !tried.contains(&link.replica());
+        let usable = links.to(cluster.as_str()).iter().filter(|link| link.is_usable()).filter(untried);
+        let leaving = links.leaving_to(cluster.as_str()).iter().filter(|link| link.is_leaving()).filter(untried);
+        let best = usable.min_by_key(|link| (!link.is_fresh(), link.in_flight()));
+        best.or_else(|| leaving.min_by_key(|link| link.in_flight())).cloned()
     }
 
     /// An endpoint of this cluster for a local connection.

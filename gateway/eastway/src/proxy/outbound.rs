@@ -11,7 +11,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use eastway_model::routing::{Candidate, PickError, RouteError};
 use eastway_model::{ClusterName, EndpointId, PortNumber, ServiceKey};
-use eastway_tunnel::{OpenError, ResetCode, StreamError, TunnelStream};
+use eastway_tunnel::header::StreamHeader;
+use eastway_tunnel::{Link, OpenError, ResetCode, StreamError, TunnelStream};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -77,6 +78,17 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
+    /// Whether the same may work by another link to the cluster.
+    fn is_of_link(&self, nothing_sent: bool) -> bool {
+        match self {
+            Self::Open(_, error) => !matches!(error, OpenError::Header(_)),
+            Self::Refused(_, StreamError::Reset(code)) => *code == ResetCode::Draining,
+            Self::Refused(..) => nothing_sent,
+            Self::NoLink(_) | Self::Dial(_) | Self::Pick(_) | Self::Broken(..) | Self::Route(_) => false,
+            Self::Header | Self::Client(_) | Self::Timeout => false,
+        }
+    }
+
     /// Whether the next candidate may be tried.
     fn is_retryable(&self, nothing_sent: bool) -> bool {
         match self {
@@ -197,6 +209,7 @@ impl Connecting<'_> {
         }
     }
 
+    /// By one link after the other, as long as it is the link that fails.
     async fn remote(
         &mut self,
         cluster: &ClusterName,
@@ -206,10 +219,32 @@ impl Connecting<'_> {
         replay: &mut Replay,
     ) -> Result<Upstream, ConnectError> {
         let header = router::header(routed, &self.target, candidate).ok_or(ConnectError::Header)?;
-        let link = self.router.link(cluster).ok_or_else(|| ConnectError::NoLink(cluster.clone()))?;
+        let mut tried = Vec::new();
+        let mut last = ConnectError::NoLink(cluster.clone());
+        while let Some(link) = self.router.link(cluster, &tried).filter(|_| tried.len() < MAX_ATTEMPTS) {
+            match self.by_link(&link, cluster, &header, local, replay).await {
+                Err(error) if error.is_of_link(replay.is_empty()) => {
+                    tried.push(link.replica());
+                    self.note_retry(candidate);
+                    last = error;
+                }
+                result => return result,
+            }
+        }
+        Err(last)
+    }
+
+    async fn by_link(
+        &mut self,
+        link: &Link,
+        cluster: &ClusterName,
+        header: &StreamHeader,
+        local: &mut Local,
+        replay: &mut Replay,
+    ) -> Result<Upstream, ConnectError> {
         self.connection.set_upstream(Path::Quic, link.remote_addr());
         let metrics = &self.router.telemetry.metrics;
-        let mut stream = link.open(&header).await.map_err(|error| {
+        let mut stream = link.open(header).await.map_err(|error| {
             metrics.stream_opened(link.peer(), "not_opened");
             ConnectError::Open(cluster.clone(), error)
         })?;

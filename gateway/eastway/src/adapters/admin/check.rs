@@ -137,7 +137,7 @@ async fn peer_facts(
         let reach = reach::probe(&address).await;
         AddressFacts { address, reach }
     });
-    let link = gateway.router.link(&peer.name);
+    let link = gateway.router.link(&peer.name, &[]);
     let (addresses, echo) = tokio::join!(join_all(reached), echo(link));
     let stored = snapshot.peer(peer.name.as_str());
     let links = status.map(|status| status.links.as_slice()).unwrap_or_default();

@@ -148,7 +148,7 @@ fn candidate(gateway: &Gateway, snapshot: &Snapshot, key: &ServiceKey, one: &Exp
         share: endpoint.share_percent,
         reason: endpoint.reason.map(|reason| reason.to_string()),
     });
-    let link = gateway.router.link(&one.cluster);
+    let link = gateway.router.link(&one.cluster, &[]);
     let path = match (one.local, link) {
         (true, _) => "direct".to_owned(),
         (false, Some(link)) => format!("quic {} rtt {:.1} ms", link.remote_addr(), link.rtt().as_secs_f64() * 1000.0),
