@@ -11,6 +11,7 @@ pub mod crl;
 pub mod disk;
 pub mod exports;
 pub mod frontend;
+mod head_start;
 pub mod imports;
 pub mod links;
 pub mod objects;
@@ -34,6 +35,7 @@ use eastway_model::ClusterName;
 use eastway_model::store::{Reader, Writer};
 use eastway_tunnel::{ReplicaId, Tunnel, TunnelConfig, World};
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
@@ -62,6 +64,9 @@ use crate::telemetry::{LogHandle, Telemetry};
 
 /// How long tasks may take to end once the drain is over.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
+/// In Kubernetes connections are led here until the controller, every kube-proxy and every peer have heard that this
+/// replica leaves: for so long at least they are taken as ever, and on until there are none or the drain is over.
+const TAKEN_OUT: Duration = Duration::from_secs(5);
 
 /// Why the gateway cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -235,7 +240,8 @@ impl Bound {
         let Self { gateway, writer, outputs, dns, local, health, metrics, admin, log } = self;
         let end = CancellationToken::new();
         let sessions = end.child_token();
-        let running = Running { tasks: TaskTracker::new(), end, sessions, stop, gateway };
+        let accepting = end.child_token();
+        let running = Running { tasks: TaskTracker::new(), end, sessions, accepting, stop, gateway };
         let synced = running.gateway.readiness.register("registries");
         let certificate = running.gateway.readiness.register("certificate");
 
@@ -273,6 +279,8 @@ struct Running {
     end: CancellationToken,
     /// Ends the federation sessions: they never finish by themselves, so a drain does not wait for them.
     sessions: CancellationToken,
+    /// Ends the listeners on virtual addresses.
+    accepting: CancellationToken,
     /// Begins the drain.
     stop: CancellationToken,
 }
@@ -302,7 +310,7 @@ impl Running {
         self.tasks.spawn(until_synced(gateway.reader.clone(), synced, self.end.clone()));
 
         let limits = VipLimits::within(file_descriptors());
-        let listeners = Listeners::new(gateway.router.clone(), limits, self.stop.clone());
+        let listeners = Listeners::new(gateway.router.clone(), limits, self.tasks.clone(), self.accepting.clone());
         let connections = listeners.connections();
         let frontend =
             Frontend::new(self.addresses(), listeners, gateway.zone.clone(), gateway.telemetry.clone(), outputs);
@@ -386,6 +394,10 @@ impl Running {
         };
         let mut peers = Peers::new(gateway.clone(), imports, self.tasks.clone(), self.sessions.clone());
         peers.start().await;
+        if settings.kubernetes.is_some() {
+            let guard = gateway.readiness.register("peers, for a moment");
+            self.tasks.spawn(head_start::give(gateway.clone(), guard, self.end.clone()));
+        }
         drop(certificate);
         Ok(Some(peers))
     }
@@ -410,21 +422,34 @@ impl Running {
         Ok(())
     }
 
-    /// Leaves in order, in bounded time: not ready, no new connections, peers told, streams finish.
+    /// Leaves in order, in bounded time: not ready, peers told, no new connections, streams finish.
     async fn drain(self, connections: TaskTracker) {
-        let within = self.gateway.settings.link.drain;
+        let settings = &self.gateway.settings;
+        let (within, led_here) = (settings.link.drain, settings.kubernetes.is_some());
         info!(?within, "draining");
         self.gateway.readiness.set_draining();
         self.sessions.cancel();
-        connections.close();
-        let local = tokio::time::timeout(within, connections.wait());
-        let clean = match self.gateway.tunnel.get() {
-            Some(tunnel) => tokio::join!(tunnel.drain(within), local).0,
-            None => local.await.is_ok(),
+        let deadline = Instant::now() + within;
+        let grace = if led_here { TAKEN_OUT.min(within) } else { Duration::ZERO };
+        let local = async {
+            if led_here {
+                sleep(grace).await;
+            } else {
+                self.accepting.cancel();
+            }
+            connections.close();
+            let clean = timeout_at(deadline, connections.wait()).await.is_ok();
+            self.accepting.cancel();
+            clean
         };
+        let mut clean = true;
+        match self.gateway.tunnel.get() {
+            Some(tunnel) => clean &= tunnel.drain_after(within, grace, async { clean = local.await }).await,
+            None => clean = local.await,
+        }
         self.end.cancel();
         self.tasks.close();
-        if tokio::time::timeout(STOP_TIMEOUT, self.tasks.wait()).await.is_err() {
+        if timeout(STOP_TIMEOUT, self.tasks.wait()).await.is_err() {
             warn!("some tasks did not stop in time");
         }
         info!(clean, "stopped");

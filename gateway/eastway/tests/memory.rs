@@ -30,6 +30,7 @@ use eastway_tunnel::{HostPort, PeerTarget, ReplicaId, Timing, Tunnel, TunnelConf
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 /// Connections before the first that is counted: they pay for the link and for first hash tables.
 const WARM: usize = 250;
@@ -150,7 +151,7 @@ impl Running {
         let tunnel =
             Arc::new(Tunnel::bind(cloud.tunnel(), IdentityStore::new(cloud.identity()), trust, inbound).unwrap());
         router.set_tunnel(tunnel.clone());
-        let mut listeners = Listeners::new(router, VipLimits::within(u64::MAX), stop.clone());
+        let mut listeners = Listeners::new(router, VipLimits::within(u64::MAX), TaskTracker::new(), stop.clone());
         let (address, addresses) = match part {
             Part::Owner { .. } => (tunnel.local_addr(), Vec::new()),
             Part::Entrance { owner } => (listen(&mut listeners), vec![HostPort::from(*owner)]),

@@ -9,7 +9,8 @@ use tokio::sync::watch;
 /// What still keeps the process from being ready. Clones share one list.
 ///
 /// Only what this process can do alone may be registered: a listener to bind, the registries to send their
-/// first contents, a certificate to arrive. Never a peer (invariant I12): two clusters would wait for each other.
+/// first contents, a certificate to arrive. Never a peer (invariant I12): two clusters would wait for each other. What
+/// gives peers a head start must end by itself.
 #[derive(Clone, Debug)]
 pub struct Readiness {
     state: Arc<watch::Sender<State>>,

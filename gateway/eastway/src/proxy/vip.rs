@@ -69,6 +69,7 @@ pub struct Unbound {
 pub struct Listeners {
     router: Arc<Router>,
     connections: TaskTracker,
+    accepting: TaskTracker,
     budget: Arc<Semaphore>,
     clients: Arc<Clients>,
     stop: CancellationToken,
@@ -85,13 +86,13 @@ struct Listener {
 }
 
 impl Listeners {
-    /// None yet.
+    /// None yet. They listen until `stop`, each in a task of `accepting`.
     #[must_use]
-    pub fn new(router: Arc<Router>, limits: VipLimits, stop: CancellationToken) -> Self {
+    pub fn new(router: Arc<Router>, limits: VipLimits, accepting: TaskTracker, stop: CancellationToken) -> Self {
         let budget = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
         let room = Room { limit: limits.listeners, taken: 0, by_peer: BTreeMap::new() };
         let clients = Clients::new(limits.connections / 4);
-        Self { router, connections: TaskTracker::new(), budget, clients, stop, open: BTreeMap::new(), room }
+        Self { router, connections: TaskTracker::new(), accepting, budget, clients, stop, open: BTreeMap::new(), room }
     }
 
     /// The connections that are being served, to wait for in a drain.
@@ -182,7 +183,7 @@ impl Listeners {
             clients: self.clients.clone(),
             target,
         };
-        self.connections.spawn(accept.run(listener, stop.clone()));
+        self.accepting.spawn(accept.run(listener, stop.clone()));
         Ok(Listener { target: sender, peer, _stop: stop.drop_guard() })
     }
 }
@@ -322,7 +323,7 @@ mod tests {
         let never = copy::Limits { idle: Duration::ZERO, half_closed: Duration::ZERO };
         let router = Router::new(reader, DialRules::default(), never, telemetry);
         let limits = VipLimits { connections: 1, listeners: 2 };
-        let mut listeners = Listeners::new(Arc::new(router), limits, CancellationToken::new());
+        let mut listeners = Listeners::new(Arc::new(router), limits, TaskTracker::new(), CancellationToken::new());
         let service = ServiceKey::parse("shop", "web").unwrap();
         // A port that was free a moment ago.
         let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

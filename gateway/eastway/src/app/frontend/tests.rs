@@ -7,6 +7,8 @@ use eastway_model::rules::{NameFilter, PeerRules, Rules};
 use eastway_model::store::Writer;
 use eastway_model::{Allocation, Allocations, Change, PeerChange, PortNumber, ServicePort, ServiceRecord, UnixMillis};
 
+use tokio_util::task::TaskTracker;
+
 use super::*;
 use crate::proxy::copy;
 use crate::proxy::dial::DialRules;
@@ -50,7 +52,8 @@ async fn i5_in_kubernetes_an_import_is_named_once_the_controller_gave_it_an_addr
     let never = copy::Limits { idle: Duration::ZERO, half_closed: Duration::ZERO };
     let router = Router::new(reader.clone(), DialRules::default(), never, telemetry.clone());
     let stop = CancellationToken::new();
-    let listeners = Listeners::new(Arc::new(router), VipLimits { connections: 8, listeners: 8 }, stop.clone());
+    let limits = VipLimits { connections: 8, listeners: 8 };
+    let listeners = Listeners::new(Arc::new(router), limits, TaskTracker::new(), stop.clone());
     let zone = ZoneStore::new([]).unwrap();
     let config = DnsConfig { listen: vec!["127.0.0.1:0".parse().unwrap()], limits: Limits::default() };
     let dns = eastway_dns::Server::bind(&config, zone.clone()).unwrap();
