@@ -44,11 +44,14 @@ pub struct World<'a> {
     pub steady: UnixMillis,
 }
 
-/// Addresses of the gateway pods that are ready.
+/// Addresses of the gateway pods that connections are led to: those that are ready, or, if there is none, those that
+/// drain. The latter beside others would lead nobody anywhere and cost a write of every slice.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Gateways {
     v4: BTreeSet<Ipv4Addr>,
     v6: BTreeSet<Ipv6Addr>,
+    /// None is ready: these drain.
+    draining: bool,
 }
 
 impl FromIterator<IpAddr> for Gateways {
@@ -65,10 +68,16 @@ impl FromIterator<IpAddr> for Gateways {
 }
 
 impl Gateways {
+    /// The same, as pods that drain.
+    #[must_use]
+    pub fn draining(self) -> Self {
+        Self { draining: true, ..self }
+    }
+
     /// The endpoints of a slice that leads to the gateways.
     fn endpoints(&self, ipv6: bool) -> Value {
         let endpoint = |address: String| {
-            let conditions = json!({ "ready": true, "serving": true, "terminating": false });
+            let conditions = json!({ "ready": !self.draining, "serving": true, "terminating": self.draining });
             json!({ "addresses": [address], "conditions": conditions })
         };
         if ipv6 {

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
+use super::desired::Gateways;
 use super::names;
 use super::object::Kind;
 use super::reconcile::{Change, Event, Service};
@@ -184,6 +185,19 @@ struct GatewayPodStatus {
     conditions: Option<Vec<PodCondition>>,
     #[serde(rename = "podIPs")]
     pod_ips: Option<Vec<PodIp>>,
+    container_statuses: Option<Vec<ContainerStatus>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ContainerStatus {
+    state: Option<ContainerState>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct ContainerState {
+    running: Option<serde::de::IgnoredAny>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -194,27 +208,50 @@ struct PodCondition {
     status: String,
 }
 
+/// What a gateway pod does with connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// It takes them.
+    Ready,
+    /// It was told to end and still takes them. Not ready any more by its own word, which is for balancers.
+    Draining,
+    /// It does not yet, or no longer.
+    Away,
+}
+
 impl GatewayPod {
-    /// Its addresses, if connections can be led to it.
-    fn addresses(&self) -> Vec<IpAddr> {
-        let conditions = self.status.conditions.iter().flatten();
-        let ready = conditions.into_iter().any(|condition| condition.kind == "Ready" && condition.status == "True");
-        if !ready || self.metadata.deletion_timestamp.is_some() {
-            return Vec::new();
+    fn phase(&self) -> Phase {
+        let mut conditions = self.status.conditions.iter().flatten();
+        let ready = conditions.any(|condition| condition.kind == "Ready" && condition.status == "True");
+        let mut containers = self.status.container_statuses.iter().flatten().filter_map(|it| it.state.as_ref());
+        match (self.metadata.deletion_timestamp.is_some(), ready) {
+            (false, true) => Phase::Ready,
+            (true, _) if containers.any(|state| state.running.is_some()) => Phase::Draining,
+            _ => Phase::Away,
         }
+    }
+
+    fn addresses(&self) -> Vec<IpAddr> {
         let all = self.status.pod_ips.iter().flatten().filter_map(|ip| ip.ip.as_deref());
         all.filter_map(|ip| ip.parse().ok()).collect()
     }
 }
 
-fn gateways(known: &mut BTreeMap<ObjectName, Vec<IpAddr>>, differences: Vec<Difference<GatewayPod>>) -> Event {
+type Pods = BTreeMap<ObjectName, (Phase, Vec<IpAddr>)>;
+
+fn gateways(known: &mut Pods, differences: Vec<Difference<GatewayPod>>) -> Event {
     for difference in differences {
         match difference {
-            Difference::Set(name, pod) => _ = known.insert(name, pod.addresses()),
+            Difference::Set(name, pod) => _ = known.insert(name, (pod.phase(), pod.addresses())),
             Difference::Gone(name) => _ = known.remove(&name),
         }
     }
-    Event::Gateways(known.values().flatten().copied().collect())
+    let of = |wanted| known.values().filter(move |(phase, _)| *phase == wanted).flat_map(|(_, all)| all).copied();
+    let ready: Gateways = of(Phase::Ready).collect();
+    if ready == Gateways::default() {
+        return Event::Gateways(of(Phase::Draining).collect::<Gateways>().draining());
+    }
+    Event::Gateways(ready)
 }
 
 #[cfg(test)]
@@ -230,16 +267,35 @@ mod tests {
         }
         let status = json!({
             "conditions": [{ "type": "Ready", "status": ready }],
+            "containerStatuses": [{ "name": "gateway", "state": { "running": {} } }],
             "podIPs": [{ "ip": "10.244.0.7" }, { "ip": "fd00::7" }, { "ip": "nonsense" }],
         });
         serde_json::from_value(json!({ "metadata": metadata, "status": status })).unwrap()
     }
 
+    fn told(known: &mut Pods, name: &str, pod: GatewayPod) -> Gateways {
+        let difference = Difference::Set(ObjectName::new("eastway-system", name), Arc::new(pod));
+        let Event::Gateways(gateways) = gateways(known, vec![difference]) else { panic!("another event") };
+        gateways
+    }
+
     #[test]
-    fn a_gateway_that_drains_gets_no_new_connections() {
-        assert_eq!(pod("True", false).addresses().len(), 2);
-        assert!(pod("True", true).addresses().is_empty());
-        assert!(pod("False", false).addresses().is_empty());
+    fn a_gateway_that_drains_gets_new_connections_only_while_no_other_is_there() {
+        let mut known = Pods::new();
+        let addresses: Gateways = pod("True", false).addresses().into_iter().collect();
+        assert_eq!(told(&mut known, "gateway-0", pod("False", false)), Gateways::default().draining());
+        assert_eq!(told(&mut known, "gateway-0", pod("True", false)), addresses);
+        // Its health port says so first, and last it is gone.
+        assert_eq!(told(&mut known, "gateway-0", pod("True", true)), addresses.clone().draining());
+        assert_eq!(told(&mut known, "gateway-0", pod("False", true)), addresses.clone().draining());
+        let mut other = pod("True", false);
+        other.status.pod_ips.as_mut().unwrap()[0].ip = "10.244.0.8".to_owned();
+        let fresh: Gateways = other.addresses().into_iter().collect();
+        assert_eq!(told(&mut known, "gateway-1", other), fresh);
+        let mut ended = pod("False", true);
+        ended.status.container_statuses = None;
+        known.remove(&ObjectName::new("eastway-system", "gateway-1"));
+        assert_eq!(told(&mut known, "gateway-0", ended), Gateways::default().draining());
     }
 
     #[test]
