@@ -34,6 +34,7 @@ pub mod process;
 pub mod stage;
 pub mod suite;
 pub mod tools;
+pub mod traffic;
 pub mod wan;
 
 pub use cluster::Cluster;

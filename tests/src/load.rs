@@ -4,9 +4,10 @@
 //! connection each, half on kept-alive connections. Nothing is ever retried. A refusal, a reset, a
 //! status other than 200, a short or altered body and an answer later than [`PATIENCE`] are failures,
 //! each recorded with its time. The one thing that is none: a server may close a kept-alive connection
-//! while nothing is asked of it (RFC 9112 §9.3); a client that sees that before it sends opens another.
+//! while nothing is asked of it (RFC 9112 §9.3), or say that it will (§9.6); a client that knows of it before it
+//! sends opens another.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -65,6 +66,8 @@ pub struct Record {
     pub connections: u64,
     /// Slowest good answer.
     pub slowest: Duration,
+    /// How long each good answer took, microseconds, in no order.
+    pub took_us: Vec<u32>,
 }
 
 /// A request that failed.
@@ -76,11 +79,31 @@ pub struct Failure {
     pub failed: Duration,
     /// Whether its connection had carried requests before.
     pub kept_alive: bool,
+    /// Who answered on its connection before; none if it was new.
+    pub server: Option<String>,
     /// Why.
     pub reason: String,
 }
 
 impl Record {
+    /// The time within which so many of 1,000 good answers came: 500 for the median. Zero if there is none.
+    #[must_use]
+    pub fn quantile(&self, of_1000: usize) -> Duration {
+        let mut sorted = self.took_us.clone();
+        sorted.sort_unstable();
+        let took = sorted.get((sorted.len() * of_1000 / 1000).min(sorted.len().saturating_sub(1)));
+        Duration::from_micros(took.copied().unwrap_or_default().into())
+    }
+
+    /// How many requests failed, by the second in which they were sent and why.
+    #[must_use]
+    pub fn failed_by_second(&self) -> BTreeMap<(u64, &str), usize> {
+        self.failures.iter().fold(BTreeMap::new(), |mut counts, failure| {
+            *counts.entry((failure.sent.as_secs(), failure.reason.as_str())).or_default() += 1;
+            counts
+        })
+    }
+
     /// Fails unless every request was answered.
     ///
     /// # Errors
@@ -119,6 +142,12 @@ impl Load {
         self.started.elapsed()
     }
 
+    /// Requests sent so far.
+    #[must_use]
+    pub fn sent(&self) -> u64 {
+        lock(&self.record).sent
+    }
+
     /// What became of the requests so far.
     #[must_use]
     pub fn so_far(&self) -> Record {
@@ -137,7 +166,8 @@ impl Load {
     }
 }
 
-type Idle = Arc<Mutex<Vec<Connection>>>;
+/// Used in turn, so that none stands idle for long.
+type Idle = Arc<Mutex<VecDeque<Connection>>>;
 
 async fn send(plan: Plan, record: Arc<Mutex<Record>>, mut stopped: watch::Receiver<bool>, started: Instant) {
     let idle: Idle = Arc::default();
@@ -166,6 +196,7 @@ async fn one(plan: Plan, id: u64, idle: Idle, record: Arc<Mutex<Record>>, starte
     let keep = id.is_multiple_of(2);
     let reused = if keep { usable(&idle) } else { None };
     let kept_alive = reused.is_some();
+    let before = reused.as_ref().map(|connection| connection.server.clone());
     let exchange = async {
         let mut connection = match reused {
             Some(connection) => connection,
@@ -174,24 +205,27 @@ async fn one(plan: Plan, id: u64, idle: Idle, record: Arc<Mutex<Record>>, starte
                 Connection::open(plan).await?
             }
         };
-        let server = connection.ask(id, plan.size).await?;
-        anyhow::Ok((connection, server))
+        connection.ask(id, plan.size).await?;
+        anyhow::Ok(connection)
     };
     let result = tokio::time::timeout(PATIENCE, exchange).await;
     let took = started.elapsed().saturating_sub(sent);
     let result = result.unwrap_or_else(|_| bail!("no answer within {PATIENCE:?}"));
     match result {
-        Ok((connection, server)) => {
-            if keep && connection.opened.elapsed() < KEPT {
-                idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        Ok(connection) => {
+            let server = connection.server.clone();
+            if keep && !connection.closing && connection.opened.elapsed() < KEPT {
+                idle.lock().unwrap_or_else(PoisonError::into_inner).push_back(connection);
             }
             let mut record = lock(&record);
             record.ok += 1;
             record.slowest = record.slowest.max(took);
+            record.took_us.push(u32::try_from(took.as_micros()).unwrap_or(u32::MAX));
             *record.by_server.entry(server).or_default() += 1;
         }
         Err(error) => {
-            let failure = Failure { sent, failed: started.elapsed(), kept_alive, reason: format!("{error:#}") };
+            let failure =
+                Failure { sent, failed: started.elapsed(), kept_alive, server: before, reason: format!("{error:#}") };
             lock(&record).failures.push(failure);
         }
     }
@@ -201,7 +235,7 @@ async fn one(plan: Plan, id: u64, idle: Idle, record: Arc<Mutex<Record>>, starte
 fn usable(idle: &Idle) -> Option<Connection> {
     let mut idle = idle.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
-        let connection = idle.pop()?;
+        let connection = idle.pop_front()?;
         if connection.is_open() && connection.opened.elapsed() < KEPT {
             return Some(connection);
         }
@@ -211,6 +245,10 @@ fn usable(idle: &Idle) -> Option<Connection> {
 #[derive(Debug)]
 struct Connection {
     opened: Instant,
+    /// The server said that this was the last answer.
+    closing: bool,
+    /// Who answered last.
+    server: String,
     read: BufReader<OwnedReadHalf>,
     write: OwnedWriteHalf,
 }
@@ -219,7 +257,7 @@ impl Connection {
     async fn open(plan: Plan) -> Result<Self> {
         let stream = connect(plan.source, plan.target).await.context("connect")?;
         let (read, write) = stream.into_split();
-        Ok(Self { opened: Instant::now(), read: BufReader::new(read), write })
+        Ok(Self { opened: Instant::now(), closing: false, server: String::new(), read: BufReader::new(read), write })
     }
 
     /// Whether the server has neither closed nor reset it. A reset is left for the request to meet.
@@ -227,18 +265,19 @@ impl Connection {
         !matches!(self.read.get_ref().try_read(&mut [0]), Ok(0))
     }
 
-    async fn ask(&mut self, id: u64, size: usize) -> Result<String> {
+    async fn ask(&mut self, id: u64, size: usize) -> Result<()> {
         let request = format!("GET /{id}/{size} HTTP/1.1\r\nhost: test\r\n\r\n");
         self.write.write_all(request.as_bytes()).await.context("send")?;
         let mut line = String::new();
         self.read.read_line(&mut line).await.context("read status")?;
         ensure!(line.starts_with("HTTP/1.1 200 "), "status line {line:?}");
-        let (mut server, mut length) = (String::new(), None);
+        let mut length = None;
         loop {
             line.clear();
             self.read.read_line(&mut line).await.context("read header")?;
             match line.trim_end().split_once(": ") {
-                Some(("server", name)) => name.clone_into(&mut server),
+                Some(("server", name)) => name.clone_into(&mut self.server),
+                Some(("connection", "close")) => self.closing = true,
                 Some(("content-length", text)) => length = text.parse().ok(),
                 Some(_) => {}
                 None if line == "\r\n" => break,
@@ -249,7 +288,7 @@ impl Connection {
         let mut content = vec![0; size];
         self.read.read_exact(&mut content).await.context("read body")?;
         ensure!(content == body(id, size), "altered body");
-        Ok(server)
+        Ok(())
     }
 }
 
@@ -259,7 +298,11 @@ impl Connection {
 /// As for every request of a [`Load`].
 pub async fn ask_once(source: IpAddr, target: SocketAddr, size: usize) -> Result<String> {
     let plan = Plan { source, target, rate: 1, size };
-    let exchange = async { Connection::open(plan).await?.ask(fastrand::u64(..), size).await };
+    let exchange = async {
+        let mut connection = Connection::open(plan).await?;
+        connection.ask(fastrand::u64(..), size).await?;
+        Ok(connection.server)
+    };
     tokio::time::timeout(PATIENCE, exchange).await.with_context(|| format!("no answer within {PATIENCE:?}"))?
 }
 

@@ -143,11 +143,18 @@ async fn http(stream: TcpStream, name: &str) -> Result<()> {
     let mut lines = BufReader::new(read).lines();
     while let Some(request) = lines.next_line().await? {
         while !lines.next_line().await?.context("cut short")?.is_empty() {}
-        let content = asked(&request).map_or_else(Vec::new, |(id, size)| body(id, size));
-        let head = format!("HTTP/1.1 200 OK\r\nserver: {name}\r\ncontent-length: {}\r\n\r\n", content.len());
-        write.write_all(&[head.as_bytes(), &content].concat()).await?;
+        write.write_all(&answer(&request, name, false)).await?;
     }
     Ok(())
+}
+
+/// What [`Habit::Http`] answers to the line `request`; `last`: and that it closes the connection after it.
+#[must_use]
+pub fn answer(request: &str, name: &str, last: bool) -> Vec<u8> {
+    let content = asked(request).map_or_else(Vec::new, |(id, size)| body(id, size));
+    let close = if last { "connection: close\r\n" } else { "" };
+    let head = format!("HTTP/1.1 200 OK\r\nserver: {name}\r\n{close}content-length: {}\r\n\r\n", content.len());
+    [head.as_bytes(), &content].concat()
 }
 
 /// `GET /<id>/<size> …` as (id, size).

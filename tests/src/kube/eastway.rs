@@ -60,23 +60,47 @@ async fn install(bed: &Bed) -> Result<()> {
             // Nothing is registered until a test does it.
             "clusterRegistry": {"namespace": REGISTRY, "secret": REGISTRY}, "crds": {"clusterRegistry": true},
         });
-        let file = stage::folder()?.join(format!("values-{name}.json"));
-        std::fs::write(&file, values.to_string())?;
+        std::fs::write(values_file(name)?, values.to_string())?;
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": REGISTRY}});
         cluster.apply(&namespace.to_string()).await?;
-        let (chart, file) = (chart().display().to_string(), file.display().to_string());
-        let arguments = ["upgrade", "--install", "eastway", &chart, "-n", SYSTEM, "--create-namespace", "-f", &file];
-        cluster.helm(&arguments).await?;
+        helm(cluster, &["--install", "--create-namespace"]).await?;
         cluster.load_balancer(SYSTEM, "eastway-gateway", address).await?;
     }
     for cluster in bed.clusters() {
-        for role in ["ca", "controller", "gateway"] {
-            cluster.rollout(&format!("deploy/eastway-{role}"), SYSTEM, PATIENCE).await?;
-        }
+        rolled_out(cluster).await?;
     }
     // Each waits until the kubelet has brought the new Corefile to the resolver: up to a minute.
     let resolvers = bed.clusters().iter().map(|cluster| eastway(cluster, &["dns", "install"]));
     futures_util::future::try_join_all(resolvers).await.map(drop)
+}
+
+/// Upgrades the installation of a cluster: its values of the beginning, but for these (`image.tag=next`). Waits until the
+/// new pods are there; old ones may still be on their way out.
+///
+/// # Errors
+/// Helm refuses, or a Deployment does not get ready in time.
+pub async fn set(cluster: &Cluster, values: &[&str]) -> Result<()> {
+    let arguments: Vec<&str> = values.iter().flat_map(|value| ["--set", value]).collect();
+    helm(cluster, &arguments).await?;
+    rolled_out(cluster).await
+}
+
+async fn rolled_out(cluster: &Cluster) -> Result<()> {
+    for role in ["ca", "controller", "gateway"] {
+        cluster.rollout(&format!("deploy/eastway-{role}"), SYSTEM, PATIENCE).await?;
+    }
+    Ok(())
+}
+
+async fn helm(cluster: &Cluster, more: &[&str]) -> Result<()> {
+    let (chart, file) = (chart().display().to_string(), values_file(cluster.name())?.display().to_string());
+    let arguments = ["upgrade", "eastway", &chart, "-n", SYSTEM, "-f", &file];
+    cluster.helm(&[&arguments, more].concat()).await.map(drop)
+}
+
+/// What the chart is told in a cluster of this name.
+fn values_file(cluster: &str) -> Result<PathBuf> {
+    Ok(stage::folder()?.join(format!("values-{cluster}.json")))
 }
 
 /// Gives every cluster the Peer of every other, as `eastway peer export` prints it, with the namespaces that cross both ways.

@@ -11,16 +11,22 @@
 use std::process::ExitCode;
 
 mod bookinfo;
+mod churn;
 mod client;
 mod conformance;
+mod faults_lb;
 mod installed;
 mod mcs;
 mod names;
 mod services;
 mod smoke;
 mod sources;
+mod upgrade;
 
 fn main() -> ExitCode {
+    if let Some(code) = eastway_tests::kube::traffic::serve_if_asked() {
+        return code;
+    }
     let tests = [
         smoke::TESTS,
         names::TESTS,
@@ -29,6 +35,9 @@ fn main() -> ExitCode {
         services::TESTS,
         mcs::TESTS,
         sources::TESTS,
+        churn::TESTS,
+        upgrade::TESTS,
+        faults_lb::TESTS,
         conformance::TESTS,
     ]
     .concat();

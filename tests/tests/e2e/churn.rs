@@ -1,0 +1,93 @@
+//! Pods of a remote service that come and go under load.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use eastway_tests::kube::traffic::{self, Client};
+use eastway_tests::kube::{Cluster, eastway as installed};
+use eastway_tests::load::Failure;
+use eastway_tests::{bed_tests, within};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const NAMESPACE: &str = "e2e-churn";
+/// Requests per second, as many as the definition of "0 failed" asks for.
+const RATE: u32 = 500;
+/// Pods of the service.
+const PODS: usize = 12;
+/// Of these, how many go at once.
+const GO: usize = 10;
+/// How often: each pod is killed where it stands, starts again, and is deleted as Kubernetes deletes pods.
+const ROUNDS: usize = 20;
+/// The end of a killed server's connections is on its way to the client for as long, on a busy machine.
+const UNDER_WAY: Duration = Duration::from_millis(500);
+
+/// Pods of the service that answer and are not on their way out, the oldest first.
+async fn ready(cluster: &Cluster) -> Result<Vec<String>> {
+    let pods =
+        cluster.get(&["pods", "-n", NAMESPACE, "-l", "app=echo", "--sort-by=.metadata.creationTimestamp"]).await?;
+    let pods = pods["items"].as_array().context("a list")?;
+    let is_ready = |pod: &&serde_json::Value| {
+        pod["metadata"]["deletionTimestamp"].is_null() && pod["status"]["containerStatuses"][0]["ready"] == true
+    };
+    let name = |pod: &serde_json::Value| pod["metadata"]["name"].as_str().map(str::to_owned);
+    Ok(pods.iter().filter(is_ready).filter_map(name).collect())
+}
+
+/// A kill: which pods, and from when to when.
+struct Kill {
+    pods: BTreeSet<String>,
+    from: Duration,
+    until: Duration,
+}
+
+impl Kill {
+    /// The request was in flight on a pod that was killed. Of one on a new connection nobody knows which pod it went to.
+    fn excuses(&self, failure: &Failure) -> bool {
+        let in_flight = failure.sent <= self.until + UNDER_WAY && failure.failed >= self.from;
+        in_flight && failure.server.as_ref().is_none_or(|server| self.pods.contains(server))
+    }
+}
+
+bed_tests! {
+    /// 200 ends of pods, half of them by SIGKILL: nothing fails but what was in flight on a killed pod.
+    async fn pods_that_come_and_go_fail_no_request(bed) limit 400 {
+        installed::ready(bed).await?;
+        let b = bed.cluster("b");
+        let client = Client::start(bed, NAMESPACE, PODS).await?;
+        let started = Instant::now();
+        let load = client.load(RATE);
+        let (mut kills, mut going, mut ends) = (Vec::new(), Vec::new(), 0);
+        for round in 0..ROUNDS {
+            within(PATIENCE, "all pods are ready", async || Ok(ready(b).await?.len() == PODS)).await?;
+            if round % 2 == 0 {
+                going = ready(b).await?.into_iter().take(GO).collect::<Vec<_>>();
+                let pids = futures_util::future::try_join_all(going.iter().map(|pod| b.pod_process(NAMESPACE, pod))).await?;
+                let from = load.elapsed();
+                for pid in pids {
+                    kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?;
+                }
+                kills.push(Kill { pods: going.iter().cloned().collect(), from, until: load.elapsed() });
+                let gone = async || Ok(ready(b).await?.len() < PODS);
+                within(PATIENCE, "the kubelet has noticed", gone).await?;
+            } else {
+                let delete = ["delete", "pod", "-n", NAMESPACE, "--wait=false"];
+                let arguments: Vec<&str> = delete.into_iter().chain(going.iter().map(String::as_str)).collect();
+                b.kubectl(&arguments).await?;
+            }
+            ends += going.len();
+        }
+        within(PATIENCE, "all pods are ready", async || Ok(ready(b).await?.len() == PODS)).await?;
+        let result = load.stop().await?;
+        traffic::record(bed, "churn", &result, started.elapsed());
+        bed.record("churn.pods_ended", ends);
+        let excused = |failure: &Failure| kills.iter().any(|kill| kill.excuses(failure));
+        bed.record("churn.failed_in_flight_on_killed", result.failures.iter().filter(|failure| excused(failure)).count());
+        client.end(bed, NAMESPACE).await?;
+        ensure!(ends >= 200, "{ends} pods ended");
+        ensure!(result.by_server.len() > GO * ROUNDS / 2, "{} servers answered", result.by_server.len());
+        result.failed_only(excused)
+    }
+}
