@@ -233,7 +233,7 @@ async fn gateway(
     stop: &CancellationToken,
 ) -> Result<(), RunError> {
     let settings = configuration.loaded.borrow().settings.clone();
-    let client = ca_client(&settings)?;
+    let client = ca_client(&settings)?.keeping(settings.trust.keep.clone());
     let telemetry = Telemetry::new(settings.log.access);
     let bound = app::build(configuration, names, telemetry, Some(log)).await?;
     Ok(bound.run(client, stop.clone()).await?)

@@ -17,6 +17,7 @@ pub mod csr;
 mod der;
 mod handshake;
 mod identity;
+pub mod kept;
 mod key;
 pub mod local;
 mod pem;

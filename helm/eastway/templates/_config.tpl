@@ -10,6 +10,7 @@ trust:
   cacerts: /etc/eastway/cacerts
   ca: https://eastway-ca.{{ .Release.Namespace }}.svc:15012
   token: /var/run/secrets/eastway/token
+  keep: /run/eastway
   {{- with .Values.ca.leafTtl }}
   leafTtl: {{ . }}
   {{- end }}

@@ -1,7 +1,8 @@
 //! Files that survive a crash whole.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use tokio::runtime::{Handle, RuntimeFlavor};
@@ -12,15 +13,27 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 /// # Errors
 /// Those of the file system; the old content is still there, and no half of the new one.
 pub fn write_atomically(file: &Path, content: &[u8]) -> io::Result<()> {
+    replace_by(file, 0o644, content)
+}
+
+/// As [`write_atomically`], for this process's user alone.
+///
+/// # Errors
+/// As there.
+pub fn write_secret(file: &Path, content: &[u8]) -> io::Result<()> {
+    replace_by(file, 0o600, content)
+}
+
+fn replace_by(file: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
     match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
-        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(|| replace(file, content)),
-        _ => replace(file, content),
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(|| replace(file, mode, content)),
+        _ => replace(file, mode, content),
     }
 }
 
-fn replace(file: &Path, content: &[u8]) -> io::Result<()> {
+fn replace(file: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
     let temporary = file.with_extension("tmp");
-    let written = write(&temporary, content).and_then(|()| fs::rename(&temporary, file));
+    let written = write(&temporary, mode, content).and_then(|()| fs::rename(&temporary, file));
     if written.is_err() {
         // A full disk gets its room back; that this fails too changes nothing for the caller.
         let _gone = fs::remove_file(&temporary);
@@ -31,8 +44,10 @@ fn replace(file: &Path, content: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-fn write(file: &Path, content: &[u8]) -> io::Result<()> {
-    let mut out = File::create(file)?;
+fn write(file: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
+    // One that a crash left has the rights of then.
+    let _gone = fs::remove_file(file);
+    let mut out = OpenOptions::new().write(true).create_new(true).mode(mode).open(file)?;
     out.write_all(content)?;
     out.sync_all()
 }

@@ -16,6 +16,7 @@ pub(super) fn keep(running: &Settings, new: Settings, document: &Document, cx: &
     fixed.keep(&["trust", "cacerts"], &running.trust.cacerts, &mut kept.trust.cacerts);
     fixed.keep(&["trust", "ca"], &running.trust.ca, &mut kept.trust.ca);
     fixed.keep(&["trust", "token"], &running.trust.token, &mut kept.trust.token);
+    fixed.keep(&["trust", "keep"], &running.trust.keep, &mut kept.trust.keep);
     fixed.keep(&["trust", "leafTtl"], &running.trust.leaf_ttl, &mut kept.trust.leaf_ttl);
     fixed.keep(&["listen", "link"], &running.listen.link, &mut kept.listen.link);
     fixed.keep(&["listen", "dns"], &running.listen.dns, &mut kept.listen.dns);

@@ -82,6 +82,8 @@ pub struct TrustSettings {
     pub ca: CaAddress,
     /// What proves to a CA on the network who asks.
     pub token: PathBuf,
+    /// Where a gateway keeps its certificate over a restart; `None`: nowhere.
+    pub keep: Option<PathBuf>,
     /// Lifetime of leaves, 1 minute to 24 hours.
     pub leaf_ttl: Duration,
     /// PEM file of revocation lists.

@@ -1,5 +1,7 @@
 //! How a role gets its certificate: from the CA role, over a Unix socket or over the network, with a key that never
-//! leaves this process.
+//! leaves this process, unless it is to be kept over a restart.
+
+mod kept;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -90,7 +92,10 @@ pub enum EnrollError {
 
 /// A way to the CA role.
 #[derive(Clone, Debug)]
-pub struct CaClient(Way);
+pub struct CaClient {
+    way: Way,
+    keep: Option<Arc<kept::Keep>>,
+}
 
 #[derive(Clone, Debug)]
 enum Way {
@@ -124,13 +129,13 @@ impl CaClient {
     /// A client of the CA that listens on the Unix socket `path`.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
-        Self(Way::Socket(path))
+        Self { way: Way::Socket(path), keep: None }
     }
 
     /// A client of a CA on the network.
     #[must_use]
     pub fn network(ca: NetworkCa) -> Self {
-        Self(Way::Network(Arc::new(ca)))
+        Self { way: Way::Network(Arc::new(ca)), keep: None }
     }
 
     /// Makes a key and has it signed. `current` is shown to a CA on the network beside the token: it counts if the
@@ -141,7 +146,7 @@ impl CaClient {
     pub async fn enroll(&self, ttl: Duration, current: Option<&Arc<IdentityStore>>) -> Result<Enrolled, EnrollError> {
         let (key, csr) = csr::new_key_and_csr()?;
         let mut request = tonic::Request::new(wire::SignRequest { csr: csr.into(), ttl_seconds: ttl.as_secs() });
-        if let Way::Network(ca) = &self.0 {
+        if let Way::Network(ca) = &self.way {
             match token(&ca.token).await {
                 Ok(header) => drop(request.metadata_mut().insert("authorization", header)),
                 // The certificate alone is good too.
@@ -154,7 +159,11 @@ impl CaClient {
         let response = client.sign(request).await.map_err(Box::new)?.into_inner();
         let chain = response.chain.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
         let identity = Identity::new(chain, &key)?;
-        Ok(Enrolled { identity, link_keys: response.link_keys.as_ref().and_then(link_keys) })
+        let link_keys = response.link_keys.as_ref().and_then(link_keys);
+        if let (Some(keep), Some(links)) = (&self.keep, &link_keys) {
+            keep.save(identity.chain(), &key, links);
+        }
+        Ok(Enrolled { identity, link_keys })
     }
 
     /// The certificate of the key that signs now.
@@ -181,7 +190,7 @@ impl CaClient {
         &self,
         current: Option<&Arc<IdentityStore>>,
     ) -> Result<CertificateAuthorityClient<Channel>, EnrollError> {
-        let channel = match &self.0 {
+        let channel = match &self.way {
             Way::Socket(path) => connect_socket(path).await?,
             Way::Network(ca) => connect_network(ca, current).await?,
         };
@@ -190,14 +199,14 @@ impl CaClient {
 
     /// Failures that are not logged: a ca role that starts beside this process takes a moment.
     fn quick(&self) -> u32 {
-        match &self.0 {
+        match &self.way {
             Way::Socket(_) => QUICK,
             Way::Network(_) => 2,
         }
     }
 
     fn trust_interval(&self) -> Duration {
-        match &self.0 {
+        match &self.way {
             Way::Socket(_) => TRUST_INTERVAL.0,
             Way::Network(_) => TRUST_INTERVAL.1,
         }
@@ -276,8 +285,11 @@ fn link_keys(keys: &wire::LinkKeys) -> Option<LinkKeys> {
 const QUICK: u32 = 20;
 
 /// Asks until there is a certificate for a gateway, with the keys that its replicas share. What fails for a second is
-/// logged, and then once in a while.
+/// logged, and then once in a while. One that was kept over a restart does while nobody answers.
 pub async fn until_enrolled(client: &CaClient, ttl: Duration) -> (Identity, LinkKeys) {
+    if let Some(kept) = kept::enroll(client, ttl).await {
+        return kept;
+    }
     until(client, || async {
         let Enrolled { identity, link_keys } = client.enroll(ttl, None).await?;
         Ok((identity, link_keys.ok_or(EnrollError::NoLinkKeys)?))
@@ -300,7 +312,7 @@ async fn until<T, F: Future<Output = Result<T, EnrollError>>>(client: &CaClient,
                     warn!(%error, "no certificate yet, asking again");
                 }
                 attempt = attempt.wrapping_add(1);
-                let pause = match &client.0 {
+                let pause = match &client.way {
                     Way::Socket(_) if attempt < QUICK => RETRY.0 / 4,
                     Way::Socket(_) => RETRY.0 * 5,
                     // Each attempt costs the API server a question.

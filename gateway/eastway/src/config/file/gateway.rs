@@ -100,6 +100,10 @@ pub struct TrustSection {
     /// request. Default: `/var/run/secrets/eastway/token`.
     #[serde(default)]
     pub token: Field<String>,
+    /// Folder, best one in memory, where a gateway keeps its certificate with its key, and the keys that replicas
+    /// share: so it comes up again while the CA, or what the CA asks, is away. Default: not kept.
+    #[serde(default)]
+    pub keep: Field<String>,
     /// Lifetime of certificates, 1m to 24h. Default: `24h`.
     #[serde(default)]
     pub leaf_ttl: Field<Text>,

@@ -101,7 +101,8 @@ fn trust_settings(section: &At<TrustSection>, base: &Path, cx: &mut Context<'_>)
     let ca = ca.unwrap_or_else(|| CaAddress::Unix(base.join("run/ca.sock")));
     let token = trust.token.get().and_then(|text| path(text, base, cx));
     let token = token.unwrap_or_else(|| PathBuf::from("/var/run/secrets/eastway/token"));
-    Some(TrustSettings { domain: domain?, cacerts, ca, token, leaf_ttl, crl })
+    let keep = trust.keep.get().and_then(|text| path(text, base, cx));
+    Some(TrustSettings { domain: domain?, cacerts, ca, token, keep, leaf_ttl, crl })
 }
 
 fn network_ca(text: &str) -> Result<CaAddress, String> {

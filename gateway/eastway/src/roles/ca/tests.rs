@@ -250,6 +250,40 @@ async fn a_live_certificate_renews_while_the_api_server_is_away_and_no_longer_th
 }
 
 #[tokio::test]
+async fn f16_a_restarted_gateway_has_its_certificate_while_nobody_can_be_asked() {
+    let cluster = Cluster::start().await;
+    let folder = cluster.folder.path().to_owned();
+    let pod = |token: &str| cluster.pod(token).keeping(Some(folder.clone()));
+    let (first, links) = until_enrolled(&pod("gateway.token.good"), DAY).await;
+    // Restarted while all is well: a new one.
+    let (second, _) = until_enrolled(&pod("gateway.token.good"), DAY).await;
+    assert_ne!(first.leaf_sha256(), second.leaf_sha256());
+
+    // The API server is away: the kept certificate counts, and a new one is given for it.
+    cluster.api.task.abort();
+    let (third, same) = until_enrolled(&pod("gateway.token.good"), DAY).await;
+    assert_ne!(second.leaf_sha256(), third.leaf_sha256());
+    assert_eq!(links, same);
+    // The CA too.
+    cluster.stop.cancel();
+    cluster.role.abort();
+    let (fourth, same) = until_enrolled(&pod("gateway.token.good"), DAY).await;
+    assert_eq!((third.leaf_sha256(), links), (fourth.leaf_sha256(), same));
+    let mode = PermissionsExt::mode(&fs::metadata(folder.join("gateway.pem")).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600, "for nobody else");
+}
+
+#[tokio::test]
+async fn an_account_that_gets_no_certificate_any_more_has_none_over_a_restart() {
+    let cluster = Cluster::start().await;
+    let folder = cluster.folder.path().to_owned();
+    let _first = until_enrolled(&cluster.pod("gateway.token.good").keeping(Some(folder.clone())), DAY).await;
+    let gone = cluster.pod("gateway.token.gone-").keeping(Some(folder.clone()));
+    let asking = tokio::time::timeout(Duration::from_secs(3), until_enrolled(&gone, DAY)).await;
+    assert!(asking.is_err() && !folder.join("gateway.pem").exists());
+}
+
+#[tokio::test]
 async fn a_certificate_is_renewed_over_the_network_before_it_ends() {
     let cluster = Cluster::start().await;
     let pod = cluster.pod("web.token.good");
