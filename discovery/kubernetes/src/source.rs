@@ -2,13 +2,16 @@
 //! changes of local truth. It only reads.
 //!
 //! The store hears `Replace` first, once every list is in (invariant I5), and differences from then on.
-//! While the server cannot be reached, what was told stays.
+//! While the server cannot be reached, what was told stays, also over a restart of the process: a copy of it is on
+//! disk.
 
+mod copy;
 pub(crate) mod objects;
 mod state;
 mod translate;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +32,12 @@ const CLIENT_PAUSE: Duration = Duration::from_secs(5);
 
 /// Least time between two versions of the status: counting costs more than a change.
 const STATUS_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long the API server may take after a start before the store hears what it said in the last run.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Shortest time between two copies on disk; and the share of all time that writing them takes at most.
+const COPY: (Duration, u32) = (Duration::from_secs(2), 50);
 
 /// Problems that are shown; of further ones only the number.
 const SHOWN: usize = 20;
@@ -83,6 +92,9 @@ pub struct KubernetesRegistryConfig {
     pub access: Access,
     /// How objects are read.
     pub rules: Rules,
+    /// File for what was told last, so that a process that starts while the API server is away serves by it; `None`:
+    /// nothing is kept.
+    pub copy: Option<PathBuf>,
     /// Now, for the status.
     pub clock: Clock,
 }
@@ -93,6 +105,8 @@ pub struct KubernetesRegistryConfig {
 pub struct RegistryStatus {
     /// Whether the store has heard its contents.
     pub synced: bool,
+    /// What it heard is that of the last run, from disk: the API server has not been heard yet.
+    pub from_disk: bool,
     /// When anything was heard of the API server last.
     pub last_success: Option<UnixMillis>,
     /// Why there is no client; `None` once there is.
@@ -118,6 +132,9 @@ impl RegistryStatus {
     #[must_use]
     pub fn errors(&self) -> Vec<String> {
         let mut errors: Vec<String> = self.problem.iter().cloned().collect();
+        if self.from_disk {
+            errors.push("the API server was not heard since the start: serving what it said before".to_owned());
+        }
         for watch in &self.watches {
             let kind = &watch.kind;
             errors.extend(watch.problem.iter().map(|problem| format!("{kind}: {problem}")));
@@ -190,6 +207,11 @@ struct Running {
     exports: Watch<objects::ServiceExport>,
     pods: Watch<objects::Pod>,
     synced: bool,
+    /// When the store is to hear the copy on disk, unless the lists are in before.
+    restore_due: Option<Instant>,
+    /// When the copy is to be written, and how long that took last.
+    copy_due: Option<Instant>,
+    copy_took: Duration,
     /// When the status is to be told.
     status_due: Option<Instant>,
     /// What was left out and is in the log already.
@@ -210,9 +232,12 @@ impl Running {
             slices: watch_of(client, Selection::all::<discovery::v1::EndpointSlice>().labelled(&own_slices)),
             exports: watch_of(client, Selection::all::<mcs::ServiceExport>().or_versions(&["v1alpha1"])),
             pods: watch_of(client, Selection::all::<core::v1::Pod>().with_fields(alive)),
+            restore_due: registry.config.copy.as_ref().map(|_| Instant::now() + GRACE),
             registry,
             changes,
             synced: false,
+            copy_due: None,
+            copy_took: Duration::ZERO,
             status_due: None,
             logged: BTreeMap::new(),
         }
@@ -223,32 +248,84 @@ impl Running {
     }
 
     async fn step(&mut self) -> Result<(), Closed> {
-        let status_due = async {
-            match self.status_due {
+        let due = |at: Option<Instant>| async move {
+            match at {
                 Some(at) => sleep_until(at).await,
                 None => std::future::pending().await,
             }
         };
+        let (status_due, copy_due, restore_due) = (self.status_due, self.copy_due, self.restore_due);
         tokio::select! {
             differences = self.services.next() => take(differences, |one| self.state.service(one)),
             differences = self.slices.next() => take(differences, |one| self.state.slice(one)),
             differences = self.exports.next() => take(differences, |one| self.state.export(one)),
             differences = self.pods.next() => take(differences, |one| self.state.pod(one)),
-            () = status_due => {
+            () = due(status_due) => {
                 self.tell_status();
                 return Ok(());
             }
+            () = due(copy_due) => {
+                self.copy();
+                return Ok(());
+            }
+            () = due(restore_due) => return self.restore().await,
         }
         if self.synced {
             let changes = self.state.flush();
+            self.changed(!changes.is_empty());
             self.send(changes).await?;
         } else if self.watches().iter().all(|watch| watch.is_settled()) {
-            self.synced = true;
+            (self.synced, self.restore_due) = (true, None);
             let changes = self.state.all();
+            self.changed(true);
             self.send(changes).await?;
             self.tell_status();
         }
         self.status_due.get_or_insert_with(|| Instant::now() + STATUS_PAUSE);
+        Ok(())
+    }
+
+    /// Notes that the copy on disk is old.
+    fn changed(&mut self, changed: bool) {
+        if changed && self.registry.config.copy.is_some() {
+            let pause = COPY.0.max(self.copy_took * COPY.1);
+            self.copy_due.get_or_insert_with(|| Instant::now() + pause);
+        }
+    }
+
+    /// Writes the copy. A disk that does not take it costs the warm start and nothing else (fault F20).
+    fn copy(&mut self) {
+        self.copy_due = None;
+        let Some(file) = &self.registry.config.copy else { return };
+        let began = Instant::now();
+        let (state, server) = (&mut self.state, &self.registry.config.access);
+        let written = copy::blocking(|| {
+            let workloads: Vec<_> = state.workloads().collect();
+            copy::write(file, server, workloads.into_iter(), state.services())
+        });
+        self.copy_took = began.elapsed();
+        if let Err(error) = written {
+            tracing::warn!(%error, file = %file.display(), "what the API server says is not kept on disk: a restart waits for it");
+        }
+    }
+
+    /// Tells the store what the API server said in the last run, since it says nothing now.
+    async fn restore(&mut self) -> Result<(), Closed> {
+        self.restore_due = None;
+        let Some(file) = &self.registry.config.copy else { return Ok(()) };
+        match copy::blocking(|| copy::read(file, &self.registry.config.access)) {
+            Ok(None) => {}
+            Ok(Some(copy::Contents { services, workloads })) => {
+                let registry = &self.registry.config.name;
+                tracing::info!(%registry, services = services.len(), workloads = workloads.len(), "the API server is not heard: serving what it said before the restart");
+                self.registry.status.send_modify(|status| (status.synced, status.from_disk) = (true, true));
+                // Workloads first, as always.
+                self.send(vec![LocalChange::Workloads(workloads), LocalChange::Replace(services)]).await?;
+            }
+            Err(error) => {
+                tracing::warn!(%error, file = %file.display(), "snapshot rejected; waiting for the API server");
+            }
+        }
         Ok(())
     }
 
@@ -279,7 +356,8 @@ impl Running {
             watches.iter().all(|watch| watch.problem.is_none()) && watches.iter().any(WatchStatus::is_settled);
         let now = (self.registry.config.clock)();
         self.registry.status.send_modify(|status| {
-            status.synced = self.synced;
+            status.synced |= self.synced;
+            status.from_disk &= !self.synced;
             status.last_success = if reached { Some(now) } else { status.last_success };
             status.watches = watches;
             status.services = counts.services;

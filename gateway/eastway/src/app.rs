@@ -49,7 +49,7 @@ use crate::app::frontend::{Frontend, FrontendView, Outputs};
 use crate::app::imports::{Freshness, Imports};
 use crate::app::links::LinkLog;
 use crate::app::peers::Peers;
-use crate::app::registries::{Registries, RegistryStatuses};
+use crate::app::registries::{Registries, RegistryStatuses, Warm};
 use crate::app::store::StoreSender;
 use crate::app::vips::VipBook;
 use crate::config::{Loaded, ReloadStatus, Settings};
@@ -305,7 +305,7 @@ impl Running {
         let settings = &gateway.settings;
         let statuses = gateway.registries.clone();
         let registries =
-            Registries::new(settings.clone(), store.clone(), self.tasks.clone(), self.end.clone(), statuses);
+            Registries::new(settings.clone(), Warm::Yes, store.clone(), self.tasks.clone(), self.end.clone(), statuses);
         self.spawn("registries", registries.run(gateway.configuration.loaded.clone()));
         self.tasks.spawn(until_synced(gateway.reader.clone(), synced, self.end.clone()));
 

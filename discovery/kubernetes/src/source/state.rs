@@ -255,6 +255,20 @@ impl State {
         (!upsert.is_empty() || !remove.is_empty()).then_some(LocalChange::WorkloadEdits { upsert, remove })
     }
 
+    /// Every service as the store has it, one made after the other.
+    pub(super) fn services(&mut self) -> impl Iterator<Item = LocalService> {
+        let Self { services, addresses, rules, .. } = self;
+        services.iter_mut().filter_map(|(name, known)| {
+            let translated = known.told.as_ref()?.translated.clone();
+            Some(known.whole(name, &translated, addresses, &rules.salt))
+        })
+    }
+
+    /// Every workload as the store has it.
+    pub(super) fn workloads(&self) -> impl Iterator<Item = Workload> {
+        self.told_workloads.iter().filter_map(|address| self.addresses.get(address)?.workload(*address))
+    }
+
     pub(super) fn counts(&self) -> Counts {
         let mut counts = Counts { workloads: self.told_workloads.len(), ..Counts::default() };
         for told in self.services.values().filter_map(|known| known.told.as_ref()) {
@@ -359,15 +373,20 @@ impl Known {
 
     /// The service as a whole.
     fn tell(&mut self, name: &ObjectName, translated: Translated, at: &HashMap<IpAddr, At>, salt: &str) -> LocalChange {
+        let service = self.whole(name, &translated, at, salt);
+        let endpoints = service.endpoints.iter();
+        let endpoints = endpoints.map(|endpoint| (endpoint.address, endpoint.endpoint.id.clone())).collect();
+        self.told = Some(Told { translated, key: service.key().clone(), endpoints });
+        LocalChange::Upsert(Arc::new(service))
+    }
+
+    fn whole(&mut self, name: &ObjectName, translated: &Translated, at: &HashMap<IpAddr, At>, salt: &str) -> LocalService {
         let entries = self.slices.values().flat_map(|slice| slice.entries.keys());
         let addresses: BTreeSet<IpAddr> = entries.copied().collect();
         self.podless.clear();
         let endpoints: Vec<_> =
             addresses.into_iter().filter_map(|address| self.endpoint(name, address, at, salt)).collect();
-        let ids = endpoints.iter().map(|endpoint| (endpoint.address, endpoint.endpoint.id.clone())).collect();
-        let (record, exported) = (translated.record.clone(), translated.exported);
-        self.told = Some(Told { translated, key: record.key.clone(), endpoints: ids });
-        LocalChange::Upsert(Arc::new(LocalService::new(record, exported, endpoints)))
+        LocalService::new(translated.record.clone(), translated.exported, endpoints)
     }
 
     /// The endpoint at an address: what those slices say about it that mean a pod of the service's

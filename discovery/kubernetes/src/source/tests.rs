@@ -54,6 +54,10 @@ fn end_of_list() -> String {
 impl Server {
     /// Lists of these kinds come to their end; of the others they do not, or there is no such kind.
     fn start(complete: &'static [&'static str], missing: &'static [&'static str]) -> Self {
+        Self::start_with(complete, missing, None)
+    }
+
+    fn start_with(complete: &'static [&'static str], missing: &'static [&'static str], copy: Option<PathBuf>) -> Self {
         let streams = Arc::new(Mutex::new(HashMap::new()));
         let opened = Arc::clone(&streams);
         let (client, _) = client(move |request| {
@@ -73,6 +77,7 @@ impl Server {
             name: Label::parse("cluster").unwrap(),
             access: Access::InCluster,
             rules: Rules::default(),
+            copy,
             clock: Arc::new(|| UnixMillis(42)),
         });
         let (sender, changes) = mpsc::channel(16);
@@ -118,6 +123,48 @@ async fn f14_nothing_is_told_before_every_list_is_in() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn f16_a_restart_serves_what_the_server_said_before_until_it_says_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("registries/cluster.copy");
+    let mut server = Server::start_with(&KINDS, &[], Some(file.clone()));
+    server.next().await;
+    server.next().await;
+    server.send("endpointslices", event("MODIFIED", &slice("2", false)));
+    server.next().await;
+    // Nothing more comes: time passes until the copy is written.
+    assert!(server.next().await.is_none() && file.exists());
+    server.task.abort();
+
+    // Its lists never end.
+    let mut away = Server::start_with(&[], &[], Some(file.clone()));
+    assert!(matches!(away.next().await, Some(LocalChange::Workloads(workloads)) if workloads.len() == 1));
+    let Some(LocalChange::Replace(services)) = away.next().await else { panic!("not the whole") };
+    assert_eq!((services.len(), services[0].exported), (1, true));
+    assert!(!services[0].endpoints.iter().next().unwrap().endpoint.condition.ready, "as it was said last");
+    let told = away.status.borrow_and_update().clone();
+    assert!(told.synced && told.from_disk && told.errors()[0].contains("was not heard since the start"), "{told:?}");
+    for kind in KINDS {
+        away.send(kind, end_of_list());
+    }
+    away.next().await;
+    let Some(LocalChange::Replace(services)) = away.next().await else { panic!("not the whole") };
+    assert!(services[0].endpoints.iter().next().unwrap().endpoint.condition.ready, "as the server says");
+    away.status.wait_for(|status| status.synced && !status.from_disk).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_answers_soon_is_heard_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("cluster.copy");
+    std::fs::write(&file, "torn").unwrap();
+    let mut server = Server::start_with(&KINDS, &[], Some(file.clone()));
+    server.next().await;
+    assert!(matches!(server.next().await, Some(LocalChange::Replace(_))));
+    assert!(server.next().await.is_none(), "nothing else");
+    assert!(std::fs::read_to_string(&file).unwrap().len() > 4, "what was torn is whole again");
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_the_definition_of_exports_nothing_is_exported_and_it_is_said() {
     let mut server = Server::start(&KINDS, &["serviceexports"]);
     server.next().await;
@@ -133,6 +180,7 @@ async fn a_client_that_cannot_be_made_is_told() {
         name: Label::parse("cluster").unwrap(),
         access: Access::Kubeconfig { path: "/nowhere/kubeconfig".into(), context: None },
         rules: Rules::default(),
+        copy: None,
         clock: Arc::new(|| UnixMillis(42)),
     });
     let cancel = CancellationToken::new();

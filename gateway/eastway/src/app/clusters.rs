@@ -196,6 +196,7 @@ impl Clusters {
                 name: name.clone(),
                 access,
                 rules: rules.clone(),
+                copy: None,
                 clock: Arc::new(clock::wall),
             };
             let (running, status) = self.host.start_kubernetes(config);

@@ -1,6 +1,7 @@
 //! Follows the registries of the configuration: one task each, started and ended live.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use eastway_kubernetes::client::Access;
@@ -32,6 +33,15 @@ pub struct Registries {
     started: bool,
 }
 
+/// Whether what API servers said in the last run counts while they are away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Warm {
+    /// It does: who serves goes on serving.
+    Yes,
+    /// It does not: who writes must not write by it.
+    No,
+}
+
 /// How each registry is doing.
 pub type RegistryStatuses = BTreeMap<Label, RegistryStatus>;
 
@@ -51,12 +61,15 @@ impl Registries {
     #[must_use]
     pub fn new(
         settings: Arc<Settings>,
+        warm: Warm,
         store: StoreSender,
         tasks: TaskTracker,
         end: CancellationToken,
         statuses: watch::Sender<Arc<RegistryStatuses>>,
     ) -> Self {
-        Self { settings, host: Host { store, tasks, end, statuses }, running: BTreeMap::new(), started: false }
+        let copies = (warm == Warm::Yes).then(|| Arc::from(settings.state.join("registries")));
+        let host = Host { copies, store, tasks, end, statuses };
+        Self { settings, host, running: BTreeMap::new(), started: false }
     }
 
     /// Follows the configuration until the process ends.
@@ -152,6 +165,8 @@ pub(super) struct Running {
 /// What registries run in.
 #[derive(Clone)]
 pub(super) struct Host {
+    /// Folder for what API servers said, over a restart; `None`: nothing is kept.
+    copies: Option<Arc<Path>>,
     pub(super) store: StoreSender,
     tasks: TaskTracker,
     end: CancellationToken,
@@ -183,6 +198,7 @@ impl Host {
         config: KubernetesRegistryConfig,
     ) -> (Running, watch::Receiver<source::RegistryStatus>) {
         let name = config.name.clone();
+        let config = KubernetesRegistryConfig { copy: self.copy_of(&name), ..config };
         let (server, status) = KubernetesRegistry::new(config);
         let shown = RegistryStatus::Kubernetes(status.clone());
         (self.start(&name, shown, |sender, stop| server.run(sender, stop)), status)
@@ -202,8 +218,17 @@ impl Host {
         self.tell_removed(name).await;
     }
 
+    /// Where what an API server said is kept.
+    fn copy_of(&self, registry: &Label) -> Option<PathBuf> {
+        self.copies.as_ref().map(|folder| folder.join(format!("{registry}.copy")))
+    }
+
     async fn tell_removed(&self, name: &Label) {
         info!(registry = %name, "registry removed");
+        // Only those of API servers have one.
+        if let Some(copy) = self.copy_of(name) {
+            let _none = std::fs::remove_file(copy);
+        }
         let change = Change::Local { registry: name.clone(), change: LocalChange::Removed };
         self.store.changes(vec![change]).await;
     }
@@ -226,7 +251,7 @@ fn kubernetes_config(name: Label, server: &ApiServerSettings, allow_loopback: bo
         None => (Access::InCluster, Arc::default()),
     };
     let rules = rules(&server.read, allow_loopback, salt);
-    KubernetesRegistryConfig { name, access, rules, clock: Arc::new(clock::wall) }
+    KubernetesRegistryConfig { name, access, rules, copy: None, clock: Arc::new(clock::wall) }
 }
 
 pub(super) fn rules(read: &ReadSettings, allow_loopback: bool, salt: Arc<str>) -> Rules {

@@ -27,7 +27,7 @@ use crate::adapters;
 use crate::admin::{self, Guard, HealthPort, MetricsPort, Readiness};
 use crate::app::Configuration;
 use crate::app::clock::Clock;
-use crate::app::registries::Registries;
+use crate::app::registries::{Registries, Warm};
 use crate::app::store::{self, StoreSender};
 use crate::config::Settings;
 use crate::config::settings::{KubernetesSettings, SYSTEM_NAMESPACE};
@@ -180,6 +180,7 @@ impl Running {
         self.spawn("store", store::run(writer, inputs, self.clock, self.end.clone()));
         let registries = Registries::new(
             settings.clone(),
+            Warm::No,
             sender.clone(),
             self.tasks.clone(),
             self.end.clone(),
