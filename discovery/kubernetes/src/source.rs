@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use eastway_model::{Change, Label, LocalChange, UnixMillis};
+use eastway_model::{Change, Label, LocalChange, ServiceKey, UnixMillis};
 use k8s_openapi::api::{core, discovery};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
@@ -26,6 +26,7 @@ use crate::client::{self, Access};
 use crate::types::mcs;
 use crate::watch::{Difference, Selection, Watch, WatchStatus};
 use state::State;
+use translate::Problem;
 
 /// Pause before a client that could not be made is tried again: files may appear or be mended.
 const CLIENT_PAUSE: Duration = Duration::from_secs(5);
@@ -41,6 +42,10 @@ const COPY: (Duration, u32) = (Duration::from_secs(2), 50);
 
 /// Problems that are shown; of further ones only the number.
 const SHOWN: usize = 20;
+
+/// Services that are told what was left out of them, and how much of it each.
+const SHOWN_SERVICES: usize = 1000;
+const SHOWN_EACH: usize = 3;
 
 /// Labels of pods that tell versions apart, unless configured otherwise.
 pub const SUBSET_LABELS: [&str; 2] = ["version", "app.kubernetes.io/version"];
@@ -125,6 +130,9 @@ pub struct RegistryStatus {
     pub left_out: usize,
     /// The first of them, by service, and why.
     pub problems: Vec<String>,
+    /// What to tell the owner of each export about them, in one sentence.
+    #[serde(skip)]
+    pub left_out_of: Arc<BTreeMap<ServiceKey, String>>,
 }
 
 impl RegistryStatus {
@@ -345,13 +353,24 @@ impl Running {
         self.status_due = None;
         let counts = self.state.counts();
         let mut all: BTreeMap<String, String> = BTreeMap::new();
+        let mut of = BTreeMap::new();
         for (name, problems) in self.state.problems() {
+            if let Ok(key) = ServiceKey::parse(&name.namespace, &name.name)
+                && of.len() < SHOWN_SERVICES
+            {
+                of.insert(key, in_one_sentence(&problems));
+            }
             for problem in problems {
                 all.insert(format!("{name}: {problem}"), name.to_string());
             }
         }
         self.log(&all);
         let watches: Vec<_> = self.watches().into_iter().cloned().collect();
+        for bad in [self.services.status(), self.exports.status()].into_iter().flat_map(|watch| &watch.bad) {
+            if let Ok(key) = ServiceKey::parse(&bad.object.namespace, &bad.object.name) {
+                of.insert(key, format!("cannot be read: {}; its last good version counts, if it had one", bad.error));
+            }
+        }
         let reached =
             watches.iter().all(|watch| watch.problem.is_none()) && watches.iter().any(WatchStatus::is_settled);
         let now = (self.registry.config.clock)();
@@ -366,6 +385,9 @@ impl Running {
             status.workloads = counts.workloads;
             status.left_out = all.len();
             status.problems = all.keys().take(SHOWN).cloned().collect();
+            if *status.left_out_of != of {
+                status.left_out_of = Arc::new(of);
+            }
         });
         self.logged = all;
     }
@@ -380,6 +402,13 @@ impl Running {
             }
         }
     }
+}
+
+fn in_one_sentence(problems: &[Problem]) -> String {
+    let shown: Vec<String> = problems.iter().take(SHOWN_EACH).map(ToString::to_string).collect();
+    let more = problems.len() - shown.len();
+    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+    format!("left out: {}{more}", shown.join("; "))
 }
 
 fn watch_of<K: DeserializeOwned + Send + Sync + 'static>(client: &kube::Client, selection: Selection) -> Watch<K> {

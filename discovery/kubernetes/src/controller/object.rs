@@ -166,6 +166,8 @@ pub struct Seen {
     pub foreign: BTreeSet<String>,
     /// What the API server said when it last took something not.
     pub refused: Option<String>,
+    /// What was left out of the exported Service, and why.
+    pub left_out: Option<String>,
 }
 
 impl Seen {

@@ -23,7 +23,7 @@ use super::api::{Failure, Outcome, Requests};
 use super::cache::Cache;
 use super::desired::{self, Gateways, Verdict, World};
 use super::difference::{Action, actions, differs, status_differs};
-use super::object::{Kind, Object, Observed};
+use super::object::{Kind, Object, Observed, Seen};
 use super::ports::{self, PortBook};
 use super::queue::Queue;
 
@@ -86,6 +86,9 @@ pub struct Feed {
     pub peers_known: bool,
 }
 
+/// What was left out of exported services, and why.
+pub type LeftOut = Arc<BTreeMap<ServiceKey, String>>;
+
 /// What the loop follows.
 pub struct Inputs {
     /// The store.
@@ -94,6 +97,8 @@ pub struct Inputs {
     pub feed: watch::Receiver<Feed>,
     /// The API server.
     pub events: mpsc::Receiver<Event>,
+    /// What was left out of exported services, in words.
+    pub left_out: watch::Receiver<LeftOut>,
     /// This replica writes.
     pub leading: watch::Receiver<bool>,
     /// The clock that the store is given.
@@ -147,6 +152,7 @@ pub struct Reconciler {
     version: u64,
     peers: BTreeMap<ClusterName, (bool, bool)>,
     peers_known: bool,
+    left_out: LeftOut,
     /// Objects that stay different whatever is written: what was wanted, and the version that came of it.
     futile: HashMap<(ServiceKey, Kind, String, bool), (u64, String)>,
 }
@@ -171,6 +177,7 @@ impl Reconciler {
             version: 0,
             peers: BTreeMap::new(),
             peers_known: false,
+            left_out: LeftOut::default(),
             futile: HashMap::new(),
         }
     }
@@ -200,6 +207,10 @@ impl Reconciler {
                 changed = self.inputs.feed.changed() => {
                     if changed.is_err() { return }
                     self.follow_feed();
+                }
+                changed = self.inputs.left_out.changed() => {
+                    if changed.is_err() { return }
+                    self.follow_left_out();
                 }
                 Some(report) = self.running.join_next(), if !self.running.is_empty() => match report {
                     Ok(report) => self.finish(report),
@@ -295,6 +306,14 @@ impl Reconciler {
         }
     }
 
+    fn follow_left_out(&mut self) {
+        let now = self.inputs.left_out.borrow_and_update().clone();
+        let before = std::mem::replace(&mut self.left_out, Arc::clone(&now));
+        for key in before.keys().chain(now.keys()).filter(|key| before.get(*key) != now.get(*key)) {
+            self.queue.mark(key.clone());
+        }
+    }
+
     fn mark_all(&mut self) {
         let snapshot = self.inputs.reader.load();
         let imports = snapshot.imports().map(|import| import.key.clone());
@@ -353,7 +372,7 @@ impl Reconciler {
     /// What is to be done for a service.
     fn work(&mut self, key: &ServiceKey) -> Vec<Action> {
         let (Some(book), Some(gateways)) = (self.book.as_mut(), self.gateways.as_ref()) else { return Vec::new() };
-        let seen = self.cache.seen(key);
+        let seen = Seen { left_out: self.left_out.get(key).cloned(), ..self.cache.seen(key) };
         let snapshot = self.inputs.reader.load();
         let (now, steady) = (now(), (self.inputs.clock)());
         let peers_known = self.peers_known;

@@ -5,6 +5,7 @@
 //! snapshot. Of several replicas the one that holds the Lease writes.
 
 mod feed;
+mod left_out;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use eastway_kubernetes::client::{self, ClientError};
 use eastway_kubernetes::controller::api::Requests;
 use eastway_kubernetes::controller::observe::{Scope, observe};
 use eastway_kubernetes::controller::peers;
-use eastway_kubernetes::controller::reconcile::{Feed, Inputs, Reconciler, Status};
+use eastway_kubernetes::controller::reconcile::{Feed, Inputs, LeftOut, Reconciler, Status};
 use eastway_kubernetes::lease::Election;
 use eastway_model::NameError;
 use eastway_model::store::{Reader, Writer};
@@ -127,11 +128,11 @@ impl Bound {
         let scrape = metrics.run_alone(readiness.clone(), telemetry.clone(), Some(log), running.end.clone());
         running.spawn("metrics port", scrape);
 
-        let (reader, store) = running.keep_store(&settings, &configuration);
+        let (reader, store, left_out) = running.keep_store(&settings, &configuration);
         let (told, feed_state) = watch::channel(Feed::default());
         running.follow_gateway(&settings, &kubernetes, ca, feed, (reader.clone(), store, told), &telemetry);
         running.spawn("feed metrics", show_feed(feed_state.clone(), telemetry.clone(), running.end.clone()));
-        let status = running.write(&client, &kubernetes, &reader, &feed_state);
+        let status = running.write(&client, &kubernetes, &reader, &feed_state, left_out);
         running.spawn("controller metrics", show(status.clone(), telemetry.clone(), running.end.clone()));
         running.tasks.spawn(until_ready(reader, status, pending, running.end.clone()));
 
@@ -174,20 +175,21 @@ impl Running {
     }
 
     /// The store, and the registries that feed it.
-    fn keep_store(&self, settings: &Arc<Settings>, configuration: &Configuration) -> (Reader, StoreSender) {
+    fn keep_store(
+        &self,
+        settings: &Arc<Settings>,
+        configuration: &Configuration,
+    ) -> (Reader, StoreSender, watch::Receiver<LeftOut>) {
         let (writer, reader) = Writer::new(settings.cluster.clone());
         let (sender, inputs) = store::queue();
         self.spawn("store", store::run(writer, inputs, self.clock, self.end.clone()));
-        let registries = Registries::new(
-            settings.clone(),
-            Warm::No,
-            sender.clone(),
-            self.tasks.clone(),
-            self.end.clone(),
-            watch::Sender::default(),
-        );
+        let (statuses, latest) = watch::channel(Arc::default());
+        let (tasks, end) = (self.tasks.clone(), self.end.clone());
+        let registries = Registries::new(settings.clone(), Warm::No, sender.clone(), tasks, end, statuses);
         self.spawn("registries", registries.run(configuration.loaded.clone()));
-        (reader, sender)
+        let (told, left_out) = watch::channel(LeftOut::default());
+        self.spawn("what registries leave out", left_out::follow(latest, told, self.end.clone()));
+        (reader, sender, left_out)
     }
 
     /// Gets a certificate, and then follows a gateway.
@@ -218,6 +220,7 @@ impl Running {
         kubernetes: &KubernetesSettings,
         reader: &Reader,
         feed: &watch::Receiver<Feed>,
+        left_out: watch::Receiver<LeftOut>,
     ) -> watch::Receiver<Status> {
         let namespace = kubernetes.namespace.to_string();
         let (events, received) = mpsc::channel(QUEUE);
@@ -232,6 +235,7 @@ impl Running {
             reader: reader.clone(),
             feed: feed.clone(),
             events: received,
+            left_out,
             leading: leads.clone(),
             clock: Arc::new(move || clock.steady()),
         };

@@ -46,11 +46,15 @@ pub(super) fn conditions(import: Option<&Import>, own: &ClusterName, verdict: Ve
         return vec![valid, ready];
     };
     let foreign = seen.import.as_ref().is_some_and(|import| !import.is_ours());
-    let message = if foreign {
-        "offered to peers; the ServiceImport of this name is not Eastway's and is left alone"
+    let mut message = if foreign {
+        "offered to peers; the ServiceImport of this name is not Eastway's and is left alone".to_owned()
     } else {
-        "offered to all peers whose export rules allow it"
+        "offered to all peers whose export rules allow it".to_owned()
     };
+    if let Some(left_out) = &seen.left_out {
+        message.push_str("; ");
+        message.push_str(left_out);
+    }
     vec![valid, Condition::new("Ready", true, "Exported", message), conflict(import, own)]
 }
 
