@@ -3,7 +3,7 @@
 //! They are read by the same strict reader. A file with a mistake refuses the whole configuration, because whoever
 //! writes files sees it at once; an object with a mistake is left out alone, and its last good version stays
 //! (invariant I11), because many people write objects. Files count first: an object can contradict neither a file nor
-//! an object before it, in the order of kind and name.
+//! an object that was taken before; of those that are new together the order of kind and name decides.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -37,7 +37,9 @@ impl Overlay {
         };
         let mut refused = BTreeMap::new();
         self.good.retain(|key, _| objects.contains_key(key));
-        for (key, text) in objects {
+        // Whoever adds an object cannot take the place of one that works (fault F36).
+        let (known, new): (Vec<_>, Vec<_>) = objects.iter().partition(|(key, _)| self.good.contains_key(*key));
+        for (key, text) in known.into_iter().chain(new) {
             match merged.take(key, text) {
                 Ok(()) => drop(self.good.insert(key.clone(), Arc::clone(text))),
                 Err(mut reason) => {

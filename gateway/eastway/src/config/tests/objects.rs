@@ -112,3 +112,17 @@ fn i11_a_mistake_in_an_object_leaves_its_last_good_version_and_all_others() {
     let none = overlay.merge(&files, &Objects::new(), true);
     assert_eq!((names(&none), none.refused.len()), (vec!["gke"], 0));
 }
+
+#[test]
+fn f36_a_new_object_does_not_take_the_place_of_one_that_works() {
+    let (_folder, files) = files();
+    let mut overlay = Overlay::default();
+    let first: Objects = [peer("gcp", &pin('b')), traffic("shop", "mine", "web")].into();
+    assert!(overlay.merge(&files, &first, true).refused.is_empty());
+    // The same key and the same service, under names that come before.
+    let both: Objects = first.into_iter().chain([peer("aks", &pin('b')), traffic("shop", "a", "web")]).collect();
+    let merged = overlay.merge(&files, &both, true);
+    assert_eq!(names(&merged), ["gcp", "gke"]);
+    let refused: Vec<_> = merged.refused.keys().map(|key| key.name.as_str()).collect();
+    assert_eq!(refused, ["aks", "a"]);
+}
