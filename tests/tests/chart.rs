@@ -210,6 +210,33 @@ fn pods_run_commands_that_exist() {
     }
 }
 
+/// What is rendered is a configuration: for every set of values the gateway accepts its own, without a warning.
+#[test]
+fn the_gateway_accepts_what_is_rendered() {
+    for (name, arguments) in GOLDEN {
+        let folder = tempfile::tempdir().unwrap();
+        let objects = objects(&render(arguments)).unwrap();
+        for (map, mount) in [("eastway-config", "config"), ("eastway-peers", "peers"), ("eastway-policies", "policies")]
+        {
+            let below = folder.path().join(mount);
+            std::fs::create_dir(&below).unwrap();
+            let map = objects.iter().find(|object| object["kind"] == "ConfigMap" && object["metadata"]["name"] == map);
+            for (file, text) in map.unwrap()["data"].as_object().into_iter().flatten() {
+                let text = text.as_str().unwrap().replace("/etc/eastway", folder.path().to_str().unwrap());
+                std::fs::write(below.join(file), text).unwrap();
+            }
+        }
+        let mut check = std::process::Command::new(eastway_tests::binary());
+        check.args(["config", "check", "--config"]).arg(folder.path().join("config/gateway.yaml"));
+        // Those of the tests: it refuses what it does not know.
+        for (variable, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("EASTWAY_")) {
+            check.env_remove(variable);
+        }
+        let said = check.output().unwrap();
+        assert!(said.status.success(), "{name}: {}{}", said.status, String::from_utf8_lossy(&said.stdout));
+    }
+}
+
 /// Alerts and panels ask for metrics that are documented, and each alert has its section in the page it leads to.
 #[test]
 fn alerts_and_panels_ask_for_metrics_that_exist() {
