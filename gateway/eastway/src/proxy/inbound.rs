@@ -187,6 +187,10 @@ fn authorize(
     };
     let snapshot = router.snapshot();
     if !snapshot.may_export(peer, service) {
+        // Another replica may know more than this one, which has just started (invariant I5).
+        if !snapshot.is_local_synced() {
+            return Err(Rejection::new(ResetCode::Draining, "what this cluster offers is not known here yet"));
+        }
         // Only a peer that could be offered a service of this name learns that it is somebody else's.
         let foreign = snapshot.import(service).is_some() && snapshot.rules().may_export(peer.as_str(), service);
         let code = if foreign { ResetCode::NotLocal } else { ResetCode::NotExported };
@@ -282,4 +286,45 @@ async fn echo(send: &mut SendHalf, recv: &mut RecvHalf) {
         }
     }
     send.finish();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU16;
+    use std::time::Duration;
+
+    use eastway_model::store::Writer;
+    use eastway_tunnel::header::{Label as HeaderLabel, Source};
+
+    use super::*;
+    use crate::proxy::copy::Limits;
+    use crate::proxy::dial::DialRules;
+    use crate::telemetry::{AccessMode, Telemetry};
+
+    #[test]
+    fn f14_who_knows_nothing_yet_sends_streams_on_to_another_replica() {
+        let (mut writer, reader) = Writer::new(ClusterName::parse("a").unwrap());
+        let never = Limits { idle: Duration::ZERO, half_closed: Duration::ZERO };
+        let router = Router::new(reader, DialRules::default(), never, Telemetry::new(AccessMode::Off));
+        let label = |text| HeaderLabel::parse(text).unwrap();
+        let header = ServiceHeader {
+            namespace: label("shop"),
+            service: label("web"),
+            port: NonZeroU16::MIN,
+            subset: Default::default(),
+            endpoint: None,
+            source: Source { namespace: None, service_account: None, identity: None },
+            traceparent: None,
+            affinity: None,
+        };
+        let (peer, service) = (ClusterName::parse("b").unwrap(), ServiceKey::parse("shop", "web").unwrap());
+        let connection = Connection::inbound(router.cluster(), &service, 1, &Arc::from("b"));
+        let answer = || {
+            let verdict = authorize(&router, &peer, &service, &header, &source(&peer, &header), &connection);
+            verdict.err().map(|rejection| rejection.code)
+        };
+        assert_eq!(answer(), Some(ResetCode::Draining));
+        writer.await_registries([]);
+        assert_eq!(answer(), Some(ResetCode::NotExported), "there is no such service");
+    }
 }
