@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions};
 use kube::{Api, Client};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::difference::Action;
@@ -84,10 +84,7 @@ impl Requests {
                     let params = PatchParams::apply(names::MANAGER).force();
                     written(kind, api.patch(name, &params, &Patch::Apply(&object.body)).await?)
                 }
-                Action::Status(object) => {
-                    let params = PatchParams::apply(names::MANAGER).force();
-                    written(kind, api.patch_status(name, &params, &Patch::Apply(&object.body)).await?)
-                }
+                Action::Status(object) => written(kind, write_status(&api, object).await?),
                 Action::Delete { uid, .. } => {
                     let preconditions = Preconditions { uid: Some(uid.clone()), resource_version: None };
                     let params = DeleteParams::background().preconditions(preconditions);
@@ -153,6 +150,20 @@ async fn create(api: &Api<DynamicObject>, key: &ServiceKey, object: &Object) -> 
     written(object.kind, api.patch(&object.name, &params, &Patch::Apply(&object.body)).await?)
 }
 
+/// Writes a status. An object that is not as its definition wants it, since that was changed after it or was got
+/// around, takes no server-side apply, not even of its status; its owner has to be told all the same.
+async fn write_status(api: &Api<DynamicObject>, object: &Object) -> Result<DynamicObject, kube::Error> {
+    let params = PatchParams::apply(names::MANAGER).force();
+    match api.patch_status(&object.name, &params, &Patch::Apply(&object.body)).await {
+        Err(kube::Error::Api(error)) if error.message.contains("failed to create typed live object") => {
+            let status = json!({ "status": object.body.get("status") });
+            let params = PatchParams { field_manager: Some(names::MANAGER.to_owned()), ..PatchParams::default() };
+            api.patch_status(&object.name, &params, &Patch::Merge(&status)).await
+        }
+        result => result,
+    }
+}
+
 fn written(kind: Kind, object: DynamicObject) -> Result<Outcome, RequestError> {
     Ok(Outcome::Written { kind, object: to_value(object)? })
 }
@@ -188,7 +199,6 @@ fn judge(error: &RequestError) -> Failure {
 #[cfg(test)]
 mod tests {
     use kube::core::Status;
-    use serde_json::json;
 
     use super::*;
     use crate::testing::{Reply, client};
@@ -254,6 +264,19 @@ mod tests {
             assert_eq!(result, Ok(Outcome::Foreign { name: SERVICE.to_owned() }));
             assert_eq!(requests, 1);
         }
+    }
+
+    #[tokio::test]
+    async fn f19_an_object_that_its_definition_does_not_allow_gets_its_status() {
+        let (client, requests) = client(|request| match request.headers()["content-type"].to_str().unwrap() {
+            "application/merge-patch+json" => Reply::Whole(200, service(&json!({}), &json!([]))),
+            _ => Reply::status(500, "InternalError", "failed to create typed live object (shop/cart): expected map"),
+        });
+        let key = ServiceKey::parse("shop", "cart").unwrap();
+        let status = Object::new(Kind::ServiceExport, "shop", "cart", json!({}), json!({ "status": {} }));
+        let result = Requests::new(client).perform(&key, &Action::Status(status)).await;
+        assert!(matches!(result, Ok(Outcome::Written { .. })), "{result:?}");
+        assert!(requests.lock().unwrap().iter().all(|path| path.contains("/serviceexports/cart/status")));
     }
 
     #[tokio::test]
