@@ -38,7 +38,7 @@ const STATUS_PAUSE: Duration = Duration::from_millis(500);
 const GRACE: Duration = Duration::from_secs(1);
 
 /// Shortest time between two copies on disk; and the share of all time that writing them takes at most.
-const COPY: (Duration, u32) = (Duration::from_secs(2), 50);
+const COPY: (Duration, u32) = (Duration::from_millis(500), 50);
 
 /// Problems that are shown; of further ones only the number.
 const SHOWN: usize = 20;

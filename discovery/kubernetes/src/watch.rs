@@ -1,6 +1,6 @@
 //! One list and watch of one kind of object that does not give up.
 //!
-//! Each object is decoded by itself: one that does not decode is counted, logged once per version and
+//! Each object is decoded by itself: one that does not decode is counted, logged once per mistake and
 //! shown, and the watch goes on. A failed request is tried again with growing, jittered pauses; a
 //! version that the server no longer has leads to a new list, told as one difference. Streaming lists
 //! are asked for first, and given up where the server has none.

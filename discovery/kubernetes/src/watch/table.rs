@@ -77,6 +77,15 @@ struct Bad {
     error: String,
 }
 
+impl Bad {
+    /// Whether this is another mistake, or one of another object: a status that is written below it, or a field beside
+    /// it, makes a new version and moves its place.
+    fn is_other(&self, version: &Version, error: &str) -> bool {
+        let reason = |error: &str| error.split(" at line ").next().map(ToOwned::to_owned);
+        self.version.uid != version.uid || reason(&self.error) != reason(error)
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Table<K: ?Sized> {
@@ -101,7 +110,7 @@ struct Listing<K: ?Sized> {
 #[derive(Debug)]
 pub(super) struct Outcome<K: ?Sized> {
     pub(super) differences: Vec<Difference<K>>,
-    /// Versions of objects that do not decode and were not met before, and why.
+    /// Objects that do not decode for a reason that was not met before, and why.
     pub(super) quarantined: Vec<(ObjectName, String)>,
 }
 
@@ -171,7 +180,7 @@ impl<K: ?Sized> Table<K> {
             }
             Ok(_) => {}
             Err(error) => {
-                if self.bad.get(&name).is_none_or(|bad| bad.version != version) {
+                if self.bad.get(&name).is_none_or(|bad| bad.is_other(&version, &error)) {
                     outcome.quarantined.push((name.clone(), error.clone()));
                 }
                 listing.bad.insert(name, Bad { version, error });
@@ -210,7 +219,7 @@ impl<K: ?Sized> Table<K> {
                 }
             }
             Err(error) => {
-                if self.bad.get(&name).is_none_or(|bad| bad.version != version) {
+                if self.bad.get(&name).is_none_or(|bad| bad.is_other(&version, &error)) {
                     outcome.quarantined.push((name.clone(), error.clone()));
                 }
                 if self.known.get(&name).is_some_and(|known| known.uid != version.uid) {
