@@ -11,7 +11,7 @@ COREDNS_VERSION := v1.15.0
 HELM_VERSION := v3.22.0
 export EASTWAY_TOOLS := $(TOOLS)
 
-.PHONY: help demo build image test unit model system demo-check e2e bed check fmt clippy doc deny deps deps-e2e bench-micro bench-dns sabotage
+.PHONY: help demo build image test unit model system demo-check e2e soak bed check fmt clippy doc deny deps deps-e2e bench-micro bench-dns sabotage
 .PHONY: regenerate
 
 help: ## List the targets
@@ -54,6 +54,10 @@ e2e: deps-e2e ## Two real Kubernetes clusters, as root; figures go to target/e2e
 	$(CARGO) build --release --locked -q -p eastway
 	$(CARGO) test --locked -q --workspace --lib -- kube::
 	EASTWAY_BIN=$(TARGET)/release/eastway $(CARGO) test --locked -q --workspace --test e2e -- $(ARGS)
+
+soak: deps-e2e ## What `make e2e` has a minute's version of, at its full length, as root: half an hour without an API server
+	$(CARGO) build --release --locked -q -p eastway
+	EASTWAY_BIN=$(TARGET)/release/eastway $(CARGO) test --locked -q --workspace --test e2e -- --ignored half_an_hour
 
 bed: deps-e2e ## The two clusters of `make e2e`, as root, to try things on until Ctrl-C (ARGS=--help)
 	$(CARGO) build --locked -q -p eastway-tests --example bed

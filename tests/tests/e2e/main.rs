@@ -15,9 +15,12 @@ mod churn;
 mod client;
 mod conformance;
 mod faults_lb;
+mod herd;
 mod installed;
 mod mcs;
 mod names;
+mod objects;
+mod outage;
 mod services;
 mod smoke;
 mod sources;
@@ -35,9 +38,12 @@ fn main() -> ExitCode {
         services::TESTS,
         mcs::TESTS,
         sources::TESTS,
+        objects::TESTS,
+        outage::TESTS,
         churn::TESTS,
         upgrade::TESTS,
         faults_lb::TESTS,
+        herd::TESTS,
         conformance::TESTS,
     ]
     .concat();
