@@ -201,12 +201,8 @@ impl fmt::Debug for Credentials {
 
 /// Where the mistake is; its own message may quote a secret.
 fn place(error: &KubeconfigError) -> String {
-    match error {
-        KubeconfigError::Parse(error) => {
-            error.location().map_or_else(String::new, |at| format!(": line {}, column {}", at.line(), at.column()))
-        }
-        _ => String::new(),
-    }
+    let KubeconfigError::Parse(error) = error else { return String::new() };
+    error.location().map_or_else(String::new, |at| format!(": line {}, column {}", at.line(), at.column()))
 }
 
 fn resolve(field: &'static str, path: &str, origin: Origin<'_>) -> Result<PathBuf, CredentialsError> {

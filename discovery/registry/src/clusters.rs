@@ -131,7 +131,7 @@ impl<T: Clone> Files<T> {
                 self.listing_error = None;
                 self.known.retain(|path, _| paths.contains(path));
                 for path in paths {
-                    self.read_file(path, open);
+                    self.read_file(&path, open);
                 }
             }
             Err(error) => self.listing_error = Some(*error),
@@ -140,14 +140,14 @@ impl<T: Clone> Files<T> {
         (self, listed)
     }
 
-    fn read_file(&mut self, path: PathBuf, open: &dyn Fn(&Reference) -> Result<Opened<T>, Refusal>) {
+    fn read_file(&mut self, path: &Path, open: &dyn Fn(&Reference) -> Result<Opened<T>, Refusal>) {
         let known =
-            self.known.entry(path.clone()).or_insert(Known { good: None, errors: Vec::new(), kubeconfig: None });
+            self.known.entry(path.to_owned()).or_insert(Known { good: None, errors: Vec::new(), kubeconfig: None });
         let mut sink = Diagnostics::new();
-        let source = yaml::read_file(&path, MAX_CONFIG_BYTES).map_err(|error| sink.push(*error));
-        let read = source.ok().and_then(|source| file::read(&path, &source, open, &mut sink));
+        let source = yaml::read_file(path, MAX_CONFIG_BYTES).map_err(|error| sink.push(*error));
+        let read = source.ok().and_then(|source| file::read(path, &source, open, &mut sink));
         if let Some((_, reference, _)) = &read {
-            known.kubeconfig.clone_from(&Some(reference.kubeconfig.clone()));
+            known.kubeconfig = Some(reference.kubeconfig.clone());
         }
         let errors = sink.has_errors();
         known.errors = sink.iter().filter(|error| error.is_error()).cloned().collect();
