@@ -50,6 +50,11 @@ pub trait Transport: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Where other replicas should be heard, by configuration, and are not.
+    fn silent_siblings(&self) -> Vec<SocketAddr> {
+        Vec::new()
+    }
+
     /// Where other replicas are heard; `None`: nowhere.
     fn replicas_addr(&self) -> Option<SocketAddr> {
         None

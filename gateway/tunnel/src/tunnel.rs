@@ -207,6 +207,12 @@ impl Tunnel {
         self.transport.siblings()
     }
 
+    /// Where other replicas of this cluster should be heard, by configuration, and are not.
+    #[must_use]
+    pub fn silent_siblings(&self) -> Vec<SocketAddr> {
+        self.transport.silent_siblings()
+    }
+
     /// The replicas of this cluster that peers are told of.
     #[must_use]
     pub fn live_replicas(&self) -> Arc<[ReplicaId]> {

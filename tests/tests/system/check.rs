@@ -19,6 +19,7 @@ use eastway_tunnel::{
     AcceptedStream, LinkInfo, LinkKeys, PeerTarget, ReplicaId, ResetCode, StreamHandler, Timing, Tunnel, TunnelConfig,
     TunnelLimits, World,
 };
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 const HOUR: Duration = Duration::from_secs(3_600);
@@ -263,6 +264,54 @@ lab_test! {
         mesh.cloud_mut("a").start_ca().await?;
         mesh.start_gateways().await?;
         complains(&mesh, "a", &["EW106", "EW115"], &["in 9d", "ca rotate"]).await?;
+        mesh.stop().await
+    }
+
+    /// A ca role that hangs, or is gone, is told long before certificates end; one that is back is not.
+    async fn check_names_a_ca_role_that_does_not_answer() {
+        let mut mesh = MeshBuilder::of(&["a"]).start().await?;
+        complains(&mesh, "a", &["EW115"], &[]).await?;
+        mesh.cloud_mut("a").ca()?.signal(Signal::SIGSTOP)?;
+        let hangs = Complaints::of(&mesh, "a").await?;
+        ensure!(hangs.codes() == ["EW115", "EW119"], "{:#?}", hangs.by_code);
+        mesh.cloud_mut("a").ca()?.signal(Signal::SIGCONT)?;
+        complains(&mesh, "a", &["EW115"], &[]).await?;
+        mesh.cloud_mut("a").ca()?.kill().await?;
+        complains(&mesh, "a", &["EW115", "EW119"], &[]).await?;
+        let gone = Complaints::of(&mesh, "a").await?.by_code["EW119"].to_string();
+        ensure!(gone.contains("ca.sock") && gone.contains("is `eastway ca` running?"), "{gone}");
+        mesh.cloud_mut("a").start_ca().await?;
+        complains(&mesh, "a", &["EW115"], &[]).await?;
+        mesh.stop().await
+    }
+
+    /// Gateways of one cluster that should know each other and do not.
+    async fn check_names_gateways_of_the_cluster_that_are_silent() {
+        let siblings = json!({"replicas": {"siblings": ["10.244.0.1:15442", "10.244.0.2:15442"]}});
+        let mut mesh = MeshBuilder::of(&["a"]).replicas("a", 2).settings("a", &siblings).prepare().await?;
+        mesh.cloud_mut("a").start_gateway(0).await?;
+        mesh.cloud_mut("a").wait_ready(0).await?;
+        complains(&mesh, "a", &["EW115", "EW120"], &[]).await?;
+        let silent = Complaints::of(&mesh, "a").await?.by_code["EW120"]["message"].to_string();
+        ensure!(silent.contains("10.244.0.2:15442") && !silent.contains("10.244.0.1:"), "{silent}");
+        mesh.start_gateways().await?;
+        complains(&mesh, "a", &["EW115"], &[]).await?;
+        mesh.cloud_mut("a").kill_gateway(1).await?;
+        complains(&mesh, "a", &["EW115", "EW120"], &[]).await?;
+        mesh.stop().await
+    }
+
+    /// Records that the rules do not allow are told with their reason.
+    async fn check_names_records_that_were_refused() {
+        let only_web = json!({"spec": {"import": [{"namespace": NAMESPACE, "services": ["web"]}]}});
+        let mut mesh = MeshBuilder::of(&["a", "b"]).peer("a", "b", &only_web).start().await?;
+        mesh.serve("a", "in-a", 12, Habit::Http).await?;
+        mesh.serve("b", "web", 11, Habit::Http).await?;
+        mesh.target("a", "web").await?;
+        mesh.target("b", "in-a").await?;
+        complains(&mesh, "a", &[], &[]).await?;
+        mesh.serve("b", "other", 13, Habit::Http).await?;
+        complains(&mesh, "a", &["EW506"], &["not_allowed 1", "last 10 minutes", "peer b"]).await?;
         mesh.stop().await
     }
 

@@ -37,6 +37,10 @@ pub struct GatewayFacts {
     pub issuer_not_after: Option<u64>,
     /// End of the revocation list, if one is configured.
     pub crl_next_update: Option<u64>,
+    /// Why the ca role did not answer, if it did not.
+    pub ca_silent: Option<String>,
+    /// Other gateways of this cluster that are configured, or found, and do not answer.
+    pub siblings_silent: Vec<String>,
     /// What keeps the process from being ready.
     pub pending: Vec<String>,
     /// Why the files on disk are not what runs.
@@ -113,7 +117,7 @@ pub struct PeerFacts {
     pub imported_services: u32,
     /// Services that the export rules select.
     pub exported_services: u32,
-    /// Records refused since the start, by reason.
+    /// Records refused in the last 10 minutes, by reason.
     pub rejected: Vec<(String, u64)>,
     /// Whether its first complete snapshot arrived, now or from disk.
     pub synced: bool,

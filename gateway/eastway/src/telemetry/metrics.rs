@@ -122,6 +122,7 @@ macro_rules! metrics {
             denials: Family<DenialLabels, Counter>,
             denied: Recent,
             denied_there: Recent,
+            rejected: Recent,
             $($field: $kind,)*
         }
 
@@ -153,8 +154,8 @@ macro_rules! metrics {
                 started.set(unix_seconds(SystemTime::now()));
                 let help = "When this process started, in seconds since the Unix epoch";
                 registry.register("process_start_time_seconds", help, started);
-                let (denied, denied_there) = (Recent::default(), Recent::default());
-                Self { registry, overflowed, connections, certificate, denials, denied, denied_there, $($field,)* }
+                let (denied, denied_there, rejected) = Default::default();
+                Self { registry, overflowed, connections, certificate, denials, denied, denied_there, rejected, $($field,)* }
             }
 
             fn forget_series_of(&self, peer: &str) {
@@ -275,7 +276,7 @@ impl Metrics {
     /// A stream to `peer` was answered; `outcome` is `dialled` or the name of the reset code.
     pub fn stream_opened(&self, peer: &Arc<str>, outcome: &'static str) {
         if outcome == ResetCode::PermissionDenied.name() {
-            self.denied_there.count(peer, Instant::now());
+            self.denied_there.count(peer, "", 1, Instant::now());
         }
         self.stream_opens.get(&peer_reason(peer, outcome)).inc();
     }
@@ -305,7 +306,7 @@ impl Metrics {
     /// An input was refused; see [`super::Refusals::refused`], which also logs.
     pub(super) fn refused(&self, kind: Refusal, peer: Option<&Arc<str>>) {
         if let (Refusal::Denied, Some(peer)) = (kind, peer) {
-            self.denied.count(peer, Instant::now());
+            self.denied.count(peer, "", 1, Instant::now());
         }
         let peer = peer.cloned().unwrap_or_else(|| Arc::from(""));
         self.refusals.get(&PeerReason { peer, reason: kind.as_str() }).inc();
@@ -354,6 +355,13 @@ impl Metrics {
     /// `count` records of `peer` were refused.
     pub fn federation_rejected(&self, peer: &Arc<str>, reason: &'static str, count: usize) {
         self.federation_rejected.get(&peer_reason(peer, reason)).inc_by(count as u64);
+        self.rejected.count(peer, reason, count as u64, Instant::now());
+    }
+
+    /// Records of `peer` refused within [`RECENT`], by reason, the most frequent first.
+    #[must_use]
+    pub fn recently_rejected(&self, peer: &str) -> Vec<(&'static str, u64)> {
+        self.rejected.by_reason(peer, Instant::now())
     }
 
     /// Records of `peer` refused since our start, by reason, the most frequent first.
@@ -399,6 +407,7 @@ impl Metrics {
     pub fn forget_peer(&self, peer: &str) {
         self.denied.forget_peer(peer);
         self.denied_there.forget_peer(peer);
+        self.rejected.forget_peer(peer);
         self.forget_series_of(peer);
     }
 }

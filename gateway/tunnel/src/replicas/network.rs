@@ -19,7 +19,7 @@ use super::envelope::{
 use super::inbox::{Handed, Inbox};
 use super::keys::{Numbers, OpenError, PairKeys, ReplicaKeys};
 use super::paths::{Path, Paths};
-use super::siblings::{BEAT_EVERY, Heard, Siblings};
+use super::siblings::{BEAT_EVERY, DEAD, Heard, Siblings};
 use super::{Dropped, ForwardingCounters, ReplicaNetwork, SiblingStatus, Tally, Way};
 use crate::config::{LinkKeys, ReplicaId};
 
@@ -44,6 +44,8 @@ pub(crate) struct Network {
     keys: ReplicaKeys,
     numbers: Numbers,
     view: ArcSwap<View>,
+    /// Configured addresses at which no sibling answers.
+    silent: ArcSwap<Vec<SocketAddr>>,
     inbox: Inbox,
     paths: Mutex<Paths>,
     outlet: ArcSwapOption<Box<dyn Outlet>>,
@@ -96,6 +98,7 @@ impl Network {
             keys,
             numbers: Numbers::default(),
             view: ArcSwap::default(),
+            silent: ArcSwap::default(),
             inbox: Inbox::default(),
             paths: Mutex::default(),
             outlet: ArcSwapOption::empty(),
@@ -118,6 +121,11 @@ impl Network {
     /// Siblings that get their packets.
     pub(crate) fn siblings(&self) -> Vec<SiblingStatus> {
         self.view.load().routes.iter().map(|route| route.status.clone()).collect()
+    }
+
+    /// Configured addresses at which no sibling answers.
+    pub(crate) fn silent(&self) -> Vec<SocketAddr> {
+        self.silent.load().to_vec()
     }
 
     pub(crate) fn counters(&self) -> ForwardingCounters {
@@ -302,6 +310,11 @@ impl Task {
     fn look(&mut self) {
         if self.siblings.expire(self.network.now()) {
             self.publish();
+        }
+        // Before that nobody can have answered.
+        let silent = if self.network.now() < DEAD { Vec::new() } else { self.siblings.silent() };
+        if **self.network.silent.load() != silent {
+            self.network.silent.store(Arc::new(silent));
         }
     }
 

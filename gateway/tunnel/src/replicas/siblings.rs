@@ -3,7 +3,7 @@
 //! A sibling lives while its beats echo a stamp of ours that is younger than [`DEAD`]: it hears us and we
 //! hear it, which is what handing packets over takes. So a recorded beat brings nobody to life.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -25,6 +25,8 @@ pub(crate) struct Siblings {
     own: ReplicaId,
     state: BeatState,
     configured: Vec<SocketAddr>,
+    /// Those of the configured addresses that are our own: what we sent there came back.
+    own_addresses: BTreeSet<SocketAddr>,
     known: BTreeMap<ReplicaId, Sibling>,
     /// Incarnations that ended, the latest last.
     gone: VecDeque<Gone>,
@@ -63,13 +65,14 @@ pub(crate) enum Heard {
 
 impl Siblings {
     pub(crate) fn new(own: ReplicaId) -> Self {
-        let (configured, known, gone) = Default::default();
-        Self { own, state: BeatState::Live, configured, known, gone, stamp: 0 }
+        let (configured, own_addresses, known, gone) = Default::default();
+        Self { own, state: BeatState::Live, configured, own_addresses, known, gone, stamp: 0 }
     }
 
     /// Replaces the addresses that are beaten whether anybody answers or not.
     pub(crate) fn configure(&mut self, addresses: &[SocketAddr]) {
         self.configured = addresses.iter().take(MAX_SIBLINGS).copied().collect();
+        self.own_addresses.retain(|address| self.configured.contains(address));
     }
 
     /// From now on siblings are told so.
@@ -84,6 +87,9 @@ impl Siblings {
 
     /// Takes a beat whose signature is right.
     pub(crate) fn heard(&mut self, beat: &Beat, from: SocketAddr, now: Duration) -> Heard {
+        if beat.sender == self.own && self.configured.contains(&from) {
+            self.own_addresses.insert(from);
+        }
         let for_good = self.gone.iter().any(|gone| gone.for_good && gone.replica == beat.sender);
         if beat.sender == self.own || for_good {
             return Heard::Ignored;
@@ -182,6 +188,21 @@ impl Siblings {
         proved.map(|(id, sibling)| SiblingStatus { replica: *id, address: sibling.address, draining: sibling.draining })
     }
 
+    /// The configured addresses of others at which nobody answers. A replica that answers from another address than it
+    /// is configured with counts for one of them.
+    pub(crate) fn silent(&self) -> Vec<SocketAddr> {
+        let (mut others, mut strays) = (self.configured.clone(), 0);
+        others.retain(|address| !self.own_addresses.contains(address));
+        for sibling in self.alive() {
+            match others.iter().position(|address| *address == sibling.address) {
+                Some(index) => drop(others.remove(index)),
+                None => strays += 1,
+            }
+        }
+        others.truncate(others.len().saturating_sub(strays));
+        others
+    }
+
     /// Those whose links are lost.
     pub(crate) fn gone(&self) -> impl Iterator<Item = ReplicaId> {
         self.gone.iter().map(|gone| gone.replica)
@@ -271,6 +292,25 @@ mod tests {
         cluster.cut.clear();
         cluster.run(BEAT_EVERY * 2);
         assert_eq!((cluster.alive(0), cluster.gone(0)), (vec![id(1), id(2)], vec![]), "it was not dead");
+    }
+
+    #[test]
+    fn who_is_configured_and_does_not_answer_is_told() {
+        let mut cluster = Cluster::new(3);
+        cluster.cut = vec![2];
+        cluster.run(Duration::from_millis(1_100));
+        assert_eq!(cluster.replicas[0].1.silent(), [address(2)], "and not itself");
+        cluster.cut.clear();
+        cluster.run(BEAT_EVERY * 2);
+        assert!(cluster.replicas[0].1.silent().is_empty());
+        cluster.cut = vec![1];
+        cluster.run(DEAD + BEAT_EVERY);
+        assert_eq!(cluster.replicas[0].1.silent(), [address(1)]);
+        // One that answers from elsewhere is there all the same.
+        cluster.cut.clear();
+        cluster.run(BEAT_EVERY * 2);
+        cluster.replicas[2].1.configure(&[address(0), address(7)]);
+        assert!(cluster.replicas[2].1.silent().is_empty());
     }
 
     #[test]

@@ -185,6 +185,10 @@ impl Transport for QuicTransport {
         self.shared.network.as_ref().map(|network| network.siblings()).unwrap_or_default()
     }
 
+    fn silent_siblings(&self) -> Vec<SocketAddr> {
+        self.shared.network.as_ref().map(|network| network.silent()).unwrap_or_default()
+    }
+
     fn replicas_addr(&self) -> Option<SocketAddr> {
         self.shared.network.as_ref().map(|network| network.local_addr())
     }

@@ -10,7 +10,7 @@ use eastway_identity::{SpkiPin, VerifyError};
 use eastway_model::store::Snapshot;
 use eastway_model::{ClusterName, ServiceKey, ServiceKind};
 use eastway_tunnel::header::StreamHeader;
-use eastway_tunnel::{AddressStatus, CloseCode, FailureCause, Link, PeerStatus};
+use eastway_tunnel::{AddressStatus, CloseCode, FailureCause, Link, PeerStatus, Tunnel};
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
@@ -18,7 +18,7 @@ use super::{millis, reach};
 use crate::admin::check::{AddressFacts, CheckFacts, DnsFacts, GatewayFacts, HandshakeFault, NextCaFault, PeerFacts};
 use crate::app::frontend::Shortage;
 use crate::app::{Gateway, clock};
-use crate::config::PeerSettings;
+use crate::config::{PeerSettings, Settings};
 use crate::roles::ca_client;
 use crate::roles::enroll::NextCa;
 use crate::telemetry::{RECENT, Refusal};
@@ -34,19 +34,28 @@ pub(super) async fn facts(gateway: &Gateway, only: Option<String>) -> CheckFacts
     let loaded = gateway.configuration.loaded.borrow().clone();
     let snapshot = gateway.reader.load_full();
     let status = gateway.tunnel.get().map(|tunnel| tunnel.status()).unwrap_or_default();
-    // Without a ca role nothing is known of a rotation; that it is missing is told when the certificate is renewed.
-    let next = match ca_client(&loaded.settings) {
-        Ok(client) => client.next_ca(gateway.identity.get()).await.ok().flatten(),
-        Err(_) => None,
-    };
-    let next = next.as_ref();
     let wanted = loaded.peers.values().filter(|peer| only.as_deref().is_none_or(|only| only == peer.name.as_str()));
     let peers = wanted.map(|peer| {
         let status = status.iter().find(|status| &*status.name == peer.name.as_str());
-        peer_facts(gateway, &snapshot, peer, status, next)
+        peer_facts(gateway, &snapshot, peer, status)
     });
-    let (peers, dns) = tokio::join!(join_all(peers), dns_facts(gateway, &snapshot));
-    CheckFacts { now: clock::wall().0, gateway: gateway_facts(gateway, &snapshot), dns, peers }
+    // At the same time: one that does not answer takes as long as it may.
+    let (next, mut peers, dns) =
+        tokio::join!(announced_ca(gateway, &loaded.settings), join_all(peers), dns_facts(gateway, &snapshot));
+    if let Ok(Some(next)) = &next {
+        for facts in &mut peers {
+            facts.next_ca = next_ca(next, status.iter().find(|status| *status.name == *facts.name));
+        }
+    }
+    let mut own = gateway_facts(gateway, &snapshot);
+    own.ca_silent = next.err();
+    CheckFacts { now: clock::wall().0, gateway: own, dns, peers }
+}
+
+/// What the ca role says of a rotation; else why it does not answer.
+async fn announced_ca(gateway: &Gateway, settings: &Settings) -> Result<Option<NextCa>, String> {
+    let client = ca_client(settings).map_err(|error| error.to_string())?;
+    client.next_ca(gateway.identity.get()).await.map_err(|error| error.to_string())
 }
 
 fn gateway_facts(gateway: &Gateway, snapshot: &Snapshot) -> GatewayFacts {
@@ -59,6 +68,8 @@ fn gateway_facts(gateway: &Gateway, snapshot: &Snapshot) -> GatewayFacts {
         leaf: identity.as_ref().map(|identity| (millis(identity.not_before()), millis(identity.not_after()))),
         issuer_not_after: identity.as_ref().and_then(|identity| identity.issuer_not_after()).map(millis),
         crl_next_update: gateway.trust.crl_next_update().map(millis),
+        ca_silent: None,
+        siblings_silent: gateway.tunnel.get().map(|tunnel| silent(tunnel)).unwrap_or_default(),
         pending: gateway.readiness.pending().iter().map(ToString::to_string).collect(),
         config_errors: gateway.configuration.status.borrow().errors.clone(),
         registry_errors: super::registries(gateway)
@@ -75,6 +86,10 @@ fn gateway_facts(gateway: &Gateway, snapshot: &Snapshot) -> GatewayFacts {
         fd_limit: rustix::process::getrlimit(rustix::process::Resource::Nofile).current,
         udp_receive_buffer: gateway.tunnel.get().and_then(|tunnel| tunnel.receive_buffer()),
     }
+}
+
+fn silent(tunnel: &Tunnel) -> Vec<String> {
+    tunnel.silent_siblings().iter().map(ToString::to_string).collect()
 }
 
 async fn dns_facts(gateway: &Gateway, snapshot: &Snapshot) -> DnsFacts {
@@ -129,7 +144,6 @@ async fn peer_facts(
     snapshot: &Snapshot,
     peer: &PeerSettings,
     status: Option<&PeerStatus>,
-    next: Option<&NextCa>,
 ) -> PeerFacts {
     let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
     let reached = peer.addresses.iter().map(|address| async {
@@ -142,7 +156,7 @@ async fn peer_facts(
     let stored = snapshot.peer(peer.name.as_str());
     let links = status.map(|status| status.links.as_slice()).unwrap_or_default();
     let metrics = &gateway.telemetry.metrics;
-    let rejected = metrics.rejected_records(peer.name.as_str());
+    let rejected = metrics.recently_rejected(peer.name.as_str());
     let conflicts = snapshot.imports().flat_map(|import| &import.conflicts);
     let conflicts = conflicts.filter(|conflict| conflict.winner == peer.name || conflict.losers.contains(&peer.name));
     PeerFacts {
@@ -161,7 +175,7 @@ async fn peer_facts(
         recent_link_losses: count(status.map_or(0, recent_losses)),
         packets: (links.iter().map(|link| link.packets_sent).sum(), links.iter().map(|link| link.packets_lost).sum()),
         pins: count(peer.pins.len()),
-        next_ca: next_ca(next, status),
+        next_ca: None,
         shared_trust_domain: peer.shared_trust_domain,
         import_rules: count(peer.import.entries().len()),
         export_rules: count(peer.export.entries().len()),
@@ -191,8 +205,7 @@ fn denied(gateway: &Gateway, peer: &ClusterName) -> Option<(u64, String)> {
 }
 
 /// Whether the next step of a rotation would cut the links of a peer, by what each of its replicas says it accepts.
-fn next_ca(next: Option<&NextCa>, status: Option<&PeerStatus>) -> Option<NextCaFault> {
-    let next = next?;
+fn next_ca(next: &NextCa, status: Option<&PeerStatus>) -> Option<NextCaFault> {
     let pin = next.pin()?.to_string();
     let links = status.map(|status| status.links.as_slice()).unwrap_or_default();
     let accepts: Option<Vec<_>> = links.iter().map(|link| link.accepts.as_ref()).collect();

@@ -73,6 +73,13 @@ codes! {
     REGISTRY_REFUSED = "EW118" Error "registry {what}",
         "its file cannot be used as it is now; what was read before, if anything, goes on", "mend what it names, and save the file; `eastway config check` shows the line";
 
+    CA_SILENT = "EW119" Warning "the ca role does not answer: {what}",
+        "it does not run, hangs, or listens elsewhere than `trust.ca` says; links go on until our certificate ends",
+        "start `eastway ca --config FILE` again and see its log; `trust.ca` must name where it listens";
+    SIBLINGS_SILENT = "EW120" Warning "gateways of this cluster do not answer: {what}",
+        "they do not run, UDP between the gateways of this cluster is blocked, or their link keys are others",
+        "start them, or take them out of `replicas.siblings`; open UDP of `replicas.listen` between them; after `ca rotate finish --force` restart all of them";
+
     DNS_OK = "EW200" Ok "names are answered", "", "";
     DNS_SILENT = "EW201" Error "our DNS server does not answer",
         "its socket is overloaded or blocked by a local firewall", "try `eastway dns query`, and see the log for `dns`";
@@ -154,7 +161,7 @@ codes! {
         "`export` of peer {peer} is empty", "add the services you offer to `export`";
     EXPORT_SELECTS_NOTHING = "EW505" Warning "the export rules select no service",
         "no service of that name is in our registries with `export: true`", "compare `export` of peer {peer} with `eastway services`";
-    RECORDS_REFUSED = "EW506" Warning "records were refused: {what}",
+    RECORDS_REFUSED = "EW506" Warning "records were refused in the last 10 minutes: {what}",
         "the peer offers more than `import` allows, or malformed records", "if they are wanted, widen `import` of peer {peer}; if they are malformed, upgrade the peer";
     STALE = "EW507" Warning "its services are {what} old",
         "no link; they are served as last known until `withdrawAfter`", "restore the link";

@@ -92,6 +92,13 @@ fn gateway(report: &mut Report, now: u64, facts: &GatewayFacts) {
         Some((from, to)) if to - now < (to - from) / 5 => add(&codes::LEAF_OLD, &duration(to - now)),
         Some(_) => {}
     }
+    // Without a certificate that is told already.
+    if let Some(why) = facts.ca_silent.as_ref().filter(|_| facts.leaf.is_some()) {
+        add(&codes::CA_SILENT, why);
+    }
+    if !facts.siblings_silent.is_empty() {
+        add(&codes::SIBLINGS_SILENT, &list(&facts.siblings_silent));
+    }
     match facts.issuer_not_after {
         Some(end) if end <= now => add(&codes::ISSUER_EXPIRED, &duration(now - end)),
         Some(end) if end - now < ISSUER_WARNING => add(&codes::ISSUER_ENDS, &duration(end - now)),
