@@ -31,52 +31,52 @@ pub enum CaError {
     /// A file of the layout is missing.
     #[error("{file} is missing; {hint}")]
     Missing {
-        /// Its name.
-        file: &'static str,
+        /// Its path.
+        file: String,
         /// What to do.
         hint: &'static str,
     },
     /// Larger than 1 MiB.
     #[error("{file}: larger than 1 MiB; is it the right file?")]
     TooLarge {
-        /// Its name.
-        file: &'static str,
+        /// Its path.
+        file: String,
     },
     /// No bytes, or nothing but white space.
     #[error("{file} is empty; it must hold PEM")]
     Empty {
-        /// Its name.
-        file: &'static str,
+        /// Its path.
+        file: String,
     },
     /// Binary DER instead of PEM.
     #[error("{file} is DER, not PEM; convert it: openssl {command} -inform der -in {file} -out {file}.new")]
     Der {
-        /// Its name.
-        file: &'static str,
+        /// Its path.
+        file: String,
         /// `x509` or `pkey`.
         command: &'static str,
     },
     /// PEM that cannot be read.
     #[error("{file}: not valid PEM: {reason}")]
     Pem {
-        /// Its name.
-        file: &'static str,
+        /// Its path.
+        file: String,
         /// What is wrong with it.
         reason: String,
     },
     /// PEM, but nothing of the kind that belongs there.
     #[error("{file} holds no {wanted}")]
     Nothing {
-        /// Its name.
-        file: &'static str,
+        /// Its path.
+        file: String,
         /// `certificate` or `private key`.
         wanted: &'static str,
     },
     /// More than one of what there must be one of.
     #[error("{file} holds {count} private keys; it must hold the CA's alone")]
     SeveralKeys {
-        /// Its name.
-        file: &'static str,
+        /// Its path.
+        file: String,
         /// How many.
         count: usize,
     },
@@ -85,30 +85,30 @@ pub enum CaError {
         "{file} holds a private key; certificate files are handed out, so move the key to {key_file} and remove it here"
     )]
     KeyInCertificateFile {
-        /// Its name.
-        file: &'static str,
+        /// Its path.
+        file: String,
         /// Where keys belong.
-        key_file: &'static str,
+        key_file: String,
     },
     /// The key needs a passphrase.
     #[error("{file}: encrypted private keys are not supported; decrypt it: openssl pkey -in {file} -out {file}.new")]
     EncryptedKey {
-        /// Its name.
-        file: &'static str,
+        /// Its path.
+        file: String,
     },
     /// The key is of a kind that cannot be used.
     #[error("{file}: {reason}")]
     Key {
-        /// Its name.
-        file: &'static str,
+        /// Its path.
+        file: String,
         /// What is wrong with it.
         reason: String,
     },
     /// A certificate cannot be parsed.
     #[error("{file}: certificate {index} cannot be read: {reason}")]
     Certificate {
-        /// Its name.
-        file: &'static str,
+        /// Its path.
+        file: String,
         /// Position in the file, from 1.
         index: usize,
         /// What is wrong with it.
@@ -117,8 +117,8 @@ pub enum CaError {
     /// Too many certificates.
     #[error("{file} holds {count} certificates; at most 100 are allowed")]
     TooMany {
-        /// Its name.
-        file: &'static str,
+        /// Its path.
+        file: String,
         /// How many.
         count: usize,
     },
@@ -127,10 +127,10 @@ pub enum CaError {
         "{key_file} does not belong to {cert_file}: the key's public half is {key_pin}, the certificate's is {cert_pin}"
     )]
     KeyMismatch {
-        /// Name of the key file.
-        key_file: &'static str,
-        /// Name of the certificate file.
-        cert_file: &'static str,
+        /// Path of the key file.
+        key_file: String,
+        /// Path of the certificate file.
+        cert_file: String,
         /// Pin of the key.
         key_pin: crate::SpkiPin,
         /// Pin of the certificate.
@@ -141,22 +141,22 @@ pub enum CaError {
         "{file} is not a CA (basicConstraints); the mesh needs a CA that may issue certificates, such as an intermediate of your root"
     )]
     NotACa {
-        /// Its name.
-        file: &'static str,
+        /// Its path.
+        file: String,
     },
     /// A CA that may not sign certificates.
     #[error("{file} may not issue certificates (keyUsage lacks keyCertSign)")]
     NoKeyCertSign {
-        /// Its name.
-        file: &'static str,
+        /// Its path.
+        file: String,
     },
     /// Too many CAs below one.
     #[error(
         "{file}: \"{subject}\" has pathlen:{allowed} but {below} CAs stand below it; ask for a longer path length or a shorter chain"
     )]
     PathLength {
-        /// Its name.
-        file: &'static str,
+        /// Its path.
+        file: String,
         /// Whose limit it is.
         subject: String,
         /// The limit.
@@ -167,14 +167,14 @@ pub enum CaError {
     /// webpki refuses all that is below such a CA.
     #[error("{file}: URI name constraints are not supported by this verifier; peers would reject every leaf")]
     UriNameConstraints {
-        /// Its name.
-        file: &'static str,
+        /// Its path.
+        file: String,
     },
     /// A signature or key that is too weak, or that verifiers do not know.
     #[error("{file}: \"{subject}\": {reason}")]
     Weak {
-        /// Its name.
-        file: &'static str,
+        /// Its path.
+        file: String,
         /// Which certificate.
         subject: String,
         /// What is weak.
@@ -183,8 +183,8 @@ pub enum CaError {
     /// Past the end of life.
     #[error("{file} expired {not_after} (clock says {now}); renew the CA certificate, or set the clock")]
     Expired {
-        /// Its name.
-        file: &'static str,
+        /// Its path.
+        file: String,
         /// End of life.
         not_after: Timestamp,
         /// Our clock.
@@ -193,8 +193,8 @@ pub enum CaError {
     /// Before the begin of life.
     #[error("{file} is not valid before {not_before} (clock says {now}); wait, or set the clock")]
     NotYetValid {
-        /// Its name.
-        file: &'static str,
+        /// Its path.
+        file: String,
         /// Begin of life.
         not_before: Timestamp,
         /// Our clock.
@@ -203,10 +203,10 @@ pub enum CaError {
     /// A link of the chain is missing or out of order.
     #[error("{chain_file} does not lead to {root_file} (issuer \"{issuer}\" not found); {hint}")]
     BrokenChain {
-        /// Name of the chain file.
-        chain_file: &'static str,
-        /// Name of the root file.
-        root_file: &'static str,
+        /// Path of the chain file.
+        chain_file: String,
+        /// Path of the root file.
+        root_file: String,
         /// Who is missing.
         issuer: String,
         /// What seems to have happened.
@@ -217,8 +217,8 @@ pub enum CaError {
         "{file}: \"{subject}\" is not self-signed (its issuer is \"{issuer}\"); put the root there and intermediates into the chain file"
     )]
     RootNotSelfSigned {
-        /// Its name.
-        file: &'static str,
+        /// Its path.
+        file: String,
         /// Its subject.
         subject: String,
         /// Its issuer.
@@ -227,8 +227,8 @@ pub enum CaError {
     /// A leaf signed on trial is refused by the verifier, for a reason that no check above names.
     #[error("{file}: a leaf signed on trial is refused: {reason}; peers would reject every leaf")]
     Trial {
-        /// Name of the certificate file.
-        file: &'static str,
+        /// Path of the certificate file.
+        file: String,
         /// What the verifier says.
         reason: String,
     },
@@ -263,16 +263,16 @@ pub enum CaWarning {
     /// Less than a week to live.
     #[error("{file} expires soon, on {not_after}; leaves cannot outlive it: renew it or run `eastway ca rotate`")]
     ExpiresSoon {
-        /// Its name.
-        file: &'static str,
+        /// Its path.
+        file: String,
         /// End of life.
         not_after: Timestamp,
     },
     /// The same root twice.
     #[error("{file} holds {count} duplicate certificates; they are read once")]
     DuplicateRoots {
-        /// Its name.
-        file: &'static str,
+        /// Its path.
+        file: String,
         /// How many are superfluous.
         count: usize,
     },
@@ -281,8 +281,8 @@ pub enum CaWarning {
         "{file} can be read by every user of this machine (mode {mode:03o}); chmod 600 it, or set defaultMode: 0400 on the secret volume"
     )]
     KeyReadable {
-        /// Its name.
-        file: &'static str,
+        /// Its path.
+        file: String,
         /// Its permission bits.
         mode: u32,
     },

@@ -16,7 +16,7 @@ const MAX_FILE: u64 = 1024 * 1024;
 /// Most certificates that are read of one file.
 const MAX_CERTIFICATES: usize = 100;
 
-/// Names of a layout's files, for reading and for messages.
+/// Names of a layout's files.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Names {
     pub(super) cert: &'static str,
@@ -24,6 +24,27 @@ pub(super) struct Names {
     /// Where further intermediates are.
     pub(super) chain: &'static str,
     pub(super) root: &'static str,
+}
+
+/// Where the files of a layout are, for messages.
+#[derive(Clone, Debug)]
+pub(super) struct Paths {
+    pub(super) cert: String,
+    pub(super) key: String,
+    pub(super) chain: String,
+    pub(super) root: String,
+}
+
+impl Names {
+    fn in_folder(self, dir: &Path) -> Paths {
+        let Self { cert, key, chain, root } = self;
+        Paths { cert: path(dir, cert), key: path(dir, key), chain: path(dir, chain), root: path(dir, root) }
+    }
+}
+
+/// The whole path: people have several such folders.
+pub(super) fn path(dir: &Path, file: &str) -> String {
+    dir.join(file).display().to_string()
 }
 
 pub(super) const ISTIO: Names =
@@ -36,7 +57,7 @@ const ISTIO_ROOT: Names =
 /// What the files hold, parsed but not judged.
 pub(super) struct Material {
     pub(super) layout: Layout,
-    pub(super) names: Names,
+    pub(super) paths: Paths,
     pub(super) certificate: CertificateDer<'static>,
     pub(super) key: CaKey,
     /// Intermediates above the issuing certificate, as the file has them.
@@ -64,10 +85,10 @@ pub(super) fn read_root(dir: &Path) -> Result<Material, CaError> {
     }
     let roots = certificates(dir, ISTIO_ROOT.cert, ISTIO_ROOT.key)?;
     let (key, warnings) = key(dir, ISTIO_ROOT.key)?;
-    let (certificate, _) = split_first(roots.clone(), ISTIO_ROOT.cert)?;
+    let (certificate, _) = split_first(roots.clone(), dir, ISTIO_ROOT.cert)?;
     Ok(Material {
         layout: Layout::IstioCacerts,
-        names: ISTIO_ROOT,
+        paths: ISTIO_ROOT.in_folder(dir),
         certificate,
         key,
         chain: Vec::new(),
@@ -88,7 +109,7 @@ pub(super) fn issuers(dir: &Path) -> Result<Vec<CertificateDer<'static>>, CaErro
 
 fn read_istio(dir: &Path) -> Result<Material, CaError> {
     let names = ISTIO;
-    let (certificate, more) = split_first(certificates(dir, names.cert, names.key)?, names.cert)?;
+    let (certificate, more) = split_first(certificates(dir, names.cert, names.key)?, dir, names.cert)?;
     let (key, warnings) = key(dir, names.key)?;
     // cert-chain.pem usually repeats ca-cert.pem first.
     let mut chain = optional(dir, names.chain, names.key)?.unwrap_or(more);
@@ -97,52 +118,57 @@ fn read_istio(dir: &Path) -> Result<Material, CaError> {
     }
     let (layout, roots) = match optional(dir, names.root, names.key)? {
         Some(roots) => (Layout::IstioCacerts, roots),
-        None => (Layout::IstioCaSecret, vec![own_root(&certificate, names)?]),
+        None => (Layout::IstioCaSecret, vec![own_root(&certificate, dir, names)?]),
     };
-    Ok(Material { layout, names, certificate, key, chain, roots, warnings })
+    Ok(Material { layout, paths: names.in_folder(dir), certificate, key, chain, roots, warnings })
 }
 
 fn read_kubernetes(dir: &Path) -> Result<Material, CaError> {
     let names = KUBERNETES;
-    let (certificate, chain) = split_first(certificates(dir, names.cert, names.key)?, names.cert)?;
+    let (certificate, chain) = split_first(certificates(dir, names.cert, names.key)?, dir, names.cert)?;
     let (key, warnings) = key(dir, names.key)?;
     let roots = match optional(dir, names.root, names.key)? {
         Some(roots) => roots,
-        None => vec![own_root(&certificate, names)?],
+        None => vec![own_root(&certificate, dir, names)?],
     };
-    Ok(Material { layout: Layout::KubernetesTls, names, certificate, key, chain, roots, warnings })
+    let (layout, paths) = (Layout::KubernetesTls, names.in_folder(dir));
+    Ok(Material { layout, paths, certificate, key, chain, roots, warnings })
 }
 
 /// A folder without a root file is complete only if its CA is its own root.
-fn own_root(certificate: &CertificateDer<'static>, names: Names) -> Result<CertificateDer<'static>, CaError> {
+fn own_root(
+    certificate: &CertificateDer<'static>,
+    dir: &Path,
+    names: Names,
+) -> Result<CertificateDer<'static>, CaError> {
     let parsed = crate::certificate::parse(certificate).map_err(|reason| CaError::Certificate {
-        file: names.cert,
+        file: path(dir, names.cert),
         index: 1,
         reason,
     })?;
     if parsed.subject().as_raw() == parsed.issuer().as_raw() {
         return Ok(certificate.clone());
     }
-    Err(CaError::Missing { file: names.root, hint: "the CA is an intermediate, so its root must be there too" })
+    Err(CaError::Missing {
+        file: path(dir, names.root),
+        hint: "the CA is an intermediate, so its root must be there too",
+    })
 }
 
 fn split_first(
     mut all: Vec<CertificateDer<'static>>,
-    file: &'static str,
+    dir: &Path,
+    file: &str,
 ) -> Result<(CertificateDer<'static>, Vec<CertificateDer<'static>>), CaError> {
     if all.is_empty() {
-        return Err(CaError::Nothing { file, wanted: "certificate" });
+        return Err(CaError::Nothing { file: path(dir, file), wanted: "certificate" });
     }
     let first = all.remove(0);
     Ok((first, all))
 }
 
 /// `None`: the file is not there, or it is empty, as in Istio's self-signed secret.
-fn optional(
-    dir: &Path,
-    file: &'static str,
-    key_file: &'static str,
-) -> Result<Option<Vec<CertificateDer<'static>>>, CaError> {
+fn optional(dir: &Path, file: &str, key_file: &str) -> Result<Option<Vec<CertificateDer<'static>>>, CaError> {
     match certificates(dir, file, key_file) {
         Ok(certificates) => Ok(Some(certificates)),
         Err(CaError::Missing { .. } | CaError::Empty { .. }) => Ok(None),
@@ -150,15 +176,12 @@ fn optional(
     }
 }
 
-fn certificates(
-    dir: &Path,
-    file: &'static str,
-    key_file: &'static str,
-) -> Result<Vec<CertificateDer<'static>>, CaError> {
+fn certificates(dir: &Path, file: &str, key_file: &str) -> Result<Vec<CertificateDer<'static>>, CaError> {
     let bytes = bytes(dir, file, "the CA's certificates belong there")?;
-    let blocks = blocks(&bytes, file, "x509")?;
+    let file = path(dir, file);
+    let blocks = blocks(&bytes, &file, "x509")?;
     if blocks.iter().any(|block| block.label.ends_with("PRIVATE KEY")) {
-        return Err(CaError::KeyInCertificateFile { file, key_file });
+        return Err(CaError::KeyInCertificateFile { file, key_file: path(dir, key_file) });
     }
     let certificates: Vec<_> = blocks
         .iter()
@@ -172,9 +195,11 @@ fn certificates(
     }
 }
 
-fn key(dir: &Path, file: &'static str) -> Result<(CaKey, Vec<CaWarning>), CaError> {
+fn key(dir: &Path, file: &str) -> Result<(CaKey, Vec<CaWarning>), CaError> {
     let bytes = bytes(dir, file, "the CA's private key belongs there; a gateway needs none, only the ca role does")?;
-    let blocks = blocks(&bytes, file, "pkey")?;
+    let warnings = readable_by_all(dir, file).into_iter().collect();
+    let file = path(dir, file);
+    let blocks = blocks(&bytes, &file, "pkey")?;
     let encrypted = |block: &&pem::Block| block.encrypted || block.label == "ENCRYPTED PRIVATE KEY";
     if blocks.iter().any(|block| encrypted(&block)) {
         return Err(CaError::EncryptedKey { file });
@@ -193,46 +218,47 @@ fn key(dir: &Path, file: &'static str) -> Result<(CaKey, Vec<CaWarning>), CaErro
         _ => PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(secret)),
     };
     let key = CaKey::parse(&der).map_err(|error| CaError::Key { file, reason: error.to_string() })?;
-    Ok((key, readable_by_all(dir, file).into_iter().collect()))
+    Ok((key, warnings))
 }
 
-fn blocks(bytes: &[u8], file: &'static str, command: &'static str) -> Result<Vec<pem::Block>, CaError> {
+fn blocks(bytes: &[u8], file: &str, command: &'static str) -> Result<Vec<pem::Block>, CaError> {
     // 0x30: a DER SEQUENCE, which every binary certificate and key is.
     if bytes.first() == Some(&0x30) && !bytes.starts_with(b"0-") {
-        return Err(CaError::Der { file, command });
+        return Err(CaError::Der { file: file.to_owned(), command });
     }
-    pem::blocks(bytes).map_err(|error| CaError::Pem { file, reason: error.to_string() })
+    pem::blocks(bytes).map_err(|error| CaError::Pem { file: file.to_owned(), reason: error.to_string() })
 }
 
-fn bytes(dir: &Path, file: &'static str, hint: &'static str) -> Result<Zeroizing<Vec<u8>>, CaError> {
-    let path = dir.join(file);
+pub(super) fn bytes(dir: &Path, file: &str, hint: &'static str) -> Result<Zeroizing<Vec<u8>>, CaError> {
+    let place = dir.join(file);
+    let file = || path(dir, file);
     let failed = |error: std::io::Error| {
         if error.kind() == std::io::ErrorKind::NotFound {
-            CaError::Missing { file, hint }
+            CaError::Missing { file: file(), hint }
         } else {
-            CaError::Read { file: path.clone(), reason: error.to_string() }
+            CaError::Read { file: place.clone(), reason: error.to_string() }
         }
     };
-    let open = std::fs::File::open(&path).map_err(failed)?;
+    let open = std::fs::File::open(&place).map_err(failed)?;
     let mut bytes = Zeroizing::new(Vec::new());
     open.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > MAX_FILE {
-        return Err(CaError::TooLarge { file });
+        return Err(CaError::TooLarge { file: file() });
     }
     if bytes.iter().all(u8::is_ascii_whitespace) {
-        return Err(CaError::Empty { file });
+        return Err(CaError::Empty { file: file() });
     }
     Ok(bytes)
 }
 
 #[cfg(unix)]
-fn readable_by_all(dir: &Path, file: &'static str) -> Option<CaWarning> {
+fn readable_by_all(dir: &Path, file: &str) -> Option<CaWarning> {
     use std::os::unix::fs::PermissionsExt as _;
     let mode = std::fs::metadata(dir.join(file)).ok()?.permissions().mode() & 0o777;
-    (mode & 0o004 != 0).then_some(CaWarning::KeyReadable { file, mode })
+    (mode & 0o004 != 0).then(|| CaWarning::KeyReadable { file: path(dir, file), mode })
 }
 
 #[cfg(not(unix))]
-fn readable_by_all(_dir: &Path, _file: &'static str) -> Option<CaWarning> {
+fn readable_by_all(_dir: &Path, _file: &str) -> Option<CaWarning> {
     None
 }

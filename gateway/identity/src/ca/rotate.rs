@@ -94,7 +94,7 @@ pub fn stage(dir: &Path) -> Result<Stage, CaError> {
     let pin = |name: &str| {
         let certificate = files::read(&dir.join(name))?.certificate;
         SpkiPin::of_certificate(&certificate).map_err(|error| CaError::Certificate {
-            file: ISTIO.cert,
+            file: files::path(&dir.join(name), ISTIO.cert),
             index: 1,
             reason: error.to_string(),
         })

@@ -14,6 +14,11 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/identity/fixtures").join(name)
 }
 
+/// What an error says, with the names of files instead of their whole paths.
+fn told(dir: &Path, error: &CaError) -> String {
+    error.to_string().replace(&format!("{}/", dir.display()), "")
+}
+
 type Spoil = fn(&Folder);
 
 /// A healthy folder that tests spoil: issuing CA, one intermediate, root.
@@ -68,7 +73,7 @@ impl Folder {
     }
 
     fn error(&self) -> String {
-        self.load().unwrap_err().to_string()
+        told(self.dir.path(), &self.load().unwrap_err())
     }
 }
 
@@ -138,7 +143,9 @@ fn kubernetes_tls_layout_is_accepted_and_reported() {
 
     std::fs::write(dir.path().join("ca.crt"), "").unwrap();
     let error = Ca::load_at(dir.path(), noon()).unwrap_err().to_string();
-    assert_eq!(error, "ca.crt is missing; the CA is an intermediate, so its root must be there too");
+    let file = dir.path().join("ca.crt");
+    let expected = "is missing; the CA is an intermediate, so its root must be there too";
+    assert_eq!(error, format!("{} {expected}", file.display()), "the whole path");
 }
 
 #[test]
@@ -172,12 +179,13 @@ fn doubtful_folders_are_used_with_a_warning() {
     std::fs::set_permissions(folder.path("ca-key.pem"), std::fs::Permissions::from_mode(0o644)).unwrap();
     let ca = folder.load().unwrap();
     let not_after = (noon() + 6 * DAY).into();
+    let path = |file: &str| folder.path(file).display().to_string();
     assert_eq!(
         ca.warnings(),
         [
-            CaWarning::KeyReadable { file: "ca-key.pem", mode: 0o644 },
-            CaWarning::DuplicateRoots { file: "root-cert.pem", count: 2 },
-            CaWarning::ExpiresSoon { file: "ca-cert.pem", not_after },
+            CaWarning::KeyReadable { file: path("ca-key.pem"), mode: 0o644 },
+            CaWarning::DuplicateRoots { file: path("root-cert.pem"), count: 2 },
+            CaWarning::ExpiresSoon { file: path("ca-cert.pem"), not_after },
         ]
     );
     assert_eq!(ca.roots().len(), 1);
@@ -451,7 +459,7 @@ fn kinds_of_keys_that_others_refuse_are_refused_here() {
              2048 to 8192 bits",
         ),
     ] {
-        let error = Ca::load_at(&fixture(name), noon()).unwrap_err().to_string();
+        let error = told(&fixture(name), &Ca::load_at(&fixture(name), noon()).unwrap_err());
         assert!(error.contains(expected), "{name}\n expected: {expected}\n got:      {error}");
     }
     for (algorithm, expected) in [
@@ -461,7 +469,7 @@ fn kinds_of_keys_that_others_refuse_are_refused_here() {
         let ca = Authority::root_with("ca", algorithm, |_| {});
         let dir = tempfile::tempdir().unwrap();
         write_cacerts(dir.path(), &ca, &[], &ca);
-        let error = Ca::load_at(dir.path(), noon()).unwrap_err().to_string();
+        let error = told(dir.path(), &Ca::load_at(dir.path(), noon()).unwrap_err());
         assert!(error.contains(expected), "expected: {expected}\n got:      {error}");
     }
 }
