@@ -110,6 +110,9 @@ impl Ca {
         let source = rotate::current(dir);
         let material = files::read(&source)?;
         let mut ca = check::check(material, Timestamp::from(now))?;
+        if let Some(kept) = LinkKeys::kept(dir)? {
+            ca.link_keys = kept;
+        }
         for other in rotate::announced(dir, &source)? {
             if other.is_next {
                 ca.next = std::iter::once(&other.certificate).chain(&other.roots).cloned().collect();
@@ -239,9 +242,9 @@ impl Ca {
         &self.warnings
     }
 
-    /// Keys that all gateway replicas share, derived from the issuing key and so the same after every restart. They
-    /// change when a rotation is activated: a connection whose replica is gone then ends by its idle timeout instead of
-    /// a stateless reset.
+    /// Keys that all gateway replicas share, derived from the issuing key and so the same after every restart. A rotation
+    /// keeps them, so that replicas from before and after it know each other; one that is forced to its end, because the
+    /// old key may be in other hands, does not.
     #[must_use]
     pub fn link_keys(&self) -> LinkKeys {
         self.link_keys.clone()

@@ -59,6 +59,55 @@ fn now_ms() -> Result<u64> {
 }
 
 lab_test! {
+    /// A replica that starts after a rotation still knows those from before it, and packets that come to it are handed
+    /// over: a NAT that rebinds to it costs nothing.
+    async fn f27_replicas_from_before_and_after_a_rotation_hand_packets_over() {
+        let siblings = json!({"replicas": {"siblings": ["10.244.0.1:15442", "10.244.0.2:15442"]}});
+        let mesh = MeshBuilder::of(&["a", "b"]).replicas("b", 2).settings("b", &siblings).relay("a", "b", 27);
+        let mut mesh = mesh.prepare().await?;
+        mesh.cloud_mut("a").start_gateway(0).await?;
+        mesh.cloud_mut("b").start_gateway(0).await?;
+        mesh.serve("b", "web", 11, Habit::Http).await?;
+        let target = mesh.target("a", "web").await?;
+        mesh.wait_answer("a", target, "b-11", Duration::from_secs(10)).await?;
+
+        rotate(&mesh, "b", &["begin"]).await?;
+        let mut file = files::peer("b", &[mesh.relay("a", "b").address().to_string()], mesh.cloud("b").pin(), &[NAMESPACE]);
+        files::merge(&mut file, &json!({"spec": {"pins": pins(&mesh, "b").await?}}));
+        mesh.cloud("a").write_peer("b", &file)?;
+        rotate(&mesh, "b", &["activate"]).await?;
+        let new = pins(&mesh, "b").await?.first().context("no pin")?.clone();
+        mesh.cloud_mut("b").start_gateway(1).await?;
+        mesh.cloud_mut("b").wait_ready(1).await?;
+        within(Duration::from_secs(10), "it has a certificate of the new CA", async || {
+            Ok(mesh.cloud("b").status(1).await?.identity.context("no certificate")?.pin == new)
+        }).await?;
+        within(Duration::from_secs(5), "the replicas know each other", async || {
+            Ok(mesh.cloud("b").status(0).await?.replicas.len() == 1 && mesh.cloud("b").status(1).await?.replicas.len() == 1)
+        }).await?;
+
+        let since = async |mesh: &Mesh| -> Result<Vec<u64>> {
+            let first = mesh.cloud("b").status(1).await?.replicas;
+            let first = &first.first().context("no other replica")?.replica;
+            let links = mesh.peer("a", "b").await?.links;
+            Ok(links.iter().filter(|link| link.replica == *first).map(|link| link.since).collect())
+        };
+        let before = since(&mesh).await?;
+        ensure!(before.len() == 1, "{before:?}");
+        let load = mesh.load("a", target, 100);
+        let wan = mesh.lab().wan().clone();
+        for round in 1..=2_u64 {
+            let net = mesh.cloud("b").net();
+            mesh.relay("a", "b").set_target((net.gateways()[usize::try_from(round % 2)?].wan, files::LINK_PORT).into());
+            ensure!(mesh.relay("a", "b").rebind(&wan).await? >= 1);
+            let until = Duration::from_secs(3 * round);
+            within(Duration::from_secs(10), "3 s of load", async || Ok(load.elapsed() > until)).await?;
+        }
+        load.stop().await?.none_failed()?;
+        ensure!(since(&mesh).await? == before, "the link was replaced");
+        mesh.stop().await
+    }
+
     /// F27: certificates of a minute are renewed on both sides, and one side's CA gets another key, under one
     /// TCP stream that loses nothing and one link that stays the same.
     async fn f27_a_stream_outlives_its_certificates_and_the_key_of_their_ca() {

@@ -96,6 +96,12 @@ pub enum CaError {
         /// Its path.
         file: String,
     },
+    /// The keys of links that a rotation kept cannot be read.
+    #[error("{file} cannot be read; a rotation wrote it: restore it, or remove it and restart all gateways")]
+    LinkKeys {
+        /// Its path.
+        file: String,
+    },
     /// The key is of a kind that cannot be used.
     #[error("{file}: {reason}")]
     Key {

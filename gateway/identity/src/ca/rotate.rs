@@ -3,12 +3,13 @@
 //! | step | what the folder holds | issues with | pins exported |
 //! |---|---|---|---|
 //! | [`begin`] | `next/`: the new CA | old | old, new |
-//! | [`activate`] | the new CA in place; `previous/`: the old one, and `activated` with the time | new | new, old |
+//! | [`activate`] | the new CA in place; `previous/`: the old one, and `activated` with the time; `link-keys.pem` | new | new, old |
 //! | [`finish`] | `previous/` is gone | new | new |
 //!
 //! Between begin and activate the peers take the new pin into their Peer files; between activate and finish the last
 //! leaves of the old CA expire (at most [`MAX_LEAF_TTL`]). The roots of both CAs are trusted all
-//! along. Each step can be run again after an interruption: folders appear and vanish by one rename, and while
+//! along. The keys that gateways share ([`LinkKeys`]) stay those of before: `link-keys.pem` has them from the first
+//! activation on. Each step can be run again after an interruption: folders appear and vanish by one rename, and while
 //! `next/` and `previous/` are both there the new CA is read from `next/`, where it is complete.
 
 use std::fs;
@@ -21,7 +22,7 @@ use rustls_pki_types::CertificateDer;
 use super::error::CaError;
 use super::files::{self, ISTIO};
 use super::init::{self, InitError, InitOptions};
-use super::{Ca, Layout, MAX_LEAF_TTL};
+use super::{Ca, Layout, LinkKeys, MAX_LEAF_TTL};
 use crate::pin::SpkiPin;
 use crate::timestamp::Timestamp;
 
@@ -139,6 +140,7 @@ pub fn activate(dir: &Path, now: SystemTime) -> Result<Ca, RotateError> {
     let next = dir.join(NEXT);
     // A next CA that does not pass its checks must not take over.
     Ca::load_at(&next, now)?;
+    keep_link_keys(dir)?;
     if !dir.join(PREVIOUS).is_dir() {
         appear(dir, PREVIOUS, |folder| {
             copy(dir, folder)?;
@@ -151,8 +153,20 @@ pub fn activate(dir: &Path, now: SystemTime) -> Result<Ca, RotateError> {
     Ok(Ca::load_at(dir, now)?)
 }
 
+/// Replicas from before and after the rotation must know each other.
+fn keep_link_keys(dir: &Path) -> Result<(), RotateError> {
+    if LinkKeys::kept(dir)?.is_some() {
+        return Ok(());
+    }
+    // An activation that was interrupted may have begun to replace the old CA.
+    let previous = dir.join(PREVIOUS);
+    let old = files::read(if previous.is_dir() { &previous } else { dir })?;
+    let keys = LinkKeys::derive(old.key.secret_der()).map_err(InitError::Key)?;
+    Ok(keys.keep(dir)?)
+}
+
 /// Ends the overlap: the old pin is no longer exported. With `force` this is done although leaves of the old CA may
-/// be alive.
+/// be alive, and the keys that gateways share become those of the new key: all of them are to be restarted then.
 ///
 /// # Errors
 /// [`RotateError`]; nothing has changed then.
@@ -166,6 +180,9 @@ pub fn finish(dir: &Path, now: SystemTime, force: bool) -> Result<Ca, RotateErro
     let (until, clock) = (since.plus(MAX_LEAF_TTL), Timestamp::from(now));
     if clock < until && !force {
         return Err(RotateError::TooEarly { until, now: clock });
+    }
+    if force {
+        LinkKeys::forget(dir)?;
     }
     vanish(dir, PREVIOUS)?;
     Ok(Ca::load_at(dir, now)?)

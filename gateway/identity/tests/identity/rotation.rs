@@ -54,6 +54,7 @@ fn f27_old_and_new_overlap_from_end_to_end() {
         // Active: peers with the announced pins accept leaves of both.
         let active = rotate::activate(dir, noon()).unwrap();
         assert_eq!(active.pins(), [next, cloud.ca.pin()]);
+        assert_eq!(active.link_keys(), cloud.ca.link_keys(), "replicas of before and after know each other");
         assert!(active.next().is_empty(), "it is no longer to come");
         let new_leaf = identity(&cloud, &active);
         for exported in [&begun, &active] {
@@ -74,10 +75,12 @@ fn f27_old_and_new_overlap_from_end_to_end() {
         );
         let done = rotate::finish(dir, noon() + DAY, false).unwrap();
         assert_eq!(done.pins(), [next]);
+        assert_eq!(done.link_keys(), cloud.ca.link_keys());
         assert_eq!(judge(&cloud, &done, &old_leaf), Err(VerifyReason::PeerIdentityConflict));
         judge(&cloud, &done, &new_leaf).unwrap();
         assert_eq!(rotate::stage(dir).unwrap(), Stage::Idle);
-        assert_eq!(names(dir), before, "nothing is left behind");
+        let rest: Vec<_> = names(dir).into_iter().filter(|name| !before.contains(name)).collect();
+        assert_eq!(rest, ["link-keys.pem"], "nothing else is left behind");
     }
 }
 
@@ -139,6 +142,34 @@ fn a_next_ca_that_is_broken_does_not_take_over() {
     let error = rotate::activate(dir, noon()).unwrap_err().to_string();
     assert!(error.contains("/next/ca-key.pem does not belong to ") && error.contains("/next/ca-cert.pem:"), "{error}");
     assert_eq!(Ca::load_at(dir, noon()).unwrap().pin(), cloud.ca.pin());
+}
+
+#[test]
+fn the_keys_of_links_stay_unless_the_old_key_may_be_in_other_hands() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let cloud = Cloud::new("onprem");
+    let (dir, file) = (cloud.dir.path(), cloud.dir.path().join("link-keys.pem"));
+    let first = cloud.ca.link_keys();
+    for _ in 0..2 {
+        rotate::begin(dir, &options()).unwrap();
+        assert_eq!(rotate::activate(dir, noon()).unwrap().link_keys(), first);
+        assert_eq!(rotate::finish(dir, noon() + DAY, false).unwrap().link_keys(), first, "over every rotation");
+    }
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let text = std::fs::read_to_string(&file).unwrap();
+    for spoilt in
+        [&text[..text.len() - 40], "", &text.replace("LINK", "LNK"), &text.replacen("-----\n", "-----\nAAAA", 1)]
+    {
+        std::fs::write(&file, spoilt).unwrap();
+        let error = Ca::load_at(dir, noon()).unwrap_err().to_string();
+        assert!(error.starts_with(&file.display().to_string()), "{error}");
+    }
+    std::fs::write(&file, text).unwrap();
+    rotate::begin(dir, &options()).unwrap();
+    rotate::activate(dir, noon()).unwrap();
+    let forced = rotate::finish(dir, noon(), true).unwrap();
+    assert_ne!(forced.link_keys(), first);
+    assert!(!file.exists());
 }
 
 #[test]
