@@ -3,7 +3,7 @@
 mod watch;
 
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, Read as _};
 use std::net::Shutdown;
 use std::pin::pin;
 use std::slice;
@@ -262,6 +262,28 @@ impl Local {
     pub fn new(tcp: TcpStream) -> Self {
         reset_unless_done(&tcp);
         Self { tcp, reader: ChunkReader::default(), ended: false }
+    }
+
+    /// What has come by now, at most 4 KiB of it, without waiting. Its end is left to [`ChunkReader::read`].
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn read_now(&self) -> io::Result<Option<Bytes>> {
+        // Not by tokio, which knows of a new socket's bytes only after its driver has run.
+        let waiting = usize::try_from(rustix::io::ioctl_fionread(&self.tcp)?).unwrap_or(MIN_READ).min(MIN_READ);
+        if waiting == 0 {
+            return Ok(None);
+        }
+        let mut buffer = BytesMut::zeroed(waiting);
+        match (&*SockRef::from(&self.tcp)).read(&mut buffer) {
+            Ok(0) => Ok(None),
+            Ok(read) => {
+                buffer.truncate(read);
+                Ok(Some(buffer.freeze()))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 

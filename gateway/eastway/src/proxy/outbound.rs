@@ -244,7 +244,15 @@ impl Connecting<'_> {
     ) -> Result<Upstream, ConnectError> {
         self.connection.set_upstream(Path::Quic, link.remote_addr());
         let metrics = &self.router.telemetry.metrics;
-        let mut stream = link.open(header).await.map_err(|error| {
+        // What the client has said by now shares the header's packet. One that waits for the server is not waited for.
+        if replay.is_empty()
+            && !local.ended
+            && let Some(chunk) = local.read_now().map_err(ConnectError::Client)?
+        {
+            replay.push(chunk);
+        }
+        let first = replay.chunks.front().cloned().unwrap_or_default();
+        let mut stream = link.open_with(header, first).await.map_err(|error| {
             metrics.stream_opened(link.peer(), "not_opened");
             ConnectError::Open(cluster.clone(), error)
         })?;
@@ -278,14 +286,14 @@ enum Attempt {
     Client(std::io::Error),
 }
 
-/// Sends what the client has to say, and keeps it, until the owner has dialled. A client that says
-/// nothing, and a server that speaks first, are both served.
+/// Sends what the client has to say, and keeps it, until the owner has dialled; the first chunk that is kept went with
+/// the header. A client that says nothing, and a server that speaks first, are both served.
 async fn until_accepted(
     local: &mut Local,
     replay: &mut Replay,
     TunnelStream { send, recv }: &mut TunnelStream,
 ) -> Result<(), Attempt> {
-    for chunk in &replay.chunks {
+    for chunk in replay.chunks.iter().skip(1) {
         send.write(chunk.clone()).await.map_err(Attempt::Stream)?;
     }
     if local.ended {

@@ -33,6 +33,8 @@ struct State {
     rules: Rules,
     traffic: Traffic,
     flows: HashMap<SocketAddr, Flow>,
+    /// Sizes of the datagrams to the server.
+    sizes: Vec<usize>,
     /// Every client address that was seen.
     clients: Vec<SocketAddr>,
 }
@@ -68,6 +70,11 @@ impl Relay {
         self.state.lock().unwrap().traffic
     }
 
+    /// Sizes of the datagrams that came for the server since the last time.
+    pub(crate) fn take_sizes(&self) -> Vec<usize> {
+        std::mem::take(&mut self.state.lock().unwrap().sizes)
+    }
+
     /// The addresses that diallers came from, in the order they were seen.
     pub(crate) fn clients(&self) -> Vec<SocketAddr> {
         self.state.lock().unwrap().clients.clone()
@@ -94,6 +101,7 @@ async fn inbound(inside: Arc<UdpSocket>, state: Arc<Mutex<State>>) {
                 continue;
             }
             state.traffic.to_server += length as u64;
+            state.sizes.push(length);
             state.flows.get(&client).map(|flow| Arc::clone(&flow.outside))
         };
         let outside = match known {

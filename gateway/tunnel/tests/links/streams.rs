@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use eastway_tunnel::{OpenError, ResetCode, StreamError};
 
+use crate::relay::Relay;
 use crate::support::{federation, header, linked_pair, pair, read_all, soon, until};
 
 #[tokio::test]
@@ -34,12 +35,28 @@ async fn federation_streams_have_the_same_framing() {
 }
 
 #[tokio::test]
-async fn first_bytes_may_travel_with_the_header() {
-    let (a, _b) = linked_pair().await;
+async fn first_bytes_travel_with_the_header_in_one_datagram() {
+    let (a, b) = pair();
+    let (a, b) = (a.gateway(), b.gateway());
+    let relay = Relay::to(b.tunnel.local_addr()).await;
+    b.knows(&[("a", &[])]);
+    a.knows(&[("b", &[relay.address])]);
     let link = a.link_to("b").await;
-    let mut stream = link.open_with(&header("echo"), Bytes::from_static(b"early")).await.unwrap();
-    stream.send.finish();
-    assert_eq!(soon("echo", read_all(&mut stream.recv)).await.unwrap(), b"early");
+    let first = Bytes::from(vec![b'x'; 600]);
+    let encoded = header("echo").encode().unwrap().len();
+    // Path MTU probes and the like are no smaller.
+    let mut together = 0;
+    for _ in 0..10 {
+        relay.take_sizes();
+        let mut stream = link.open_with(&header("echo"), first.clone()).await.unwrap();
+        let mut got = 0;
+        while got < first.len() {
+            got += soon("echo", stream.recv.read()).await.unwrap().unwrap().len();
+        }
+        let whole = encoded + first.len();
+        together += usize::from(relay.take_sizes().iter().any(|size| (whole..whole + 100).contains(size)));
+    }
+    assert_eq!(together, 10, "header and first bytes in one datagram");
 }
 
 #[tokio::test]

@@ -308,6 +308,21 @@ async fn bytes_are_counted_while_the_connection_lasts() {
 }
 
 #[tokio::test]
+async fn what_has_come_is_read_without_waiting_and_what_has_not_is_not_waited_for() {
+    let (mut client, socket) = sockets().await;
+    let local = Local::new(socket);
+    assert_eq!(local.read_now().unwrap(), None, "a client that waits for the server");
+    client.write_all(&[b'x'; 5_000]).await.unwrap();
+    client.shutdown().await.unwrap();
+    // Loopback hands over within the system call of the writer.
+    assert_eq!(local.read_now().unwrap().map(|chunk| chunk.len()), Some(MIN_READ));
+    assert_eq!(local.read_now().unwrap().map(|chunk| chunk.len()), Some(5_000 - MIN_READ));
+    assert_eq!(local.read_now().unwrap(), None, "the end is not taken");
+    let Local { tcp, mut reader, .. } = local;
+    assert_eq!(reader.read(&tcp).await.unwrap(), None, "it is still there");
+}
+
+#[tokio::test]
 async fn p9_read_buffers_of_all_connections_together_are_bounded() {
     let large = LargeReads { held: AtomicU64::new(0), most: 100_000 };
     let (mut client, socket) = sockets().await;
