@@ -47,8 +47,13 @@ pub enum CrlError {
 pub fn load(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, CrlError> {
     let file = || path.to_owned();
     let failed = |error: std::io::Error| CrlError::Read { file: file(), reason: error.to_string() };
-    // A directory or a device has no length worth trusting; a regular file that grows meanwhile is cut by the parser.
-    if std::fs::metadata(path).map_err(failed)?.len() > MAX_FILE {
+    let metadata = std::fs::metadata(path).map_err(failed)?;
+    // Opening a pipe would wait for its writer.
+    if !metadata.is_file() {
+        return Err(CrlError::Read { file: file(), reason: "it is not a regular file".to_owned() });
+    }
+    // One that grows meanwhile is cut by the parser.
+    if metadata.len() > MAX_FILE {
         return Err(CrlError::TooLarge { file: file() });
     }
     let bytes = std::fs::read(path).map_err(failed)?;

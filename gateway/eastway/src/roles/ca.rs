@@ -389,6 +389,8 @@ impl Authority {
 impl CertificateAuthority for Service {
     async fn sign(&self, request: Request<wire::SignRequest>) -> Result<Response<wire::SignResponse>, Status> {
         let (id, proof) = self.asker(&request).await?;
+        // A certificate of the CA before a rotation would be taken for one of after it until it is renewed.
+        self.authority.refresh();
         let Authority { ca, settings, telemetry, .. } = &*self.authority;
         let request = request.into_inner();
         let wanted = Duration::from_secs(request.ttl_seconds);

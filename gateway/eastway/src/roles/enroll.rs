@@ -237,6 +237,10 @@ async fn connect_network(ca: &NetworkCa, current: Option<&Arc<IdentityStore>>) -
 
 /// The value of the `authorization` header.
 async fn token(path: &Path) -> io::Result<MetadataValue<tonic::metadata::Ascii>> {
+    // Opening a pipe would wait for its writer.
+    if !tokio::fs::metadata(path).await?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
     let file = tokio::fs::File::open(path).await?;
     let mut text = String::new();
     file.take(MAX_TOKEN).read_to_string(&mut text).await?;

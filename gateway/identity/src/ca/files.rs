@@ -239,6 +239,10 @@ pub(super) fn bytes(dir: &Path, file: &str, hint: &'static str) -> Result<Zeroiz
             CaError::Read { file: place.clone(), reason: error.to_string() }
         }
     };
+    // Opening a pipe would wait for its writer.
+    if !std::fs::metadata(&place).map_err(failed)?.is_file() {
+        return Err(CaError::Read { file: place.clone(), reason: "it is not a regular file".to_owned() });
+    }
     let open = std::fs::File::open(&place).map_err(failed)?;
     let mut bytes = Zeroizing::new(Vec::new());
     open.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(failed)?;

@@ -235,7 +235,11 @@ pub(super) fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Ini
         file.sync_all()?;
         fs::rename(&temporary, path)
     })();
-    written.map_err(|error| write_error(path, &error))
+    written.map_err(|error| {
+        // It may hold a part of a key.
+        fs::remove_file(&temporary).ok();
+        write_error(path, &error)
+    })
 }
 
 pub(super) fn write_error(path: &Path, error: &std::io::Error) -> InitError {

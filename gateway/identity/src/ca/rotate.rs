@@ -234,8 +234,12 @@ fn appear(dir: &Path, name: &str, fill: impl FnOnce(&Path) -> Result<(), InitErr
     let failed = |error: io::Error| init::write_error(&place, &error);
     remove(&temporary).map_err(failed)?;
     fs::create_dir(&temporary).map_err(failed)?;
-    fill(&temporary)?;
-    fs::rename(&temporary, &place).map_err(failed)
+    let appeared = fill(&temporary).and_then(|()| fs::rename(&temporary, &place).map_err(failed));
+    if appeared.is_err() {
+        // The error of what failed first is the one to tell.
+        remove(&temporary).ok();
+    }
+    appeared
 }
 
 /// Renames a folder away, then removes it.

@@ -129,6 +129,25 @@ fn a_chain_of_three_presents_its_intermediates_and_not_its_root() {
 }
 
 #[test]
+fn what_is_no_file_is_not_waited_for() {
+    let folder = Folder::new();
+    let pipe = |name: &str| {
+        let path = folder.path(name);
+        std::fs::remove_file(&path).ok();
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        path
+    };
+    let list = pipe("crl.pem");
+    let error = eastway_identity::crl::load(&list).unwrap_err().to_string();
+    assert!(error.contains("it is not a regular file"), "{error}");
+    for name in ["root-cert.pem", "cert-chain.pem", "ca-key.pem", "ca-cert.pem"] {
+        let path = pipe(name);
+        let error = folder.load().unwrap_err().to_string();
+        assert_eq!(error, format!("{}: cannot read: it is not a regular file", path.display()));
+    }
+}
+
+#[test]
 fn kubernetes_tls_layout_is_accepted_and_reported() {
     let folder = Folder::new();
     let dir = tempfile::tempdir().unwrap();

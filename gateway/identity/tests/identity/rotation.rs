@@ -133,6 +133,26 @@ fn an_activation_cut_off_anywhere_leaves_a_whole_ca_and_can_be_run_again() {
 }
 
 #[test]
+fn f20_a_step_that_cannot_be_written_leaves_nothing_behind() {
+    let cloud = Cloud::new("onprem");
+    let dir = cloud.dir.path();
+    // A file where a folder is to appear, and a folder where a file is.
+    std::fs::write(dir.join("next"), "").unwrap();
+    let before = names(dir);
+    assert!(matches!(rotate::begin(dir, &options()), Err(RotateError::Init(_))));
+    assert_eq!(names(dir), before);
+    std::fs::remove_file(dir.join("next")).unwrap();
+    rotate::begin(dir, &options()).unwrap();
+    std::fs::rename(dir.join("root-cert.pem"), dir.join("kept")).unwrap();
+    std::fs::create_dir_all(dir.join("root-cert.pem/in-the-way")).unwrap();
+    assert!(rotate::activate(dir, noon()).is_err());
+    assert!(names(dir).iter().all(|name| !name.ends_with(".new")), "{:?}", names(dir));
+    std::fs::remove_dir_all(dir.join("root-cert.pem")).unwrap();
+    std::fs::rename(dir.join("kept"), dir.join("root-cert.pem")).unwrap();
+    assert_eq!(rotate::activate(dir, noon()).unwrap().pins().len(), 2, "the step can be run again");
+}
+
+#[test]
 fn a_next_ca_that_is_broken_does_not_take_over() {
     let cloud = Cloud::new("onprem");
     let dir = cloud.dir.path();
