@@ -55,8 +55,10 @@ e2e: deps-e2e ## Two real Kubernetes clusters, as root; figures go to target/e2e
 	$(CARGO) test --locked -q --workspace --lib -- kube::
 	EASTWAY_BIN=$(TARGET)/release/eastway $(CARGO) test --locked -q --workspace --test e2e -- $(ARGS)
 
-soak: deps-e2e ## What `make e2e` has a minute's version of, at its full length, as root: half an hour without an API server
+soak: deps-e2e ## What the tests do for a minute, at its full length, as root: a flood at the link port, half an hour without an API server
 	$(CARGO) build --release --locked -q -p eastway
+	EASTWAY_FLOOD_SECONDS=60 EASTWAY_BIN=$(TARGET)/release/eastway \
+		$(CARGO) test --locked -q --workspace --test system -- flood:: --nocapture --test-threads=1
 	EASTWAY_BIN=$(TARGET)/release/eastway $(CARGO) test --locked -q --workspace --test e2e -- --ignored half_an_hour
 
 bed: deps-e2e ## The two clusters of `make e2e`, as root, to try things on until Ctrl-C (ARGS=--help)

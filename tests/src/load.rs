@@ -95,6 +95,12 @@ impl Record {
         Duration::from_micros(took.copied().unwrap_or_default().into())
     }
 
+    /// The time within which 99 of 100 good answers came.
+    #[must_use]
+    pub fn p99(&self) -> Duration {
+        self.quantile(990)
+    }
+
     /// How many requests failed, by the second in which they were sent and why.
     #[must_use]
     pub fn failed_by_second(&self) -> BTreeMap<(u64, &str), usize> {

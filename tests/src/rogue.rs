@@ -1,5 +1,7 @@
 //! A gateway of a cloud that says what a test wants: a peer that is authenticated and not to be trusted.
 
+mod churn;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
@@ -19,6 +21,8 @@ use eastway_tunnel::{
 use crate::lab::cloud::Cloud;
 use crate::lab::files::LINK_PORT;
 use crate::until::within;
+
+pub use self::churn::Churn;
 
 /// Longest wait for an answer to a header.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -43,6 +47,14 @@ impl Rogue {
     /// # Errors
     /// The CA cannot be used, or there is no link in time.
     pub async fn join(own: &Cloud, target: &Cloud) -> Result<Self> {
+        Self::join_with(own, target, Arc::new(Refuses)).await
+    }
+
+    /// As [`Rogue::join`]; `handler` serves the streams that `target` opens.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn join_with(own: &Cloud, target: &Cloud, handler: Arc<dyn StreamHandler>) -> Result<Self> {
         let gateway = own.net().gateways().first().context("a gateway")?;
         let (cacerts, name) = (own.folder().join("cacerts"), own.name().to_owned());
         let (peer, pin) = (target.name().to_owned(), target.pin().to_owned());
@@ -67,7 +79,7 @@ impl Rogue {
                 software_version: "rogue".into(),
             };
             let trust = TrustStore::new(vec![trust])?;
-            let tunnel = Tunnel::bind(config, IdentityStore::new(identity), trust, Arc::new(Refuses))?;
+            let tunnel = Tunnel::bind(config, IdentityStore::new(identity), trust, handler)?;
             tunnel.set_peers(vec![PeerTarget { name: Arc::from(&*peer), addresses: vec![HostPort::from(remote)] }]);
             Ok(tunnel)
         });

@@ -18,6 +18,7 @@ mod check_trust;
 mod cli;
 mod config;
 mod demo;
+mod flood;
 mod hostile;
 mod lab;
 mod names;
