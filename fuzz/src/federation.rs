@@ -12,8 +12,8 @@ use eastway_model::rules::{Glob, NameFilter, NameFilterEntry, PeerRules, Rules};
 use eastway_model::store::{Reader, Writer};
 use eastway_model::{
     Change, ClusterName, Endpoint, EndpointCondition, EndpointId, Import, ImportPart, Label, LocalChange,
-    LocalEndpoint, LocalService, PeerChange, PeerState, Protocol, ServiceKey, ServicePort, ServiceRecord, TlsMode,
-    UnixMillis,
+    LocalEndpoint, LocalService, Pairs, PeerChange, PeerState, Protocol, ServiceKey, ServicePort, ServiceRecord,
+    Subset, TlsMode, UnixMillis,
 };
 use eastway_proto::federation::v1 as wire;
 use prost::Message;
@@ -209,7 +209,7 @@ fn endpoint(number: u8) -> LocalEndpoint {
         endpoint: Endpoint {
             id: EndpointId::parse(&format!("pod-{number}")).unwrap(),
             hostname: None,
-            subset: BTreeMap::from([("version".into(), "v1".into())]),
+            subset: Subset::from([("version".into(), "v1".into())]),
             zone: None,
             condition: EndpointCondition::READY,
             weight: 100,
@@ -218,7 +218,7 @@ fn endpoint(number: u8) -> LocalEndpoint {
         },
         address: IpAddr::V4(Ipv4Addr::new(10, 0, 0, number)),
         service_account: None,
-        target_ports: BTreeMap::new(),
+        target_ports: Pairs::new(),
     }
 }
 

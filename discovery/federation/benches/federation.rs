@@ -23,8 +23,8 @@ use eastway_federation::{ExportAction, ExportSession, ImportAction, ImportSessio
 use eastway_model::rules::{Glob, NameFilter, NameFilterEntry, PeerRules, Rules};
 use eastway_model::store::{Snapshot, Writer};
 use eastway_model::{
-    Change, Endpoint, EndpointCondition, EndpointId, Label, LocalChange, LocalEndpoint, LocalService, ServiceKey,
-    ServiceRecord, TlsMode, UnixMillis, WorkloadIdentity,
+    Change, Endpoint, EndpointCondition, EndpointId, Label, LocalChange, LocalEndpoint, LocalService, Pairs,
+    ServiceKey, ServiceRecord, Subset, TlsMode, UnixMillis, WorkloadIdentity,
 };
 use eastway_proto::federation::v1 as wire;
 
@@ -207,7 +207,7 @@ fn endpoint(number: u32) -> LocalEndpoint {
         endpoint: Endpoint {
             id: EndpointId::parse(&format!("reviews-7d4b9c6f5-{number:05}")).unwrap(),
             hostname: None,
-            subset: BTreeMap::from([(
+            subset: Subset::from([(
                 "version".into(),
                 if number.is_multiple_of(2) { "v1".into() } else { "v2".into() },
             )]),
@@ -219,6 +219,6 @@ fn endpoint(number: u32) -> LocalEndpoint {
         },
         address: IpAddr::V4(Ipv4Addr::from(0x0a00_0000 + number)),
         service_account: None,
-        target_ports: BTreeMap::new(),
+        target_ports: Pairs::new(),
     }
 }

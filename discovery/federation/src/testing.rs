@@ -11,7 +11,7 @@ use eastway_model::rules::{Glob, NameFilter, NameFilterEntry, PeerRules, Rules};
 use eastway_model::store::{Reader, Writer};
 use eastway_model::{
     Change, ClusterName, Endpoint, EndpointCondition, EndpointId, Label, LocalChange, LocalEndpoint, LocalService,
-    PeerChange, Protocol, ServiceKey, ServicePort, ServiceRecord, TlsMode, UnixMillis, WorkloadIdentity,
+    Pairs, PeerChange, Protocol, ServiceKey, ServicePort, ServiceRecord, Subset, TlsMode, UnixMillis, WorkloadIdentity,
 };
 use eastway_proto::federation::v1 as wire;
 
@@ -48,7 +48,7 @@ pub(crate) fn endpoint(number: usize, version: &str) -> LocalEndpoint {
         endpoint: Endpoint {
             id: EndpointId::parse(&format!("pod-{number:05}-x7k2p")).unwrap(),
             hostname: None,
-            subset: BTreeMap::from([("version".into(), version.into())]),
+            subset: Subset::from([("version".into(), version.into())]),
             zone: Some(["zone-a", "zone-b", "zone-c"][number % 3].into()),
             condition: EndpointCondition::READY,
             weight: 100,
@@ -57,7 +57,7 @@ pub(crate) fn endpoint(number: usize, version: &str) -> LocalEndpoint {
         },
         address: IpAddr::V4(Ipv4Addr::new(10, octets[1], octets[2], octets[3])),
         service_account: None,
-        target_ports: BTreeMap::new(),
+        target_ports: Pairs::new(),
     }
 }
 

@@ -17,9 +17,9 @@ use eastway_federation::{
 use eastway_model::rules::{Glob, NameFilter, NameFilterEntry, PeerRules, Rules};
 use eastway_model::store::{Reader, Writer};
 use eastway_model::{
-    Change, Endpoint, EndpointCondition, EndpointId, IpFamily, Label, LocalChange, LocalEndpoint, LocalService,
-    PortName, Protocol, ServiceKey, ServiceKind, ServicePort, ServiceRecord, SessionAffinity, TlsMode, UnixMillis,
-    WorkloadIdentity,
+    Change, Endpoint, EndpointCondition, EndpointId, IpFamily, Label, LocalChange, LocalEndpoint, LocalService, Pairs,
+    PortName, Protocol, ServiceKey, ServiceKind, ServicePort, ServiceRecord, SessionAffinity, Subset, TlsMode,
+    UnixMillis, WorkloadIdentity,
 };
 use eastway_proto::federation::v1 as wire;
 use eastway_proto::federation::v1::exporter_message::Body as FromExporter;
@@ -241,7 +241,7 @@ fn endpoint(number: u8) -> LocalEndpoint {
         endpoint: Endpoint {
             id: EndpointId::parse(&format!("reviews-{number}")).unwrap(),
             hostname: Some(label(&format!("reviews-{number}"))),
-            subset: BTreeMap::from([("version".into(), if mesh { "v2".into() } else { "v1".into() })]),
+            subset: Subset::from([("version".into(), if mesh { "v2".into() } else { "v1".into() })]),
             zone: (number != 5).then(|| "zone-a".into()),
             condition: EndpointCondition::READY,
             weight: 100 + u32::from(number),
@@ -250,7 +250,7 @@ fn endpoint(number: u8) -> LocalEndpoint {
         },
         address: IpAddr::V4(Ipv4Addr::new(10, 0, 0, number)),
         service_account: None,
-        target_ports: BTreeMap::new(),
+        target_ports: Pairs::new(),
     }
 }
 

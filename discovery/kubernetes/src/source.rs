@@ -6,6 +6,7 @@
 //! disk.
 
 mod copy;
+mod kept;
 pub(crate) mod objects;
 mod state;
 mod translate;
@@ -412,7 +413,8 @@ fn in_one_sentence(problems: &[Problem]) -> String {
 }
 
 fn watch_of<K: DeserializeOwned + Send + Sync + 'static>(client: &kube::Client, selection: Selection) -> Watch<K> {
-    Watch::new(client.clone(), selection)
+    // Nothing is told to the store before every list is in; what is kept of objects is less than they are.
+    Watch::new(client.clone(), selection).eager()
 }
 
 fn take<K>(differences: Vec<Difference<K>>, into: impl FnMut(Difference<K>)) {

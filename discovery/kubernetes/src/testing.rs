@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
@@ -27,6 +27,8 @@ pub(crate) enum Reply {
     /// 200, then each line as it comes; the connection is cut when the sender is dropped, without
     /// what the protocol wants at an end if the last item is an error.
     Lines(mpsc::UnboundedReceiver<Result<String, std::io::Error>>),
+    /// 200, then these lines, each made when it is wanted, and no end.
+    Made(Box<dyn Iterator<Item = String> + Send + Sync>),
     /// Nothing, for ever.
     Silence,
 }
@@ -71,6 +73,10 @@ async fn answer(reply: Reply) -> Answer {
                 Some((line.map(|line| Frame::data(Bytes::from(line))), lines))
             });
             (200, BoxBody::new(StreamBody::new(frames)))
+        }
+        Reply::Made(lines) => {
+            let lines = stream::iter(lines.map(|line| Ok(Frame::data(Bytes::from(line))))).chain(stream::pending());
+            (200, BoxBody::new(StreamBody::new(lines)))
         }
         Reply::Silence => return std::future::pending().await,
     };

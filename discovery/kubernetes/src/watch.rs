@@ -127,6 +127,14 @@ impl<K: DeserializeOwned + Send + Sync + 'static> Watch<K> {
         Self { follower: Follower::new(client, selection, anything::<K>), kind: PhantomData }
     }
 
+    /// Tells the objects of the first list as they come, and does not collect them until it is complete: for readers
+    /// that make little of much, and wait for [`WatchStatus::is_settled`] themselves.
+    #[must_use]
+    pub fn eager(mut self) -> Self {
+        self.table.eager = true;
+        self
+    }
+
     /// How it is doing.
     #[must_use]
     pub fn status(&self) -> &WatchStatus {

@@ -2,13 +2,14 @@
 
 mod chunks;
 pub(crate) mod local;
+mod pairs;
 mod remote;
 
 pub use local::LocalEndpoints;
+pub use pairs::Pairs;
 pub use remote::{EndpointRef, RemoteEndpoints, Shape, Shapes};
 
 use std::borrow::Borrow;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -55,7 +56,7 @@ impl fmt::Display for EndpointId {
 pub type Zone = Arc<str>;
 
 /// Labels that tell the versions of a service apart, e.g. `version: v2`. At most 16 pairs.
-pub type Subset = BTreeMap<Arc<str>, Arc<str>>;
+pub type Subset = Pairs<Arc<str>, Arc<str>>;
 
 /// Who a workload is: `spiffe://<trust domain>/ns/<namespace>/sa/<service account>`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -179,5 +180,5 @@ pub struct LocalEndpoint {
     /// Unlike [`Endpoint::identity`] nothing proves it but the address.
     pub service_account: Option<Label>,
     /// Service port to the port it listens on; a service port that is missing is not served here.
-    pub target_ports: BTreeMap<PortNumber, u16>,
+    pub target_ports: Pairs<PortNumber, u16>,
 }

@@ -25,7 +25,7 @@ pub use access::SourceIdentity;
 pub use allocation::{Allocation, Allocations, ServiceAllocation};
 pub use change::{Change, LocalChange, Origin, PeerChange, PeerState, Workload};
 pub use endpoint::{
-    Endpoint, EndpointCondition, EndpointId, EndpointRef, LocalEndpoint, LocalEndpoints, RemoteEndpoints, Shape,
+    Endpoint, EndpointCondition, EndpointId, EndpointRef, LocalEndpoint, LocalEndpoints, Pairs, RemoteEndpoints, Shape,
     Subset, TlsMode, WorkloadIdentity, Zone,
 };
 pub use import::{Conflict, ConflictKind, Import, ImportPart};

@@ -139,8 +139,9 @@ impl Router {
         endpoint: Option<&EndpointId>,
         avoid: &[EndpointId],
     ) -> Result<Picked, PickError> {
+        let subset = header.subset.iter().map(|(key, value)| (Arc::clone(key), Arc::clone(value))).collect();
         let request =
-            PickRequest { endpoint, affinity: header.affinity, avoid, ..PickRequest::tcp(header.port, &header.subset) };
+            PickRequest { endpoint, affinity: header.affinity, avoid, ..PickRequest::tcp(header.port, &subset) };
         self.pick(service, &request)
     }
 
@@ -167,7 +168,7 @@ pub fn header(routed: &Routed, target: &Target, candidate: &Candidate) -> Option
         namespace: label(&target.service.namespace)?,
         service: label(&target.service.name)?,
         port: target.port,
-        subset: candidate.subset.as_ref().clone(),
+        subset: candidate.subset.iter().map(|(key, value)| (Arc::clone(key), Arc::clone(value))).collect(),
         endpoint: candidate.endpoint.as_ref().and_then(|id| EndpointRef::parse(id.as_str()).ok()),
         source: Source {
             namespace: namespace.as_ref().and_then(label),

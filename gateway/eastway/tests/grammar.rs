@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::num::NonZeroU16;
+use std::sync::Arc;
 
 use eastway_model::name::check_label_pair;
 use eastway_model::{EndpointId, ServiceKey, Subset, WorkloadIdentity};
@@ -14,7 +15,7 @@ fn header(key: &ServiceKey, subset: Subset, endpoint: Option<&EndpointId>) -> Op
         namespace: Label::parse(key.namespace.as_str()).ok()?,
         service: Label::parse(key.name.as_str()).ok()?,
         port: NonZeroU16::MIN,
-        subset,
+        subset: subset.iter().map(|(key, value)| (Arc::clone(key), Arc::clone(value))).collect(),
         endpoint: endpoint.map(|id| EndpointRef::parse(id.as_str())).transpose().ok()?,
         source: Source::default(),
         traceparent: None,

@@ -61,7 +61,7 @@ impl World {
             // An identity of the victim's own trust domain.
             record.groups.push(EndpointGroup {
                 zone: None,
-                subset: std::collections::BTreeMap::new(),
+                subset: eastway_model::Subset::new(),
                 ready: 1,
                 draining: 0,
                 weight: 100,

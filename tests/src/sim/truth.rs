@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use eastway_model::rules::{Glob, NameFilter, NameFilterEntry};
 use eastway_model::{
-    Endpoint, EndpointCondition, EndpointId, Label, LocalEndpoint, LocalService, PortName, Protocol, ServiceKey,
-    ServiceKind, ServicePort, ServiceRecord, TlsMode, UnixMillis, WorkloadIdentity,
+    Endpoint, EndpointCondition, EndpointId, Label, LocalEndpoint, LocalService, Pairs, PortName, Protocol, ServiceKey,
+    ServiceKind, ServicePort, ServiceRecord, Subset, TlsMode, UnixMillis, WorkloadIdentity,
 };
 use fastrand::Rng;
 
@@ -79,7 +79,7 @@ impl Truth {
             endpoint: Endpoint {
                 id: EndpointId::parse(&id).unwrap(),
                 hostname: (rng.u8(..4) == 0).then(|| Label::parse(&id).unwrap()),
-                subset: BTreeMap::from([("version".into(), ["v1", "v2"][rng.usize(..2)].into())]),
+                subset: Subset::from([("version".into(), ["v1", "v2"][rng.usize(..2)].into())]),
                 zone: rng.bool().then(|| "zone-a".into()),
                 condition: random_condition(rng),
                 weight: rng.u32(1..=200),
@@ -88,7 +88,7 @@ impl Truth {
             },
             address: random_address(rng),
             service_account: None,
-            target_ports: BTreeMap::new(),
+            target_ports: Pairs::new(),
         }
     }
 }

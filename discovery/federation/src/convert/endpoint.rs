@@ -17,7 +17,7 @@ pub fn endpoint_to_wire(endpoint: &Endpoint) -> wire::Endpoint {
     wire::Endpoint {
         id: id.to_string(),
         hostname: hostname.as_ref().map(Label::to_string).unwrap_or_default(),
-        subset: pairs_to_wire(subset),
+        subset: pairs_to_wire(subset.iter()),
         zone: zone.as_deref().unwrap_or_default().to_owned(),
         ready,
         serving,
@@ -46,7 +46,7 @@ pub fn endpoint_from_wire(encoded: &[u8], trust_domain: &str, texts: &mut Texts)
         id: EndpointId::parse(&id)
             .ok_or_else(|| RejectReason::BadText { field: "endpoint id", text: excerpt(&id, 64) })?,
         hostname: hostname_from_wire(&hostname)?,
-        subset: pairs_from_wire(&subset, "subset", PairKind::Label, MAX_SUBSET, texts)?,
+        subset: pairs_from_wire(&subset, "subset", PairKind::Label, MAX_SUBSET, texts)?.into(),
         zone: token_from_wire(&zone, "zone", texts)?,
         condition: EndpointCondition { ready, serving, terminating },
         weight,

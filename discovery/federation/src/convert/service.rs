@@ -105,8 +105,8 @@ pub fn service_to_wire(record: &ServiceRecord) -> wire::Service {
         }
         .into(),
         traffic_distribution: traffic_distribution.as_deref().unwrap_or_default().to_owned(),
-        labels: pairs_to_wire(labels),
-        annotations: pairs_to_wire(annotations),
+        labels: pairs_to_wire(labels.iter()),
+        annotations: pairs_to_wire(annotations.iter()),
         exported_at_ms: exported_at.0,
         groups: groups.iter().map(group_to_wire).collect(),
     }
@@ -149,7 +149,7 @@ fn group_to_wire(group: &EndpointGroup) -> wire::Group {
     let EndpointGroup { zone, subset, ready: _, draining: _, weight: _, identities, tls } = group;
     wire::Group {
         zone: zone.as_deref().unwrap_or_default().to_owned(),
-        subset: pairs_to_wire(subset),
+        subset: pairs_to_wire(subset.iter()),
         identities: identities.iter().map(ToString::to_string).collect(),
         tls: tls_to_wire(*tls).into(),
     }
@@ -341,7 +341,7 @@ fn group_from_wire(
     let (ready, draining, weight) = count_from_wire(count)?;
     Ok(EndpointGroup {
         zone: token_from_wire(zone, "zone", texts)?,
-        subset: pairs_from_wire(subset, "subset", PairKind::Label, MAX_SUBSET, texts)?,
+        subset: pairs_from_wire(subset, "subset", PairKind::Label, MAX_SUBSET, texts)?.into(),
         ready,
         draining,
         weight,

@@ -52,7 +52,7 @@ fn an_endpoint_comes_back_as_it_was() {
     endpoint.hostname = Some("reviews-0".parse().unwrap());
     endpoint.zone = None;
     endpoint.identity = None;
-    endpoint.subset.clear();
+    endpoint.subset = eastway_model::Subset::new();
     assert_eq!(read_endpoint(&endpoint_to_wire(&endpoint)), Ok(endpoint));
 }
 

@@ -94,8 +94,8 @@ pub(super) fn pairs_from_wire(
     Ok(out)
 }
 
-pub(super) fn pairs_to_wire(pairs: &BTreeMap<Arc<str>, Arc<str>>) -> Vec<wire::Pair> {
-    pairs.iter().map(|(key, value)| wire::Pair { key: key.to_string(), value: value.to_string() }).collect()
+pub(super) fn pairs_to_wire<'a>(pairs: impl Iterator<Item = (&'a Arc<str>, &'a Arc<str>)>) -> Vec<wire::Pair> {
+    pairs.map(|(key, value)| wire::Pair { key: key.to_string(), value: value.to_string() }).collect()
 }
 
 /// A text of at most 63 bytes of printable ASCII without spaces; empty is none.

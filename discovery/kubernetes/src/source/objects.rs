@@ -22,6 +22,17 @@ impl Meta {
         self.labels.as_ref()?.get(key).map(String::as_str)
     }
 
+    /// Keeps only labels and annotations of these keys, and the time.
+    pub(crate) fn keep(&mut self, keys: &[&str]) {
+        self.uid = None;
+        for pairs in [&mut self.labels, &mut self.annotations] {
+            if let Some(all) = pairs {
+                all.retain(|key, _| keys.contains(&key.as_str()));
+            }
+            *pairs = pairs.take().filter(|left| !left.is_empty());
+        }
+    }
+
     pub(crate) fn annotation(&self, key: &str) -> Option<&str> {
         self.annotations.as_ref()?.get(key).map(String::as_str)
     }

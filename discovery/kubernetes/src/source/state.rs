@@ -10,13 +10,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use eastway_model::{
-    Endpoint, EndpointId, LocalChange, LocalEndpoint, LocalService, PortNumber, ServiceKey, Subset, TlsMode, Workload,
+    Endpoint, EndpointId, LocalChange, LocalEndpoint, LocalService, Pairs, PortNumber, ServiceKey, TlsMode, Workload,
 };
 use sha2::{Digest as _, Sha256};
 
 use super::Rules;
+use super::kept::{Few, Interner, PodView, Uid};
 use super::objects::{EndpointSlice, Pod, Service, ServiceExport};
-use super::translate::{self, Entry, Interner, PodView, Problem, Refused, Slice, Target, Translated, rank};
+use super::translate::{self, Entry, LOOKED_AT, Problem, Refused, Slice, Target, Translated, rank};
 use crate::watch::{Difference, ObjectName};
 
 /// Weight of every endpoint: Kubernetes has no such thing.
@@ -43,9 +44,10 @@ pub(super) struct State {
 struct Known {
     service: Option<Arc<Service>>,
     export: Option<Arc<ServiceExport>>,
-    slices: BTreeMap<Arc<str>, Slice>,
+    /// By name, which they are sorted by.
+    slices: Vec<(Arc<str>, Slice)>,
     /// What `service` and `export` make; `None`: no service of ours.
-    translated: Option<Translated>,
+    translated: Option<Arc<Translated>>,
     problems: Vec<Problem>,
     /// Endpoints that no pod stands behind.
     podless: BTreeSet<IpAddr>,
@@ -55,17 +57,29 @@ struct Known {
 /// What the store heard of a service.
 #[derive(Debug)]
 struct Told {
-    translated: Translated,
-    key: ServiceKey,
-    endpoints: HashMap<IpAddr, EndpointId>,
+    translated: Arc<Translated>,
+    endpoints: BTreeMap<IpAddr, EndpointId>,
+}
+
+impl Told {
+    fn key(&self) -> &ServiceKey {
+        &self.translated.record.key
+    }
 }
 
 /// Who is at an address.
 #[derive(Debug, Default)]
 struct At {
-    pods: Vec<Arc<PodView>>,
+    pods: Few<Arc<PodView>>,
     /// Services that have an endpoint there.
-    services: Vec<ObjectName>,
+    services: Few<ObjectName>,
+}
+
+/// What endpoints are made with, beside what the service knows.
+struct Around<'a> {
+    at: &'a HashMap<IpAddr, At>,
+    salt: &'a str,
+    interner: &'a mut Interner,
 }
 
 /// Numbers for the status.
@@ -93,13 +107,21 @@ impl State {
     }
 
     pub(super) fn service(&mut self, difference: Difference<Service>) {
-        let (name, service) = parts(difference);
+        let (name, mut service) = parts(difference);
+        if let Some(service) = &mut service {
+            service.metadata.keep(&LOOKED_AT);
+        }
+        let service = service.map(Arc::new);
         self.services.entry(name.clone()).or_default().service = service;
         self.retranslate(&name);
     }
 
     pub(super) fn export(&mut self, difference: Difference<ServiceExport>) {
-        let (name, export) = parts(difference);
+        let (name, mut export) = parts(difference);
+        if let Some(export) = &mut export {
+            export.metadata.keep(&[]);
+        }
+        let export = export.map(Arc::new);
         self.services.entry(name.clone()).or_default().export = export;
         self.retranslate(&name);
     }
@@ -107,17 +129,21 @@ impl State {
     fn retranslate(&mut self, name: &ObjectName) {
         let Some(known) = self.services.get_mut(name) else { return };
         known.problems.clear();
-        known.translated = known.service.as_ref().and_then(|service| {
+        let translated = known.service.as_ref().and_then(|service| {
             translate::service(name, service, known.export.as_deref(), &self.rules, &mut known.problems)
         });
+        known.translated = translated.map(Arc::new);
         self.touched.entry(name.clone()).or_default();
     }
 
     pub(super) fn slice(&mut self, difference: Difference<EndpointSlice>) {
         let (name, slice) = parts(difference);
-        let service = slice.as_ref().and_then(|slice| translate::slice_service(slice));
-        let service =
-            service.map(|service| ObjectName { namespace: Arc::clone(&name.namespace), name: service.into() });
+        let service = slice.as_ref().and_then(translate::slice_service);
+        let service = service.map(|service| {
+            let service = ObjectName { namespace: Arc::clone(&name.namespace), name: service.into() };
+            // The name that is there already, not another text like it.
+            self.services.get_key_value(&service).map_or(service, |(known, _)| known.clone())
+        });
         let before = match &service {
             Some(service) => self.slices.insert(name.clone(), service.clone()),
             None => self.slices.remove(&name),
@@ -126,7 +152,7 @@ impl State {
             self.set_slice(&before, &name.name, None);
         }
         if let (Some(service), Some(slice)) = (service, slice) {
-            let slice = translate::slice(&name.namespace, &slice, self.rules.allow_loopback);
+            let slice = translate::slice(&name.namespace, &slice, self.rules.allow_loopback, &mut self.interner);
             self.set_slice(&service, &name.name, Some(slice));
         }
     }
@@ -134,7 +160,8 @@ impl State {
     /// Replaces one slice of a service, and notes the endpoints that differ by it.
     fn set_slice(&mut self, service: &ObjectName, slice: &Arc<str>, new: Option<Slice>) {
         let known = self.services.entry(service.clone()).or_default();
-        let old = known.slices.remove(slice).unwrap_or_default();
+        let place = known.slices.binary_search_by(|(name, _)| name.cmp(slice));
+        let old = place.map_or_else(|_| Slice::default(), |place| known.slices.remove(place).1);
         let same_ports = new.as_ref().is_some_and(|new| new.ports == old.ports);
         let entries =
             |of: &Option<Slice>, address: &IpAddr| of.as_ref().and_then(|of| of.entries.get(address)).cloned();
@@ -148,16 +175,17 @@ impl State {
         let fresh = new.iter().flat_map(|new| new.entries.keys()).filter(|address| !old.entries.contains_key(address));
         differ.extend(fresh);
         if let Some(new) = new {
-            known.slices.insert(Arc::clone(slice), new);
+            let (Ok(place) | Err(place)) = place;
+            // Almost always the only one.
+            known.slices.reserve_exact(1);
+            known.slices.insert(place, (Arc::clone(slice), new));
         }
         for address in differ {
-            let listed = known.slices.values().any(|slice| slice.entries.contains_key(&address));
+            let listed = known.slices.iter().any(|(_, slice)| slice.entries.contains_key(&address));
             let at = self.addresses.entry(address).or_default();
             if !listed {
                 at.services.retain(|other| other != service);
-            } else if !at.services.contains(service) {
-                // Almost always the only one.
-                at.services.reserve_exact(1);
+            } else if !at.services.as_slice().contains(service) {
                 at.services.push(service.clone());
             }
             if at.is_empty() {
@@ -180,23 +208,21 @@ impl State {
             None => self.pods.remove(&name),
         };
         if let Some(pod) = &old {
-            for address in &pod.addresses {
+            for address in pod.addresses.as_slice() {
                 if let Some(at) = self.addresses.get_mut(address) {
                     at.pods.retain(|other| !Arc::ptr_eq(other, pod));
                 }
             }
         }
         if let Some(pod) = &new {
-            for address in &pod.addresses {
-                let pods = &mut self.addresses.entry(*address).or_default().pods;
-                pods.reserve_exact(1);
-                pods.push(Arc::clone(pod));
+            for address in pod.addresses.as_slice() {
+                self.addresses.entry(*address).or_default().pods.push(Arc::clone(pod));
             }
         }
-        for address in old.iter().chain(&new).flat_map(|pod| &pod.addresses) {
+        for address in old.iter().chain(&new).flat_map(|pod| pod.addresses.as_slice()) {
             self.touched_workloads.insert(*address);
             let Some(at) = self.addresses.get(address) else { continue };
-            for service in &at.services {
+            for service in at.services.as_slice() {
                 touch(&mut self.touched, service, *address);
             }
             if at.is_empty() {
@@ -232,7 +258,8 @@ impl State {
         changes.extend(self.flush_workloads());
         for (name, touched) in std::mem::take(&mut self.touched) {
             let Some(known) = self.services.get_mut(&name) else { continue };
-            changes.extend(known.flush(&name, &touched, &self.addresses, &self.rules.salt));
+            let mut around = Around { at: &self.addresses, salt: &self.rules.salt, interner: &mut self.interner };
+            changes.extend(known.flush(&name, &touched, &mut around));
             if known.is_empty() {
                 self.services.remove(&name);
             }
@@ -257,10 +284,11 @@ impl State {
 
     /// Every service as the store has it, one made after the other.
     pub(super) fn services(&mut self) -> impl Iterator<Item = LocalService> {
-        let Self { services, addresses, rules, .. } = self;
-        services.iter_mut().filter_map(|(name, known)| {
-            let translated = known.told.as_ref()?.translated.clone();
-            Some(known.whole(name, &translated, addresses, &rules.salt))
+        let Self { services, addresses, rules, interner, .. } = self;
+        let mut around = Around { at: addresses, salt: &rules.salt, interner };
+        services.iter_mut().filter_map(move |(name, known)| {
+            let translated = Arc::clone(&known.told.as_ref()?.translated);
+            Some(known.whole(name, &translated, &mut around))
         })
     }
 
@@ -283,7 +311,7 @@ impl State {
     pub(super) fn problems(&self) -> impl Iterator<Item = (&ObjectName, Vec<Problem>)> {
         let problems = |known: &Known| {
             let exported = known.translated.as_ref().is_some_and(|translated| translated.exported);
-            let refused = known.slices.values().flat_map(|slice| &slice.refused).cloned();
+            let refused = known.slices.iter().flat_map(|(_, slice)| &slice.refused).cloned();
             let podless = known.podless.iter().map(|address| (address.to_string().into(), Refused::NotAPod));
             let endpoints = refused.chain(podless).map(|(address, why)| Problem::Endpoint(address, why));
             known.problems.iter().cloned().chain(endpoints.filter(|_| exported)).collect::<Vec<_>>()
@@ -292,9 +320,9 @@ impl State {
     }
 }
 
-fn parts<K>(difference: Difference<K>) -> (ObjectName, Option<Arc<K>>) {
+fn parts<K: Clone>(difference: Difference<K>) -> (ObjectName, Option<K>) {
     match difference {
-        Difference::Set(name, object) => (name, Some(object)),
+        Difference::Set(name, object) => (name, Some(Arc::unwrap_or_clone(object))),
         Difference::Gone(name) => (name, None),
     }
 }
@@ -308,12 +336,12 @@ fn touch(touched: &mut HashMap<ObjectName, BTreeSet<IpAddr>>, service: &ObjectNa
 
 impl At {
     fn is_empty(&self) -> bool {
-        self.pods.is_empty() && self.services.is_empty()
+        self.pods.as_slice().is_empty() && self.services.as_slice().is_empty()
     }
 
     /// The pod that an endpoint of `namespace` at this address leads to.
     fn pod(&self, namespace: &str, target: Option<&Target>) -> Option<&Arc<PodView>> {
-        let mut here = self.pods.iter().filter(|pod| pod.namespace.as_str() == namespace);
+        let mut here = self.pods.as_slice().iter().filter(|pod| pod.namespace.as_str() == namespace);
         match target {
             Some(Target::Other) => None,
             Some(Target::Uid(uid)) => here.find(|pod| pod.uid == *uid),
@@ -328,9 +356,10 @@ impl At {
 
     /// Who connects from this address, if all pods that claim it agree.
     fn workload(&self, address: IpAddr) -> Option<Workload> {
-        let first = self.pods.first()?;
+        let pods = self.pods.as_slice();
+        let first = pods.first()?;
         let who = |pod: &PodView| (pod.namespace.clone(), pod.service_account.clone());
-        let agreed = self.pods.iter().all(|pod| who(pod) == who(first));
+        let agreed = pods.iter().all(|pod| who(pod) == who(first));
         let (namespace, service_account) = who(first);
         agreed.then_some(Workload { address, namespace, service_account })
     }
@@ -345,19 +374,19 @@ impl Known {
         &mut self,
         name: &ObjectName,
         touched: &BTreeSet<IpAddr>,
-        at: &HashMap<IpAddr, At>,
-        salt: &str,
+        around: &mut Around<'_>,
     ) -> Option<LocalChange> {
         let Some(translated) = &self.translated else {
             self.podless.clear();
-            return self.told.take().map(|told| LocalChange::Remove(told.key));
+            return self.told.take().map(|told| LocalChange::Remove(told.key().clone()));
         };
         if self.told.as_ref().is_none_or(|told| told.translated != *translated) {
-            return Some(self.tell(name, translated.clone(), at, salt));
+            let translated = Arc::clone(translated);
+            return Some(self.tell(name, translated, around));
         }
         let (mut upsert, mut remove) = (Vec::new(), Vec::new());
         for address in touched {
-            let endpoint = self.endpoint(name, *address, at, salt);
+            let endpoint = self.endpoint(name, *address, around);
             let Some(told) = &mut self.told else { break };
             let id = endpoint.as_ref().map(|endpoint| endpoint.endpoint.id.clone());
             let before = match &id {
@@ -367,25 +396,25 @@ impl Known {
             remove.extend(before.filter(|before| Some(before) != id.as_ref()));
             upsert.extend(endpoint);
         }
-        let service = self.told.as_ref()?.key.clone();
+        let service = self.told.as_ref()?.key().clone();
         (!upsert.is_empty() || !remove.is_empty()).then_some(LocalChange::Endpoints { service, upsert, remove })
     }
 
     /// The service as a whole.
-    fn tell(&mut self, name: &ObjectName, translated: Translated, at: &HashMap<IpAddr, At>, salt: &str) -> LocalChange {
-        let service = self.whole(name, &translated, at, salt);
+    fn tell(&mut self, name: &ObjectName, translated: Arc<Translated>, around: &mut Around<'_>) -> LocalChange {
+        let service = self.whole(name, &translated, around);
         let endpoints = service.endpoints.iter();
         let endpoints = endpoints.map(|endpoint| (endpoint.address, endpoint.endpoint.id.clone())).collect();
-        self.told = Some(Told { translated, key: service.key().clone(), endpoints });
+        self.told = Some(Told { translated, endpoints });
         LocalChange::Upsert(Arc::new(service))
     }
 
-    fn whole(&mut self, name: &ObjectName, translated: &Translated, at: &HashMap<IpAddr, At>, salt: &str) -> LocalService {
-        let entries = self.slices.values().flat_map(|slice| slice.entries.keys());
+    fn whole(&mut self, name: &ObjectName, translated: &Translated, around: &mut Around<'_>) -> LocalService {
+        let entries = self.slices.iter().flat_map(|(_, slice)| slice.entries.keys());
         let addresses: BTreeSet<IpAddr> = entries.copied().collect();
         self.podless.clear();
         let endpoints: Vec<_> =
-            addresses.into_iter().filter_map(|address| self.endpoint(name, address, at, salt)).collect();
+            addresses.into_iter().filter_map(|address| self.endpoint(name, address, around)).collect();
         LocalService::new(translated.record.clone(), translated.exported, endpoints)
     }
 
@@ -395,15 +424,14 @@ impl Known {
         &mut self,
         name: &ObjectName,
         address: IpAddr,
-        at: &HashMap<IpAddr, At>,
-        salt: &str,
+        around: &mut Around<'_>,
     ) -> Option<LocalEndpoint> {
         let mut said: Vec<(&Slice, &Entry, &PodView)> = Vec::new();
         let mut listed = false;
-        for slice in self.slices.values() {
+        for (_, slice) in &self.slices {
             let Some(entry) = slice.entries.get(&address) else { continue };
             listed = true;
-            let pod = at.get(&address).and_then(|at| at.pod(&name.namespace, entry.target.as_ref()));
+            let pod = around.at.get(&address).and_then(|at| at.pod(&name.namespace, entry.target.as_ref()));
             said.extend(pod.map(|pod| (slice, entry, &**pod)));
         }
         // The best word first; of equal ones that of the first slice by name.
@@ -416,19 +444,18 @@ impl Known {
             }
             return None;
         };
-        let mut target_ports: BTreeMap<PortNumber, u16> = BTreeMap::new();
-        for port in &translated.record.ports {
+        // The first of several ports of one number counts, so it comes last.
+        let target_ports = translated.record.ports.iter().rev().filter_map(|port| {
             let port_name = port.name.as_ref().map_or("", |name| name.as_str());
             let ports = said.iter().flat_map(|(slice, _, _)| &slice.ports);
-            let target = ports.into_iter().find(|one| one.protocol == port.protocol && *one.name == *port_name);
-            if let Some(target) = target {
-                target_ports.entry(port.number).or_insert(target.target);
-            }
-        }
+            let target = ports.into_iter().find(|one| one.protocol == port.protocol && *one.name == *port_name)?;
+            Some((port.number, target.target))
+        });
+        let target_ports: Pairs<PortNumber, u16> = target_ports.collect();
         let endpoint = Endpoint {
-            id: endpoint_id(salt, &pod.uid, address)?,
+            id: endpoint_id(around.salt, &pod.uid, address)?,
             hostname: entry.hostname.clone(),
-            subset: Subset::clone(&pod.subset),
+            subset: pod.subset.clone(),
             zone: entry.zone.clone(),
             condition: entry.condition,
             weight: WEIGHT,
@@ -438,17 +465,17 @@ impl Known {
         };
         let service_account = pod.service_account.clone();
         self.podless.remove(&address);
-        Some(LocalEndpoint { endpoint, address, service_account, target_ports })
+        Some(LocalEndpoint { endpoint, address, service_account, target_ports: around.interner.ports(target_ports) })
     }
 }
 
 /// The name of what runs in this pod at this address: the same after a restart and in every replica,
 /// another one for the pod's successor, and nothing that tells the address. API servers that were restored from one
 /// copy have pods of equal uids, hence the salt.
-fn endpoint_id(salt: &str, uid: &str, address: IpAddr) -> Option<EndpointId> {
+fn endpoint_id(salt: &str, uid: &Uid, address: IpAddr) -> Option<EndpointId> {
     let hash = Sha256::new()
         .chain_update(salt)
-        .chain_update(uid)
+        .chain_update(uid.to_string())
         .chain_update([0])
         .chain_update(address.to_string())
         .finalize();

@@ -3,7 +3,7 @@
 //! What cannot be taken over is left out and told as a [`Problem`] of its service: one wrong field
 //! never hides the rest.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,9 +14,10 @@ use eastway_model::name::{check_label_key, check_label_pair};
 use eastway_model::rules::never_shared;
 use eastway_model::{
     EndpointCondition, InternalTrafficPolicy, IpFamily, Label, PortName, PortNumber, Protocol, ServiceKey, ServiceKind,
-    ServicePort, ServiceRecord, SessionAffinity, Subset, UnixMillis, Zone,
+    ServicePort, ServiceRecord, SessionAffinity, UnixMillis, Zone,
 };
 
+use super::kept::{Interner, PodView, Uid};
 use super::objects::{self, EndpointSlice, Pod, Service, ServiceExport, TargetRef};
 use super::{ExportMark, Rules};
 use crate::types::mcs;
@@ -159,15 +160,22 @@ fn exported_at(meta: &objects::Meta, export: Option<&ServiceExport>, marks: &[Ex
     }
 }
 
+/// Labels and annotations of a Service that are looked at.
+pub(crate) const LOOKED_AT: [&str; 5] = [MANAGED_BY.0, ISTIO, LINKERD, CILIUM.0, CILIUM.1];
+
+const ISTIO: &str = "istio.io/global";
+const LINKERD: &str = "mirror.linkerd.io/exported";
+const CILIUM: (&str, &str) = ("service.cilium.io/global", "service.cilium.io/shared");
+
 impl ExportMark {
     fn is_on(self, service: &objects::Meta) -> bool {
         let yes = Some("true");
         match self {
-            Self::Istio => service.label("istio.io/global") == yes,
-            Self::Linkerd => service.label("mirror.linkerd.io/exported") == yes,
+            Self::Istio => service.label(ISTIO) == yes,
+            Self::Linkerd => service.label(LINKERD) == yes,
             Self::Cilium => {
-                service.annotation("service.cilium.io/global") == yes
-                    && service.annotation("service.cilium.io/shared").is_none_or(|shared| shared == "true")
+                service.annotation(CILIUM.0) == yes
+                    && service.annotation(CILIUM.1).is_none_or(|shared| shared == "true")
             }
         }
     }
@@ -273,7 +281,7 @@ fn pairs(
 pub(crate) struct Slice {
     pub(crate) ports: Vec<SlicePort>,
     /// Each address once.
-    pub(crate) entries: HashMap<IpAddr, Entry>,
+    pub(crate) entries: BTreeMap<IpAddr, Entry>,
     /// Endpoints that are none.
     pub(crate) refused: Vec<(Arc<str>, Refused)>,
 }
@@ -299,7 +307,7 @@ pub(crate) struct Entry {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
     /// The pod with this uid.
-    Uid(Arc<str>),
+    Uid(Uid),
     /// The pod of this name: the slice has no uid.
     Name(Arc<str>),
     /// Some pod.
@@ -319,12 +327,12 @@ pub(crate) fn slice_service(slice: &EndpointSlice) -> Option<&str> {
 }
 
 /// Reads a slice of a service in `namespace`.
-pub(crate) fn slice(namespace: &str, slice: &EndpointSlice, allow_loopback: bool) -> Slice {
+pub(crate) fn slice(namespace: &str, slice: &EndpointSlice, allow_loopback: bool, interner: &mut Interner) -> Slice {
     let mut read = Slice::default();
     for port in slice.ports.iter().flatten() {
         let target = port.port.and_then(number);
         if let (Some(target), Some(protocol)) = (target, protocol(port.protocol.as_deref())) {
-            let name = port.name.as_deref().unwrap_or_default().into();
+            let name = interner.text(port.name.as_deref().unwrap_or_default());
             read.ports.push(SlicePort { name, protocol, target: target.get() });
         }
     }
@@ -338,7 +346,7 @@ pub(crate) fn slice(namespace: &str, slice: &EndpointSlice, allow_loopback: bool
             .and_then(|address| dialable(address, allow_loopback).map(|()| address).map_err(Refused::Address));
         match checked {
             Ok(address) => {
-                let new = entry(namespace, endpoint);
+                let new = entry(namespace, endpoint, interner);
                 let better = |old: &Entry| rank(&new) > rank(old);
                 if read.entries.get(&address).is_none_or(better) {
                     read.entries.insert(address, new);
@@ -347,10 +355,12 @@ pub(crate) fn slice(namespace: &str, slice: &EndpointSlice, allow_loopback: bool
             Err(why) => read.refused.push((shortened(text), why)),
         }
     }
+    // Made anew at once, its parts are full.
+    read.entries = std::mem::take(&mut read.entries).into_iter().collect();
     read
 }
 
-fn entry(namespace: &str, endpoint: &objects::SliceEndpoint) -> Entry {
+fn entry(namespace: &str, endpoint: &objects::SliceEndpoint, interner: &mut Interner) -> Entry {
     // What is not said counts as Kubernetes' documentation has it: ready, and serving as ready.
     let conditions = endpoint.conditions.unwrap_or_default();
     let ready = conditions.ready.unwrap_or(true);
@@ -362,20 +372,20 @@ fn entry(namespace: &str, endpoint: &objects::SliceEndpoint) -> Entry {
     Entry {
         condition,
         hostname: endpoint.hostname.as_deref().and_then(|text| Label::parse(text).ok()),
-        zone: endpoint.zone.as_deref().filter(|text| is_word(text)).map(Arc::from),
+        zone: endpoint.zone.as_deref().filter(|text| is_word(text)).map(|zone| interner.text(zone)),
         target: endpoint.target_ref.as_ref().map(|target| target_of(namespace, target)),
     }
 }
 
-fn target_of(namespace: &str, target: &TargetRef) -> Target {
+fn target_of<'a>(namespace: &str, target: &'a TargetRef) -> Target {
     let here = target.namespace.as_deref().is_none_or(|other| other == namespace || other.is_empty());
     if target.kind.as_deref() != Some("Pod") || !here {
         return Target::Other;
     }
-    let said = |text: &Option<String>| text.as_deref().filter(|text| !text.is_empty()).map(Arc::from);
+    let said = |text: &'a Option<String>| text.as_deref().filter(|text| !text.is_empty());
     match said(&target.uid) {
-        Some(uid) => Target::Uid(uid),
-        None => said(&target.name).map_or(Target::Unnamed, Target::Name),
+        Some(uid) => Target::Uid(uid.into()),
+        None => said(&target.name).map_or(Target::Unnamed, |name| Target::Name(name.into())),
     }
 }
 
@@ -386,17 +396,6 @@ pub(crate) fn rank(entry: &Entry) -> (bool, bool, bool) {
 
 fn shortened(text: &str) -> Arc<str> {
     text.chars().filter(|character| !character.is_control()).take(64).collect::<String>().into()
-}
-
-/// What is kept of a pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct PodView {
-    pub(crate) uid: Arc<str>,
-    pub(crate) name: Arc<str>,
-    pub(crate) namespace: Label,
-    pub(crate) service_account: Option<Label>,
-    pub(crate) subset: Arc<Subset>,
-    pub(crate) addresses: Vec<IpAddr>,
 }
 
 /// A pod with addresses of its own; `None` if it has none: not yet, no longer, or those of its node,
@@ -424,44 +423,8 @@ pub(crate) fn pod(name: &ObjectName, pod: &Pod, rules: &Rules, interner: &mut In
         namespace: interner.label(&name.namespace)?,
         service_account: pod.spec.service_account_name.as_deref().and_then(|account| interner.label(account)),
         subset: interner.subset(rules.subset_labels.iter().take(MAX_LABELS).filter_map(label).collect()),
-        addresses,
+        addresses: addresses.into(),
     })
-}
-
-/// Most texts that are kept once: a cluster has fewer at a time, and over the years it may have more.
-const INTERNED: usize = 4096;
-
-/// What few pods have of their own: namespaces, service accounts, versions. Each is kept once.
-#[derive(Debug, Default)]
-pub(crate) struct Interner {
-    labels: HashMap<Box<str>, Label>,
-    subsets: BTreeSet<Arc<Subset>>,
-}
-
-impl Interner {
-    fn label(&mut self, text: &str) -> Option<Label> {
-        if let Some(label) = self.labels.get(text) {
-            return Some(label.clone());
-        }
-        let label = Label::parse(text).ok()?;
-        if self.labels.len() >= INTERNED {
-            self.labels.clear();
-        }
-        self.labels.insert(text.into(), label.clone());
-        Some(label)
-    }
-
-    fn subset(&mut self, subset: Subset) -> Arc<Subset> {
-        if let Some(known) = self.subsets.get(&subset) {
-            return Arc::clone(known);
-        }
-        if self.subsets.len() >= INTERNED {
-            self.subsets.clear();
-        }
-        let subset = Arc::new(subset);
-        self.subsets.insert(Arc::clone(&subset));
-        subset
-    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -26,10 +27,6 @@ impl ObjectName {
     #[must_use]
     pub fn new(namespace: &str, name: &str) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
-    }
-
-    fn of(meta: &ObjectMeta) -> Self {
-        Self::new(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
     }
 }
 
@@ -54,20 +51,11 @@ pub enum Difference<K: ?Sized> {
     Gone(ObjectName),
 }
 
-/// One version of one object.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One version of one object, as hashes with a secret of the table: equal ones are meant to be the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Version {
-    uid: Box<str>,
-    resource_version: Box<str>,
-}
-
-impl Version {
-    fn of(meta: &ObjectMeta) -> Self {
-        Self {
-            uid: meta.uid.as_deref().unwrap_or_default().into(),
-            resource_version: meta.resource_version.as_deref().unwrap_or_default().into(),
-        }
-    }
+    uid: u64,
+    resource_version: u64,
 }
 
 /// An object that does not decode.
@@ -97,6 +85,11 @@ pub(super) struct Table<K: ?Sized> {
     /// A list that is being read.
     listing: Option<Listing<K>>,
     listed: bool,
+    /// The objects of the first list are told as they come.
+    pub(super) eager: bool,
+    secret: RandomState,
+    /// That of the object before: lists come sorted by it.
+    namespace: Arc<str>,
 }
 
 #[derive(Debug)]
@@ -116,7 +109,15 @@ pub(super) struct Outcome<K: ?Sized> {
 
 impl<K: ?Sized> Default for Table<K> {
     fn default() -> Self {
-        Self { known: HashMap::new(), bad: BTreeMap::new(), listing: None, listed: false }
+        Self {
+            known: HashMap::new(),
+            bad: BTreeMap::new(),
+            listing: None,
+            listed: false,
+            eager: false,
+            secret: RandomState::new(),
+            namespace: Arc::from(""),
+        }
     }
 }
 
@@ -151,7 +152,9 @@ impl<K: ?Sized> Table<K> {
     pub(super) fn handle(&mut self, event: Event<Decoded<K>>) -> Outcome<K> {
         match event {
             Event::Init => {
-                self.listing = Some(Listing::default());
+                // What a first list told before it broke off may be gone in the next one: that is compared.
+                let first = self.eager && self.known.is_empty() && self.bad.is_empty();
+                self.listing = (!first).then(Listing::default);
                 Outcome::default()
             }
             Event::InitApply(object) => self.list(object),
@@ -161,12 +164,31 @@ impl<K: ?Sized> Table<K> {
         }
     }
 
+    /// Which object it is, and which version of it.
+    fn identify(&mut self, meta: &ObjectMeta) -> (ObjectName, Version) {
+        let namespace = meta.namespace.as_deref().unwrap_or_default();
+        if *self.namespace != *namespace {
+            self.namespace = namespace.into();
+        }
+        let name = ObjectName {
+            namespace: Arc::clone(&self.namespace),
+            name: meta.name.as_deref().unwrap_or_default().into(),
+        };
+        let version = Version {
+            uid: self.secret.hash_one(meta.uid.as_deref().unwrap_or_default()),
+            resource_version: self.secret.hash_one(meta.resource_version.as_deref().unwrap_or_default()),
+        };
+        (name, version)
+    }
+
     fn list(&mut self, object: Decoded<K>) -> Outcome<K> {
         let mut outcome = Outcome::default();
-        // A list without a beginning does not happen; if it did, its objects would be changes.
-        let Some(listing) = &mut self.listing else { return self.apply(object) };
+        if self.listing.is_none() {
+            return self.apply(object);
+        }
         let (meta, body) = object.into_parts();
-        let (name, version) = (ObjectName::of(&meta), Version::of(&meta));
+        let (name, version) = self.identify(&meta);
+        let Some(listing) = &mut self.listing else { return outcome };
         if body.is_ok() || self.known.get(&name).is_some_and(|known| known.uid == version.uid) {
             listing.seen.insert(name.clone());
         } else {
@@ -209,7 +231,7 @@ impl<K: ?Sized> Table<K> {
     fn apply(&mut self, object: Decoded<K>) -> Outcome<K> {
         let mut outcome = Outcome::default();
         let (meta, body) = object.into_parts();
-        let (name, version) = (ObjectName::of(&meta), Version::of(&meta));
+        let (name, version) = self.identify(&meta);
         match body {
             Ok(object) => {
                 let was_bad = self.bad.remove(&name).is_some();
@@ -234,7 +256,7 @@ impl<K: ?Sized> Table<K> {
 
     fn delete(&mut self, object: Decoded<K>) -> Outcome<K> {
         let mut outcome = Outcome::default();
-        let name = ObjectName::of(&object.into_parts().0);
+        let (name, _) = self.identify(&object.into_parts().0);
         self.bad.remove(&name);
         if self.known.remove(&name).is_some() {
             outcome.differences.push(Difference::Gone(name));

@@ -9,7 +9,7 @@ use super::sources::{Claim, Sources};
 use crate::change::{LocalChange, Workload};
 use crate::endpoint::{EndpointId, LocalEndpoint, LocalEndpoints};
 use crate::group::GroupIndex;
-use crate::name::{Label, ServiceKey};
+use crate::name::{ClusterName, Label, ServiceKey};
 use crate::service::{LocalService, ServiceRecord};
 
 /// Two registries of this cluster disagree about a service.
@@ -59,7 +59,7 @@ pub enum RegistryConflictKind {
 }
 
 /// All registries.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct LocalTable {
     /// Registries that were awaited or sent something.
     registries: BTreeMap<Label, Registry>,
@@ -74,7 +74,7 @@ struct Registry {
     awaited: bool,
     /// It sent its complete contents at least once.
     synced: bool,
-    workloads: HashMap<IpAddr, Workload>,
+    workloads: HashMap<IpAddr, Claim>,
 }
 
 /// What an endpoint becomes; none: it goes.
@@ -93,6 +93,16 @@ struct Merged {
 }
 
 impl LocalTable {
+    /// Nothing is known of the cluster of this name yet.
+    pub(super) fn new(cluster: ClusterName) -> Self {
+        Self {
+            registries: BTreeMap::new(),
+            services: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            sources: Sources::new(cluster),
+        }
+    }
+
     pub(super) fn await_registries(&mut self, names: impl IntoIterator<Item = Label>) {
         for name in names {
             self.registries.entry(name).or_default().awaited = true;
@@ -160,19 +170,19 @@ impl LocalTable {
     fn edit_workloads(&mut self, registry: &Label, upsert: Vec<Workload>, remove: &[IpAddr]) {
         let known = &mut self.registries.entry(registry.clone()).or_default().workloads;
         for workload in upsert {
-            let (address, claim) = (workload.address, Claim::of_workload(&workload));
-            if known.get(&address) == Some(&workload) {
+            let (address, claim) = (workload.address, self.sources.of_workload(&workload));
+            if known.get(&address) == Some(&claim) {
                 continue;
             }
             // The new claim first: an address that stays is never without one.
-            self.sources.add(address, claim);
-            if let Some(old) = known.insert(address, workload) {
-                self.sources.remove(address, &Claim::of_workload(&old));
+            self.sources.add(address, Arc::clone(&claim));
+            if let Some(old) = known.insert(address, claim) {
+                self.sources.remove(address, &old);
             }
         }
         for address in remove {
             if let Some(old) = known.remove(address) {
-                self.sources.remove(*address, &Claim::of_workload(&old));
+                self.sources.remove(*address, &old);
             }
         }
     }
@@ -272,10 +282,12 @@ impl Merged {
         }
         // The new claims first: an address that stays is never without one.
         for endpoint in self.view.iter().flat_map(|view| view.endpoints.iter()) {
-            sources.add(endpoint.address, Claim::of_endpoint(namespace, endpoint));
+            let claim = sources.of_endpoint(namespace, endpoint);
+            sources.add(endpoint.address, claim);
         }
         for endpoint in old.iter().flat_map(|view| view.endpoints.iter()) {
-            sources.remove(endpoint.address, &Claim::of_endpoint(namespace, endpoint));
+            let claim = sources.of_endpoint(namespace, endpoint);
+            sources.remove(endpoint.address, &claim);
         }
     }
 
@@ -322,11 +334,13 @@ impl Merged {
         for (id, new) in edits {
             if let Some(new) = new {
                 self.groups.add(new);
-                sources.add(new.address, Claim::of_endpoint(namespace, new));
+                let claim = sources.of_endpoint(namespace, new);
+                sources.add(new.address, claim);
             }
             if let Some(old) = old.endpoints.get(id) {
                 self.groups.remove(old);
-                sources.remove(old.address, &Claim::of_endpoint(namespace, old));
+                let claim = sources.of_endpoint(namespace, old);
+                sources.remove(old.address, &claim);
             }
         }
         self.view = Some(Arc::new(self.assemble(input, input.endpoints.clone())));

@@ -87,7 +87,13 @@ impl<T: Keyed> Sharded<T> {
                         *slot = (hash, value);
                     }
                 }
-                Err(place) => shard.slots.insert(place, (hash, value)),
+                Err(place) => {
+                    if shard.slots.len() == shard.slots.capacity() {
+                        // A doubled shard would be half empty for ever: what is copied later starts with this much.
+                        shard.slots.reserve_exact(shard.slots.len() / 8 + 1);
+                    }
+                    shard.slots.insert(place, (hash, value));
+                }
             },
             Edit::Delete(key) => {
                 if let Ok(place) = shard.place(hash, &key) {

@@ -37,10 +37,10 @@ impl Writer {
     /// [`Writer::await_registries`] said what to wait for.
     #[must_use]
     pub fn new(cluster: ClusterName) -> (Self, Reader) {
-        let snapshot = Snapshot::empty(cluster);
+        let snapshot = Snapshot::empty(cluster.clone());
         let (publisher, reader) = reader::channel(snapshot.clone());
         let writer = Self {
-            local: LocalTable::default(),
+            local: LocalTable::new(cluster),
             peers: PeerTable::default(),
             snapshot: Arc::new(snapshot),
             publisher,
@@ -194,14 +194,13 @@ impl Writer {
 
     fn changed_sources(&mut self) -> Vec<Edit<Source>> {
         let dirty = self.local.sources.take_dirty();
-        let own = self.snapshot.cluster();
         let changed = dirty.into_iter().filter_map(|address| {
             let old = self.snapshot.sources.get(&address);
-            match (old, self.local.sources.resolve(own, address)) {
+            match (old, self.local.sources.resolve(address)) {
                 (None, None) => None,
                 (Some(_), None) => Some(Edit::Delete(address)),
-                (Some(old), Some(new)) if *old.identity == new => None,
-                (_, Some(new)) => Some(Edit::Put(Source { address, identity: Arc::new(new) })),
+                (Some(old), Some(new)) if old.identity == *new => None,
+                (_, Some(new)) => Some(Edit::Put(Source { address, identity: Arc::clone(new) })),
             }
         });
         changed.collect()

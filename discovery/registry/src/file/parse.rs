@@ -11,7 +11,7 @@ use eastway_model::name::check_label_key;
 use eastway_model::rules::never_shared;
 use eastway_model::{
     IpFamily, Label, PortName, PortNumber, Protocol, ServiceKey, ServiceKind, ServicePort, ServiceRecord,
-    SessionAffinity, Subset, Workload,
+    SessionAffinity, Workload,
 };
 
 use super::contents::{Contents, EndpointSpec, HealthPort, HealthSpec, Probe, ServiceSpec};
@@ -268,7 +268,7 @@ impl Reader<'_> {
     fn endpoint(&mut self, section: &At<EndpointSection>, ports: &Ports) -> Option<EndpointSpec> {
         let endpoint = &section.value;
         let address = self.address(section.at, &endpoint.address);
-        let subset = self.labels(&endpoint.labels);
+        let subset = self.labels(&endpoint.labels).into();
         let zone = endpoint.zone.get().and_then(|text| {
             self.cx.parse(text, |text| {
                 let good = !text.is_empty() && text.len() <= 63 && text.bytes().all(|byte| byte.is_ascii_graphic());
@@ -368,8 +368,8 @@ impl Reader<'_> {
         }
     }
 
-    fn labels(&mut self, field: &Field<BTreeMap<String, Field<String>>>) -> Subset {
-        let mut labels = Subset::new();
+    fn labels(&mut self, field: &Field<BTreeMap<String, Field<String>>>) -> BTreeMap<Arc<str>, Arc<str>> {
+        let mut labels = BTreeMap::new();
         let Some(map) = field.get() else { return labels };
         if map.value.len() > MAX_LABELS {
             let message = format!("has {} labels; at most {MAX_LABELS} are allowed", map.value.len());

@@ -66,7 +66,7 @@ impl Known {
             },
             address: spec.address,
             service_account: spec.service_account.clone(),
-            target_ports: spec.target_ports.clone(),
+            target_ports: spec.target_ports.clone().into(),
         }
     }
 }

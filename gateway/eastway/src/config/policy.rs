@@ -221,8 +221,8 @@ fn exact_or_any(text: &str) -> Result<Match, String> {
 }
 
 fn subset(field: &Field<BTreeMap<String, Field<String>>>, cx: &mut Context<'_>) -> Subset {
-    let mut subset = Subset::new();
-    let Some(labels) = field.get() else { return subset };
+    let mut subset: BTreeMap<Arc<str>, Arc<str>> = BTreeMap::new();
+    let Some(labels) = field.get() else { return Subset::new() };
     if labels.value.len() > MAX_LABELS {
         cx.error(
             labels.at,
@@ -241,7 +241,7 @@ fn subset(field: &Field<BTreeMap<String, Field<String>>>, cx: &mut Context<'_>) 
         let message = format!("is too long for a stream's header: at most {MAX_SUBSET_BYTES} bytes are allowed");
         cx.error(labels.at, Code::Value, message);
     }
-    subset
+    subset.into()
 }
 
 /// The field that `error` is about.

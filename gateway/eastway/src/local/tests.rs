@@ -11,7 +11,7 @@ use eastway_model::rules::{NameFilter, PeerRules, Rules};
 use eastway_model::store::{Snapshot, Writer};
 use eastway_model::{
     Change, ClusterName, Endpoint, EndpointCondition, EndpointId, Label, PeerChange, PeerState, Protocol, ServiceKey,
-    ServiceKind, ServicePort, ServiceRecord, TlsMode, UnixMillis,
+    ServiceKind, ServicePort, ServiceRecord, Subset, TlsMode, UnixMillis,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -46,7 +46,7 @@ fn endpoint(id: &str) -> Endpoint {
     Endpoint {
         id: EndpointId::parse(id).unwrap(),
         hostname: Some(name(id)),
-        subset: BTreeMap::new(),
+        subset: Subset::new(),
         zone: None,
         condition: EndpointCondition::READY,
         weight: 100,

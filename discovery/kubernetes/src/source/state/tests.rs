@@ -238,7 +238,11 @@ fn an_endpoint_of_two_slices_is_one() {
     state.slice(gone("cart-2"));
     mirror.apply(state.flush());
     assert!(addresses(&mirror).is_empty());
-    assert_eq!(state.addresses.values().filter(|at| !at.services.is_empty()).count(), 0, "nothing is left behind");
+    assert_eq!(
+        state.addresses.values().filter(|at| !at.services.as_slice().is_empty()).count(),
+        0,
+        "nothing is left behind"
+    );
 }
 
 #[test]

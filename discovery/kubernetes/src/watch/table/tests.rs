@@ -65,6 +65,18 @@ fn a_list_that_ends_early_removes_nothing() {
 }
 
 #[test]
+fn an_eager_first_list_is_told_as_it_comes() {
+    let mut table = Table { eager: true, ..Table::default() };
+    table.handle(Event::Init);
+    assert_eq!(table.handle(Event::InitApply(good("a", 1, 1))).differences, [set("a", 1)]);
+    assert_eq!(table.handle(Event::InitApply(bad("b", 2, 2))).quarantined.len(), 1);
+    assert!(!table.listed(), "there may be more");
+    // The server starts over; what was told is compared with what there is now.
+    assert_eq!(relist(&mut table, vec![good("b", 2, 3)]), [Difference::Gone(name("a")), set("b", 3)]);
+    assert!(table.listed() && table.bad().len() == 0);
+}
+
+#[test]
 fn f19_a_bad_object_is_quarantined_and_the_others_go_on() {
     let mut table = Table::default();
     assert_eq!(relist(&mut table, vec![bad("a", 1, 1), good("b", 2, 2)]), [set("b", 2)]);
