@@ -7,11 +7,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use eastway_model::{Allocation, Allocations, EndpointId, Label, PortNumber, Protocol, ServiceAllocation, ServiceKey};
 use k8s_openapi::api::{core, discovery};
 use serde::Deserialize;
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::client::{self, Access, ClientError};
@@ -21,6 +23,9 @@ use crate::watch::{Difference, ObjectName, Selection, Watch};
 
 /// Ports of the gateways that stand for imports.
 pub const PORTS: std::ops::RangeInclusive<u16> = 20_000..=31_999;
+
+/// Least time between two tellings: each is about all imports, and a new peer can bring thousands of them, one by one.
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// Selects what the controller writes.
 const OURS: &str = "app.kubernetes.io/managed-by=eastway";
@@ -40,28 +45,43 @@ pub async fn run(
     cancel: CancellationToken,
 ) -> Result<(), ClientError> {
     let client = client::connect(access).await?;
-    let mut services = Watch::<Service>::new(client.clone(), Selection::all::<core::v1::Service>().labelled(OURS));
-    let mut slices =
-        Watch::<EndpointSlice>::new(client, Selection::all::<discovery::v1::EndpointSlice>().labelled(OURS));
+    let services = Selection::all::<core::v1::Service>().labelled(OURS);
+    let slices = Selection::all::<discovery::v1::EndpointSlice>().labelled(OURS);
+    let mut services = Watch::<Service>::new(client.clone(), services).eager();
+    let mut slices = Watch::<EndpointSlice>::new(client, slices).eager();
     let mut table = Table::default();
+    let (mut told, mut due) = (None::<Instant>, None::<Instant>);
     loop {
+        let telling = async {
+            match due {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = cancel.cancelled() => return Ok(()),
             differences = services.next() => differences.into_iter().for_each(|one| table.service(one)),
             differences = slices.next() => differences.into_iter().for_each(|one| table.slice(one)),
-        }
-        if !services.status().listed || !slices.status().listed {
-            continue;
-        }
-        let all = table.allocations();
-        latest.send_if_modified(|before| {
-            let changed = before.as_deref() != Some(&all);
-            if changed {
-                *before = Some(Arc::new(all));
+            () = telling => {
+                (told, due) = (Some(Instant::now()), None);
+                tell(&latest, table.allocations());
+                continue;
             }
-            changed
-        });
+        }
+        if services.status().listed && slices.status().listed {
+            due.get_or_insert_with(|| told.map_or_else(Instant::now, |told| told + PAUSE));
+        }
     }
+}
+
+fn tell(latest: &watch::Sender<Option<Arc<Allocations>>>, all: Allocations) {
+    latest.send_if_modified(|before| {
+        let changed = before.as_deref() != Some(&all);
+        if changed {
+            *before = Some(Arc::new(all));
+        }
+        changed
+    });
 }
 
 /// The objects, as far as they are understood.
