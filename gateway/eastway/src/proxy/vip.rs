@@ -38,12 +38,13 @@ pub struct VipLimits {
 }
 
 impl VipLimits {
-    /// Shares of a limit on file descriptors, each at most 65,536: a connection takes up to three,
-    /// a listener one, and links, registries and HTTP need theirs.
+    /// Shares of a limit on file descriptors, each at most 65,536: a connection takes up to three, a listener one,
+    /// and links, registries and HTTP need theirs. One peer can have half of the listeners: with 20,000 files the
+    /// 5,000 services of a large cluster.
     #[must_use]
     pub fn within(file_descriptors: u64) -> Self {
-        let share = usize::try_from(file_descriptors / 4).unwrap_or(usize::MAX).clamp(64, 65_536);
-        Self { connections: share, listeners: share }
+        let share = |part: u64| usize::try_from(file_descriptors / part).unwrap_or(usize::MAX).clamp(64, 65_536);
+        Self { connections: share(4), listeners: share(2) }
     }
 }
 
