@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+pub mod bare;
 pub mod bookinfo;
 pub mod cluster;
 pub mod conformance;

@@ -23,7 +23,7 @@ use crate::until::within;
 /// What every cluster gets: CoreDNS, and a cure for images without a tag.
 const BASE: &str = include_str!("manifests/base.yaml");
 /// Longest start of one part on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(90);
+pub(super) const PATIENCE: Duration = Duration::from_secs(90);
 
 /// A program of a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,8 +100,8 @@ pub struct Cluster {
 impl Cluster {
     /// Brings a cluster up, until names resolve in it.
     pub(super) async fn start(wan: &Wan, stage: &Path, options: Options, images: &[PathBuf]) -> Result<Self> {
-        let (name, logs) = (options.name.clone(), fresh_logs(&options.name)?);
-        let cluster = Self::prepare(wan, stage, options, logs.clone()).await?;
+        let cluster = Self::prepare_in(wan, stage, options).await?;
+        let (name, logs) = (cluster.name().to_owned(), cluster.logs.clone());
         let up = cluster.bring_up(images).await;
         up.with_context(|| format!("cluster {name} does not come up; its logs are in {}", logs.display()))
     }
@@ -109,8 +109,7 @@ impl Cluster {
     /// Brings up a cluster that has an API server and nothing that acts on what is written there: whoever wants a pod
     /// writes its status, too.
     pub(super) async fn start_api(wan: &Wan, stage: &Path, options: Options) -> Result<Self> {
-        let logs = fresh_logs(&options.name)?;
-        let cluster = Self::prepare(wan, stage, options, logs).await?;
+        let cluster = Self::prepare_in(wan, stage, options).await?;
         for program in [Program::Etcd, Program::ApiServer] {
             cluster.start_program(program).await?;
         }
@@ -118,7 +117,13 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Files, namespaces and cables; no program yet.
+    /// Files, namespaces and cables of a cluster on this stage, and a place for its logs; no program yet.
+    pub(super) async fn prepare_in(wan: &Wan, stage: &Path, options: Options) -> Result<Self> {
+        // Not on the stage: whoever looks into a failure comes later.
+        let logs = fresh_logs(&options.name)?;
+        Self::prepare(wan, stage, options, logs).await
+    }
+
     async fn prepare(wan: &Wan, stage: &Path, options: Options, logs: PathBuf) -> Result<Self> {
         let folder = stage.join(&options.name);
         let pki = Pki::make(&folder.join("pki"), &options.name, &options.node(), options.address)?;
@@ -156,7 +161,7 @@ impl Cluster {
         *last = Instant::now();
     }
 
-    async fn wait_api(&self) -> Result<()> {
+    pub(super) async fn wait_api(&self) -> Result<()> {
         let url = format!("https://{}:{API_PORT}/readyz", self.node.options.address);
         let authority = self.node.pki.file("ca.crt");
         self.until("the API server is ready", async || {
@@ -314,7 +319,10 @@ impl Cluster {
     }
 
     /// Kills everything of it.
-    pub(super) async fn stop(mut self) -> Result<()> {
+    ///
+    /// # Errors
+    /// A program cannot be killed.
+    pub async fn stop(mut self) -> Result<()> {
         let mut programs = std::mem::take(&mut *self.programs.lock().await);
         // First what would start pods again.
         for daemon in programs.values_mut().rev() {

@@ -10,7 +10,7 @@ use tokio::process::Command;
 
 use super::cluster::Options;
 use super::pki::Pki;
-use super::{image, tools, wan};
+use super::{bare, image, tools, wan};
 
 /// Port of the API server.
 pub const API_PORT: u16 = 6443;
@@ -90,6 +90,8 @@ impl Node {
         command.args(["--initial-advertise-peer-urls", peers, "--initial-cluster", &format!("etcd={peers}")]);
         // The folder is a tmpfs: there is nothing to wait for.
         command.args(["--unsafe-no-fsync"]);
+        command.arg(format!("--max-txn-ops={}", bare::AT_ONCE));
+        command.arg(format!("--max-request-bytes={}", bare::REQUEST_BYTES));
         Ok(command)
     }
 

@@ -22,6 +22,7 @@ mod names;
 mod objects;
 mod outage;
 mod services;
+mod size;
 mod smoke;
 mod sources;
 mod upgrade;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         upgrade::TESTS,
         faults_lb::TESTS,
         herd::TESTS,
+        size::TESTS,
         conformance::TESTS,
     ]
     .concat();
