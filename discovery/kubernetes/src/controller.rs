@@ -12,6 +12,7 @@ pub mod ports;
 pub mod property;
 mod queue;
 pub mod reconcile;
+pub mod statuses;
 
 #[cfg(test)]
 mod tests;

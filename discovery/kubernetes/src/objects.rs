@@ -104,7 +104,7 @@ fn apply(objects: &mut Objects, kind: Kind, difference: Difference<Value>) {
 }
 
 /// What a file with the same contents says; status and what servers add to the metadata are left out.
-fn text(key: &ObjectKey, object: &Value) -> Arc<str> {
+pub(crate) fn text(key: &ObjectKey, object: &Value) -> Arc<str> {
     let mut metadata = Map::new();
     metadata.insert("name".to_owned(), json!(key.name));
     if !key.namespace.is_empty() {

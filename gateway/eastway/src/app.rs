@@ -53,6 +53,7 @@ use crate::app::registries::{Registries, RegistryStatuses, Warm};
 use crate::app::store::StoreSender;
 use crate::app::vips::VipBook;
 use crate::config::{Loaded, ReloadStatus, Settings};
+use crate::local::links as link_facts;
 use crate::local::listener::{BindError as BindLocalError, LocalListener};
 use crate::local::server::{self as feed, FeedSource};
 use crate::proxy::inbound::Inbound;
@@ -406,9 +407,12 @@ impl Running {
     fn serve_feed(&self, listener: Option<LocalListener>) -> Result<(), BuildError> {
         let gateway = &self.gateway;
         let (Some(listener), Some(identity)) = (listener, gateway.identity.get()) else { return Ok(()) };
+        let (facts, latest) = watch::channel(link_facts::AllFacts::default());
+        self.spawn("links of the feed", link_facts::follow(gateway.clone(), facts, self.end.clone()));
         let source = FeedSource {
             reader: gateway.reader.clone(),
             known: gateway.known_peers.subscribe(),
+            links: latest,
             clock: gateway.clock,
             telemetry: gateway.telemetry.clone(),
         };

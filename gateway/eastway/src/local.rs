@@ -3,12 +3,14 @@
 //!
 //! - [`server`] and [`client`]: the *feed*, by which the gateway tells the controller what peers export.
 //! - [`feed`] and [`intake`]: the two ends of it without I/O.
+//! - [`links`]: what it says about links, and how often.
 //! - [`listener`] and [`dial`]: the TLS connections under it, and under the CA's API.
 
 pub mod client;
 pub mod dial;
 pub mod feed;
 pub mod intake;
+pub mod links;
 pub mod listener;
 pub mod server;
 

@@ -182,14 +182,14 @@ topologySpreadConstraints:
 {{- define "eastway.readRules" -}}
 - apiGroups: [""]
   resources: [services, namespaces, pods]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [multicluster.x-k8s.io]
   resources: [serviceexports]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [eastway.dev]
   resources: [peers, trafficpolicies, accesspolicies]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 {{- end }}

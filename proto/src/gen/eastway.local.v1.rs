@@ -52,6 +52,26 @@ pub struct Peer {
     /// How long its services stay without a link, milliseconds.
     #[prost(uint64, tag = "6")]
     pub withdraw_after_ms: u64,
+    /// Its links, as the gateway that serves this feed sees them; not set while none was ever looked at.
+    /// They are sent again when something is worth telling, at most once a minute for a round trip time.
+    #[prost(message, optional, tag = "7")]
+    pub links: ::core::option::Option<Links>,
+}
+/// How links to one peer are, all together.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Links {
+    /// For how long it has been up, or not, milliseconds.
+    #[prost(uint64, tag = "1")]
+    pub since_ms: u64,
+    /// The best one's.
+    #[prost(enumeration = "Path", tag = "2")]
+    pub path: i32,
+    /// Its smoothed round trip time, microseconds; 0: there is no link.
+    #[prost(uint64, tag = "3")]
+    pub rtt_us: u64,
+    /// Services of this cluster that the peer may see.
+    #[prost(uint64, tag = "4")]
+    pub exported_services: u64,
 }
 /// All services of one peer, over one or more messages that follow each other.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -104,6 +124,38 @@ pub struct Endpoints {
     /// This message ends a listing: what is not in it is gone.
     #[prost(bool, tag = "6")]
     pub end: bool,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Path {
+    /// There is no link.
+    Unspecified = 0,
+    /// QUIC.
+    Udp = 1,
+    /// TLS over TCP, where UDP is blocked.
+    Tcp = 2,
+}
+impl Path {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "PATH_UNSPECIFIED",
+            Self::Udp => "PATH_UDP",
+            Self::Tcp => "PATH_TCP",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PATH_UNSPECIFIED" => Some(Self::Unspecified),
+            "PATH_UDP" => Some(Self::Udp),
+            "PATH_TCP" => Some(Self::Tcp),
+            _ => None,
+        }
+    }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

@@ -22,8 +22,8 @@ struct Kind {
     plural: &'static str,
     short: &'static str,
     namespaced: bool,
-    /// Numbers in the status beside the conditions: name and meaning.
-    counts: &'static [(&'static str, &'static str)],
+    /// What the status has beside the conditions.
+    facts: Value,
     columns: Value,
     /// Path from the root, of properties and `items`; rules there.
     rules: Vec<(&'static [&'static str], Vec<Rule>)>,
@@ -58,10 +58,14 @@ fn peer() -> Kind {
         plural: "peers",
         short: "ewp",
         namespaced: false,
-        counts: &[("importedServices", "Services that it offers to this cluster.")],
+        facts: peer_facts(),
         columns: json!([
             condition_column("Ready", "Ready"),
-            {"name": "Services", "type": "integer", "jsonPath": ".status.importedServices"},
+            {"name": "Imported", "type": "integer", "jsonPath": ".status.importedServices"},
+            {"name": "Exported", "type": "integer", "jsonPath": ".status.exportedServices"},
+            {"name": "RTT", "type": "string", "jsonPath": ".status.link.roundTrip"},
+            {"name": "Since", "type": "date", "jsonPath": ".status.link.since"},
+            {"name": "Path", "type": "string", "priority": 1, "jsonPath": ".status.link.path"},
             {"name": "Trust Domain", "type": "string", "jsonPath": ".spec.trustDomain"},
             age_column(),
             message_column("Ready"),
@@ -115,6 +119,23 @@ fn peer() -> Kind {
     }
 }
 
+fn peer_facts() -> Value {
+    let count = |about: &str| json!({"type": "integer", "format": "int64", "minimum": 0, "description": about});
+    json!({
+        "importedServices": count("Services that it offers to this cluster."),
+        "exportedServices": count("Services of this cluster that it may see."),
+        "link": {
+            "type": "object",
+            "description": "Its links, as one gateway of this cluster sees them. A round trip time is written anew once a minute at most.",
+            "properties": {
+                "since": {"type": "string", "format": "date-time", "description": "Since when it is up, or not."},
+                "path": {"type": "string", "enum": ["udp", "tcp"], "description": "What carries the best link; not set while there is none."},
+                "roundTrip": {"type": "string", "maxLength": 32, "description": "Smoothed round trip time of the best link, e.g. `12ms`."},
+            },
+        },
+    })
+}
+
 /// Names of clusters and services that never cross.
 const FILTER: [Rule; 2] = [
     (
@@ -132,10 +153,12 @@ fn traffic_policy() -> Kind {
         plural: "trafficpolicies",
         short: "ewtp",
         namespaced: true,
-        counts: &[],
+        facts: json!({}),
         columns: json!([
             {"name": "Service", "type": "string", "jsonPath": ".spec.service"},
             condition_column("Accepted", "Accepted"),
+            condition_column("Resolved", "ResolvedRefs"),
+            condition_column("PerRequest", "PerRequest"),
             age_column(),
             message_column("Accepted"),
         ]),
@@ -161,11 +184,12 @@ fn access_policy() -> Kind {
         plural: "accesspolicies",
         short: "ewap",
         namespaced: true,
-        counts: &[],
+        facts: json!({}),
         columns: json!([
             {"name": "Services", "type": "string", "jsonPath": ".spec.services"},
-            {"name": "DryRun", "type": "boolean", "jsonPath": ".spec.dryRun"},
             condition_column("Accepted", "Accepted"),
+            condition_column("Resolved", "ResolvedRefs"),
+            condition_column("Enforced", "Enforced"),
             age_column(),
             message_column("Accepted"),
         ]),
@@ -201,7 +225,7 @@ fn definition(kind: &Kind) -> String {
             "kind": name,
             "metadata": {"type": "object"},
             "spec": spec.take(),
-            "status": status(kind.counts),
+            "status": status(&kind.facts),
         },
     });
     for (path, rules) in &kind.rules {
@@ -242,7 +266,7 @@ fn definition(kind: &Kind) -> String {
     format!("# Made of the structs that files are read into: `make regenerate` writes it.\n{text}")
 }
 
-fn status(counts: &[(&str, &str)]) -> Value {
+fn status(facts: &Value) -> Value {
     let condition = json!({
         "type": "object",
         "required": ["type", "status", "lastTransitionTime", "reason", "message"],
@@ -268,8 +292,8 @@ fn status(counts: &[(&str, &str)]) -> Value {
             },
         },
     });
-    for (name, about) in counts {
-        status["properties"][*name] = json!({"type": "integer", "format": "int64", "minimum": 0, "description": about});
+    for (name, schema) in facts.as_object().into_iter().flatten() {
+        status["properties"][name] = schema.clone();
     }
     status
 }

@@ -25,6 +25,7 @@ mod services;
 mod size;
 mod smoke;
 mod sources;
+mod status;
 mod upgrade;
 
 fn main() -> ExitCode {
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         churn::TESTS,
         upgrade::TESTS,
         faults_lb::TESTS,
+        status::TESTS,
         herd::TESTS,
         size::TESTS,
         conformance::TESTS,

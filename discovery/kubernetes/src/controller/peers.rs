@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use eastway_model::store::{PeerView, Reader, Snapshot};
 use eastway_model::{ClusterName, PeerState};
@@ -14,7 +14,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::{Api, Client};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -39,12 +39,38 @@ const GRACE: Duration = Duration::from_secs(15);
 /// Pause after something failed.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// How far apart two accounts of one moment may be: it is told as how long ago it was.
+const SAME_MOMENT: i64 = 3;
+
+/// How the links to one peer are, all together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Links {
+    /// Since when it is up, or not.
+    pub since: SystemTime,
+    /// What carries the best one, `udp` or `tcp`; `None`: there is none.
+    pub path: Option<&'static str>,
+    /// Smoothed round trip time of the best one; zero without one.
+    pub rtt: Duration,
+    /// Services of this cluster that the peer may see.
+    pub exported: u64,
+}
+
+/// What is known of links, by peer.
+pub type AllLinks = Arc<BTreeMap<ClusterName, Links>>;
+
+/// Why Peer objects cannot be used, by name; those that can are not in it.
+pub type Mistakes = Arc<BTreeMap<String, String>>;
+
 /// What is followed.
 pub struct Inputs {
     /// The store.
     pub reader: Reader,
     /// How the feed is doing.
     pub feed: watch::Receiver<Feed>,
+    /// What is known of links.
+    pub links: watch::Receiver<AllLinks>,
+    /// What is wrong with Peer objects.
+    pub mistakes: watch::Receiver<Mistakes>,
     /// This replica writes.
     pub leading: watch::Receiver<bool>,
     /// Eastway's own namespace, for the Leases.
@@ -74,6 +100,8 @@ pub async fn run(client: Client, mut inputs: Inputs, stop: CancellationToken) {
             }
             changed = inputs.reader.changed() => changed.is_ok(),
             changed = inputs.feed.changed() => changed.is_ok(),
+            changed = inputs.links.changed() => changed.is_ok(),
+            changed = inputs.mistakes.changed() => changed.is_ok(),
             changed = inputs.leading.changed() => changed.is_ok(),
             () = sleep_until(due) => true,
         };
@@ -88,9 +116,11 @@ pub async fn run(client: Client, mut inputs: Inputs, stop: CancellationToken) {
             continue;
         }
         let snapshot = inputs.reader.load_full();
+        let (links, mistakes) = (inputs.links.borrow_and_update().clone(), inputs.mistakes.borrow_and_update().clone());
+        let known = Known { snapshot: &snapshot, feed, links: &links, mistakes: &mistakes };
         let mut result = match away {
             Some(since) if now < since + GRACE => Ok(()),
-            _ => writer.statuses(&snapshot, feed, &mut objects).await,
+            _ => writer.statuses(&known, &mut objects).await,
         };
         if Instant::now() >= due {
             due = Instant::now() + RENEWAL;
@@ -113,6 +143,32 @@ pub async fn run(client: Client, mut inputs: Inputs, stop: CancellationToken) {
     }
 }
 
+/// What there is to say.
+struct Known<'a> {
+    snapshot: &'a Snapshot,
+    feed: Feed,
+    links: &'a BTreeMap<ClusterName, Links>,
+    mistakes: &'a BTreeMap<String, String>,
+}
+
+impl<'a> Known<'a> {
+    fn of(&self, name: &str) -> About<'a> {
+        let view = self.snapshot.peer(name).filter(|view| view.configured);
+        let links = view.and_then(|view| self.links.get(&view.name));
+        About { view, feed: self.feed, links, mistake: self.mistakes.get(name).map(String::as_str) }
+    }
+}
+
+/// What there is to say about one Peer.
+#[derive(Clone, Copy)]
+struct About<'a> {
+    /// What the store knows, if the gateways have it.
+    view: Option<&'a PeerView>,
+    feed: Feed,
+    links: Option<&'a Links>,
+    mistake: Option<&'a str>,
+}
+
 struct Writer {
     client: Client,
     namespace: String,
@@ -120,19 +176,13 @@ struct Writer {
 
 impl Writer {
     /// Writes the status of all Peers that do not have the right one.
-    async fn statuses(
-        &self,
-        snapshot: &Snapshot,
-        feed: Feed,
-        objects: &mut BTreeMap<String, Arc<Value>>,
-    ) -> Result<(), String> {
+    async fn statuses(&self, known: &Known<'_>, objects: &mut BTreeMap<String, Arc<Value>>) -> Result<(), String> {
         let api: Api<DynamicObject> = Api::all_with(self.client.clone(), &ApiResource::erase::<Peer>(&()));
         let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default().to_string();
         let mut result = Ok(());
         for (name, object) in objects {
             let observed = Observed::new(Value::clone(object));
-            let view = snapshot.peer(name);
-            let status = status(view, feed, &observed, &now);
+            let status = status(&known.of(name), &observed, &now);
             if same(observed.at("/status"), &status) {
                 continue;
             }
@@ -203,14 +253,44 @@ fn lease(namespace: &str, cluster: &ClusterName, now: Timestamp) -> Value {
     })
 }
 
-/// The status of a Peer object. `view`: what the store knows of it.
-fn status(view: Option<&PeerView>, feed: Feed, observed: &Observed, now: &str) -> Value {
-    let view = view.filter(|view| view.configured);
-    let conditions = Condition::list(&conditions(view, feed), observed, now);
-    json!({ "conditions": conditions, "importedServices": view.map_or(0, |view| view.services) })
+/// The status of a Peer object.
+fn status(about: &About<'_>, observed: &Observed, now: &str) -> Value {
+    let mut status = Map::new();
+    if let Some(generation) = observed.at("/metadata/generation").as_i64() {
+        status.insert("observedGeneration".to_owned(), generation.into());
+    }
+    status.insert("conditions".to_owned(), Condition::list(&conditions(about), observed, now));
+    status.insert("importedServices".to_owned(), about.view.map_or(0, |view| view.services).into());
+    if let Some(links) = about.links {
+        status.insert("exportedServices".to_owned(), links.exported.into());
+        status.insert("link".to_owned(), link(links, observed));
+    }
+    Value::Object(status)
 }
 
-fn conditions(view: Option<&PeerView>, feed: Feed) -> Vec<Condition> {
+fn link(links: &Links, observed: &Observed) -> Value {
+    let before = Some(observed).filter(|it| it.at("/status/link/path").is_null() == links.path.is_none());
+    let before = before.and_then(|it| it.text("/status/link/since").parse::<Timestamp>().ok());
+    let since = Timestamp::try_from(links.since).unwrap_or_default().as_second();
+    // The same moment is not written anew because it took another while to tell.
+    let since =
+        before.map(Timestamp::as_second).filter(|before| (before - since).abs() <= SAME_MOMENT).unwrap_or(since);
+    let since = Timestamp::from_second(since).unwrap_or_default().to_string();
+    match links.path {
+        Some(path) => json!({ "since": since, "path": path, "roundTrip": round_trip(links.rtt) }),
+        None => json!({ "since": since }),
+    }
+}
+
+/// Two digits that mean something: more would be news all the time.
+fn round_trip(rtt: Duration) -> String {
+    let millis = rtt.as_secs_f64() * 1e3;
+    let decimals = if millis < 1.0 { 2 } else { usize::from(millis < 10.0) };
+    format!("{millis:.decimals$}ms")
+}
+
+fn conditions(about: &About<'_>) -> Vec<Condition> {
+    let About { view, feed, mistake, .. } = *about;
     if !feed.peers_known || !feed.connected {
         let why = "no gateway of this cluster can be asked at the moment";
         return ["Accepted", "Connected", "Synced", "Ready"]
@@ -218,15 +298,21 @@ fn conditions(view: Option<&PeerView>, feed: Feed) -> Vec<Condition> {
             .into();
     }
     let Some(view) = view else {
-        let why = "the gateways have not taken this Peer over: a mistake in it is in their log and metrics";
+        let (reason, why) = match mistake {
+            Some(mistake) => ("Invalid", mistake),
+            None => ("NotTaken", "the gateways have not taken this Peer over yet"),
+        };
         return vec![
-            Condition::new("Accepted", false, "NotTaken", why),
+            Condition::new("Accepted", false, reason, why),
             Condition::new("Connected", false, "NotAccepted", "it is not accepted"),
             Condition::new("Synced", false, "NotAccepted", "it is not accepted"),
             Condition::new("Ready", false, "NotAccepted", why),
         ];
     };
-    let accepted = Condition::new("Accepted", true, "Accepted", "the gateways accept links of it and dial it");
+    let accepted = match mistake {
+        Some(mistake) => Condition::new("Accepted", false, "Invalid", mistake),
+        None => Condition::new("Accepted", true, "Accepted", "the gateways accept links of it and dial it"),
+    };
     let (up, reason, message) = match view.state {
         PeerState::Up => (true, "Connected", "a link acknowledged something within the last 5 s".to_owned()),
         PeerState::Down { .. } => (
@@ -268,39 +354,71 @@ mod tests {
         PeerView { name, configured: true, state, synced, services: 3, endpoints: 0, withdraw_at: None }
     }
 
-    fn states(status: &Value) -> Vec<(String, String, String)> {
+    fn about(view: Option<&PeerView>) -> About<'_> {
+        About { view, feed: FEED, links: None, mistake: None }
+    }
+
+    /// Types, statuses and reasons.
+    fn of(about: &About<'_>) -> String {
+        let status = status(about, &Observed::default(), "now");
         let text = |condition: &Value, key: &str| condition[key].as_str().unwrap().to_owned();
-        let conditions = status["conditions"].as_array().unwrap().iter();
-        conditions.map(|it| (text(it, "type"), text(it, "status"), text(it, "reason"))).collect()
+        let one = |it: &Value| format!("{}={}/{}", text(it, "type"), text(it, "status"), text(it, "reason"));
+        status["conditions"].as_array().unwrap().iter().map(one).collect::<Vec<_>>().join(" ")
     }
 
     #[test]
     fn a_peer_says_how_it_is() {
-        let of = |view: Option<&PeerView>, feed| {
-            let all = states(&status(view, feed, &Observed::default(), "now"));
-            all.into_iter()
-                .map(|(kind, status, reason)| format!("{kind}={status}/{reason}"))
-                .collect::<Vec<_>>()
-                .join(" ")
-        };
         let lost = PeerState::Down { since: UnixMillis(1) };
+        let (up, down) = (view(PeerState::Up, true), view(lost, true));
         assert_eq!(
-            of(Some(&view(PeerState::Up, true)), FEED),
+            of(&about(Some(&up))),
             "Accepted=True/Accepted Connected=True/Connected Synced=True/Synced Ready=True/Ready"
         );
         assert_eq!(
-            of(Some(&view(lost, true)), FEED),
+            of(&about(Some(&down))),
             "Accepted=True/Accepted Connected=False/Down Synced=True/Synced Ready=False/Down"
         );
         assert_eq!(
-            of(Some(&view(PeerState::Unknown, false)), FEED),
+            of(&about(Some(&view(PeerState::Unknown, false)))),
             "Accepted=True/Accepted Connected=False/NeverConnected Synced=False/Pending Ready=False/NeverConnected"
         );
         assert_eq!(
-            of(None, FEED),
+            of(&about(None)),
             "Accepted=False/NotTaken Connected=False/NotAccepted Synced=False/NotAccepted Ready=False/NotAccepted"
         );
-        assert!(of(None, Feed { connected: false, ..FEED }).starts_with("Accepted=Unknown/GatewayUnreachable"));
+        let mistake = Some("Peer/gke: spec.pins: the pin is none");
+        assert_eq!(
+            of(&About { mistake, ..about(None) }),
+            "Accepted=False/Invalid Connected=False/NotAccepted Synced=False/NotAccepted Ready=False/NotAccepted"
+        );
+        // Its last good version serves.
+        assert_eq!(
+            of(&About { mistake, ..about(Some(&up)) }),
+            "Accepted=False/Invalid Connected=True/Connected Synced=True/Synced Ready=True/Ready"
+        );
+        let away = About { feed: Feed { connected: false, ..FEED }, ..about(None) };
+        assert!(of(&away).starts_with("Accepted=Unknown/GatewayUnreachable"));
+    }
+
+    #[test]
+    fn link_facts_are_told_so_that_nothing_is_written_twice() {
+        let second = |second| SystemTime::UNIX_EPOCH + Duration::from_secs(second);
+        let up = view(PeerState::Up, true);
+        let links = |since, rtt| Links { since, path: Some("udp"), rtt: Duration::from_micros(rtt), exported: 4 };
+        let (first, later) = (links(second(100), 12_345), links(second(102), 12_444));
+        let object = |status| Observed::new(json!({ "metadata": { "generation": 3 }, "status": status }));
+        let written = status(&About { links: Some(&first), ..about(Some(&up)) }, &object(json!({})), "now");
+        assert_eq!(written["link"], json!({"since": "1970-01-01T00:01:40Z", "path": "udp", "roundTrip": "12ms"}));
+        assert_eq!((&written["exportedServices"], &written["observedGeneration"]), (&json!(4), &json!(3)));
+        let again = About { links: Some(&later), ..about(Some(&up)) };
+        assert_eq!(status(&again, &object(written.clone()), "later"), written);
+        let down = Links { path: None, ..links(second(102), 0) };
+        let written = status(&About { links: Some(&down), ..about(Some(&up)) }, &object(written), "later");
+        assert_eq!(written["link"], json!({"since": "1970-01-01T00:01:42Z"}));
+        assert_eq!(
+            [412, 1_000, 4_200, 130_000].map(|us| round_trip(Duration::from_micros(us))).join(" "),
+            "0.41ms 1.0ms 4.2ms 130ms"
+        );
     }
 
     #[test]

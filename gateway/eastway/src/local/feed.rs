@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use eastway_federation::convert::{EncodedService, endpoint_to_wire, key_to_wire};
 use eastway_model::store::Snapshot;
@@ -17,6 +17,8 @@ use eastway_proto::federation::v1::ServiceState;
 use eastway_proto::local::v1 as wire;
 use eastway_proto::local::v1::update::Body;
 use prost::Message as _;
+
+use crate::local::links::LinkFacts;
 
 /// Most bytes of services or endpoints in one message; a single one may be 64 KiB.
 const CHUNK: usize = 256 << 10;
@@ -43,22 +45,24 @@ struct PeerLine {
     state: PeerState,
     synced: bool,
     withdraw_after: Duration,
+    links: Option<LinkFacts>,
 }
 
 impl Feed {
     /// What is new in `snapshot`. `known` are all configured peers; as long as the snapshot's rules are of others
-    /// nothing is said, because a peer that is left out counts as removed (invariant I4). `now` is of the store's clock.
+    /// nothing is said, because a peer that is left out counts as removed (invariant I4). `links` is what is known of links. `now` is of the store's clock.
     pub fn updates(
         &mut self,
         snapshot: &Snapshot,
         known: &BTreeSet<ClusterName>,
+        links: &BTreeMap<ClusterName, LinkFacts>,
         now: UnixMillis,
     ) -> Vec<wire::Update> {
         if !snapshot.rules().peers.keys().eq(known.iter()) {
             return Vec::new();
         }
         let mut bodies = Vec::new();
-        let lines = peer_lines(snapshot);
+        let lines = peer_lines(snapshot, links);
         if self.peers.as_ref() != Some(&lines) {
             bodies.push(Body::Peers(peers_to_wire(snapshot.cluster(), &lines, now)));
         }
@@ -97,7 +101,7 @@ fn part<'a>(snapshot: &'a Snapshot, key: &ServiceKey, peer: &ClusterName) -> Opt
     snapshot.import(key)?.part(Some(peer))
 }
 
-fn peer_lines(snapshot: &Snapshot) -> Vec<PeerLine> {
+fn peer_lines(snapshot: &Snapshot, links: &BTreeMap<ClusterName, LinkFacts>) -> Vec<PeerLine> {
     let line = |(name, rules): (&ClusterName, &Arc<eastway_model::rules::PeerRules>)| {
         let view = snapshot.peer(name.as_str());
         PeerLine {
@@ -106,12 +110,14 @@ fn peer_lines(snapshot: &Snapshot) -> Vec<PeerLine> {
             state: view.map_or(PeerState::Unknown, |view| view.state),
             synced: view.is_some_and(|view| view.synced),
             withdraw_after: rules.withdraw_after,
+            links: links.get(name).copied(),
         }
     };
     snapshot.rules().peers.iter().map(line).collect()
 }
 
 fn peers_to_wire(cluster: &ClusterName, lines: &[PeerLine], now: UnixMillis) -> wire::Peers {
+    let wall = SystemTime::now();
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let peer = |line: &PeerLine| {
         let (reachability, down_ms) = match line.state {
@@ -126,6 +132,7 @@ fn peers_to_wire(cluster: &ClusterName, lines: &[PeerLine], now: UnixMillis) -> 
             down_ms,
             synced: line.synced,
             withdraw_after_ms: millis(line.withdraw_after),
+            links: line.links.map(|links| links.to_wire(wall)),
         }
     };
     wire::Peers { cluster: cluster.to_string(), peers: lines.iter().map(peer).collect() }

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use eastway_federation::RejectReason;
 use eastway_federation::convert::{Texts, endpoint_from_wire, key_from_wire, record_from_wire, service_from_wire};
@@ -19,6 +19,8 @@ use eastway_proto::federation::v1::{ServiceName, ServiceState};
 use eastway_proto::local::v1 as wire;
 use eastway_proto::local::v1::update::Body;
 
+use crate::local::links::LinkFacts;
+
 /// Most services of one peer; the gateway's own quota is lower.
 const MAX_SERVICES: usize = 1_000_000;
 /// Most endpoints in one listing.
@@ -30,6 +32,8 @@ pub enum FeedUpdate {
     /// All peers of this cluster: rules that let everything in which the feed brings. To be set before the changes
     /// that follow are applied.
     Peers(BTreeMap<ClusterName, Arc<PeerRules>>),
+    /// What is known of the links to peers; of none that is not named.
+    Links(BTreeMap<ClusterName, LinkFacts>),
     /// Changes of what peers export.
     Changes(Vec<Change>),
 }
@@ -139,7 +143,8 @@ impl Intake {
             return Err(IntakeError::OtherCluster(message.cluster.escape_debug().take(63).collect()));
         }
         let mut states = Vec::new();
-        let mut named = BTreeMap::new();
+        let (mut named, mut links) = (BTreeMap::new(), BTreeMap::new());
+        let wall = SystemTime::now();
         for peer in &message.peers {
             let name = cluster_name(&peer.cluster)?;
             let rules = PeerRules {
@@ -149,6 +154,7 @@ impl Intake {
                 ..PeerRules::new(name.clone(), &peer.trust_domain, UnixMillis(0))
             };
             named.insert(name.clone(), Arc::new(rules));
+            links.extend(peer.links.as_ref().map(|links| (name.clone(), LinkFacts::from_wire(links, wall))));
             states.extend(state(peer, now).map(|state| change(&name, PeerChange::State(state))));
         }
         let gone: Vec<_> = self.peers.keys().filter(|peer| !named.contains_key(*peer)).cloned().collect();
@@ -161,7 +167,7 @@ impl Intake {
             }
         }
         all.extend(states);
-        Ok(vec![FeedUpdate::Peers(named), FeedUpdate::Changes(all)])
+        Ok(vec![FeedUpdate::Links(links), FeedUpdate::Peers(named), FeedUpdate::Changes(all)])
     }
 
     fn snapshot(&mut self, message: wire::Snapshot) -> Result<Vec<FeedUpdate>, IntakeError> {

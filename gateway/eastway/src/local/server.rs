@@ -22,6 +22,7 @@ use tracing::info;
 
 use crate::app::clock::Clock;
 use crate::local::feed::Feed;
+use crate::local::links::AllFacts;
 use crate::local::listener::{Caller, LocalListener};
 use crate::telemetry::{Refusal, Telemetry};
 
@@ -44,6 +45,8 @@ pub struct FeedSource {
     pub reader: Reader,
     /// Which peers there are.
     pub known: KnownPeers,
+    /// What is known of links.
+    pub links: watch::Receiver<AllFacts>,
     /// The clock that the store is given.
     pub clock: Clock,
     /// Counters and logs.
@@ -161,12 +164,12 @@ enum End {
 impl Watcher {
     async fn run(self) -> End {
         let Self { source, sender, stalled } = self;
-        let FeedSource { mut reader, mut known, clock, telemetry } = source;
+        let FeedSource { mut reader, mut known, mut links, clock, telemetry } = source;
         let mut feed = Feed::default();
         loop {
-            let peers = known.borrow_and_update().clone();
+            let (peers, facts) = (known.borrow_and_update().clone(), links.borrow_and_update().clone());
             let updates = match peers {
-                Some(peers) => feed.updates(&reader.load_full(), &peers, clock.steady()),
+                Some(peers) => feed.updates(&reader.load_full(), &peers, &facts, clock.steady()),
                 None => Vec::new(),
             };
             for update in updates {
@@ -180,6 +183,7 @@ impl Watcher {
                 () = sender.closed() => return End::Gone,
                 changed = reader.changed() => if changed.is_err() { return End::Gone },
                 changed = known.changed() => if changed.is_err() { return End::Gone },
+                changed = links.changed() => if changed.is_err() { return End::Gone },
             }
         }
     }

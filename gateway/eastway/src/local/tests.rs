@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::client::{FeedClient, FeedStatus, QUEUE};
 use super::feed::Feed;
 use super::intake::{FeedUpdate, Intake};
+use super::links::AllFacts;
 use super::listener::LocalListener;
 use super::server::{self, FeedSource};
 use crate::app::clock::Clock;
@@ -103,6 +104,7 @@ impl Copy {
     fn take(&mut self, update: FeedUpdate, now: UnixMillis) {
         match update {
             FeedUpdate::Peers(peers) => drop(self.0.set_rules(Arc::new(Rules { peers, ..Rules::default() }))),
+            FeedUpdate::Links(_) => {}
             FeedUpdate::Changes(changes) => drop(self.0.apply(changes, now)),
         }
     }
@@ -150,7 +152,9 @@ fn i4_a_watcher_that_connects_again_ends_up_with_what_the_gateway_has() {
             // The connection breaks, somewhere in the middle of what was to be said.
             _ => {
                 let cut = seed.usize(..4);
-                for update in feed.updates(&truth.snapshot(), &truth.known(), truth.now).into_iter().take(cut) {
+                for update in
+                    feed.updates(&truth.snapshot(), &truth.known(), &BTreeMap::new(), truth.now).into_iter().take(cut)
+                {
                     for update in intake.take(update, truth.now).unwrap() {
                         copy.take(update, truth.now);
                     }
@@ -160,7 +164,7 @@ fn i4_a_watcher_that_connects_again_ends_up_with_what_the_gateway_has() {
             }
         }
         if seed.u8(..3) > 0 {
-            for update in feed.updates(&truth.snapshot(), &truth.known(), truth.now) {
+            for update in feed.updates(&truth.snapshot(), &truth.known(), &BTreeMap::new(), truth.now) {
                 for update in intake.take(update, truth.now).unwrap() {
                     copy.take(update, truth.now);
                 }
@@ -179,9 +183,12 @@ fn i4_i5_a_gateway_that_knows_its_peers_but_not_yet_their_rules_says_nothing() {
     let (mut truth, _reader) = Truth::new();
     let mut feed = Feed::default();
     let known = BTreeSet::from([name("b")]);
-    assert!(feed.updates(&truth.snapshot(), &known, truth.now).is_empty(), "b would count as removed");
+    assert!(
+        feed.updates(&truth.snapshot(), &known, &BTreeMap::new(), truth.now).is_empty(),
+        "b would count as removed"
+    );
     truth.peers(&["b"]);
-    let updates = feed.updates(&truth.snapshot(), &known, truth.now);
+    let updates = feed.updates(&truth.snapshot(), &known, &BTreeMap::new(), truth.now);
     assert_eq!(updates.len(), 1, "the peer, and nothing about services of a peer that is not synced: {updates:?}");
 }
 
@@ -194,7 +201,7 @@ fn a_bad_record_is_left_out_and_reported() {
     let (mut truth, _reader) = Truth::new();
     truth.peers(&["b"]);
     let mut intake = Intake::new(name("a"));
-    for update in Feed::default().updates(&truth.snapshot(), &truth.known(), truth.now) {
+    for update in Feed::default().updates(&truth.snapshot(), &truth.known(), &BTreeMap::new(), truth.now) {
         intake.take(update, truth.now).unwrap();
     }
     let bad = Service { namespace: "shop".into(), name: "Bad_Name".into(), ..Service::default() };
@@ -250,6 +257,7 @@ impl Cluster {
         let source = FeedSource {
             reader,
             known: truth.known.subscribe(),
+            links: watch::channel(AllFacts::default()).1,
             clock: Clock::start(),
             telemetry: self.telemetry.clone(),
         };

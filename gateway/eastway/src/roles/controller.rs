@@ -5,6 +5,7 @@
 //! snapshot. Of several replicas the one that holds the Lease writes.
 
 mod feed;
+mod judge;
 mod left_out;
 
 use std::sync::Arc;
@@ -14,8 +15,9 @@ use eastway_identity::{IdentityStore, SpiffeId, SpiffeIdError};
 use eastway_kubernetes::client::{self, ClientError};
 use eastway_kubernetes::controller::api::Requests;
 use eastway_kubernetes::controller::observe::{Scope, observe};
-use eastway_kubernetes::controller::peers;
+use eastway_kubernetes::controller::peers::{self, AllLinks};
 use eastway_kubernetes::controller::reconcile::{Feed, Inputs, LeftOut, Reconciler, Status};
+use eastway_kubernetes::controller::statuses::Statuses;
 use eastway_kubernetes::lease::Election;
 use eastway_model::NameError;
 use eastway_model::store::{Reader, Writer};
@@ -30,8 +32,8 @@ use crate::app::Configuration;
 use crate::app::clock::Clock;
 use crate::app::registries::{Registries, Warm};
 use crate::app::store::{self, StoreSender};
-use crate::config::Settings;
 use crate::config::settings::{KubernetesSettings, SYSTEM_NAMESPACE};
+use crate::config::{Loaded, Settings};
 use crate::local::client::FeedClient;
 use crate::roles::enroll::{self, CaClient};
 use crate::roles::{GATEWAY_ACCOUNT, ca_client};
@@ -130,9 +132,12 @@ impl Bound {
 
         let (reader, store, left_out) = running.keep_store(&settings, &configuration);
         let (told, feed_state) = watch::channel(Feed::default());
-        running.follow_gateway(&settings, &kubernetes, ca, feed, (reader.clone(), store, told), &telemetry);
+        let (links, latest) = watch::channel(AllLinks::default());
+        let outputs = feed::Outputs { store, reader: reader.clone(), told, links };
+        running.follow_gateway(&settings, &kubernetes, ca, feed, outputs, &telemetry);
         running.spawn("feed metrics", show_feed(feed_state.clone(), telemetry.clone(), running.end.clone()));
-        let status = running.write(&client, &kubernetes, &reader, &feed_state, left_out);
+        let seen = Seen { reader: reader.clone(), feed: feed_state, links: latest, left_out, files: configuration.loaded };
+        let status = running.write(&client, &kubernetes, seen);
         running.spawn("controller metrics", show(status.clone(), telemetry.clone(), running.end.clone()));
         running.tasks.spawn(until_ready(reader, status, pending, running.end.clone()));
 
@@ -199,7 +204,7 @@ impl Running {
         kubernetes: &KubernetesSettings,
         ca: CaClient,
         feed: FeedSettings,
-        (reader, store, told): (Reader, StoreSender, watch::Sender<Feed>),
+        outputs: feed::Outputs,
         telemetry: &Telemetry,
     ) {
         let (end, clock, telemetry) = (self.end.clone(), self.clock, telemetry.clone());
@@ -209,7 +214,7 @@ impl Running {
             let Some(identity) = enrolled.map(IdentityStore::new) else { return };
             let renewal = enroll::keep_fresh(ca, feed.leaf_ttl, identity.clone(), end.clone());
             let client = FeedClient { cluster, gateways, gateway: feed.gateway, identity, clock, telemetry };
-            tokio::join!(renewal, feed::follow(client, reader, store, told, end));
+            tokio::join!(renewal, feed::follow(client, outputs, end));
         });
     }
 
@@ -218,9 +223,7 @@ impl Running {
         &self,
         client: &client::Client,
         kubernetes: &KubernetesSettings,
-        reader: &Reader,
-        feed: &watch::Receiver<Feed>,
-        left_out: watch::Receiver<LeftOut>,
+        Seen { reader, feed, links, left_out, files }: Seen,
     ) -> watch::Receiver<Status> {
         let namespace = kubernetes.namespace.to_string();
         let (events, received) = mpsc::channel(QUEUE);
@@ -241,7 +244,11 @@ impl Running {
         };
         let reconciler = Reconciler::new(Requests::new(client.clone()), inputs, status).run(self.work.clone());
         self.work_tasks.spawn(self.watched("reconciler", reconciler));
-        let inputs = peers::Inputs { reader: reader.clone(), feed: feed.clone(), leading: leads, namespace };
+        let (mistakes, told) = watch::channel(peers::Mistakes::default());
+        let inputs = judge::Inputs { files, reader: reader.clone(), feed: feed.clone(), leading: leads.clone() };
+        let judge = judge::run(Statuses::new(client.clone()), inputs, mistakes, self.work.clone());
+        self.work_tasks.spawn(self.watched("policies", judge));
+        let inputs = peers::Inputs { reader, feed, links, mistakes: told, leading: leads, namespace };
         self.work_tasks.spawn(self.watched("peers", peers::run(client.clone(), inputs, self.work.clone())));
         statuses
     }
@@ -262,6 +269,15 @@ impl Running {
         }
         info!("stopped");
     }
+}
+
+/// What is written of.
+struct Seen {
+    reader: Reader,
+    feed: watch::Receiver<Feed>,
+    links: watch::Receiver<AllLinks>,
+    left_out: watch::Receiver<LeftOut>,
+    files: watch::Receiver<Arc<Loaded>>,
 }
 
 /// A name that no other replica has, now or later: the pod's, and a part by chance, as a container can be started again.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use eastway_kubernetes::controller::peers::{AllLinks, Links};
 use eastway_kubernetes::controller::reconcile::Feed;
 use eastway_model::rules::Rules;
 use eastway_model::store::Reader;
@@ -10,27 +11,31 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::store::{Input, StoreSender};
 use crate::local::client::{FeedClient, FeedStatus, FeedUpdate, QUEUE};
+use crate::local::links::{LinkFacts, LinkPath};
 
-/// Follows a gateway until `end`, and says in `told` how that goes.
-pub(super) async fn follow(
-    client: FeedClient,
-    reader: Reader,
-    store: StoreSender,
-    told: watch::Sender<Feed>,
-    end: CancellationToken,
-) {
+/// Where the feed goes.
+pub(super) struct Outputs {
+    /// The store, and what it holds.
+    pub(super) store: StoreSender,
+    pub(super) reader: Reader,
+    /// How the feed is doing.
+    pub(super) told: watch::Sender<Feed>,
+    /// What is known of links.
+    pub(super) links: watch::Sender<AllLinks>,
+}
+
+/// Follows a gateway until `end`.
+pub(super) async fn follow(client: FeedClient, outputs: Outputs, end: CancellationToken) {
     let (updates, received) = mpsc::channel(QUEUE);
     let (status, follow) = client.follow(updates, end.clone());
-    let take = take(received, status, reader, store, told);
+    let take = take(received, status, outputs);
     end.run_until_cancelled(async { tokio::join!(follow, take) }).await;
 }
 
 async fn take(
     mut updates: mpsc::Receiver<FeedUpdate>,
     mut status: watch::Receiver<FeedStatus>,
-    mut reader: Reader,
-    store: StoreSender,
-    told: watch::Sender<Feed>,
+    Outputs { store, mut reader, told, links }: Outputs,
 ) {
     loop {
         tokio::select! {
@@ -42,6 +47,10 @@ async fn take(
                     }
                     told.send_modify(|feed| feed.peers_known = true);
                 }
+                Some(FeedUpdate::Links(facts)) => {
+                    let facts = facts.into_iter().map(|(peer, facts)| (peer, as_status_has_it(facts))).collect();
+                    links.send_replace(Arc::new(facts));
+                }
                 Some(FeedUpdate::Changes(changes)) => if !store.changes(changes).await { return },
                 None => return,
             },
@@ -52,6 +61,14 @@ async fn take(
             }
         }
     }
+}
+
+fn as_status_has_it(LinkFacts { since, path, rtt, exported }: LinkFacts) -> Links {
+    let path = path.map(|path| match path {
+        LinkPath::Udp => "udp",
+        LinkPath::Tcp => "tcp",
+    });
+    Links { since, path, rtt, exported }
 }
 
 /// Waits until the store has these rules. Only then may it be said that the peers are known: a peer that is not in a
@@ -87,7 +104,8 @@ mod tests {
         let (updates, received) = mpsc::channel(QUEUE);
         let (_status, status) = watch::channel(FeedStatus::default());
         let (told, mut feed) = watch::channel(Feed::default());
-        let taking = tokio::spawn(take(received, status, reader.clone(), sender, told));
+        let outputs = Outputs { store: sender, reader: reader.clone(), told, links: watch::Sender::default() };
+        let taking = tokio::spawn(take(received, status, outputs));
         let rules = Arc::new(PeerRules::new(label("gke"), "gke.example", UnixMillis(0)));
         updates.send(FeedUpdate::Peers(BTreeMap::from([(label("gke"), rules)]))).await.unwrap();
         // The store does not take it in yet.
