@@ -1,8 +1,9 @@
 //! How a cluster's own resolver is told to forward our zones: CoreDNS, its copy on each node, and kube-dns.
 //!
 //! What would change is a pure function of the text that is there ([`corefile`], [`stub_domains`]); it is shown before
-//! it is written, and taken out again to the byte. [`cluster`] finds the texts and writes them.
+//! it is written, and taken out again to the byte. [`cluster`] finds the texts and writes them; [`ask`] sees what came of it.
 
+pub mod ask;
 pub mod cluster;
 pub mod corefile;
 pub mod diff;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use eastway_dns::client::{self as resolver, QueryType};
 use eastway_kubernetes::client::connect;
+use eastway_kubernetes::dns_config::ask::{AskError, Asker};
 use eastway_kubernetes::dns_config::cluster::{self, Target};
 use eastway_kubernetes::dns_config::diff::unified;
 use eastway_kubernetes::dns_config::{PlanError, State, Wanted};
@@ -13,11 +14,16 @@ use eastway_kubernetes::dns_config::{PlanError, State, Wanted};
 use crate::cli::exit::{self, Failure};
 use crate::cli::kube::{KubeArgs, block_on};
 use crate::cli::output::{Table, print};
+use crate::config::settings::SYSTEM_NAMESPACE;
 
 /// The zone of the Multi-Cluster Services API.
 const CLUSTERSET: &str = "clusterset.local";
 /// A name that every gateway answers (KEP-1645).
 const PROBE: &str = "dns-version.clusterset.local.";
+/// A name that the resolver of the cluster knows which Eastway is in.
+const OWN: &str = "eastway-dns.eastway-system.svc.cluster.local.";
+/// A resolver that said nothing for so long cannot be reached.
+const UNREACHABLE: Duration = Duration::from_secs(5);
 /// Between two questions while the resolver takes its new configuration.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// Longest wait for one answer.
@@ -157,7 +163,7 @@ impl Cluster {
         }
         let server = match self.server {
             Some(server) => server,
-            None => cluster::service_address(client, "eastway-system", "eastway-dns")
+            None => cluster::service_address(client, SYSTEM_NAMESPACE, "eastway-dns")
                 .await
                 .map_err(|error| Failure::failed(&error))?,
         };
@@ -211,26 +217,72 @@ fn advise(target: &Target) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Asks the cluster's resolver until it answers what only a gateway can.
+/// Waits until pods get the answer that only a gateway has. It is asked for in a gateway's pod; where that cannot be,
+/// from here.
 async fn wait(client: &cluster::Client, timeout: Duration) -> Result<(), Failure> {
     let address = cluster::resolver(client).await.map_err(|error| Failure::failed(&error))?;
-    let server = SocketAddr::new(address, 53);
     print(&format!("waiting until the resolver at {address} answers {PROBE}\n"))?;
-    let (started, mut last) = (Instant::now(), None);
+    let started = Instant::now();
+    let (mut last, mut heard) = (None, false);
     while started.elapsed() < timeout {
-        match resolver::query(server, PROBE, QueryType::Txt, ANSWER).await {
-            Ok(answer) if answer.rcode == "NOERROR" && !answer.records.is_empty() => {
-                return print(&format!("it does, after {} s\n", started.elapsed().as_secs()));
-            }
-            Ok(answer) => last = Some(answer.rcode),
-            Err(_) => {}
+        match in_a_pod(client, address).await {
+            Ok(true) => return print(&format!("it does, after {} s\n", started.elapsed().as_secs())),
+            Ok(false) => (last, heard) = (None, true),
+            Err(why) => match from_here(address).await {
+                Here::Answered => return print(&format!("it does, after {} s\n", started.elapsed().as_secs())),
+                Here::Denied(rcode) => (last, heard) = (Some(rcode), true),
+                Here::Foreign => {
+                    return not_seen("what answers there does not seem to be the resolver of this cluster", &why);
+                }
+                Here::Silent if !heard && started.elapsed() > UNREACHABLE => {
+                    return not_seen("it cannot be reached from here", &why);
+                }
+                Here::Silent => {}
+            },
         }
         tokio::time::sleep(ASK_EVERY).await;
     }
-    let why = match last {
-        Some(rcode) => format!("it still answers {rcode}: see its log, and `eastway check` in a gateway's pod"),
-        None => "it cannot be reached from here, which says nothing about pods: ask in one, `nslookup -type=txt dns-version.clusterset.local`".to_owned(),
-    };
-    print(&format!("warning: no answer within {} s; {why}\n", timeout.as_secs()))?;
+    let answers =
+        last.map(|rcode| format!("it still answers {rcode}")).unwrap_or_else(|| "it still knows nothing".to_owned());
+    let seconds = timeout.as_secs();
+    print(&format!(
+        "warning: no answer within {seconds} s; {answers}: see its log, and `eastway check` in a gateway's pod\n"
+    ))?;
     Err(Failure::silent(exit::WARNINGS))
+}
+
+async fn in_a_pod(client: &cluster::Client, resolver: IpAddr) -> Result<bool, AskError> {
+    let asker = Asker::find(client, SYSTEM_NAMESPACE).await?;
+    asker.has_answer(resolver, PROBE, "TXT").await
+}
+
+/// What was written is right, and whether pods see it is not known here.
+fn not_seen(reason: &str, why: &AskError) -> Result<(), Failure> {
+    print(&format!(
+        "not waited: {reason}, and {why}; ask in a pod:\n  kubectl run ask --rm -i --restart=Never --image=busybox -- nslookup -type=txt {PROBE}\n"
+    ))
+}
+
+/// What a resolver says to a question from here.
+enum Here {
+    /// It has the answer.
+    Answered,
+    /// It is this cluster's, and has none.
+    Denied(String),
+    /// It is not this cluster's.
+    Foreign,
+    Silent,
+}
+
+/// Asks from here. The resolver of this cluster knows the Service that it is to forward to.
+async fn from_here(address: IpAddr) -> Here {
+    let server = SocketAddr::new(address, 53);
+    match resolver::query(server, PROBE, QueryType::Txt, ANSWER).await {
+        Ok(answer) if answer.rcode == "NOERROR" && !answer.records.is_empty() => Here::Answered,
+        Ok(answer) => match resolver::query(server, OWN, QueryType::A, ANSWER).await {
+            Ok(own) if own.records.is_empty() => Here::Foreign,
+            _ => Here::Denied(answer.rcode),
+        },
+        Err(_) => Here::Silent,
+    }
 }
