@@ -172,7 +172,10 @@ fn i10_no_pod_but_the_ca_has_the_key() {
                 continue;
             }
             let keys: Vec<_> = secret["items"].as_array().into_iter().flatten().map(|item| &item["key"]).collect();
-            let public = !keys.is_empty() && keys.iter().all(|key| *key == "root-cert.pem" || *key == "cert-chain.pem");
+            let is_public = |key: &&Value| {
+                key.as_str().is_some_and(|key| key.ends_with("root-cert.pem") || key.ends_with("cert-chain.pem"))
+            };
+            let public = !keys.is_empty() && keys.iter().all(is_public);
             assert!(public || name == "eastway-ca", "{name} mounts {keys:?}");
         }
         assert_eq!(pod["securityContext"]["runAsNonRoot"], true, "{name}");
@@ -189,6 +192,33 @@ fn i10_no_pod_but_the_ca_has_the_key() {
         }
     }
     assert_eq!(pods, 5, "three roles, the hook and the test");
+}
+
+/// The chart's own NetworkPolicies keep nobody from a port that a pod listens on and says so.
+#[test]
+fn network_policies_know_every_port() {
+    let rendered = objects(&render(&["-f", "all.yaml"])).unwrap();
+    let of = |kind: &str, name: &str| {
+        rendered.iter().find(|object| object["kind"] == kind && object["metadata"]["name"] == name).cloned().unwrap()
+    };
+    for role in ["gateway", "controller", "ca"] {
+        let name = format!("eastway-{role}");
+        let rules = of("NetworkPolicy", &name)["spec"]["ingress"].clone();
+        let lets_in = |port: &Value, protocol: &Value| {
+            rules.as_array().unwrap().iter().any(|rule| {
+                // Without ports a rule is for all of them.
+                rule["ports"].is_null()
+                    || rule["ports"].as_array().unwrap().iter().any(|it| {
+                        let (from, number) = (it["port"].as_u64().unwrap(), port.as_u64().unwrap());
+                        it["protocol"] == *protocol && (from..=it["endPort"].as_u64().unwrap_or(from)).contains(&number)
+                    })
+            })
+        };
+        let pod = of("Deployment", &name)["spec"]["template"]["spec"].clone();
+        for port in pod["containers"][0]["ports"].as_array().unwrap() {
+            assert!(lets_in(&port["containerPort"], &port["protocol"]), "{name}: {port}");
+        }
+    }
 }
 
 /// A pod of a role gets what the role's commands take.

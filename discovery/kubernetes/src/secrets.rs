@@ -1,4 +1,4 @@
-//! The Secret that holds a cluster's CA: made once, never overwritten.
+//! The Secret that holds a cluster's CA: made once, and changed by nobody but who has read what is in it.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ pub enum Made {
     Found(BTreeMap<String, Vec<u8>>),
 }
 
-/// Why it was not made.
+/// Why it was not made, read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     /// The API server refused, or does not answer.
@@ -35,6 +35,65 @@ pub enum SecretError {
         #[source]
         source: Box<kube::Error>,
     },
+    /// There is none.
+    #[error("there is no Secret {namespace}/{name}")]
+    Missing {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+    /// Somebody else was faster.
+    #[error("Secret {namespace}/{name} was changed meanwhile; look at it, and try again")]
+    Conflict {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+}
+
+/// A Secret as it was read.
+pub struct Found {
+    secrets: Api<Secret>,
+    secret: Secret,
+}
+
+impl Found {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// [`SecretError`]
+    pub async fn read(client: &Client, namespace: &str, name: &str) -> Result<Self, SecretError> {
+        let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+        let (namespace, name) = (namespace.to_owned(), name.to_owned());
+        match secrets.get_opt(&name).await {
+            Ok(Some(secret)) => Ok(Self { secrets, secret }),
+            Ok(None) => Err(SecretError::Missing { namespace, name }),
+            Err(source) => Err(SecretError::Api { namespace, name, source: Box::new(source) }),
+        }
+    }
+
+    /// What is in it.
+    #[must_use]
+    pub fn data(&self) -> BTreeMap<String, Vec<u8>> {
+        contents(self.secret.clone())
+    }
+
+    /// Writes what is to be in it, unless somebody has changed it since it was read.
+    ///
+    /// # Errors
+    /// [`SecretError`]; nothing has changed then.
+    pub async fn replace(mut self, data: BTreeMap<String, Vec<u8>>) -> Result<(), SecretError> {
+        self.secret.data = Some(data.into_iter().map(|(key, value)| (key, ByteString(value))).collect());
+        let namespace = self.secret.metadata.namespace.clone().unwrap_or_default();
+        let name = self.secret.metadata.name.clone().unwrap_or_default();
+        match self.secrets.replace(&name, &PostParams::default(), &self.secret).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 409 => Err(SecretError::Conflict { namespace, name }),
+            Err(source) => Err(SecretError::Api { namespace, name, source: Box::new(source) }),
+        }
+    }
 }
 
 /// Makes the Secret unless there is one of that name. Two that try at the same time end with one Secret: the API server

@@ -252,7 +252,8 @@ impl Ca {
 }
 
 /// The certificate that this cluster's leaves are issued by, from a folder that may hold only what is public:
-/// `ca-cert.pem` or the first of `cert-chain.pem`; without both, those of `root-cert.pem`.
+/// `ca-cert.pem` or the first of `cert-chain.pem`; without both, those of `root-cert.pem`. While a rotation is under way
+/// those of the next or the previous CA follow.
 ///
 /// # Errors
 /// [`CaError`] names the file and what is wrong with it.

@@ -118,9 +118,15 @@ topologySpreadConstraints:
   secret:
     secretName: {{ .Values.ca.secretName }}
     defaultMode: 0440
+    # The other CA while the key is rotated; what is not there is left out.
+    optional: true
     items:
     - {key: root-cert.pem, path: root-cert.pem}
     - {key: cert-chain.pem, path: cert-chain.pem}
+    - {key: next-root-cert.pem, path: next/root-cert.pem}
+    - {key: next-cert-chain.pem, path: next/cert-chain.pem}
+    - {key: previous-root-cert.pem, path: previous/root-cert.pem}
+    - {key: previous-cert-chain.pem, path: previous/cert-chain.pem}
 {{- end }}
 
 {{- define "eastway.caMounts" -}}

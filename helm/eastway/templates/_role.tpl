@@ -81,6 +81,17 @@ spec:
         secret:
           secretName: {{ $root.Values.ca.secretName }}
           defaultMode: 0440
+          # Its layout depends on who made it; while the key is rotated the other CA is a folder of its own.
+          optional: true
+          items:
+          {{- range list "ca-cert.pem" "ca-key.pem" "cert-chain.pem" "root-cert.pem" "tls.crt" "tls.key" "ca.crt" }}
+          - {key: {{ . }}, path: {{ . }}}
+          {{- end }}
+          {{- range $file := list "ca-cert.pem" "ca-key.pem" "cert-chain.pem" "root-cert.pem" }}
+          - {key: next-{{ $file }}, path: next/{{ $file }}}
+          - {key: previous-{{ $file }}, path: previous/{{ $file }}}
+          {{- end }}
+          - {key: previous-activated, path: previous/activated}
       {{- else }}
       {{- include "eastway.caVolumes" $root | nindent 6 }}
       {{- with include "eastway.clusterVolumes" $root }}{{ trim . | nindent 6 }}{{ end }}

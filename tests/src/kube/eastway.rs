@@ -109,10 +109,7 @@ fn values_file(cluster: &str) -> Result<PathBuf> {
 /// A step fails, or the peers are not ready in time.
 async fn join(bed: &Bed) -> Result<()> {
     for giver in bed.clusters() {
-        let printed = eastway(giver, &["peer", "export"]).await?;
-        let peer = printed.replace("export: []", &format!("export: {CROSSING}"));
-        let peer = peer.replace("import: []", &format!("import: {CROSSING}"));
-        ensure!(peer != printed, "what to exchange has no place in\n{printed}");
+        let peer = exchanged(&eastway(giver, &["peer", "export"]).await?)?;
         for taker in bed.clusters().iter().filter(|taker| taker.name() != giver.name()) {
             taker.apply(&peer).await?;
         }
@@ -122,6 +119,17 @@ async fn join(bed: &Bed) -> Result<()> {
         cluster.wait("condition=Ready", &ready, PATIENCE).await?;
     }
     Ok(())
+}
+
+/// A Peer as it was printed, with the namespaces that cross both ways.
+///
+/// # Errors
+/// They have no place in it.
+pub fn exchanged(printed: &str) -> Result<String> {
+    let peer = printed.replace("export: []", &format!("export: {CROSSING}"));
+    let peer = peer.replace("import: []", &format!("import: {CROSSING}"));
+    ensure!(peer != printed, "what to exchange has no place in\n{printed}");
+    Ok(peer)
 }
 
 /// Runs the command line of the binary under test as that cluster's administrator, on its node.
@@ -155,7 +163,10 @@ async fn address(cluster: &Cluster, namespace: &str, name: &str) -> Result<Strin
 }
 
 /// The address of the WAN where a cluster's gateways are reached.
-fn outside(bed: &Bed, cluster: &Cluster) -> Result<Ipv4Addr> {
+///
+/// # Errors
+/// The cluster is not of this bed.
+pub fn outside(bed: &Bed, cluster: &Cluster) -> Result<Ipv4Addr> {
     let place = bed.clusters().iter().position(|one| one.name() == cluster.name()).context("a cluster of this bed")?;
     Ok(Ipv4Addr::new(198, 51, 100, 21 + u8::try_from(place)?))
 }

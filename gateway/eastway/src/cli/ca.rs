@@ -57,7 +57,6 @@ An existing CA is never overwritten; in Kubernetes it is an answer and no error.
 
 /// Where a CA folder is.
 #[derive(Debug, Args)]
-#[group(required = true, multiple = true)]
 struct Folder {
     /// The GatewayConfig file; its `trust` names folder and trust domain
     #[arg(long, short, value_name = "FILE", env = "EASTWAY_CONFIG")]
@@ -86,7 +85,9 @@ impl Folder {
             return Ok((dir.clone(), domain.clone()));
         }
         let Some(path) = &self.config else {
-            return Err(Failure::usage("--config FILE is required, or --dir FOLDER with --trust-domain DOMAIN"));
+            return Err(Failure::usage(
+                "--config FILE is required, or --dir FOLDER with --trust-domain DOMAIN, or --kubernetes",
+            ));
         };
         let settings = ConfigFile::at(path).load_settings()?;
         Ok((settings.trust.cacerts.clone(), settings.trust.domain.to_string()))
@@ -107,7 +108,7 @@ struct InitArgs {
 /// A CA in a Secret.
 #[derive(Debug, Args)]
 struct SecretArgs {
-    /// Make it in a Secret of Istio's layout, unless there is one
+    /// In a Secret of Istio's layout instead of a folder
     #[arg(long, conflicts_with = "dir")]
     kubernetes: bool,
     /// Namespace of the Secret

@@ -8,6 +8,7 @@ use zeroize::Zeroizing;
 
 use super::Layout;
 use super::error::{CaError, CaWarning};
+use super::rotate;
 use crate::key::CaKey;
 use crate::pem;
 
@@ -99,6 +100,14 @@ pub(super) fn read_root(dir: &Path) -> Result<Material, CaError> {
 
 /// See [`super::public_issuers`].
 pub(super) fn issuers(dir: &Path) -> Result<Vec<CertificateDer<'static>>, CaError> {
+    let mut all = issuers_of_one(dir)?;
+    for other in rotate::OTHERS.map(|name| dir.join(name)).iter().filter(|folder| folder.is_dir()) {
+        all.extend(issuers_of_one(other)?);
+    }
+    Ok(all)
+}
+
+fn issuers_of_one(dir: &Path) -> Result<Vec<CertificateDer<'static>>, CaError> {
     for file in [ISTIO.cert, ISTIO.chain] {
         if let Some(all) = optional(dir, file, ISTIO.key)? {
             return Ok(all.into_iter().take(1).collect());

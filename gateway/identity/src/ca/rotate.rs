@@ -28,6 +28,8 @@ use crate::timestamp::Timestamp;
 
 const NEXT: &str = "next";
 const PREVIOUS: &str = "previous";
+/// Folders of CAs beside the issuing one.
+pub(super) const OTHERS: [&str; 2] = [NEXT, PREVIOUS];
 /// When the new CA took over, seconds since the Unix epoch, in `previous/`.
 const ACTIVATED: &str = "activated";
 
@@ -85,6 +87,16 @@ pub enum RotateError {
     /// The new CA cannot be made or written.
     #[error(transparent)]
     Init(#[from] InitError),
+}
+
+/// The files of a CA folder that a rotation reads and writes, by their place in it: for who keeps them elsewhere.
+#[must_use]
+pub fn places() -> Vec<String> {
+    let files = [ISTIO.cert, ISTIO.key, ISTIO.chain, ISTIO.root];
+    let mut places: Vec<String> = files.map(str::to_owned).into();
+    places.extend(OTHERS.iter().flat_map(|folder| files.map(|file| format!("{folder}/{file}"))));
+    places.push(format!("{PREVIOUS}/{ACTIVATED}"));
+    places
 }
 
 /// Says where the rotation of a folder stands.

@@ -1,12 +1,14 @@
 //! `eastway ca rotate`: a new CA key in three steps.
 
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
 use eastway_identity::Ca;
 use eastway_identity::ca::{MAX_LEAF_TTL, rotate};
 
-use super::{Folder, NewCa, date};
+use super::secret::{self, Place};
+use super::{Folder, NewCa, SecretArgs, date};
 use crate::cli::exit::Failure;
 use crate::cli::output::print;
 
@@ -22,10 +24,15 @@ The three steps:
   eastway ca rotate --config gateway.yaml finish     forget the old CA
       now give the output of `eastway peer export` to all peers again: it pins the new key alone
 
-Without a step it says where the rotation stands. No link is cut if peers take the pins in between.")]
+Without a step it says where the rotation stands. No link is cut if peers take the pins in between.
+
+In Kubernetes, from any computer with the rights to the Secret: --kubernetes [--context NAME] instead of --config; the
+pods see each step within a minute or two.")]
 pub(super) struct RotateArgs {
     #[command(flatten)]
     folder: Folder,
+    #[command(flatten)]
+    secret: SecretArgs,
     #[command(subcommand)]
     step: Option<Step>,
 }
@@ -46,19 +53,34 @@ enum Step {
 }
 
 pub(super) fn run(args: &RotateArgs) -> Result<(), Failure> {
-    let (dir, trust_domain) = args.folder.resolve()?;
     let now = SystemTime::now();
-    let done = match &args.step {
-        None => Ca::load(&dir).map_err(|error| Failure::failed(&error))?,
+    if args.secret.kubernetes {
+        let SecretArgs { kube, namespace, secret, .. } = &args.secret;
+        let place = Place { kube, namespace, secret };
+        let domain = args.folder.trust_domain.as_deref();
+        let step = |dir: &Path, found: &str| one_step(args.step.as_ref(), dir, domain.unwrap_or(found), now);
+        return print(&secret::change(&place, args.step.is_some(), step)?);
+    }
+    let (dir, trust_domain) = args.folder.resolve()?;
+    print(&one_step(args.step.as_ref(), &dir, &trust_domain, now)?)
+}
+
+/// Does a step, or none, and says where the rotation stands then.
+fn one_step(step: Option<&Step>, dir: &Path, trust_domain: &str, now: SystemTime) -> Result<String, Failure> {
+    let done = match step {
+        None => Ca::load(dir).map_err(|error| Failure::failed(&error))?,
+        Some(Step::Begin(_)) if trust_domain.is_empty() => {
+            return Err(Failure::usage("--trust-domain DOMAIN is required: no installation here says it"));
+        }
         Some(step) => match step {
-            Step::Begin(new) => rotate::begin(&dir, &new.options(&trust_domain)),
-            Step::Activate => rotate::activate(&dir, now),
-            Step::Finish { force } => rotate::finish(&dir, now, *force),
+            Step::Begin(new) => rotate::begin(dir, &new.options(trust_domain)),
+            Step::Activate => rotate::activate(dir, now),
+            Step::Finish { force } => rotate::finish(dir, now, *force),
         }
         .map_err(|error| Failure::failed(&error))?,
     };
-    let stage = rotate::stage(&dir).map_err(|error| Failure::failed(&error))?;
-    print(&report(&done, &stage, now))
+    let stage = rotate::stage(dir).map_err(|error| Failure::failed(&error))?;
+    Ok(report(&done, &stage, now))
 }
 
 fn report(ca: &Ca, stage: &rotate::Stage, now: SystemTime) -> String {

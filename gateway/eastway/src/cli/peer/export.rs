@@ -132,12 +132,17 @@ async fn read_installation(args: &ExportArgs) -> Result<Cluster, Failure> {
     let ca = installation.ca(&args.secret).await.map_err(failed)?;
     let bad = |reason: String| Failure::because(format!("Secret {}/{}: {reason}", args.namespace, args.secret));
     let files = ["ca-cert.pem", "cert-chain.pem", "tls.crt", "root-cert.pem"];
-    let file = files.into_iter().find_map(|file| ca.get(file));
-    let file = file.ok_or_else(|| bad(format!("holds none of {}", files.join(", "))))?;
-    let certificates = certificates_from_pem(file).map_err(|error| bad(error.to_string()))?;
-    let issuer: Vec<_> = certificates.into_iter().take(1).collect();
-    let pins = pins_of(&issuer).map_err(bad)?;
-    Ok(Cluster { settings, addresses, pins, bundle: if args.bundle { issuer } else { Vec::new() } })
+    let mut issuers = Vec::new();
+    // Beside the issuing CA, while it is rotated, the next or the previous one.
+    for part in ["", "next-", "previous-"] {
+        let Some(file) = files.into_iter().find_map(|file| ca.get(&format!("{part}{file}"))) else { continue };
+        issuers.extend(certificates_from_pem(file).map_err(|error| bad(error.to_string()))?.into_iter().take(1));
+    }
+    if issuers.is_empty() {
+        return Err(bad(format!("holds none of {}", files.join(", "))));
+    }
+    let pins = pins_of(&issuers).map_err(bad)?;
+    Ok(Cluster { settings, addresses, pins, bundle: if args.bundle { issuers } else { Vec::new() } })
 }
 
 fn told_addresses(args: &ExportArgs, settings: &Settings) -> Option<Vec<HostPort>> {
