@@ -5,13 +5,13 @@ SHELL := /bin/bash
 
 CARGO ?= cargo
 ARGS ?=
-TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 TOOLS := $(TARGET)/tools/bin
 COREDNS_VERSION := v1.15.0
 HELM_VERSION := v3.22.0
 export EASTWAY_TOOLS := $(TOOLS)
 
-.PHONY: help demo build image test unit model system demo-check e2e soak bed check fmt clippy doc deny deps deps-e2e bench-micro bench-dns sabotage
+.PHONY: help demo build image test unit model system demo-check e2e e2e-build e2e-clusters e2e-documents soak bed check fmt clippy doc deny deps deps-e2e bench-micro bench-dns sabotage
 .PHONY: regenerate
 
 help: ## List the targets
@@ -49,11 +49,21 @@ demo-check: ## The demo's script, as a user without privileges, in real namespac
 	$(CARGO) build --release --locked -q -p eastway
 	./tests/tools/demo-unprivileged $(TARGET)/release/eastway
 
+e2e: ## Two real Kubernetes clusters, as root; figures go to target/e2e/summary.json (ARGS="name" for some tests)
+	@./tests/tools/run-steps deps-e2e e2e-build e2e-clusters e2e-documents
+
 # The whole workspace is selected for the same reason as in `make system`.
-e2e: deps-e2e ## Two real Kubernetes clusters, as root; figures go to target/e2e/summary.json (ARGS="name" for some tests)
+e2e-build:
 	$(CARGO) build --release --locked -q -p eastway
 	$(CARGO) test --locked -q --workspace --lib -- kube::
+	$(CARGO) test --locked -q --workspace --test e2e --test e2e_documents --no-run
+
+e2e-clusters:
 	EASTWAY_BIN=$(TARGET)/release/eastway $(CARGO) test --locked -q --workspace --test e2e -- $(ARGS)
+
+# Clusters of its own: it begins where a reader of docs/install.md begins.
+e2e-documents:
+	EASTWAY_BIN=$(TARGET)/release/eastway $(CARGO) test --locked -q --workspace --test e2e_documents -- $(ARGS)
 
 soak: deps-e2e ## What the tests do for a minute, at its full length, as root: a flood at the link port, half an hour without an API server
 	$(CARGO) build --release --locked -q -p eastway

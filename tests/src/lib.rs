@@ -20,6 +20,7 @@
 mod archive;
 pub mod chart;
 pub mod coredns;
+pub mod documents;
 pub mod flood;
 pub mod kube;
 pub mod load;

@@ -1,7 +1,7 @@
 //! From a test function into namespaces, and back with its verdict.
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -20,13 +20,19 @@ const BINARY: &str = "EASTWAY_BIN";
 #[must_use]
 pub fn binary() -> PathBuf {
     if let Some(path) = std::env::var_os(BINARY) {
-        return PathBuf::from(path);
+        return from_workspace(path.into());
     }
     // tests are <target>/<profile>/deps/<name>-<hash>, programs <target>/<profile>/<name>
     let test = std::env::current_exe().expect("a test knows its file");
     let path = test.ancestors().nth(2).expect("tests are in a folder").join("eastway-under-test");
     assert!(path.is_file(), "{} is missing: run the tests of the package, or set {BINARY}", path.display());
     path
+}
+
+/// A path as somebody wrote it who was in the workspace's folder: Cargo runs tests in that of their package.
+#[must_use]
+pub fn from_workspace(path: PathBuf) -> PathBuf {
+    if path.is_absolute() { path } else { Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path) }
 }
 
 /// Runs `body` in namespaces: in this process if it is inside already, else in a copy of this test's

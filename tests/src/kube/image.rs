@@ -24,6 +24,8 @@ pub const COREDNS: &str = "eastway.test/coredns:1";
 const SOCAT: &str = "docker.io/alpine/socat:1.7.4.4";
 /// Clients: `resolve-glibc NAME…`, `resolve-musl NAME…`, `grpc-health HOST:PORT CALLS`.
 pub const RESOLVE: &str = "eastway.test/resolve:1";
+/// curl, as its project publishes it.
+const CURL: &str = "docker.io/curlimages/curl:latest";
 /// What is tested.
 pub const EASTWAY: &str = "docker.io/library/eastway:e2e";
 
@@ -205,6 +207,14 @@ pub async fn resolve_image(tar: &Path) -> Result<()> {
 pub async fn eastway_image(binary: &Path, tar: &Path) -> Result<()> {
     let image = Image::with_shell(EASTWAY, &["/usr/bin/eastway"])?;
     image.program("usr/bin/eastway", binary).await?.write(tar).await
+}
+
+/// Writes an image of curl under the name that people know.
+///
+/// # Errors
+/// A library of `curl` is missing.
+pub async fn curl_image(curl: &Path, tar: &Path) -> Result<()> {
+    Image::with_shell(CURL, &[])?.program("usr/bin/curl", curl).await?.write(tar).await
 }
 
 fn create(path: &Path) -> Result<File> {

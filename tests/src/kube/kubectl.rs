@@ -116,10 +116,12 @@ impl Cluster {
     /// What a person looks at first when something does not work.
     pub async fn report(&self) -> String {
         let mut report = format!("=== cluster {}; logs in {}\n", self.name(), self.logs().display());
-        let questions: [&[&str]; 3] = [
+        let questions: [&[&str]; 5] = [
             &["get", "pods,services,endpointslices", "-A", "-o", "wide"],
+            &["get", "multicluster", "-A", "-o", "wide"],
             &["get", "events", "-A", "--field-selector=type=Warning"],
             &["get", "nodes"],
+            &["logs", "-n", "eastway-system", "-l", "app.kubernetes.io/name=eastway", "--prefix", "--tail=25"],
         ];
         for question in questions {
             let answer = self.kubectl(question).await;

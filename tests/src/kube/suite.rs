@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -14,14 +14,15 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use super::{Bed, seconds, stage};
+use crate::run::from_workspace;
 
 /// A test's body.
 pub type Body = for<'a> fn(&'a Bed) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
 
 /// Longest run of one test that names no limit.
 pub const LIMIT: Duration = Duration::from_secs(180);
-/// Where the summary and logs go, from the workspace.
-const RESULTS: &str = "target/e2e";
+/// Where the summary and logs go, from Cargo's target folder.
+const RESULTS: &str = "e2e";
 
 /// One test on the bed. Made by [`bed_tests!`](crate::bed_tests).
 #[derive(Clone, Copy, Debug)]
@@ -100,6 +101,12 @@ impl Selection {
 /// The main function of a test target: enters the stage, runs the tests there and says what came of it.
 #[must_use]
 pub fn main(clusters: &[&str], tests: &[Test]) -> ExitCode {
+    main_called("", clusters, tests)
+}
+
+/// As [`main`], for another target: what it measures goes into `summary-NAME.json`.
+#[must_use]
+pub fn main_called(name: &str, clusters: &[&str], tests: &[Test]) -> ExitCode {
     let selection = Selection::parse(std::env::args_os().skip(1));
     // libtest names tests without their crate.
     let named = |test: &Test| Test { name: test.name.split_once("::").map_or(test.name, |(_, name)| name), ..*test };
@@ -108,7 +115,7 @@ pub fn main(clusters: &[&str], tests: &[Test]) -> ExitCode {
         tests.iter().for_each(|test| println!("{}: test", test.name));
         return ExitCode::SUCCESS;
     }
-    let verdict = if stage::is_entered() { run(clusters, &tests, &selection) } else { enter() };
+    let verdict = if stage::is_entered() { run(name, clusters, &tests, &selection) } else { enter() };
     verdict.unwrap_or_else(|error| {
         println!("error: {error:#}");
         ExitCode::FAILURE
@@ -122,7 +129,7 @@ fn enter() -> Result<ExitCode> {
     Ok(ExitCode::from(stage::exit_code(status)))
 }
 
-fn run(clusters: &[&str], tests: &[Test], selection: &Selection) -> Result<ExitCode> {
+fn run(name: &str, clusters: &[&str], tests: &[Test], selection: &Selection) -> Result<ExitCode> {
     // Several threads: tests measure what happens while their neighbours are busy.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
@@ -161,7 +168,7 @@ fn run(clusters: &[&str], tests: &[Test], selection: &Selection) -> Result<ExitC
         let mut figures = bed.figures();
         bed.stop().await?;
         figures.insert("bed.down_s".to_owned(), json!(seconds(stopping.elapsed())));
-        write_summary(&json!({"figures": figures, "tests": verdicts, "seconds": seconds(started.elapsed())}))?;
+        write_summary(name, &json!({"figures": figures, "tests": verdicts, "seconds": seconds(started.elapsed())}))?;
         for name in &failed {
             println!("failed: {name}");
         }
@@ -182,13 +189,13 @@ fn causes(error: &anyhow::Error) -> String {
 /// Where the summary and logs go.
 #[must_use]
 pub fn results() -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    target.map_or_else(|| workspace.join(RESULTS), |target| target.join("e2e"))
+    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+    from_workspace(target.into()).join(RESULTS)
 }
 
-fn write_summary(summary: &Value) -> Result<()> {
-    let file = results().join("summary.json");
+fn write_summary(name: &str, summary: &Value) -> Result<()> {
+    let dash = if name.is_empty() { "" } else { "-" };
+    let file = results().join(format!("summary{dash}{name}.json"));
     std::fs::write(&file, format!("{summary:#}\n")).with_context(|| file.display().to_string())?;
     println!("figures are in {}", file.display());
     Ok(())

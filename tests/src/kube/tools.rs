@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use crate::run::from_workspace;
+
 /// Where Debian's package of the CNI plugins has them.
 pub const CNI_PLUGINS: &str = "/usr/lib/cni";
 
@@ -14,7 +16,7 @@ pub const CNI_PLUGINS: &str = "/usr/lib/cni";
 pub fn built(name: &str) -> Result<PathBuf> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let candidates = [
-        std::env::var_os("EASTWAY_TOOLS").map(|tools| PathBuf::from(tools).join(name)),
+        std::env::var_os("EASTWAY_TOOLS").map(|tools| from_workspace(tools.into()).join(name)),
         Some(workspace.join("target/tools/bin").join(name)),
     ];
     let Some(found) = candidates.into_iter().flatten().find(|path| path.exists()) else {

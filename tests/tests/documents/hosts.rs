@@ -2,14 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use eastway_tests::documents::shell::{self, Shell};
 use eastway_tests::lab::Lab;
 use eastway_tests::lab::net::CloudNet;
-use tokio::io::AsyncWriteExt;
-use tokio::process::{Child, ChildStdin, Command};
 
 /// Longest run of one block.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -25,13 +23,6 @@ pub(crate) struct Hosts {
     _lab: Lab,
 }
 
-struct Shell {
-    child: Child,
-    stdin: ChildStdin,
-    home: PathBuf,
-    steps: usize,
-}
-
 impl Hosts {
     /// Makes the hosts; their home folders are empty.
     pub(crate) async fn lay() -> Result<Self> {
@@ -41,15 +32,16 @@ impl Hosts {
         std::fs::create_dir(&tools)?;
         std::os::unix::fs::symlink(eastway_tests::binary(), tools.join("eastway"))?;
         write_program(&tools.join("scp"), SCP)?;
+        let programs: Vec<_> =
+            [tools].into_iter().chain(std::env::var_os("EASTWAY_TOOLS").map(PathBuf::from)).collect();
         let mut shells = BTreeMap::new();
         for (name, number) in HOSTS {
             let home = lab.folder().join(name);
             std::fs::create_dir(&home)?;
             let cloud = clouds.iter().find(|cloud| cloud.number() == number).context("no such cloud")?;
-            let mut command = shell(&home, &tools);
-            let mut child = cloud.gateways()[0].place.run(async move { Ok(command.spawn()?) }).await?;
-            let stdin = child.stdin.take().context("no input")?;
-            shells.insert(name, Shell { child, stdin, home, steps: 0 });
+            let mut command = shell::command(&home, &home, &programs);
+            let child = cloud.gateways()[0].place.run(async move { Ok(command.spawn()?) }).await?;
+            shells.insert(name, Shell::new(child, &home, PATIENCE)?);
         }
         Ok(Self { shells, _clouds: clouds, _lab: lab })
     }
@@ -64,41 +56,4 @@ fn write_program(path: &Path, text: &str) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     std::fs::write(path, text)?;
     Ok(std::fs::set_permissions(path, PermissionsExt::from_mode(0o755))?)
-}
-
-/// A shell that ends with the first command that fails.
-fn shell(home: &Path, tools: &Path) -> Command {
-    let mut path = tools.display().to_string();
-    if let Ok(real) = std::env::var("EASTWAY_TOOLS") {
-        path = format!("{path}:{real}");
-    }
-    let path = format!("{path}:/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin");
-    let mut command = Command::new("bash");
-    command.args(["--noprofile", "--norc", "-euo", "pipefail"]);
-    command.current_dir(home).env_clear().env("HOME", home).env("PATH", path).env("LC_ALL", "C.UTF-8");
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-    command
-}
-
-impl Shell {
-    async fn run(&mut self, commands: &str) -> Result<String> {
-        self.steps += 1;
-        let file = |what: &str| self.home.join(format!(".{what}-{}", self.steps));
-        let (script, output, done) = (file("script"), file("output"), file("done"));
-        std::fs::write(&script, format!("{commands}\n"))?;
-        let line = format!(". {} >{} 2>&1\ntouch {}\n", script.display(), output.display(), done.display());
-        self.stdin.write_all(line.as_bytes()).await.context("the shell has ended")?;
-        let printed = || std::fs::read_to_string(&output).unwrap_or_default();
-        let started = Instant::now();
-        while !done.exists() {
-            if let Some(status) = self.child.try_wait()? {
-                bail!("{status}:\n{}", printed());
-            }
-            if started.elapsed() > PATIENCE {
-                bail!("no end within {PATIENCE:?}:\n{}", printed());
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        Ok(printed())
-    }
 }

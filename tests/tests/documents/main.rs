@@ -4,7 +4,8 @@
 //! A block is ```` ```sh ```` (commands) or ```` ```console ```` (commands after `$ `, and what they print; `…`
 //! stands for anything). A word after the language is the host it is for: `onprem` and `gke` have a WAN
 //! between them and the same addresses inside; without a word it is `here`. What cannot be run in a
-//! test is in [`NOT_RUN`], with the reason; everything else fails if it does not work.
+//! test is in [`NOT_RUN`], with the reason; everything else fails if it does not work. Hosts that begin with `kube-` have
+//! clusters of Kubernetes: `tests/tests/e2e_documents` runs these blocks.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -14,22 +15,19 @@
     reason = "a test fails by panicking"
 )]
 
-mod blocks;
 mod hosts;
 mod mentions;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use blocks::Block;
+use eastway_tests::documents::blocks::{self, Block};
+use eastway_tests::documents::{IN_CLUSTERS, KUBERNETES, read, root};
 use eastway_tests::lab_test;
 use hosts::Hosts;
 
-/// Why blocks of a Kubernetes cluster are not run here.
-const KUBERNETES: &str = "it needs two clusters; their commands exist";
-
 /// Blocks that are not run: document, first line, reason. That the commands in them exist is checked.
-const NOT_RUN: [(&str, &str, &str); 13] = [
+const NOT_RUN: [(&str, &str, &str); 5] = [
     ("README.md", "make demo", "tests/tests/system/demo.rs runs it"),
     ("README.md", "make test", "this is part of it"),
     ("README.md", "cargo build --release --locked -p eastway", "Cargo built the binary under test before"),
@@ -43,22 +41,6 @@ const NOT_RUN: [(&str, &str, &str); 13] = [
         "useradd --system --home-dir /var/lib/eastway --shell /usr/sbin/nologin eastway",
         "it changes the machine; the units have their test",
     ),
-    (
-        "docs/install.md",
-        "helm install eastway ./helm/eastway --namespace eastway-system --create-namespace --wait \\",
-        KUBERNETES,
-    ),
-    ("docs/install.md", "eastway dns install --dry-run", KUBERNETES),
-    ("docs/install.md", "address=$(kubectl -n eastway-system get service eastway-gateway \\", KUBERNETES),
-    (
-        "docs/install.md",
-        "sed -i 's/^  export: .*/  export: [{namespace: bookinfo}]/; s/^  import: .*/  import: [{namespace: bookinfo}]/' gke.yaml",
-        KUBERNETES,
-    ),
-    ("docs/install.md", "kubectl apply -f - <<'END'", KUBERNETES),
-    ("docs/install.md", "kubectl -n bookinfo get serviceimports", KUBERNETES),
-    ("docs/install.md", "eastway dns uninstall", KUBERNETES),
-    ("docs/operations.md", "kubectl -n eastway-system exec deploy/eastway-gateway -- eastway status", KUBERNETES),
 ];
 
 /// Every document with blocks that are run, and the test that runs it.
@@ -92,11 +74,6 @@ lab_test! {
     }
 }
 
-/// The repository.
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
-}
-
 /// README.md and its neighbours, and all below docs/: paths from the root.
 fn documents() -> Vec<String> {
     let mut found = Vec::new();
@@ -120,12 +97,11 @@ fn documents() -> Vec<String> {
     found
 }
 
-fn read(document: &str) -> String {
-    std::fs::read_to_string(root().join(document)).unwrap_or_else(|error| panic!("{document}: {error}"))
-}
-
 /// Why a block is not run, if that is so.
 fn reason(document: &str, block: &Block) -> Option<&'static str> {
+    if block.host().starts_with(KUBERNETES) {
+        return Some("it needs clusters of Kubernetes: tests/tests/e2e_documents runs it");
+    }
     let entry = NOT_RUN.iter().find(|(of, first, _)| *of == document && Some(*first) == block.text.lines().next());
     entry.map(|(_, _, reason)| *reason)
 }
@@ -177,6 +153,8 @@ fn every_block_is_run_or_has_a_reason() {
         let blocks = blocks::of(&read(&document)).unwrap_or_else(|error| panic!("{document}: {error}"));
         let (not_run, to_run): (Vec<&Block>, Vec<&Block>) =
             blocks.iter().partition(|block| reason(&document, block).is_some());
+        let in_clusters = blocks.iter().any(|block| block.host().starts_with(KUBERNETES));
+        assert_eq!(in_clusters, IN_CLUSTERS.contains(&document.as_str()), "{document}: has blocks for Kubernetes");
         used.extend(not_run.iter().map(|block| (document.clone(), block.text.lines().next().unwrap().to_owned())));
         let has_test = RUN.contains(&document.as_str());
         let line = to_run.first().map(|block| block.line);

@@ -2,30 +2,31 @@
 
 /// A fenced block of commands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Block {
+pub struct Block {
     /// Line of its fence, from 1.
-    pub(crate) line: usize,
+    pub line: usize,
     /// `sh` or `console`.
     language: String,
     /// The word after the language.
     host: Option<String>,
     /// What is between the fences, without their indentation.
-    pub(crate) text: String,
+    pub text: String,
 }
 
 /// One command, or several lines of commands, and what they should print.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Step {
-    pub(crate) command: String,
+pub struct Step {
+    /// What to run.
+    pub command: String,
     /// Nothing: whatever they print is right.
-    pub(crate) output: String,
+    pub output: String,
 }
 
 /// The command blocks of `text`, in order.
 ///
 /// # Errors
 /// A block is not closed, or holds commands and says no language.
-pub(crate) fn of(text: &str) -> Result<Vec<Block>, String> {
+pub fn of(text: &str) -> Result<Vec<Block>, String> {
     let mut blocks = Vec::new();
     let mut lines = text.lines().enumerate();
     while let Some((index, line)) = lines.next() {
@@ -69,12 +70,14 @@ fn looks_like_commands(content: &str) -> bool {
 
 impl Block {
     /// Where it is to be run.
-    pub(crate) fn host(&self) -> &str {
+    #[must_use]
+    pub fn host(&self) -> &str {
         self.host.as_deref().unwrap_or("here")
     }
 
     /// What to run, in order.
-    pub(crate) fn steps(&self) -> Vec<Step> {
+    #[must_use]
+    pub fn steps(&self) -> Vec<Step> {
         if self.language == "sh" {
             return vec![Step { command: self.text.clone(), output: String::new() }];
         }
@@ -99,7 +102,8 @@ impl Block {
 impl Step {
     /// Whether this is what the document says it prints: runs of blanks count as one, `…` is
     /// anything within a line, a line of `…` alone any lines.
-    pub(crate) fn expects(&self, printed: &str) -> bool {
+    #[must_use]
+    pub fn expects(&self, printed: &str) -> bool {
         if self.output.trim().is_empty() {
             return true;
         }
