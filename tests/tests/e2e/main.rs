@@ -21,6 +21,7 @@ mod mcs;
 mod names;
 mod objects;
 mod outage;
+mod rotation;
 mod services;
 mod size;
 mod smoke;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         upgrade::TESTS,
         faults_lb::TESTS,
         status::TESTS,
+        rotation::TESTS,
         herd::TESTS,
         size::TESTS,
         conformance::TESTS,
