@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use kube::Client;
 use kube::api::{DynamicObject, ObjectMeta, PostParams};
 use kube::core::TypeMeta;
+use kube::{Api, Client};
 use serde::Deserialize as _;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::client;
 
@@ -55,8 +55,8 @@ pub enum SecretError {
 
 /// A Secret as it was read.
 pub struct Found {
-    secrets: Api<Secret>,
-    secret: Secret,
+    secrets: Api<DynamicObject>,
+    secret: DynamicObject,
 }
 
 impl Found {
@@ -65,7 +65,7 @@ impl Found {
     /// # Errors
     /// [`SecretError`]
     pub async fn read(client: &Client, namespace: &str, name: &str) -> Result<Self, SecretError> {
-        let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
+        let secrets = client::objects::<Secret>(client, namespace);
         let (namespace, name) = (namespace.to_owned(), name.to_owned());
         match secrets.get_opt(&name).await {
             Ok(Some(secret)) => Ok(Self { secrets, secret }),
@@ -77,7 +77,7 @@ impl Found {
     /// What is in it.
     #[must_use]
     pub fn data(&self) -> BTreeMap<String, Vec<u8>> {
-        contents(self.secret.clone())
+        contents(&self.secret)
     }
 
     /// Writes what is to be in it, unless somebody has changed it since it was read.
@@ -85,7 +85,9 @@ impl Found {
     /// # Errors
     /// [`SecretError`]; nothing has changed then.
     pub async fn replace(mut self, data: BTreeMap<String, Vec<u8>>) -> Result<(), SecretError> {
-        self.secret.data = Some(data.into_iter().map(|(key, value)| (key, ByteString(value))).collect());
+        if let Some(fields) = self.secret.data.as_object_mut() {
+            fields.insert("data".to_owned(), encoded(data));
+        }
         let namespace = self.secret.metadata.namespace.clone().unwrap_or_default();
         let name = self.secret.metadata.name.clone().unwrap_or_default();
         match self.secrets.replace(&name, &PostParams::default(), &self.secret).await {
@@ -113,7 +115,6 @@ pub async fn create_once(
     if let Some(found) = secrets.get_opt(name).await.map_err(failed)? {
         return Ok(Made::Found(contents(&found)));
     }
-    let data: BTreeMap<String, ByteString> = data.into_iter().map(|(key, value)| (key, ByteString(value))).collect();
     let secret = DynamicObject {
         types: Some(TypeMeta::resource::<Secret>()),
         metadata: ObjectMeta {
@@ -122,7 +123,7 @@ pub async fn create_once(
             labels: Some([("app.kubernetes.io/managed-by".to_owned(), "eastway".to_owned())].into()),
             ..ObjectMeta::default()
         },
-        data: json!({ "type": "Opaque", "data": data }),
+        data: json!({ "type": "Opaque", "data": encoded(data) }),
     };
     match secrets.create(&PostParams::default(), &secret).await {
         Ok(_) => Ok(Made::Created),
@@ -138,4 +139,8 @@ pub async fn create_once(
 pub(crate) fn contents(secret: &DynamicObject) -> BTreeMap<String, Vec<u8>> {
     let data = secret.data.get("data").and_then(|data| BTreeMap::<String, ByteString>::deserialize(data).ok());
     data.unwrap_or_default().into_iter().map(|(key, ByteString(value))| (key, value)).collect()
+}
+
+fn encoded(data: BTreeMap<String, Vec<u8>>) -> Value {
+    data.into_iter().map(|(key, value)| (key, json!(ByteString(value)))).collect()
 }

@@ -190,7 +190,7 @@ mod tests {
             audiences: Some(vec!["eastway-ca".to_owned()]),
             authenticated: Some(true),
             error: None,
-            user: Some(User { username, extra: Some(extra), ..User::default() }),
+            user: Some(User { username, extra: Some(extra) }),
         }
     }
 

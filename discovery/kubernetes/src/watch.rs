@@ -131,7 +131,7 @@ impl<K: DeserializeOwned + Send + Sync + 'static> Watch<K> {
     /// that make little of much, and wait for [`WatchStatus::is_settled`] themselves.
     #[must_use]
     pub fn eager(mut self) -> Self {
-        self.table.eager = true;
+        self.follower.tell_as_it_comes();
         self
     }
 

@@ -10,7 +10,7 @@ use eastway_tunnel::header::{Decoded, EndpointRef, Label, ServiceHeader, Source,
 use proptest::prelude::*;
 
 /// The header of a stream to `key`; none if the link's grammar refuses a part of it.
-fn header(key: &ServiceKey, subset: Subset, endpoint: Option<&EndpointId>) -> Option<StreamHeader> {
+fn header(key: &ServiceKey, subset: &Subset, endpoint: Option<&EndpointId>) -> Option<StreamHeader> {
     Some(StreamHeader::Service(ServiceHeader {
         namespace: Label::parse(key.namespace.as_str()).ok()?,
         service: Label::parse(key.name.as_str()).ok()?,
@@ -41,7 +41,7 @@ proptest! {
         namespace in "[a-z0-9x-]{1,6}", name in prop_oneof!["[a-z0-9x-]{1,6}", "0x[0-9a-f]{0,4}", "[0-9]{1,10}"],
     ) {
         let Ok(key) = ServiceKey::parse(&namespace, &name) else { return Ok(()) };
-        prop_assert!(header(&key, Subset::new(), None).is_some_and(crosses), "{key}");
+        prop_assert!(header(&key, &Subset::new(), None).is_some_and(crosses), "{key}");
     }
 
     #[test]
@@ -50,14 +50,14 @@ proptest! {
         let key = ServiceKey::parse("shop", "cart").unwrap();
         let subset: Subset = [(name.as_str().into(), value.as_str().into())].into();
         let accepted = check_label_pair(&name, &value).is_ok();
-        prop_assert_eq!(header(&key, subset, None).is_some_and(crosses), accepted, "{}: {}", name, value);
+        prop_assert_eq!(header(&key, &subset, None).is_some_and(crosses), accepted, "{}: {}", name, value);
     }
 
     #[test]
     fn every_endpoint_id_of_the_model_can_be_asked_for(id in "[a-z0-9A-Z._-]{0,70}") {
         let Some(id) = EndpointId::parse(&id) else { return Ok(()) };
         let key = ServiceKey::parse("shop", "cart").unwrap();
-        prop_assert!(header(&key, Subset::new(), Some(&id)).is_some_and(crosses), "{id:?}");
+        prop_assert!(header(&key, &Subset::new(), Some(&id)).is_some_and(crosses), "{id:?}");
     }
 }
 
@@ -71,7 +71,7 @@ fn the_longest_header_that_a_policy_can_cause_fits() {
     let subset: Subset = (0..16).map(|n| (format!("{n:0>4}").as_str().into(), "vvvv".into())).collect();
     assert_eq!(subset.iter().map(|(key, value)| key.len() + value.len() + 8).sum::<usize>(), 256);
     let id = EndpointId::parse(&"e".repeat(64)).unwrap();
-    let Some(StreamHeader::Service(mut service)) = header(&key, subset, Some(&id)) else { panic!("refused") };
+    let Some(StreamHeader::Service(mut service)) = header(&key, &subset, Some(&id)) else { panic!("refused") };
     service.source.namespace = Some(Label::parse(&long).unwrap());
     service.source.service_account = Some(Label::parse(&long).unwrap());
     service.source.identity = Some(identity.as_str().into());

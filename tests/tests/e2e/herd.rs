@@ -115,7 +115,7 @@ impl Herd {
     }
 
     fn replicas(&self) -> Vec<ReplicaId> {
-        let of = |tunnel: &Tunnel| tunnel.links().to("a").iter().map(|link| link.replica()).collect::<Vec<_>>();
+        let of = |tunnel: &Tunnel| tunnel.links().to("a").iter().map(eastway_tunnel::Link::replica).collect::<Vec<_>>();
         self.tunnels.iter().flat_map(of).collect()
     }
 

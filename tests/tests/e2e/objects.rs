@@ -68,6 +68,7 @@ fn by_hand(name: &str) -> Value {
     })
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is written where it is given")]
 fn service(name: &str, spec: Value) -> Value {
     json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": SPACE}, "spec": spec})
 }
@@ -429,6 +430,7 @@ async fn foreign(bed: &Bed) -> Result<()> {
     clear(bed, &[SPACE, MISSING]).await
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is written where it is given")]
 fn peer(name: &str, spec: Value) -> Value {
     let mut object = json!({
         "apiVersion": "eastway.dev/v1alpha1", "kind": "Peer", "metadata": {"name": name},

@@ -289,7 +289,7 @@ mod tests {
         assert_eq!(told(&mut known, "gateway-0", pod("True", true)), addresses.clone().draining());
         assert_eq!(told(&mut known, "gateway-0", pod("False", true)), addresses.clone().draining());
         let mut other = pod("True", false);
-        other.status.pod_ips.as_mut().unwrap()[0].ip = "10.244.0.8".to_owned();
+        other.status.pod_ips.as_mut().unwrap()[0].ip = Some("10.244.0.8".to_owned());
         let fresh: Gateways = other.addresses().into_iter().collect();
         assert_eq!(told(&mut known, "gateway-1", other), fresh);
         let mut ended = pod("False", true);

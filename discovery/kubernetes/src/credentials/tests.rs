@@ -3,6 +3,7 @@ use serde_json::{Value, json};
 use super::*;
 
 /// A kubeconfig of one context with these more fields of its cluster and its user.
+#[expect(clippy::needless_pass_by_value, reason = "they are written where they are given")]
 fn kubeconfig(cluster: Value, user: Value) -> String {
     let mut all = json!({"server": "https://eu.example:6443"});
     all.as_object_mut().unwrap().extend(cluster.as_object().unwrap().clone());

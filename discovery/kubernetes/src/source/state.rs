@@ -370,12 +370,7 @@ impl Known {
         self.service.is_none() && self.export.is_none() && self.slices.is_empty() && self.told.is_none()
     }
 
-    fn flush(
-        &mut self,
-        name: &ObjectName,
-        touched: &BTreeSet<IpAddr>,
-        around: &mut Around<'_>,
-    ) -> Option<LocalChange> {
+    fn flush(&mut self, name: &ObjectName, touched: &BTreeSet<IpAddr>, around: &mut Around<'_>) -> Option<LocalChange> {
         let Some(translated) = &self.translated else {
             self.podless.clear();
             return self.told.take().map(|told| LocalChange::Remove(told.key().clone()));
@@ -420,12 +415,7 @@ impl Known {
 
     /// The endpoint at an address: what those slices say about it that mean a pod of the service's
     /// namespace, and one that is there (threat P6).
-    fn endpoint(
-        &mut self,
-        name: &ObjectName,
-        address: IpAddr,
-        around: &mut Around<'_>,
-    ) -> Option<LocalEndpoint> {
+    fn endpoint(&mut self, name: &ObjectName, address: IpAddr, around: &mut Around<'_>) -> Option<LocalEndpoint> {
         let mut said: Vec<(&Slice, &Entry, &PodView)> = Vec::new();
         let mut listed = false;
         for (_, slice) in &self.slices {

@@ -91,6 +91,11 @@ impl Follower {
         }
     }
 
+    /// See [`super::Watch::eager`].
+    pub(super) fn tell_as_it_comes(&mut self) {
+        self.table.eager = true;
+    }
+
     /// How it is doing.
     pub(super) fn status(&self) -> &WatchStatus {
         &self.status

@@ -1,4 +1,4 @@
-//! Follows a list of API servers, files or objects, and runs a registry for each (ADR 0010).
+//! Follows a list of API servers, files or objects, and runs a registry for each (ADR 0012).
 //!
 //! Each is a registry of its own in the store, so one that cannot be reached delays no other, and one that goes takes
 //! exactly its share with it. The list itself is a registry without services: the start waits for it, and it says that

@@ -136,7 +136,8 @@ impl Bound {
         let outputs = feed::Outputs { store, reader: reader.clone(), told, links };
         running.follow_gateway(&settings, &kubernetes, ca, feed, outputs, &telemetry);
         running.spawn("feed metrics", show_feed(feed_state.clone(), telemetry.clone(), running.end.clone()));
-        let seen = Seen { reader: reader.clone(), feed: feed_state, links: latest, left_out, files: configuration.loaded };
+        let seen =
+            Seen { reader: reader.clone(), feed: feed_state, links: latest, left_out, files: configuration.loaded };
         let status = running.write(&client, &kubernetes, seen);
         running.spawn("controller metrics", show(status.clone(), telemetry.clone(), running.end.clone()));
         running.tasks.spawn(until_ready(reader, status, pending, running.end.clone()));

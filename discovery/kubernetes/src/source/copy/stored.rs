@@ -191,8 +191,8 @@ impl StoredEndpoint {
             hostname: hostname.as_ref().map(ToString::to_string),
             zone: zone.clone(),
             account: endpoint.service_account.as_ref().map(ToString::to_string),
-            subset: subset.clone(),
-            ports: endpoint.target_ports.clone(),
+            subset: subset.iter().map(|(key, value)| (Arc::clone(key), Arc::clone(value))).collect(),
+            ports: endpoint.target_ports.iter().map(|(number, target)| (*number, *target)).collect(),
         }
     }
 
@@ -210,6 +210,6 @@ impl StoredEndpoint {
             tls: TlsMode::None,
         };
         let service_account = label(self.account)?;
-        Some(LocalEndpoint { endpoint, address: self.address, service_account, target_ports: self.ports })
+        Some(LocalEndpoint { endpoint, address: self.address, service_account, target_ports: self.ports.into() })
     }
 }

@@ -30,6 +30,7 @@ async fn read() -> (Running, Writer) {
         name: Label::parse("cluster").unwrap(),
         access: Access::InCluster,
         rules: Rules::default(),
+        copy: None,
         clock: Arc::new(|| UnixMillis(42)),
     });
     let (sender, mut changes) = mpsc::channel(16);

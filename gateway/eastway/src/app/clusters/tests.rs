@@ -37,7 +37,7 @@ impl Rig {
         tasks.spawn(store::run(writer, inputs, Clock::start(), end.clone()));
         let (shown, statuses) = watch::channel(Arc::default());
         let settings = loaded.borrow().settings.clone();
-        let registries = Registries::new(settings, sender, tasks.clone(), end.clone(), shown);
+        let registries = Registries::new(settings, registries::Warm::No, sender, tasks.clone(), end.clone(), shown);
         tasks.spawn(registries.run(loaded));
         Self { folder, reader, statuses, configuration, end }
     }
@@ -51,7 +51,9 @@ impl Rig {
     async fn list(&mut self, is: impl FnMut(&ListStatus) -> bool) -> ListStatus {
         let mut list = match &self.statuses.borrow()[&Label::parse("list").unwrap()] {
             registries::RegistryStatus::Clusters(list) => list.clone(),
-            other => panic!("{other:?}"),
+            other @ (registries::RegistryStatus::File(_) | registries::RegistryStatus::Kubernetes(_)) => {
+                panic!("{other:?}")
+            }
         };
         let waited = tokio::time::timeout(DEADLINE, list.wait_for(is)).await;
         waited.unwrap().unwrap().clone()

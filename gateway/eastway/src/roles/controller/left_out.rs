@@ -49,7 +49,8 @@ pub(super) async fn follow(
                 }
                 let kubernetes = |status: &RegistryStatus| match status {
                     RegistryStatus::Kubernetes(status) => Some(status.clone()),
-                    RegistryStatus::File(_) => None,
+                    // Those of a list are in the map by themselves.
+                    RegistryStatus::File(_) | RegistryStatus::Clusters(_) => None,
                 };
                 servers = registries.borrow_and_update().values().filter_map(kubernetes).collect();
                 continue;

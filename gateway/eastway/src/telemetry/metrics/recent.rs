@@ -27,7 +27,7 @@ impl Recent {
         forget(slots, now);
         match slots.back_mut() {
             Some((begin, count)) if now.saturating_duration_since(*begin) < SLOT => {
-                *count = count.saturating_add(times)
+                *count = count.saturating_add(times);
             }
             Some(_) | None => slots.push_back((now, times)),
         }
