@@ -256,6 +256,8 @@ fn the_gateway_accepts_what_is_rendered() {
                 std::fs::write(below.join(file), text).unwrap();
             }
         }
+        // A Secret that is not there is mounted as an empty folder.
+        std::fs::create_dir(folder.path().join("clusters")).unwrap();
         let mut check = std::process::Command::new(eastway_tests::binary());
         check.args(["config", "check", "--config"]).arg(folder.path().join("config/gateway.yaml"));
         // Those of the tests: it refuses what it does not know.
@@ -263,7 +265,8 @@ fn the_gateway_accepts_what_is_rendered() {
             check.env_remove(variable);
         }
         let said = check.output().unwrap();
-        assert!(said.status.success(), "{name}: {}{}", said.status, String::from_utf8_lossy(&said.stdout));
+        let text = [said.stdout, said.stderr].concat();
+        assert!(said.status.success(), "{name}: {}\n{}", said.status, String::from_utf8_lossy(&text));
     }
 }
 

@@ -180,7 +180,8 @@ pub struct Gateway {
     pub autoscaling: Autoscaling,
     /// Keep all but one pod running while nodes are drained; only if there are several.
     pub pod_disruption_budget: bool,
-    /// How long connections may go on when a pod stops, seconds. The pod is killed 15 s later.
+    /// How long connections may go on when a pod stops, seconds; those that are still open then are cut. The pod is
+    /// killed 15 s later.
     #[schemars(range(min = 1, max = 3600))]
     pub drain_seconds: u32,
     /// CPU and memory.
