@@ -5,7 +5,7 @@
 //! version that the server no longer has leads to a new list, told as one difference. Streaming lists
 //! are asked for first, and given up where the server has none.
 //!
-//! All of that is there once for all kinds ([`follow`]); what a kind adds is how its objects are decoded.
+//! All of that is there once for all kinds (`follow`); what a kind adds is how its objects are decoded.
 
 mod decode;
 mod follow;

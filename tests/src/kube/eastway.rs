@@ -27,7 +27,7 @@ const CROSSING: &str = "[{namespace: bookinfo}, {namespace: 'e2e-*'}, {namespace
 /// `e2e-<name>`.
 ///
 /// # Errors
-/// As [`install`] and [`join`], every time once it failed.
+/// A step fails, or the clusters are not ready in time; every later call says the same.
 pub async fn ready(bed: &Bed) -> Result<()> {
     let started = Instant::now();
     let done = bed.installed.get_or_init(async || {
