@@ -87,7 +87,10 @@ impl Installation {
         let api = client::objects::<Secret>(&self.client, &self.namespace);
         let found = api.get_opt(secret).await.map_err(|error| failed(&object, error))?;
         let mut data = contents(&found.ok_or(InstallError::Missing { object })?);
-        data.retain(|key, _| PUBLIC.contains(&key.as_str()));
+        // Those of the other CA, too, while the key is changed.
+        let of_other =
+            |key: &str| ["next-", "previous-"].iter().find_map(|part| key.strip_prefix(part).map(str::to_owned));
+        data.retain(|key, _| PUBLIC.contains(&of_other(key).as_deref().unwrap_or(key)));
         Ok(data)
     }
 

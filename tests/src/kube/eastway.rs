@@ -139,7 +139,9 @@ pub fn exchanged(printed: &str) -> Result<String> {
 pub async fn eastway(cluster: &Cluster, arguments: &[&str]) -> Result<String> {
     let binary = crate::binary();
     let mut command = cluster.on_node(binary.to_str().context("a path in UTF-8")?, arguments)?;
-    command.arg("--kubeconfig").arg(cluster.pki().admin());
+    if !arguments.contains(&"--kubeconfig") {
+        command.arg("--kubeconfig").arg(cluster.pki().admin());
+    }
     // Those of the tests: it refuses what it does not know.
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("EASTWAY_")) {
         command.env_remove(name);

@@ -352,8 +352,8 @@ async fn unreadable(bed: &Bed) -> Result<()> {
         said.lines().filter(|line| line.contains("cannot be read") && line.contains(&format!("{SPACE}/bad"))).count();
     let gateways = b.containers(installed::SYSTEM, "gateway").await?.len();
     ensure!(lines == gateways, "{lines} lines in the logs of {gateways} gateways");
-    // Mended, it counts again.
-    b.apply(&export("bad").to_string()).await?;
+    // Mended, it counts again. As it got there: the server itself can make no change to what it cannot read.
+    b.rewrite_in_etcd(&key, |object| object["spec"] = json!({})).await?;
     told(b, &bad, "Ready=True/Exported", "offered to all peers whose export rules allow it").await?;
     clear(bed, &[SPACE]).await
 }

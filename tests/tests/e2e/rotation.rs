@@ -44,7 +44,9 @@ async fn reintroduce(bed: &Bed, pins: usize) -> Result<()> {
 
 /// Steps of a rotation, by a person with the rights to the Secret.
 async fn rotate(cluster: &Cluster, step: &[&str]) -> Result<String> {
-    eastway(cluster, &[&["ca", "rotate", "--kubernetes"], step].concat()).await
+    let kubeconfig = cluster.pki().admin();
+    let of_cluster = ["ca", "rotate", "--kubernetes", "--kubeconfig", kubeconfig.to_str().context("a path in UTF-8")?];
+    eastway(cluster, &[&of_cluster, step].concat()).await
 }
 
 /// What the ca role says that it issues with, now and then.
