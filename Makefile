@@ -50,7 +50,7 @@ demo-check: ## The demo's script, as a user without privileges, in real namespac
 	./tests/tools/demo-unprivileged $(TARGET)/release/eastway
 
 e2e: ## Two real Kubernetes clusters, as root; figures go to target/e2e/summary.json (ARGS="name" for some tests)
-	@./tests/tools/run-steps deps-e2e e2e-build e2e-clusters e2e-documents
+	@./tests/tools/run-steps deps-e2e e2e-build e2e-clusters e2e-documents || { ./tests/tools/e2e-logs $(TARGET)/e2e; exit 1; }
 
 # The whole workspace is selected for the same reason as in `make system`.
 e2e-build:
