@@ -90,7 +90,7 @@ lab_test! {
             let first = mesh.cloud("b").status(1).await?.replicas;
             let first = &first.first().context("no other replica")?.replica;
             let links = mesh.peer("a", "b").await?.links;
-            Ok(links.iter().filter(|link| link.replica == *first).map(|link| link.since).collect())
+            Ok(links.iter().filter(|link| link.replica == *first && !link.draining).map(|link| link.since).collect())
         };
         let before = since(&mesh).await?;
         ensure!(before.len() == 1, "{before:?}");
