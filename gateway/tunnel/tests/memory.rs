@@ -33,8 +33,8 @@ async fn hostile_traffic_costs_a_bounded_amount_of_memory() {
     p9_streams_that_nobody_reads().await;
 }
 
-/// If set: for so many seconds Initials come as fast as this machine sends them. What the socket's queue cannot take the
-/// kernel drops, packets of links among it: this measures at what rate a build loses its links.
+/// If set: for so many seconds Initials come as fast as this machine sends them. What the listening socket's queue cannot take
+/// the kernel drops; links have queues of their own, and this measures whether they keep up.
 const SECONDS: &str = "EASTWAY_FLOOD_SECONDS";
 
 /// Initials with made-up sources cost no memory and no link its streams (U1). Beyond what can be looked at they are

@@ -10,6 +10,7 @@ mod connection;
 mod floor;
 mod forward;
 mod handshake;
+mod lanes;
 mod runtime;
 mod socket;
 
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use eastway_identity::{Clock, IdentityStore, TrustStore, tls};
 use quinn::AsyncUdpSocket;
 use tokio::sync::{Mutex, Semaphore, mpsc, watch};
@@ -28,6 +30,7 @@ use tokio_util::task::TaskTracker;
 use self::cid::ConnectionIdKey;
 use self::forward::ForwardingSocket;
 use self::handshake::{Failures, Handshakes};
+use self::lanes::Lanes;
 use self::runtime::TrackedRuntime;
 use super::{BoxFuture, DialError, Established, Transport};
 use crate::code::CloseCode;
@@ -60,6 +63,8 @@ struct Shared {
     observer: Arc<dyn Observer>,
     /// Handshakes of others under way.
     handshakes: Arc<Semaphore>,
+    /// The socket that takes links, with those of links.
+    lanes: ArcSwapOption<Lanes>,
     /// What the socket that takes links was granted, bytes; 0: not known.
     receive_buffer: AtomicU64,
 }
@@ -134,6 +139,7 @@ impl QuicTransport {
             ended: CancellationToken::new(),
             failures: Failures::default(),
             observer,
+            lanes: ArcSwapOption::empty(),
             receive_buffer: AtomicU64::new(0),
         });
         let listen = shared.config.listen;
@@ -215,11 +221,13 @@ impl Drop for QuicTransport {
 impl Shared {
     fn listen(&self, address: SocketAddr) -> Result<quinn::Endpoint, QuicError> {
         let server = self.server_config()?;
-        socket::bind(address, self.config.limits.socket_buffer)
+        socket::listening(address, self.config.limits.socket_buffer)
             .and_then(|socket| {
                 self.receive_buffer.store(socket::receive_buffer(&socket).unwrap_or(0), Ordering::Relaxed);
                 let runtime = Arc::clone(&self.runtime) as Arc<dyn quinn::Runtime>;
-                let socket = self.forwarding(runtime.wrap_udp_socket(socket)?);
+                let lanes = Lanes::new(runtime.wrap_udp_socket(socket)?);
+                self.lanes.store(Some(Arc::clone(&lanes)));
+                let socket = self.forwarding(lanes);
                 quinn::Endpoint::new_with_abstract_socket(self.endpoint.clone(), Some(server), socket, runtime)
             })
             .map_err(|source| QuicError::Bind { address, source })
@@ -266,6 +274,7 @@ async fn supervise(
             }
             tracing::error!(%address, "The listener for links ended; opening it again");
             // Its port is not free while anybody has its socket.
+            shared.lanes.store(None);
             shared.network.iter().for_each(|network| network.close_outlet());
         }
         if shared.stop.run_until_cancelled(tokio::time::sleep(REBIND_PAUSE)).await.is_none() {

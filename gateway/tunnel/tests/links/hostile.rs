@@ -375,6 +375,39 @@ async fn unidirectional_streams_and_datagrams_close_the_link() {
     assert_eq!(soon("the end", raw.close_code()).await, protocol);
 }
 
+/// Ports that sockets of this machine on `port` are connected to.
+fn connected_to(port: u16) -> Vec<u16> {
+    let tables = ["/proc/net/udp", "/proc/net/udp6"].map(|table| std::fs::read_to_string(table).unwrap_or_default());
+    let port_of = |address: &str| u16::from_str_radix(address.rsplit_once(':')?.1, 16).ok();
+    let both = |line: &str| {
+        let mut words = line.split_whitespace().skip(1);
+        Some((port_of(words.next()?)?, port_of(words.next()?)?))
+    };
+    let lines = tables.iter().flat_map(|table| table.lines().skip(1));
+    lines.filter_map(both).filter(|(local, remote)| *local == port && *remote != 0).map(|(_, remote)| remote).collect()
+}
+
+#[tokio::test]
+async fn u1_a_link_that_was_taken_has_a_queue_of_its_own_wherever_its_other_end_moves() {
+    let (a, b) = pair();
+    let (a, b) = (a.gateway(), b.gateway());
+    let relay = Relay::to(b.tunnel.local_addr()).await;
+    b.knows(&[("a", &[])]);
+    a.knows(&[("b", &[relay.address])]);
+    let port = b.tunnel.local_addr().port();
+    b.link_to("a").await;
+    let own = || connected_to(port);
+    let first = until("a socket for the link", || Some(own()).filter(|own| own.len() == 1)).await;
+    assert_eq!(first, [b.link_to("a").await.remote_addr().port()]);
+    relay.rebind();
+    until("it follows", || Some(own()).filter(|own| own.len() == 1 && *own != first)).await;
+    let mut stream = a.open("b", "greet").await;
+    assert_eq!(soon("greeting", read_all(&mut stream.recv)).await.unwrap(), b"220 ready\r\n");
+    assert!(std::net::UdpSocket::bind(b.tunnel.local_addr()).is_err(), "nobody else may listen there");
+    a.tunnel.close().await;
+    until("it goes with the link", || own().is_empty().then_some(())).await;
+}
+
 #[tokio::test]
 async fn u9_only_our_application_protocol_is_spoken() {
     let (a, b) = pair();

@@ -146,6 +146,13 @@ fn finish(
         .verify(&chain, (shared.clock)(), expected)
         .map_err(|error| refuse(CloseCode::Revoked, Failure::Untrusted(error)))?;
     shared.tasks.spawn(guard(connection.clone()));
+    if side == Side::Acceptor
+        && let Some(lanes) = shared.lanes.load_full()
+    {
+        let runtime = Arc::clone(&shared.runtime) as Arc<dyn quinn::Runtime>;
+        let buffer = shared.config.limits.socket_buffer;
+        shared.tasks.spawn(lanes.keep(connection.clone(), runtime, buffer));
+    }
     let connection = Arc::new(QuicConnection::new(connection, side, shared.network.clone()));
     Ok(Established { connection, peer, chain, local_leaf_sha256 })
 }

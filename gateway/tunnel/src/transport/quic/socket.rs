@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 /// Opens a socket on `address`; an unspecified IPv6 address takes IPv4 too.
 pub(super) fn bind(address: SocketAddr, buffer: usize) -> io::Result<UdpSocket> {
@@ -14,6 +14,28 @@ pub(super) fn bind(address: SocketAddr, buffer: usize) -> io::Result<UdpSocket> 
     enlarge(&socket, buffer);
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// Opens the socket that takes links: [`connected`] ones may share its port.
+pub(super) fn listening(address: SocketAddr, buffer: usize) -> io::Result<UdpSocket> {
+    let socket = bind(address, buffer)?;
+    // Not before it is bound: a second process at the port is an error of its start.
+    SockRef::from(&socket).set_reuse_port(true)?;
+    Ok(socket)
+}
+
+/// Opens a socket on `local`, where another one listens, that gets what comes from `remote`.
+pub(super) fn connected(local: SocketAddr, remote: SocketAddr, buffer: usize) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(local), Type::DGRAM, Some(Protocol::UDP))?;
+    if local.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    enlarge(&socket, buffer);
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&local.into())?;
+    socket.connect(&remote.into())?;
     Ok(socket.into())
 }
 
