@@ -266,6 +266,8 @@ async fn supervise(
     while !shared.stop.is_cancelled() {
         if let Some(endpoint) = endpoint.take() {
             Handshakes::new(Arc::clone(&shared), accepted.clone()).accept_all(&endpoint).await;
+            // Its port is not free while anybody has its socket: neither for another listener nor when all is closed.
+            shared.lanes.store(None);
             if shared.stop.is_cancelled() {
                 let done = quinn::VarInt::from_u32(CloseCode::Done.to_wire());
                 endpoint.close(done, b"shutting down");
@@ -273,8 +275,6 @@ async fn supervise(
                 return;
             }
             tracing::error!(%address, "The listener for links ended; opening it again");
-            // Its port is not free while anybody has its socket.
-            shared.lanes.store(None);
             shared.network.iter().for_each(|network| network.close_outlet());
         }
         if shared.stop.run_until_cancelled(tokio::time::sleep(REBIND_PAUSE)).await.is_none() {
