@@ -10,7 +10,7 @@ pub(crate) mod plan;
 
 pub use affinity::affinity_key;
 pub(crate) use pick::assess;
-pub use pick::{PickError, PickReject, PickRequest, pick_endpoint};
+pub use pick::{Failing, PickError, PickReject, PickRequest, pick_endpoint};
 
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};

@@ -11,4 +11,5 @@ pub mod copy;
 pub mod dial;
 pub mod inbound;
 pub mod outbound;
+pub mod reach;
 pub mod vip;

@@ -14,6 +14,7 @@ use eastway_tunnel::{Link, ReplicaId, Tunnel};
 use crate::proxy::copy::Limits;
 use crate::proxy::dial::{DialRules, InFlight};
 use crate::proxy::outbound::Target;
+use crate::proxy::reach::FailingEndpoints;
 use crate::telemetry::Telemetry;
 
 /// Read by every connection, written by none.
@@ -23,6 +24,8 @@ pub struct Router {
     cluster: ClusterName,
     /// Connections per endpoint of this cluster.
     pub in_flight: Arc<InFlight>,
+    /// Endpoints of this cluster that could not be dialled lately.
+    pub failing: FailingEndpoints,
     /// What is never dialled.
     pub dial: DialRules,
     /// How long connections may stand still.
@@ -49,6 +52,8 @@ pub struct Picked {
     pub address: SocketAddr,
     /// Its label `version`.
     pub version: Option<Arc<str>>,
+    /// It could not be dialled lately, and there is no other.
+    pub is_failing: bool,
 }
 
 impl Router {
@@ -56,8 +61,8 @@ impl Router {
     #[must_use]
     pub fn new(reader: Reader, dial: DialRules, limits: Limits, telemetry: Telemetry) -> Self {
         let cluster = reader.load().cluster().clone();
-        let in_flight = Arc::default();
-        Self { reader, tunnel: std::sync::OnceLock::new(), cluster, in_flight, dial, limits, telemetry }
+        let (in_flight, failing) = (Arc::default(), FailingEndpoints::default());
+        Self { reader, tunnel: std::sync::OnceLock::new(), cluster, in_flight, failing, dial, limits, telemetry }
     }
 
     /// Where links are. The tunnel serves streams through the router, so it comes second.
@@ -148,8 +153,12 @@ impl Router {
     fn pick(&self, service: &ServiceKey, request: &PickRequest<'_>) -> Result<Picked, PickError> {
         let snapshot = self.reader.load();
         let local = snapshot.local(service).ok_or(PickError::NoEndpoints)?;
-        let endpoint = routing::pick_endpoint(local, request, |id| self.in_flight.of(id), draw)?;
-        Ok(picked(endpoint, request.port))
+        self.failing.with(|failing| {
+            let request = PickRequest { failing, ..*request };
+            let endpoint = routing::pick_endpoint(local, &request, |id| self.in_flight.of(id), draw)?;
+            let is_failing = failing.is_some_and(|failing| failing.contains(&endpoint.endpoint.id));
+            Ok(picked(endpoint, request.port, is_failing))
+        })
     }
 
     /// Whether a stream of a peer may use a service of this cluster.
@@ -180,12 +189,13 @@ pub fn header(routed: &Routed, target: &Target, candidate: &Candidate) -> Option
     }))
 }
 
-fn picked(endpoint: &LocalEndpoint, port: PortNumber) -> Picked {
+fn picked(endpoint: &LocalEndpoint, port: PortNumber, is_failing: bool) -> Picked {
     let target = endpoint.target_ports.get(&port).copied().unwrap_or(port.get());
     Picked {
         endpoint: endpoint.endpoint.id.clone(),
         address: SocketAddr::new(endpoint.address, target),
         version: endpoint.endpoint.subset.get("version").cloned(),
+        is_failing,
     }
 }
 

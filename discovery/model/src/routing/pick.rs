@@ -1,6 +1,8 @@
 //! The endpoint that takes a connection, chosen by its owner.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::time::Instant;
 
 use super::affinity::Score;
 use crate::endpoint::{EndpointId, LocalEndpoint, LocalEndpoints, Subset};
@@ -25,8 +27,27 @@ pub struct PickRequest<'a> {
     pub zone: Option<&'a str>,
     /// The same endpoint for the same key, see [`super::affinity_key`].
     pub affinity: Option<u64>,
-    /// Endpoints that were tried already: taken only if nothing else is left.
+    /// Endpoints that could not be reached lately: taken only if nothing else is left.
+    pub failing: Option<Failing<'a>>,
+    /// Endpoints that were tried already: taken only if not even a failing one is left.
     pub avoid: &'a [EndpointId],
+}
+
+/// Endpoints that could not be reached lately.
+#[derive(Clone, Copy, Debug)]
+pub struct Failing<'a> {
+    /// Until when each is avoided.
+    pub until: &'a HashMap<EndpointId, Instant>,
+    /// The time.
+    pub now: Instant,
+}
+
+impl Failing<'_> {
+    /// Whether the endpoint is avoided now.
+    #[must_use]
+    pub fn contains(&self, endpoint: &EndpointId) -> bool {
+        self.until.get(endpoint).is_some_and(|until| self.now < *until)
+    }
 }
 
 /// Why no endpoint takes the connection.
@@ -49,17 +70,20 @@ enum Tier {
     Ready,
     /// Draining, not tried yet.
     Draining,
+    /// Ready or draining, failing, not tried yet.
+    Failing,
     /// Ready or draining, tried.
     Tried,
 }
 
-const TIERS: [Tier; 4] = [Tier::Near, Tier::Ready, Tier::Draining, Tier::Tried];
+const TIERS: [Tier; 5] = [Tier::Near, Tier::Ready, Tier::Draining, Tier::Failing, Tier::Tried];
 
 impl<'a> PickRequest<'a> {
     /// Any endpoint with this TCP port.
     #[must_use]
     pub fn tcp(port: PortNumber, subset: &'a Subset) -> Self {
-        Self { protocol: Protocol::Tcp, port, subset, endpoint: None, zone: None, affinity: None, avoid: &[] }
+        let protocol = Protocol::Tcp;
+        Self { protocol, port, subset, endpoint: None, zone: None, affinity: None, failing: None, avoid: &[] }
     }
 
     /// The best tier the endpoint belongs to.
@@ -90,6 +114,7 @@ impl<'a> PickRequest<'a> {
         let near = self.zone.is_some() && endpoint.zone.as_deref() == self.zone;
         Ok(match condition.ready {
             _ if self.avoid.contains(&endpoint.id) => Tier::Tried,
+            _ if self.failing.is_some_and(|failing| failing.contains(&endpoint.id)) => Tier::Failing,
             true if near => Tier::Near,
             true => Tier::Ready,
             false => Tier::Draining,
@@ -111,6 +136,8 @@ pub enum PickReject {
     OtherLabels,
     /// It does not have the port.
     PortNotServed,
+    /// It could not be reached a moment ago, and there are others.
+    Failing,
     /// It was tried already.
     Tried,
     /// The client named another endpoint.
@@ -125,6 +152,7 @@ impl fmt::Display for PickReject {
             Self::OtherZone => "it is in another zone, and others are ready in the client's",
             Self::OtherLabels => "it does not have the labels",
             Self::PortNotServed => "it does not serve the port",
+            Self::Failing => "it could not be reached a moment ago, and there are others",
             Self::Tried => "it was tried already",
             Self::NotRequested => "another endpoint was asked for",
         })
@@ -142,6 +170,7 @@ pub(crate) fn assess<'s>(
         tier if Some(tier) == best => Ok(endpoint.endpoint.weight.max(1)),
         Tier::Near | Tier::Ready => Err(PickReject::OtherZone),
         Tier::Draining => Err(PickReject::Draining),
+        Tier::Failing => Err(PickReject::Failing),
         Tier::Tried => Err(PickReject::Tried),
     };
     service.endpoints.iter().map(|endpoint| (&**endpoint, verdict(endpoint))).collect()

@@ -1,9 +1,10 @@
 //! Which endpoint takes a connection.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use eastway_model::routing::{PickError, PickRequest, pick_endpoint};
+use eastway_model::routing::{Failing, PickError, PickRequest, pick_endpoint};
 use eastway_model::{Endpoint, EndpointCondition, EndpointId, LocalEndpoint, LocalService, Subset, Zone};
 
 use super::support::*;
@@ -156,6 +157,27 @@ fn a_retry_avoids_what_was_tried_as_long_as_something_else_is_left() {
     assert_eq!(only(&service, &PickRequest { avoid: &tried, ..http() }), ["e00002"]);
     let all = [id("e00001"), id("e00002"), id("e00003")];
     assert_eq!(only(&service, &PickRequest { avoid: &all, ..http() }).len(), 3);
+}
+
+#[test]
+fn who_fails_is_used_only_if_nobody_else_is_left() {
+    let draining = with(3, |endpoint| endpoint.condition = EndpointCondition::DRAINING);
+    let service = service([local_endpoint(1, "v1"), local_endpoint(2, "v1"), draining]);
+    let (now, later) = (Instant::now(), Instant::now() + Duration::from_secs(5));
+    let failing = |numbers: &[&str]| numbers.iter().map(|number| (id(number), later)).collect::<HashMap<_, _>>();
+    let pick = |numbers: &[&str], now, avoid: &[EndpointId]| {
+        let until = failing(numbers);
+        only(&service, &PickRequest { failing: Some(Failing { until: &until, now }), avoid, ..http() })
+    };
+    assert_eq!(pick(&["e00001"], now, &[]), ["e00002"]);
+    assert_eq!(pick(&["e00001", "e00002"], now, &[]), ["e00003"], "rather one that drains");
+    assert_eq!(pick(&["e00001", "e00002", "e00003"], now, &[]).len(), 3);
+    let tried = [id("e00002"), id("e00003")];
+    assert_eq!(pick(&["e00001"], now, &tried), ["e00001"], "rather than one that was tried just now");
+    assert_eq!(pick(&["e00001"], later, &[]), ["e00001", "e00002"], "for a time only");
+    let until = failing(&["e00001"]);
+    let failing = Some(Failing { until: &until, now });
+    assert_eq!(only(&service, &PickRequest { failing, endpoint: Some(&id("e00001")), ..http() }), ["e00001"]);
 }
 
 #[test]

@@ -355,7 +355,7 @@ pub struct EndpointView {
     pub labels: BTreeMap<String, String>,
     /// Topology zone.
     pub zone: Option<String>,
-    /// `ready`, `draining` or `notReady`.
+    /// `ready`, `draining` or `notReady`; `failing`: ready by its registry, but it could not be dialled a moment ago.
     pub state: String,
     /// Relative share of connections.
     pub weight: u32,

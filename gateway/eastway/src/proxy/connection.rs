@@ -12,6 +12,7 @@ use eastway_tunnel::{ResetCode, StreamError};
 use crate::proxy::copy::{CopyError, Transferred};
 use crate::proxy::dial::DialError;
 use crate::proxy::outbound::ConnectError;
+use crate::proxy::reach::ReachError;
 use crate::telemetry::{
     AccessRecord, ConnectionLabels, ConnectionMetrics, Destination, Direction, Path, Reporter, ResponseFlag, Telemetry,
     Workload,
@@ -259,14 +260,16 @@ fn flag(direction: Direction, outcome: &Outcome) -> ResponseFlag {
 
 fn connect_flag(error: &ConnectError) -> ResponseFlag {
     match error {
-        ConnectError::Route(RouteError::NoEndpoints) | ConnectError::Pick(_) | ConnectError::NoLink(_) => {
-            ResponseFlag::NoEndpoints
-        }
+        ConnectError::Route(RouteError::NoEndpoints)
+        | ConnectError::Reach(ReachError::Pick(_))
+        | ConnectError::NoLink(_) => ResponseFlag::NoEndpoints,
         ConnectError::Route(_) | ConnectError::Header => ResponseFlag::NoRoute,
         ConnectError::Open(..) => ResponseFlag::Overflow,
         ConnectError::Refused(_, error) => stream_flag(error),
-        ConnectError::Dial(DialError::Timeout(_)) | ConnectError::Timeout => ResponseFlag::UpstreamTimeout,
-        ConnectError::Dial(_) => ResponseFlag::UpstreamFailure,
+        ConnectError::Reach(ReachError::Dial(DialError::Timeout(_))) | ConnectError::Timeout => {
+            ResponseFlag::UpstreamTimeout
+        }
+        ConnectError::Reach(ReachError::Dial(_)) => ResponseFlag::UpstreamFailure,
         ConnectError::Broken(..) => ResponseFlag::UpstreamReset,
         ConnectError::Client(_) => ResponseFlag::DownstreamReset,
     }

@@ -13,18 +13,16 @@ use eastway_model::{ClusterName, EndpointId, Label, ServiceKey, WorkloadIdentity
 use eastway_tunnel::header::{ServiceHeader, StreamHeader};
 use eastway_tunnel::transport::BoxFuture;
 use eastway_tunnel::{AcceptedStream, LinkInfo, RecvHalf, ResetCode, SendHalf, StreamHandler, TunnelStream};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::app::exports::Exports;
 use crate::proxy::connection::{Connection, Outcome};
 use crate::proxy::copy::{self, Local, Transferred, Watch};
-use crate::proxy::dial::{self, DialError, InFlightGuard};
-use crate::router::{Picked, Router};
+use crate::proxy::dial::{DialError, InFlightGuard};
+use crate::proxy::reach::{ReachError, Reached, reach};
+use crate::router::Router;
 use crate::telemetry::{Path, Refusal};
 
-/// Endpoints of this cluster tried for one stream.
-const MAX_DIALS: usize = 3;
 /// Bytes that a probe echoes at most, and how long it may take.
 const PROBE_LIMIT: usize = 64 * 1024;
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -122,7 +120,7 @@ async fn open(
             stream.reject(code);
             Outcome::Rejected(code, why)
         }
-        Ok((tcp, in_flight)) => {
+        Ok(Reached { tcp, in_flight, .. }) => {
             router.telemetry.metrics.stream_answered(&link.peer, "dialled");
             connection.opened(&router.telemetry);
             match stream.accept().await {
@@ -149,7 +147,7 @@ async fn establish(
     service: &ServiceKey,
     header: &ServiceHeader,
     connection: &mut Connection,
-) -> Result<(TcpStream, InFlightGuard), Rejection> {
+) -> Result<Reached, Rejection> {
     let source = source(peer, header);
     connection.set_source(&source);
     authorize(router, peer, service, header, &source, connection)?;
@@ -159,16 +157,9 @@ async fn establish(
             Some(EndpointId::parse(id.as_str()).ok_or_else(|| Rejection::new(ResetCode::BadName, "endpoint id"))?)
         }
     };
-    let mut refused: Vec<EndpointId> = Vec::new();
-    loop {
-        let picked = router.pick_exported(service, header, endpoint.as_ref(), &refused);
-        let picked = picked.map_err(|error| unpickable(&error, &refused))?;
-        match dial_endpoint(router, &picked, connection).await {
-            Ok(dialled) => return Ok(dialled),
-            Err((_, id)) if refused.len() + 1 < MAX_DIALS && endpoint.is_none() => refused.push(id),
-            Err((error, _)) => return Err(Rejection::new(dial_code(&error), error.to_string())),
-        }
-    }
+    let only = endpoint.as_ref();
+    let pick = |tried: &[EndpointId]| router.pick_exported(service, header, only, tried);
+    reach(router, Path::Quic, connection, pick).await.map_err(|error| unreachable(&error))
 }
 
 /// What exists but is not for this peer is answered like what does not exist (invariant I7).
@@ -226,40 +217,14 @@ fn source(peer: &ClusterName, header: &ServiceHeader) -> SourceIdentity {
     }
 }
 
-fn unpickable(error: &PickError, refused: &[EndpointId]) -> Rejection {
-    match error {
-        PickError::UnknownPort => Rejection::new(ResetCode::NotExported, "no such port"),
-        PickError::NoEndpoints if refused.is_empty() => Rejection::new(ResetCode::NoEndpoints, "no ready endpoint"),
-        PickError::NoEndpoints => Rejection::new(ResetCode::UpstreamRefused, "every endpoint refused"),
-    }
-}
-
-async fn dial_endpoint(
-    router: &Arc<Router>,
-    picked: &Picked,
-    connection: &mut Connection,
-) -> Result<(TcpStream, InFlightGuard), (DialError, EndpointId)> {
-    connection.set_upstream(Path::Quic, picked.address);
-    connection.set_version(picked.version.clone());
-    let in_flight = router.in_flight.enter(&picked.endpoint);
-    let dialled = dial::dial(picked.address, &router.dial).await;
-    router.telemetry.metrics.upstream_dial(dial::outcome(&dialled));
-    match dialled {
-        Ok(tcp) => Ok((tcp, in_flight)),
-        Err(error) => {
-            if let DialError::Forbidden(..) = &error {
-                router.telemetry.refusals.refused(Refusal::Address, None, &error);
-            }
-            Err((error, picked.endpoint.clone()))
-        }
-    }
-}
-
-fn dial_code(error: &DialError) -> ResetCode {
-    match error {
-        DialError::Timeout(_) => ResetCode::UpstreamTimeout,
-        DialError::Failed(..) | DialError::Forbidden(..) => ResetCode::UpstreamRefused,
-    }
+fn unreachable(error: &ReachError) -> Rejection {
+    let code = match error {
+        ReachError::Pick(PickError::UnknownPort) => ResetCode::NotExported,
+        ReachError::Pick(PickError::NoEndpoints) => ResetCode::NoEndpoints,
+        ReachError::Dial(DialError::Timeout(_)) => ResetCode::UpstreamTimeout,
+        ReachError::Dial(DialError::Failed(..) | DialError::Forbidden(..)) => ResetCode::UpstreamRefused,
+    };
+    Rejection::new(code, error.to_string())
 }
 
 /// Sends back what comes, up to [`PROBE_LIMIT`].

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use eastway_model::routing::{Candidate, PickError, RouteError};
+use eastway_model::routing::{Candidate, RouteError};
 use eastway_model::{ClusterName, EndpointId, PortNumber, ServiceKey};
 use eastway_tunnel::header::StreamHeader;
 use eastway_tunnel::{Link, OpenError, ResetCode, StreamError, TunnelStream};
@@ -18,7 +18,8 @@ use tokio::time::timeout;
 
 use crate::proxy::connection::{Connection, Outcome};
 use crate::proxy::copy::{self, Local, Transferred, Watch};
-use crate::proxy::dial::{self, DialError, InFlightGuard};
+use crate::proxy::dial::InFlightGuard;
+use crate::proxy::reach::{ReachError, Reached, reach};
 use crate::router::{self, Routed, Router};
 use crate::telemetry::Path;
 
@@ -50,7 +51,7 @@ pub enum ConnectError {
     Route(#[from] RouteError),
     /// No endpoint of this cluster takes it.
     #[error(transparent)]
-    Pick(#[from] PickError),
+    Reach(#[from] ReachError),
     /// The header would be too long: a subset with very long labels.
     #[error("the request cannot be expressed in a stream header")]
     Header,
@@ -63,9 +64,6 @@ pub enum ConnectError {
     /// The other gateway refused, or the link ended.
     #[error("{0}: {1}")]
     Refused(ClusterName, #[source] StreamError),
-    /// An endpoint of this cluster could not be dialled.
-    #[error(transparent)]
-    Dial(#[from] DialError),
     /// An endpoint of this cluster took the connection and broke it before it had what the client sent.
     #[error("{0}: broken while it got what the client had sent: {1}")]
     Broken(SocketAddr, #[source] std::io::Error),
@@ -84,7 +82,7 @@ impl ConnectError {
             Self::Open(_, error) => !matches!(error, OpenError::Header(_)),
             Self::Refused(_, StreamError::Reset(code)) => *code == ResetCode::Draining,
             Self::Refused(..) => nothing_sent,
-            Self::NoLink(_) | Self::Dial(_) | Self::Pick(_) | Self::Broken(..) | Self::Route(_) => false,
+            Self::NoLink(_) | Self::Reach(_) | Self::Broken(..) | Self::Route(_) => false,
             Self::Header | Self::Client(_) | Self::Timeout => false,
         }
     }
@@ -92,7 +90,7 @@ impl ConnectError {
     /// Whether the next candidate may be tried.
     fn is_retryable(&self, nothing_sent: bool) -> bool {
         match self {
-            Self::NoLink(_) | Self::Open(..) | Self::Dial(_) | Self::Pick(_) => true,
+            Self::NoLink(_) | Self::Open(..) | Self::Reach(_) => true,
             Self::Refused(_, StreamError::Reset(code)) => code.is_retryable_before_delivery(),
             // Whether the bytes arrived is not known: only a connection that sent none is safe.
             Self::Refused(..) => nothing_sent,
@@ -188,25 +186,11 @@ impl Connecting<'_> {
         candidate: &Candidate,
         replay: &Replay,
     ) -> Result<Upstream, ConnectError> {
-        let mut tried = Vec::new();
-        loop {
-            let picked = self.router.pick_local(candidate, &self.target, routed.route.affinity, &tried)?;
-            self.connection.set_upstream(Path::Local, picked.address);
-            self.connection.set_version(picked.version.clone());
-            let in_flight = self.router.in_flight.enter(&picked.endpoint);
-            let dialled = dial::dial(picked.address, &self.router.dial).await;
-            self.router.telemetry.metrics.upstream_dial(dial::outcome(&dialled));
-            match dialled {
-                Ok(upstream) => {
-                    replay.write_to(&upstream).await.map_err(|error| ConnectError::Broken(picked.address, error))?;
-                    return Ok(Upstream::Local { tcp: upstream, _in_flight: in_flight });
-                }
-                Err(_) if tried.len() + 1 < MAX_ATTEMPTS && !tried.contains(&picked.endpoint) => {
-                    tried.push(picked.endpoint);
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
+        let (router, target) = (self.router, &*self.target);
+        let pick = |tried: &[EndpointId]| router.pick_local(candidate, target, routed.route.affinity, tried);
+        let Reached { tcp, picked, in_flight } = reach(router, Path::Local, self.connection, pick).await?;
+        replay.write_to(&tcp).await.map_err(|error| ConnectError::Broken(picked.address, error))?;
+        Ok(Upstream::Local { tcp, _in_flight: in_flight })
     }
 
     /// By one link after the other, as long as it is the link that fails.
@@ -367,7 +351,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::proxy::dial::DialRules;
+    use crate::proxy::dial::{DialError, DialRules};
     use crate::telemetry::{AccessMode, Telemetry};
 
     /// A connection that does nothing costs its task and little else: what this grows, 10,000 of them pay.
@@ -388,7 +372,7 @@ mod tests {
     #[test]
     fn bytes_that_may_have_been_delivered_are_not_said_again_elsewhere() {
         let address = SocketAddr::from(([10, 0, 0, 1], 80));
-        let refused = ConnectError::Dial(DialError::Failed(address, Error::from(ErrorKind::ConnectionRefused)));
+        let refused = ConnectError::Reach(DialError::Failed(address, Error::from(ErrorKind::ConnectionRefused)).into());
         assert!(refused.is_retryable(false), "nothing was connected");
         let broken = ConnectError::Broken(address, Error::from(ErrorKind::BrokenPipe));
         assert!(!broken.is_retryable(false));

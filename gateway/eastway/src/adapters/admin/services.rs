@@ -106,7 +106,7 @@ pub(super) fn endpoints(gateway: &Gateway) -> Vec<EndpointView> {
         let key = local.key();
         views.extend(local.endpoints.iter().map(|one| {
             let endpoint = &one.endpoint;
-            EndpointView {
+            let mut view = EndpointView {
                 address: Some(one.address),
                 identity: endpoint.identity.as_ref().map(ToString::to_string),
                 in_flight: gateway.router.in_flight.of(&endpoint.id),
@@ -119,7 +119,11 @@ pub(super) fn endpoints(gateway: &Gateway) -> Vec<EndpointView> {
                     endpoint.condition,
                     endpoint.zone.as_deref(),
                 )
+            };
+            if endpoint.condition.ready && gateway.router.failing.contains(&endpoint.id) {
+                view.state = "failing".to_owned();
             }
+            view
         }));
     }
     for import in snapshot.imports() {
