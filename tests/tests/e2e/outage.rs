@@ -283,15 +283,18 @@ async fn away(bed: &Bed, duration: Duration) -> Result<()> {
             async || Ok(client_a.ask(scene.echo).await? == "echo-2"),
         );
     bed.record("outage.endpoint_change_s", seconds(moved.await?));
-    // What b exports no more is no name in a any more, and what it exports newly waits for an address.
+    // What b exports no more is no name in a any more. What it exports newly is known there, and has no address before
+    // somebody can write one down.
     b.kubectl(&["delete", "serviceexport", "extra", "-n", SPACE]).await?;
     let taken = within(PROPAGATION, "the name of extra is gone in a", async || {
         Ok(resolve(&client_a.place, "extra").await?.0 == "NXDOMAIN")
     });
     bed.record("outage.unexport_s", seconds(taken.await?));
     b.apply(&list(&exported("late", "echo-2"))).await?;
-    let known = within(PROPAGATION, "a knows the new service", async || {
-        Ok(resolve(&client_a.place, "late").await?.0 == "SERVFAIL")
+    let gateways = a.containers(installed::SYSTEM, "gateway").await?;
+    let known = within(PROPAGATION, "the gateways of a know the new service", async || {
+        let known = gateways.iter().map(|gateway| gateway.get(15000, "/describe?service=e2e-outage/late"));
+        Ok(futures_util::future::try_join_all(known).await?.iter().all(Option::is_some))
     });
     bed.record("outage.export_s", seconds(known.await?));
     none_failed(bed, "before_restart", stopped(load).await?)?;
