@@ -113,15 +113,21 @@ impl Cluster {
         self.kubectl(&patch).await.map(drop)
     }
 
-    /// What a person looks at first when something does not work.
+    /// What a person looks at first when something does not work. All that Eastway's pods said is beside the programs'
+    /// logs, in `pods.log`.
     pub async fn report(&self) -> String {
         let mut report = format!("=== cluster {}; logs in {}\n", self.name(), self.logs().display());
+        let logs = ["logs", "-n", "eastway-system", "-l", "app.kubernetes.io/name=eastway", "--prefix"];
+        let (all, last) = ([&logs[..], &["--tail=-1"]].concat(), [&logs[..], &["--tail=25"]].concat());
+        let said = self.kubectl(&all).await;
+        // Without it the report has the last lines.
+        let _kept = std::fs::write(self.logs().join("pods.log"), said.unwrap_or_default());
         let questions: [&[&str]; 5] = [
             &["get", "pods,services,endpointslices", "-A", "-o", "wide"],
             &["get", "multicluster", "-A", "-o", "wide"],
             &["get", "events", "-A", "--field-selector=type=Warning"],
             &["get", "nodes"],
-            &["logs", "-n", "eastway-system", "-l", "app.kubernetes.io/name=eastway", "--prefix", "--tail=25"],
+            &last,
         ];
         for question in questions {
             let answer = self.kubectl(question).await;
