@@ -101,7 +101,7 @@ bench-dns: deps ## DNS against CoreDNS on the same names in one run
 deps: ## What the tests need beside the Rust toolchain
 	@./tests/tools/install $(TOOLS) $(COREDNS_VERSION) $(HELM_VERSION)
 
-deps-e2e: deps ## What `make e2e` needs beside: etcd, containerd and others from Debian, Kubernetes and Helm from their Go modules
+deps-e2e: deps ## What `make e2e` needs beside: containerd and others from Debian, Kubernetes, etcd and Helm from their Go modules
 	@./tests/tools/install-e2e $(TOOLS)
 
 regenerate: ## Write generated code and schemas anew

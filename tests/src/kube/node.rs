@@ -76,7 +76,7 @@ impl Node {
     }
 
     pub(super) fn etcd(&self) -> Result<Command> {
-        let mut command = Command::new(tools::system("etcd")?);
+        let mut command = Command::new(tools::built("etcd")?);
         command.args(["--name", "etcd", "--data-dir", &self.path("etcd"), "--log-level", "warn"]);
         let (clients, peers) = ("http://127.0.0.1:2379", "http://127.0.0.1:2380");
         command.args([

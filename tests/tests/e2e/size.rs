@@ -7,6 +7,7 @@ mod objects;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -19,6 +20,7 @@ use eastway_tests::lab::http;
 use eastway_tests::{bed_tests, within};
 use hyper::Method;
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 use objects::{PER_SERVICE, SERVICES};
 
@@ -176,6 +178,25 @@ async fn ready_there(far: &Side, service: usize) -> Result<u64> {
     Ok(counts.map(Option::unwrap_or_default).sum())
 }
 
+/// How long the API server takes to give out all pods to somebody who does nothing with them: no gateway is faster.
+async fn given_out(cluster: &Cluster) -> Result<Duration> {
+    let all = "/api/v1/pods?watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan\
+               &allowWatchBookmarks=true&timeoutSeconds=60";
+    let started = Instant::now();
+    let mut kubectl =
+        cluster.kubectl_command(&["get", "--raw", all])?.stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
+    let mut read = BufReader::new(kubectl.stdout.take().context("no output")?);
+    let mut event = Vec::new();
+    loop {
+        event.clear();
+        ensure!(read.read_until(b'\n', &mut event).await? > 0, "the API server ends its list early");
+        // The bookmark is the last of them, and short.
+        if event.len() < 1_000 && event.windows(18).any(|word| word == b"initial-events-end") {
+            return Ok(started.elapsed());
+        }
+    }
+}
+
 /// Changes one endpoint of one service after the other through the API, and waits until the peer sees it.
 async fn changes(big: &Side, far: &Side) -> Result<Vec<Duration>> {
     let _proxy = big.cluster.daemon(
@@ -265,6 +286,9 @@ bed_tests! {
         bed.record("size.ready_s", seconds(ready));
         bed.record("size.ready_rss_mb", megabytes(big.memory(gateway)?.0));
 
+        let given_out = given_out(&big.cluster).await?;
+        bed.record("size.pods_given_out_s", seconds(given_out));
+
         let far_gateway = far.start("gateway")?;
         far.until_ready().await?;
         let joining = Instant::now();
@@ -294,7 +318,7 @@ bed_tests! {
         }
         let figures: Vec<_> = bed.figures().into_iter().filter(|(name, _)| name.starts_with("size.")).collect();
         println!("{figures:?}");
-        ensure!(ready <= READY, "ready after {ready:?}");
+        ensure!(ready <= READY, "ready after {ready:?}; the API server gives out the pods in {given_out:?}");
         ensure!(most <= RESIDENT, "{} MB resident", megabytes(most));
         ensure!(p99 <= SEEN, "p99 of a change is {p99:?}");
         big.end().await?;

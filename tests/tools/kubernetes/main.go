@@ -1,4 +1,4 @@
-// Every Kubernetes program the test bed runs, in one binary: it is the program it is called as.
+// Every Kubernetes program the test bed runs, and etcd, in one binary: it is the program it is called as.
 package main
 
 import (
@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/spf13/cobra"
+	"go.etcd.io/etcd/server/v3/etcdmain"
 	"k8s.io/component-base/cli"
 	_ "k8s.io/component-base/logs/json/register"
 	_ "k8s.io/component-base/metrics/prometheus/clientgo"
@@ -31,6 +32,11 @@ var programs = map[string]func() *cobra.Command{
 
 func main() {
 	name := filepath.Base(os.Args[0])
+	if name == "etcd" {
+		// The version that this Kubernetes is tested with: older ones have no streaming lists.
+		etcdmain.Main(os.Args)
+		return
+	}
 	if name == "kubectl" {
 		// kubectl prints errors in its own way.
 		if err := cli.RunNoErrOutput(kubectl.NewDefaultKubectlCommand()); err != nil {
