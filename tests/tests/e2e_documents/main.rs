@@ -146,7 +146,9 @@ async fn follow(bed: &Bed, people: &mut People) -> Result<()> {
                 println!("{page}: `{command}` is not run: {reason}");
                 continue;
             }
-            people.say("kube-onprem", &command).await.with_context(|| page)?;
+            // It warns that onprem offers nothing.
+            let may_warn = if command.ends_with("eastway check") { " || test $? = 3" } else { "" };
+            people.say("kube-onprem", &format!("{command}{may_warn}")).await.with_context(|| page)?;
         }
     }
     let started = Instant::now();
