@@ -3,16 +3,20 @@
 pub mod admin;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use eastway_dns::{DnsConfig, Fqdn, NameError};
 use eastway_identity::{CertificateRevocationListDer, PeerTrust};
 use eastway_kubernetes::client::Access;
 use eastway_tunnel::{HostPort, Timing, TunnelLimits};
 
-use crate::config::settings::KubernetesAccess;
+use crate::config::settings::{KubernetesAccess, RegistrySettings, RegistrySource};
 use crate::config::{Loaded, Settings};
 use crate::proxy::copy::Limits;
 use crate::proxy::dial::DialRules;
+
+/// A kubelet tells the address of a pod within a second or two.
+const NAMING: Duration = Duration::from_secs(3);
 
 /// Our own zones, for the DNS server.
 ///
@@ -75,6 +79,14 @@ pub fn tunnel_limits(settings: &Settings, file_descriptors: u64) -> TunnelLimits
 pub fn limits(settings: &Settings) -> Limits {
     let limits = &settings.limits;
     Limits { idle: limits.connection_idle, half_closed: limits.connection_half_closed }
+}
+
+/// How long a connection waits for its client's name. API servers learn addresses of pods from kubelets, after the pod
+/// has begun; files say all they have to say at once.
+#[must_use]
+pub fn patience(settings: &Settings) -> Duration {
+    let lags = |registry: &RegistrySettings| !matches!(registry.source, RegistrySource::File(_));
+    if settings.registries.iter().any(lags) { NAMING } else { Duration::ZERO }
 }
 
 /// Timing of links.

@@ -201,7 +201,8 @@ pub async fn build(
     let outputs = Outputs { view: watch::Sender::default(), subscriptions: watch::Sender::default() };
     let (writer, reader) = Writer::new(settings.cluster.clone());
     let router =
-        Router::new(reader.clone(), adapters::dial_rules(&settings), adapters::limits(&settings), telemetry.clone());
+        Router::new(reader.clone(), adapters::dial_rules(&settings), adapters::limits(&settings), telemetry.clone())
+            .with_patience(adapters::patience(&settings));
     let clock = Clock::start();
     let gateway = Gateway {
         roles,

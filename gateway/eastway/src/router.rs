@@ -1,8 +1,11 @@
 //! Where connections go: the rules of `eastway_model::routing` over the current snapshot, with what
 //! only this process knows (links, connections in flight).
 
+mod newcomers;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use eastway_model::access::{self, SourceIdentity, Verdict};
 use eastway_model::routing::{self, Candidate, PickError, PickRequest, Route, RouteError, RouteRequest};
@@ -16,12 +19,14 @@ use crate::proxy::dial::{DialRules, InFlight};
 use crate::proxy::outbound::Target;
 use crate::proxy::reach::FailingEndpoints;
 use crate::telemetry::Telemetry;
+use newcomers::Newcomers;
 
 /// Read by every connection, written by none.
 pub struct Router {
     reader: Reader,
     tunnel: std::sync::OnceLock<Arc<Tunnel>>,
     cluster: ClusterName,
+    newcomers: Newcomers,
     /// Connections per endpoint of this cluster.
     pub in_flight: Arc<InFlight>,
     /// Endpoints of this cluster that could not be dialled lately.
@@ -62,7 +67,15 @@ impl Router {
     pub fn new(reader: Reader, dial: DialRules, limits: Limits, telemetry: Telemetry) -> Self {
         let cluster = reader.load().cluster().clone();
         let (in_flight, failing) = (Arc::default(), FailingEndpoints::default());
-        Self { reader, tunnel: std::sync::OnceLock::new(), cluster, in_flight, failing, dial, limits, telemetry }
+        let (tunnel, newcomers) = (std::sync::OnceLock::new(), Newcomers::new(Duration::ZERO));
+        Self { reader, tunnel, cluster, newcomers, in_flight, failing, dial, limits, telemetry }
+    }
+
+    /// Holds the first connections of an address without a name for as long: its registry may be about to say who it is.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.newcomers = Newcomers::new(patience);
+        self
     }
 
     /// Where links are. The tunnel serves streams through the router, so it comes second.
@@ -87,17 +100,23 @@ impl Router {
     ///
     /// # Errors
     /// [`RouteError`]
-    pub fn route(&self, target: &Target, client: IpAddr) -> Result<Routed, RouteError> {
-        let snapshot = self.reader.load();
-        let source = snapshot.source_of(client).cloned();
-        let source = source.unwrap_or_else(|| SourceIdentity::unknown(self.cluster.clone()));
+    pub async fn route(&self, target: &Target, client: IpAddr) -> Result<Routed, RouteError> {
+        let known = self.reader.load().source_of(client).cloned();
+        let source = match known {
+            Some(source) => source,
+            None => self.newcomers.wait(client, &self.reader).await.unwrap_or_else(|| self.unknown()),
+        };
         let request = RouteRequest {
             cluster: target.cluster.as_ref(),
             endpoint: target.endpoint.as_ref(),
             ..RouteRequest::tcp(target.port).from_client(client)
         };
-        let route = routing::route(&snapshot, &target.service, &request, draw)?;
+        let route = routing::route(&self.reader.load(), &target.service, &request, draw)?;
         Ok(Routed { route, source })
+    }
+
+    fn unknown(&self) -> SourceIdentity {
+        SourceIdentity::unknown(self.cluster.clone())
     }
 
     /// The link that a new stream to `cluster` takes, other than to one of the replicas `tried`: of its usable links,

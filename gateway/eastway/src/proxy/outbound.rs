@@ -149,7 +149,7 @@ struct Connecting<'a> {
 
 impl Connecting<'_> {
     async fn run(mut self, local: &mut Local) -> Result<Upstream, ConnectError> {
-        let routed = self.router.route(&self.target, self.client)?;
+        let routed = self.router.route(&self.target, self.client).await?;
         self.connection.set_source(&routed.source);
         let mut replay = Replay::default();
         let mut last = ConnectError::Route(RouteError::NoEndpoints);
