@@ -56,15 +56,27 @@ bed_tests! {
         }
         ensure!(corefiles(bed).await? == before, "a Corefile is not what it was");
         for cluster in bed.clusters() {
-            let left = cluster.kubectl(&["get", "all,leases,configmaps", "-n", SYSTEM, "-o", "name"]).await?;
-            let left: Vec<_> = left.lines().filter(|name| *name != "configmap/kube-root-ca.crt").collect();
-            ensure!(left.is_empty(), "{} has left: {left:?}", cluster.name());
-            let derived = cluster.kubectl(&["get", "serviceimports,services,endpointslices", "-A", "-l", "app.kubernetes.io/managed-by=eastway", "-o", "name"]).await?;
-            ensure!(derived.trim().is_empty(), "{} has left: {derived}", cluster.name());
+            // Pods finish what they carry.
+            within(PATIENCE, format!("nothing is left in {}", cluster.name()), async || {
+                let left = left_in(cluster).await?;
+                ensure!(left.is_empty(), "{left:?}");
+                Ok(true)
+            })
+            .await?;
             cluster.get(&["secret", "cacerts", "-n", SYSTEM]).await.context("the CA stays")?;
         }
         Ok(())
     }
+}
+
+/// What Eastway's uninstallation should have taken away.
+async fn left_in(cluster: &Cluster) -> Result<Vec<String>> {
+    let own = cluster.kubectl(&["get", "all,leases,configmaps", "-n", SYSTEM, "-o", "name"]).await?;
+    let kinds = "serviceimports,services,endpointslices";
+    let label = "app.kubernetes.io/managed-by=eastway";
+    let derived = cluster.kubectl(&["get", kinds, "-A", "-l", label, "-o", "name"]).await?;
+    let names = own.lines().chain(derived.lines()).filter(|name| *name != "configmap/kube-root-ca.crt");
+    Ok(names.map(str::to_owned).collect())
 }
 
 /// What a reader has: images that can be pulled, Eastway's as `make image` makes it, and an application that is in one of the clusters.
