@@ -19,9 +19,14 @@ const RATE: u64 = 200_000;
 /// If set: for so many seconds the flood runs, instead of [`SHORT`].
 const SECONDS: &str = "EASTWAY_FLOOD_SECONDS";
 const SHORT: u64 = 4;
+/// While strangers take a core, an answer comes within this: 99 of 100.
+const FLOODED: Duration = Duration::from_millis(500);
 
 /// What a peer that misbehaves offers, changed records per second.
 const CHURN: u64 = 50_000;
+/// As many have to be taken or held up for it to be one, on a machine that does all the rest beside.
+const LEAST_CHURN: f64 = 10_000.0;
+const GRAIN: Duration = Duration::from_millis(10);
 /// Changes of the well-behaved peer that are followed, in each of the rounds with and without the other's churn.
 const CHANGES: u32 = 6;
 const ROUNDS: u32 = 5;
@@ -38,9 +43,11 @@ async fn propagation(mesh: &mut Mesh, at: &str, cloud: &str, number: u32) -> Res
     Ok(begun.elapsed())
 }
 
-fn p99(times: &mut [Duration]) -> Duration {
+/// The median, and the time within which 99 of 100 were.
+fn quantiles(times: &mut [Duration]) -> (Duration, Duration) {
     times.sort_unstable();
-    times.get(times.len().saturating_sub(1) * 99 / 100).copied().unwrap_or_default()
+    let of_100 = |part| times.get(times.len().saturating_sub(1) * part / 100).copied().unwrap_or_default();
+    (of_100(50), of_100(99))
 }
 
 lab_test! {
@@ -78,6 +85,7 @@ lab_test! {
                 sent.rate(), sent.took, record.sent, record.failures.len(), record.p99(), calm.p99(), grown >> 10,
             );
             record.none_failed()?;
+            ensure!(record.p99() <= FLOODED, "p99 {:?}", record.p99());
             ensure!(grown <= 32 << 20, "{} KiB more memory", grown >> 10);
             ensure!(logged <= 16 << 10, "{logged} bytes logged");
         }
@@ -124,14 +132,17 @@ lab_test! {
         let sent = churn.sent() - sent;
         load.stop().await?.none_failed()?;
         let grown = mesh.cloud("a").gateway(0)?.rss()?.saturating_sub(rss);
-        let (calm, busy) = (p99(&mut calm), p99(&mut busy));
+        let ((calm_p50, calm), (busy_p50, busy)) = (quantiles(&mut calm), quantiles(&mut busy));
+        let rate = sent as f64 / offered.as_secs_f64();
         println!(
-            "{sent} changed records in {offered:?}, held up {} times: p99 {calm:?} without, {busy:?} with them; {} KiB more memory",
+            "{rate:.0} changed records/s for {offered:?}, held up {} times: p50 {calm_p50:?} without, {busy_p50:?} with them, \
+             p99 {calm:?} and {busy:?}; {} KiB more memory",
             churn.held_up(), grown >> 10,
         );
-        ensure!(sent > 10_000, "that is no churn");
-        // What is measured has the grain of a look every 10 ms, and of a busy machine.
-        ensure!(busy <= calm * 6 / 5 + Duration::from_millis(50), "p99 {calm:?} without, {busy:?} with the churn");
+        ensure!(rate > LEAST_CHURN, "{rate:.0} records/s are no churn");
+        // What is measured has the grain of a look every 10 ms; the slowest of 30 also that of a busy machine.
+        ensure!(busy_p50 <= calm_p50 * 6 / 5 + GRAIN, "p50 {calm_p50:?} without, {busy_p50:?} with the churn");
+        ensure!(busy <= calm * 6 / 5 + 5 * GRAIN, "p99 {calm:?} without, {busy:?} with the churn");
         ensure!(grown <= 32 << 20, "{} KiB more memory", grown >> 10);
         mesh.stop().await
     }
