@@ -33,6 +33,8 @@ const OURS: &str = "app.kubernetes.io/managed-by=eastway";
 const SLICE_SERVICE: &str = "kubernetes.io/service-name";
 /// Annotation of the derived Service of one endpoint: the id of that endpoint.
 const ENDPOINT: &str = "eastway.dev/endpoint";
+/// Annotation of the derived Service of a name of one's own: that name.
+const NAME: &str = "eastway.dev/name";
 
 /// Follows the API server behind `access` until `cancel`. `latest` is `None` until both kinds have been listed once;
 /// what was told stays while the server is away (invariant I4).
@@ -95,11 +97,21 @@ struct Table {
 #[derive(Debug)]
 struct Derived {
     import: ServiceKey,
-    /// Cluster and id, if it stands for one endpoint.
-    endpoint: Option<(Label, EndpointId)>,
+    stands_for: StandsFor,
     allocation: Allocation,
     /// Its ports by name and transport.
     ports: BTreeMap<(String, Protocol), PortNumber>,
+}
+
+/// What of an import a derived Service stands for.
+#[derive(Debug)]
+enum StandsFor {
+    /// All of it.
+    Service,
+    /// One endpoint of a cluster.
+    Endpoint(Label, EndpointId),
+    /// A name of one's own that leads to one cluster.
+    Name(Arc<str>),
 }
 
 /// A slice of one.
@@ -161,9 +173,12 @@ impl Table {
             let ports = ports.remove(name).unwrap_or_default();
             let allocation = Allocation { ports, ..service.allocation.clone() };
             let entry: &mut ServiceAllocation = all.entry(service.import.clone()).or_default();
-            match &service.endpoint {
-                None => entry.service = Some(allocation),
-                Some(endpoint) => drop(entry.endpoints.insert(endpoint.clone(), allocation)),
+            match &service.stands_for {
+                StandsFor::Service => entry.service = Some(allocation),
+                StandsFor::Endpoint(cluster, id) => {
+                    entry.endpoints.insert((cluster.clone(), id.clone()), allocation);
+                }
+                StandsFor::Name(name) => drop(entry.names.insert(name.clone(), allocation)),
             }
         }
         all
@@ -189,9 +204,13 @@ struct ServiceSpec {
 fn derived(name: &ObjectName, service: &Service) -> Option<Derived> {
     let metadata = &service.metadata;
     let import = ServiceKey::parse(&name.namespace, metadata.label(mcs::SERVICE_NAME)?).ok()?;
-    let endpoint = match (metadata.annotation(ENDPOINT), metadata.label(mcs::SOURCE_CLUSTER)) {
-        (None, _) => None,
-        (Some(id), cluster) => Some((Label::parse(cluster?).ok()?, EndpointId::parse(id)?)),
+    let stands_for = match (metadata.annotation(ENDPOINT), metadata.annotation(NAME)) {
+        (Some(id), _) => {
+            let cluster = metadata.label(mcs::SOURCE_CLUSTER)?;
+            StandsFor::Endpoint(Label::parse(cluster).ok()?, EndpointId::parse(id)?)
+        }
+        (None, Some(name)) => StandsFor::Name(name.into()),
+        (None, None) => StandsFor::Service,
     };
     let spec = service.spec.as_ref()?;
     let addresses = spec.cluster_ips.iter().flatten().filter_map(|address| address.parse().ok()).collect();
@@ -201,7 +220,7 @@ fn derived(name: &ObjectName, service: &Service) -> Option<Derived> {
         Some(((port.name.clone().unwrap_or_default(), protocol), number))
     };
     let ports = spec.ports.iter().flatten().filter_map(port).collect();
-    Some(Derived { import, endpoint, allocation: Allocation { addresses, ports: BTreeMap::new() }, ports })
+    Some(Derived { import, stands_for, allocation: Allocation { addresses, ports: BTreeMap::new() }, ports })
 }
 
 fn slice(name: &ObjectName, slice: &EndpointSlice) -> Option<Slice> {
@@ -277,6 +296,14 @@ mod tests {
         let all = table.allocations();
         let db = all.get(&"shop/db".parse().unwrap()).unwrap();
         assert!(db.service.is_none() && db.endpoints.len() == 1);
+        let mut name = web("db");
+        name["metadata"]["annotations"] = json!({ "eastway.dev/name": "db.shop.example" });
+        service(&mut table, "shop", "derived-c", name);
+        slice_of(&mut table, "shop", "derived-c", "2026-11-28T10:00:00Z", 20_002);
+        let all = table.allocations();
+        let db = all.get(&"shop/db".parse().unwrap()).unwrap();
+        assert!(db.service.is_none() && db.endpoints.len() == 1);
+        assert_eq!(db.names["db.shop.example"].ports.values().collect::<Vec<_>>(), [&20_002]);
         table.service(Difference::Gone(ObjectName::new("shop", "derived-a")));
         assert_eq!(table.allocations().len(), 1);
     }

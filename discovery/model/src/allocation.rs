@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::endpoint::EndpointId;
 use crate::name::{ClusterName, ServiceKey};
@@ -20,6 +21,9 @@ pub struct ServiceAllocation {
     /// Single endpoints of other clusters, of a headless service.
     #[serde(skip)]
     pub endpoints: BTreeMap<(ClusterName, EndpointId), Allocation>,
+    /// Names of one's own that lead to one cluster of the service, without a final dot.
+    #[serde(skip)]
+    pub names: BTreeMap<Arc<str>, Allocation>,
 }
 
 /// One virtual address, and where connections to it arrive.

@@ -9,12 +9,14 @@
 //! ```
 //!
 //! A headless service has a derived Service and slice per endpoint of another cluster, and slices that carry the
-//! addresses of these Services as endpoints: see [`headless`]. No address of a peer is in any object (invariant I1).
+//! addresses of these Services as endpoints: see [`headless`]. A name of one's own that leads to one cluster has a derived
+//! Service and slice too: see [`pinned`]. No address of a peer is in any object (invariant I1).
 
 pub mod export;
 pub mod headless;
 pub mod import;
 pub mod keep;
+pub mod pinned;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -28,6 +30,7 @@ use super::names;
 use super::object::{Kind, Object, Observed, Seen};
 use super::ports::{PortBook, Slot};
 pub use export::Verdict;
+pub use pinned::Names;
 
 /// What the objects of every service depend on.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +41,8 @@ pub struct World<'a> {
     pub peers_known: bool,
     /// The gateways of this cluster.
     pub gateways: &'a Gateways,
+    /// Names of one's own that lead to one cluster.
+    pub names: &'a Names,
     /// The time for conditions, RFC 3339.
     pub now: &'a str,
     /// The time by the clock that the store is given.

@@ -27,6 +27,9 @@ pub const DERIVED_SERVICE: &str = "multicluster.kubernetes.io/derived-service";
 /// Annotation of the derived Service of one endpoint of a headless service: the id of that endpoint in its cluster.
 pub const ENDPOINT: &str = "eastway.dev/endpoint";
 
+/// Annotation of the derived Service of a name of one's own: that name.
+pub const NAME: &str = "eastway.dev/name";
+
 /// Characters of the hash in a derived name: 50 bits, so that a namespace of 5,000 services has a collision with a
 /// chance of one in 10^8, and one is told in a condition.
 const HASH_LENGTH: usize = 10;
@@ -44,7 +47,15 @@ pub fn derived_endpoint(name: &Label, cluster: &ClusterName, endpoint: &str) -> 
     hashed(&[name.as_str(), cluster.as_str(), endpoint])
 }
 
-/// The parts are labels or ids: none has a `/`.
+/// The name of the derived Service of `fqdn`, a name of one's own that leads to one cluster of the import `name`. Which
+/// cluster that is does not matter, so that the address stays when it is changed.
+#[must_use]
+pub fn derived_name(name: &Label, fqdn: &str) -> String {
+    // No cluster is called like this.
+    hashed(&[name.as_str(), "", fqdn])
+}
+
+/// The parts are labels, ids or domain names: none has a `/`.
 fn hashed(parts: &[&str]) -> String {
     const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
     let digest = Sha256::digest(parts.join("/"));
@@ -97,7 +108,8 @@ mod tests {
     fn derived_names_are_labels_and_stable() {
         let label = |text: &str| Label::parse(text).unwrap();
         let long = label(&"a".repeat(63));
-        for name in [derived(&label("reviews")), derived(&long), derived_endpoint(&long, &long, "web-0")] {
+        let of_name = derived_name(&long, "reviews.shop.example");
+        for name in [derived(&label("reviews")), derived(&long), derived_endpoint(&long, &long, "web-0"), of_name] {
             assert!(Label::parse(&name).is_ok(), "{name}");
         }
         // They are in people's clusters: a change would replace every address.

@@ -21,7 +21,7 @@ use tracing::{debug, info, warn};
 
 use super::api::{Failure, Outcome, Requests};
 use super::cache::Cache;
-use super::desired::{self, Gateways, Verdict, World};
+use super::desired::{self, Gateways, Names, Verdict, World};
 use super::difference::{Action, actions, differs, status_differs};
 use super::object::{Kind, Object, Observed, Seen};
 use super::ports::{self, PortBook};
@@ -99,6 +99,8 @@ pub struct Inputs {
     pub events: mpsc::Receiver<Event>,
     /// What was left out of exported services, in words.
     pub left_out: watch::Receiver<LeftOut>,
+    /// Names of one's own that lead to one cluster.
+    pub names: watch::Receiver<Arc<Names>>,
     /// This replica writes.
     pub leading: watch::Receiver<bool>,
     /// The clock that the store is given.
@@ -153,6 +155,7 @@ pub struct Reconciler {
     peers: BTreeMap<ClusterName, (bool, bool)>,
     peers_known: bool,
     left_out: LeftOut,
+    names: Arc<Names>,
     /// Objects that stay different whatever is written: what was wanted, and the version that came of it.
     futile: HashMap<(ServiceKey, Kind, String, bool), (u64, String)>,
 }
@@ -178,6 +181,7 @@ impl Reconciler {
             peers: BTreeMap::new(),
             peers_known: false,
             left_out: LeftOut::default(),
+            names: Arc::default(),
             futile: HashMap::new(),
         }
     }
@@ -187,6 +191,7 @@ impl Reconciler {
         let mut events = Vec::with_capacity(BATCH);
         self.follow_store();
         self.follow_feed();
+        self.follow_names();
         loop {
             self.start_work();
             self.tell();
@@ -211,6 +216,10 @@ impl Reconciler {
                 changed = self.inputs.left_out.changed() => {
                     if changed.is_err() { return }
                     self.follow_left_out();
+                }
+                changed = self.inputs.names.changed() => {
+                    if changed.is_err() { return }
+                    self.follow_names();
                 }
                 Some(report) = self.running.join_next(), if !self.running.is_empty() => match report {
                     Ok(report) => self.finish(report),
@@ -309,6 +318,16 @@ impl Reconciler {
     fn follow_left_out(&mut self) {
         let now = self.inputs.left_out.borrow_and_update().clone();
         let before = std::mem::replace(&mut self.left_out, Arc::clone(&now));
+        self.mark_different(&before, &now);
+    }
+
+    fn follow_names(&mut self) {
+        let now = self.inputs.names.borrow_and_update().clone();
+        let before = std::mem::replace(&mut self.names, Arc::clone(&now));
+        self.mark_different(&before, &now);
+    }
+
+    fn mark_different<T: PartialEq>(&mut self, before: &BTreeMap<ServiceKey, T>, now: &BTreeMap<ServiceKey, T>) {
         for key in before.keys().chain(now.keys()).filter(|key| before.get(*key) != now.get(*key)) {
             self.queue.mark(key.clone());
         }
@@ -376,7 +395,8 @@ impl Reconciler {
         let snapshot = self.inputs.reader.load();
         let (now, steady) = (now(), (self.inputs.clock)());
         let peers_known = self.peers_known;
-        let world = World { snapshot: &snapshot, peers_known, gateways, now: &now, steady };
+        let names = &*self.names;
+        let world = World { snapshot: &snapshot, peers_known, gateways, names, now: &now, steady };
         let verdict = match self.services.get(key) {
             Some(Service::Real) => Verdict::Valid,
             Some(Service::ExternalName) => Verdict::ExternalName,

@@ -194,8 +194,7 @@ impl Controller {
         let found = service.and_then(|service| match purpose {
             Purpose::Service => service.service.as_ref(),
             Purpose::Endpoint(cluster, id) => service.endpoints.get(&(cluster.clone(), id.clone())),
-            // Refused by the configuration.
-            Purpose::Name(..) => None,
+            Purpose::Name(name, _) => service.names.get(name),
         });
         match found.filter(|allocation| !allocation.addresses.is_empty() && !allocation.ports.is_empty()) {
             Some(allocation) => Grant::Given(Given {

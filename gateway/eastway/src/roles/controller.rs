@@ -7,6 +7,7 @@
 mod feed;
 mod judge;
 mod left_out;
+mod pinned;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -235,11 +236,14 @@ impl Running {
         self.spawn("leader election", election.run(client.clone(), leading, self.end.clone()));
         self.spawn("watches", observe(client.clone(), scope, events, watch::Sender::default()));
         let clock = self.clock;
+        let (told, names) = watch::channel(Arc::new(pinned::of(&files.borrow())));
+        self.spawn("names", pinned::follow(files.clone(), told, self.end.clone()));
         let inputs = Inputs {
             reader: reader.clone(),
             feed: feed.clone(),
             events: received,
             left_out,
+            names,
             leading: leads.clone(),
             clock: Arc::new(move || clock.steady()),
         };

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use eastway_model::{ClusterName, EndpointCondition, EndpointRef, Import, ImportPart};
 use serde_json::{Value, json};
 
-use super::{Draft, address_type, import, keep, slice_labels};
+use super::{Draft, address_type, import, keep, pinned, slice_labels};
 use crate::controller::names;
 use crate::controller::object::{Kind, Object, Observed};
 
@@ -44,6 +44,7 @@ pub(super) fn headless(draft: &mut Draft<'_>, import: &Import) {
             }
         }
     }
+    pinned::names(draft, import);
     let ready = if draft.exhausted {
         Err(import::exhausted(draft))
     } else if let Some(refused) = &draft.seen.refused {

@@ -8,7 +8,7 @@ use eastway_model::{
 };
 use serde_json::{Map, Value, json};
 
-use super::{Draft, address_type, has_family, slice_labels, with};
+use super::{Draft, address_type, has_family, pinned, slice_labels, with};
 use crate::controller::names;
 use crate::controller::object::{Condition, Kind, Object, Observed};
 
@@ -33,6 +33,7 @@ pub(super) fn clusterset_ip(draft: &mut Draft<'_>, import: &Import) {
         let labels = with(labels, names::SOURCE_CLUSTER, cluster.as_str());
         gateway_slices(draft, &derived, &cluster, labels, &ports);
     }
+    pinned::names(draft, import);
     let service = draft.seen.services.get(&derived);
     let addresses = service.map(Observed::cluster_ips).unwrap_or_default();
     let reason = if draft.seen.foreign.contains(&derived) {

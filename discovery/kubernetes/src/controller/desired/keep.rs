@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use eastway_model::{ClusterName, PeerState};
 use serde_json::{Map, Value, json};
 
-use super::{Draft, Wanted, World};
+use super::{Draft, Wanted, World, pinned};
 use crate::controller::names;
 use crate::controller::object::{Kind, Object, Observed, Seen};
 use crate::controller::ports::slot_of;
@@ -46,11 +46,13 @@ pub(super) fn refreshed(world: &World<'_>, seen: &Seen) -> Wanted {
     Wanted { objects, ..Wanted::default() }
 }
 
-/// Keeps what there is of one cluster's endpoints of a headless import.
+/// Keeps what there is of one cluster's endpoints of a headless import. Names of one's own do not depend on them.
 pub(super) fn of_cluster(draft: &mut Draft<'_>, cluster: &ClusterName) {
     let is_of = |object: &Observed| object.label(names::SOURCE_CLUSTER) == cluster.as_str();
     let seen = draft.seen;
-    for (name, slice) in seen.slices.iter().filter(|(_, slice)| is_of(slice)) {
+    let is_of_name =
+        |slice: &Observed| seen.services.get(slice.label(names::SLICE_SERVICE)).is_some_and(pinned::is_of_name);
+    for (name, slice) in seen.slices.iter().filter(|(_, slice)| is_of(slice) && !is_of_name(slice)) {
         let object = if leads_to_gateways(slice) {
             refreshed_slice(draft.world, name, slice)
         } else {
@@ -58,7 +60,7 @@ pub(super) fn of_cluster(draft: &mut Draft<'_>, cluster: &ClusterName) {
         };
         draft.wanted.objects.push(object);
     }
-    for (name, service) in seen.services.iter().filter(|(_, service)| is_of(service)) {
+    for (name, service) in seen.services.iter().filter(|(_, service)| is_of(service) && !pinned::is_of_name(service)) {
         draft.wanted.kept.insert(name.clone());
         for port in service.list("/spec/ports") {
             draft.taken.extend(slot_of(draft.key, name, port));

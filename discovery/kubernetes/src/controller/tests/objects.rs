@@ -9,7 +9,7 @@ use eastway_model::{
 };
 
 use super::rig::*;
-use crate::controller::desired::Verdict;
+use crate::controller::desired::{Names, Verdict};
 use crate::controller::names;
 use crate::controller::object::Observed;
 use crate::controller::ports::PortBook;
@@ -239,6 +239,62 @@ fn a_headless_import_has_at_most_a_hundred_addresses() {
     let (status, _, message) = rig.condition(rig.import(), "Ready");
     assert!(status == "True" && message.starts_with("30 endpoints"), "{message}");
     assert_eq!(rig.book.len(), 100);
+}
+
+fn pinned(names: &[(&str, &str)]) -> Names {
+    let names = names.iter().map(|(name, cluster)| (Arc::from(*name), label(cluster))).collect();
+    [(key(), names)].into()
+}
+
+#[test]
+fn a_name_of_one_cluster_has_an_address_of_its_own() {
+    let mut rig = both(record(5, &[("http", 80)]), record(1, &[("http", 80), ("extra", 90)]));
+    let before = rig.book.len();
+    rig.done.clear();
+    rig.names = pinned(&[("there.shop.example", "gke"), ("here.shop.example", "eks"), ("away.shop.example", "aks")]);
+    rig.settle();
+    let of = |rig: &Rig, name: &str| rig.seen.services.get(&names::derived_name(&label("cart"), name)).cloned();
+    let (there, here) = (of(&rig, "there.shop.example").unwrap(), of(&rig, "here.shop.example").unwrap());
+    assert!(of(&rig, "away.shop.example").is_none(), "aks does not offer the service");
+    insta::assert_json_snapshot!(there.body());
+    assert_eq!((there.list("/spec/ports").len(), here.list("/spec/ports").len()), (2, 1), "what the cluster has");
+    let slice = &rig.seen.slices[&names::slice(there.text("/metadata/name"), &label("gke"), false)];
+    insta::assert_json_snapshot!("the_slice_of_a_name", slice.body());
+    assert_eq!(rig.book.len(), before + 3);
+    assert!(rig.done.iter().all(|done| done.starts_with("create")), "nothing else changes: {:?}", rig.done);
+
+    // It leads elsewhere: the address and the ports stay.
+    let ports = slice.at("/ports/0").clone();
+    rig.names = pinned(&[("there.shop.example", "eks")]);
+    rig.settle();
+    let moved = of(&rig, "there.shop.example").unwrap();
+    assert_eq!(moved.cluster_ips(), there.cluster_ips());
+    let slices: Vec<_> =
+        rig.seen.slices.iter().filter(|(name, _)| name.starts_with(moved.text("/metadata/name"))).collect();
+    assert_eq!(slices.len(), 1);
+    assert_eq!((slices[0].1.at("/ports/0"), slices[0].1.label(names::SOURCE_CLUSTER)), (&ports, "eks"));
+    rig.names = Names::new();
+    rig.settle();
+    assert_eq!((rig.seen.services.len(), rig.book.len()), (1, before));
+}
+
+#[test]
+fn a_name_of_one_cluster_of_a_headless_service_does_not_depend_on_its_endpoints() {
+    let mut rig = Rig::new();
+    rig.names = pinned(&[("db.shop.example", "gke")]);
+    let theirs = ServiceRecord { kind: ServiceKind::Headless, groups: vec![group(1)], ..record(1, &[("sql", 5432)]) };
+    rig.apply([complete("gke", vec![theirs])]);
+    rig.settle();
+    assert_eq!((rig.seen.services.len(), rig.seen.slices.len()), (1, 1), "no endpoint is told yet");
+    let upsert = vec![endpoint("e1", "db-0", true)];
+    rig.apply([from_peer("gke", PeerChange::Endpoints { service: key(), upsert, remove: vec![] })]);
+    rig.settle();
+    assert_eq!((rig.seen.services.len(), rig.seen.slices.len()), (2, 3));
+    rig.gateways = ["10.244.0.9".parse().unwrap()].into_iter().collect();
+    rig.settle();
+    rig.names = Names::new();
+    rig.settle();
+    assert_eq!((rig.seen.services.len(), rig.seen.slices.len()), (1, 2));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use eastway_model::{
 };
 use serde_json::{Value, json};
 
-use crate::controller::desired::{self, Gateways, Verdict, Wanted, World};
+use crate::controller::desired::{self, Gateways, Names, Verdict, Wanted, World};
 use crate::controller::difference::{Action, actions};
 use crate::controller::names;
 use crate::controller::object::{Kind, Object, Observed, Seen};
@@ -100,6 +100,7 @@ pub(super) struct Rig {
     pub(super) book: PortBook,
     pub(super) gateways: Gateways,
     pub(super) peers_known: bool,
+    pub(super) names: Names,
     pub(super) verdict: Verdict,
     pub(super) now: &'static str,
     pub(super) steady: UnixMillis,
@@ -122,6 +123,7 @@ impl Rig {
             book: PortBook::new(ports::RANGE, []),
             gateways: ["10.244.0.7".parse().unwrap(), "10.244.0.6".parse().unwrap()].into_iter().collect(),
             peers_known: true,
+            names: Names::new(),
             verdict: Verdict::Valid,
             now: "2027-01-15T08:00:00Z",
             steady: NOW,
@@ -169,6 +171,7 @@ impl Rig {
             snapshot: &snapshot,
             peers_known: self.peers_known,
             gateways: &self.gateways,
+            names: &self.names,
             now: self.now,
             steady: self.steady,
         };

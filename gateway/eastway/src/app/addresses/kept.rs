@@ -29,6 +29,9 @@ struct StoredService {
     name: String,
     /// One of the service itself, or one for each endpoint.
     given: Vec<StoredAllocation>,
+    /// Those of names of one's own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    names: BTreeMap<String, StoredAllocation>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -68,21 +71,26 @@ pub(super) fn load(state: &Path) -> Option<Allocations> {
 fn service(stored: StoredService) -> Option<(ServiceKey, ServiceAllocation)> {
     let key = ServiceKey::parse(&stored.namespace, &stored.name).ok()?;
     let mut service = ServiceAllocation::default();
-    for StoredAllocation { endpoint, addresses, tcp, udp } in stored.given {
-        let ports = |protocol, ports: BTreeMap<u16, u16>| {
-            let port = move |(number, port)| Some(((protocol, PortNumber::new(number)?), port));
-            ports.into_iter().filter_map(port)
-        };
-        let ports = ports(Protocol::Tcp, tcp).chain(ports(Protocol::Udp, udp)).collect();
-        let allocation = Allocation { addresses, ports };
-        match endpoint {
-            None => service.service = Some(allocation),
-            Some((cluster, id)) => {
+    for mut stored in stored.given {
+        let endpoint = stored.endpoint.take();
+        match (endpoint, allocation(stored)) {
+            (None, allocation) => service.service = Some(allocation),
+            (Some((cluster, id)), allocation) => {
                 service.endpoints.insert((Label::parse(&cluster).ok()?, EndpointId::parse(&id)?), allocation);
             }
         }
     }
+    service.names = stored.names.into_iter().map(|(name, stored)| (name.into(), allocation(stored))).collect();
     Some((key, service))
+}
+
+fn allocation(StoredAllocation { endpoint: _, addresses, tcp, udp }: StoredAllocation) -> Allocation {
+    let ports = |protocol, ports: BTreeMap<u16, u16>| {
+        let port = move |(number, port)| Some(((protocol, PortNumber::new(number)?), port));
+        ports.into_iter().filter_map(port)
+    };
+    let ports = ports(Protocol::Tcp, tcp).chain(ports(Protocol::Udp, udp)).collect();
+    Allocation { addresses, ports }
 }
 
 /// Writes what is given out. A disk that does not take it costs the warm start and nothing else (fault F20).
@@ -102,6 +110,7 @@ pub(super) fn save(state: &Path, all: &Allocations) {
             namespace: key.namespace.to_string(),
             name: key.name.to_string(),
             given: service.service.iter().map(|one| given(None, one)).chain(endpoints).collect(),
+            names: service.names.iter().map(|(name, one)| (name.to_string(), given(None, one))).collect(),
         }
     });
     let file = state.join(FILE);

@@ -27,12 +27,14 @@ fn the_controllers_addresses_are_read_and_outlive_a_restart() {
     all.entry(web.clone()).or_default().service = Some(allocation("10.96.0.7", 20_000));
     let (gke, id) = (ClusterName::parse("gke").unwrap(), EndpointId::parse("db-0-x").unwrap());
     all.entry(db.clone()).or_default().endpoints.insert((gke.clone(), id.clone()), allocation("10.96.0.8", 20_001));
+    let stars: Arc<str> = "stars.shop.example".into();
+    all.entry(web.clone()).or_default().names.insert(stars.clone(), allocation("10.96.0.10", 20_003));
     // An address without a port leads nowhere yet.
     let half = Allocation { ports: BTreeMap::new(), ..allocation("10.96.0.9", 1) };
     all.entry(key("shop/new")).or_default().service = Some(half);
     sender.send_replace(Some(Arc::new(all)));
     assert_eq!(addresses.take_changes().len(), 3);
-    let endpoint = Purpose::Endpoint(gke, id);
+    let (name, endpoint) = (Purpose::Name(stars, gke.clone()), Purpose::Endpoint(gke, id));
     for addresses in [&mut addresses, &mut Addresses::of_controller(latest, state.path().to_owned())] {
         let Grant::Given(given) = addresses.grant(&web, &Purpose::Service) else { panic!() };
         assert_eq!(given.addresses, ["10.96.0.7".parse::<IpAddr>().unwrap()]);
@@ -40,6 +42,10 @@ fn the_controllers_addresses_are_read_and_outlive_a_restart() {
         assert!(sockets.len() == 1 && sockets[0].port() == 20_000 && sockets[0].ip().is_unspecified(), "{sockets:?}");
         assert!(given.sockets(PortNumber::new(81).unwrap()).is_empty());
         assert!(matches!(addresses.grant(&db, &endpoint), Grant::Given(_)));
+        let Grant::Given(given) = addresses.grant(&web, &name) else { panic!() };
+        assert_eq!(given.addresses, ["10.96.0.10".parse::<IpAddr>().unwrap()]);
+        assert_eq!(given.sockets(PortNumber::new(80).unwrap())[0].port(), 20_003);
+        assert_eq!(addresses.grant(&db, &name), Grant::Waiting, "it leads to another service");
         assert_eq!(addresses.grant(&db, &Purpose::Service), Grant::Waiting);
         assert_eq!(addresses.grant(&key("shop/new"), &Purpose::Service), Grant::Waiting);
     }

@@ -41,8 +41,10 @@ async fn i5_in_kubernetes_an_import_is_named_once_the_controller_gave_it_an_addr
     let rules =
         PeerRules { import: NameFilter::everything(), ..PeerRules::new(peer.clone(), "b.example", UnixMillis(1)) };
     writer.await_registries([]);
-    writer.set_rules(Arc::new(Rules { peers: [(peer.clone(), Arc::new(rules))].into(), ..Rules::default() }));
     let key = ServiceKey::parse("shop", "web").unwrap();
+    let own_name = "there.shop.example";
+    let names = vec![NameRule { fqdn: own_name.into(), service: key.clone(), cluster: Some(peer.clone()) }];
+    writer.set_rules(Arc::new(Rules { peers: [(peer.clone(), Arc::new(rules))].into(), names, ..Rules::default() }));
     let number = PortNumber::new(80).unwrap();
     let port = ServicePort { name: None, number, protocol: Protocol::Tcp, app_protocol: None };
     let record = Arc::new(ServiceRecord::new(key.clone(), vec![port]));
@@ -54,7 +56,7 @@ async fn i5_in_kubernetes_an_import_is_named_once_the_controller_gave_it_an_addr
     let stop = CancellationToken::new();
     let limits = VipLimits { connections: 8, listeners: 8 };
     let listeners = Listeners::new(Arc::new(router), limits, TaskTracker::new(), stop.clone());
-    let zone = ZoneStore::new([]).unwrap();
+    let zone = ZoneStore::new([Fqdn::parse("shop.example").unwrap()]).unwrap();
     let config = DnsConfig { listen: vec!["127.0.0.1:0".parse().unwrap()], limits: Limits::default() };
     let dns = eastway_dns::Server::bind(&config, zone.clone()).unwrap();
     let server = dns.local_addrs()[0];
@@ -79,17 +81,25 @@ async fn i5_in_kubernetes_an_import_is_named_once_the_controller_gave_it_an_addr
         tokio::task::yield_now().await;
     }
 
-    // A port that was free a moment ago.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    // Ports that were free a moment ago.
+    let free = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let [port, port_of_name] = free.map(|listener| listener.local_addr().unwrap().port());
     let address: IpAddr = [10, 96, 0, 7].into();
+    let allocation =
+        |address, port| Allocation { addresses: vec![address], ports: [((Protocol::Tcp, number), port)].into() };
     let mut all = Allocations::new();
-    let allocation = Allocation { addresses: vec![address], ports: [((Protocol::Tcp, number), port)].into() };
-    all.entry(key.clone()).or_default().service = Some(allocation);
-    given.send_replace(Some(Arc::new(all)));
+    all.entry(key.clone()).or_default().service = Some(allocation(address, port));
+    given.send_replace(Some(Arc::new(all.clone())));
     let has = view.wait_for(|view| view.vips.get(&key).is_some_and(|vips| *vips == [address]));
     let now = tokio::time::timeout(DEADLINE, has).await.unwrap().unwrap().clone();
-    assert!(now.exhausted.is_empty() && now.failed.is_empty() && now.listeners == 1, "{now:?}");
-    assert_eq!(ask(server, name), (0, 1));
+    assert!(now.failed.is_empty() && now.listeners == 1, "{now:?}");
+    assert_eq!((ask(server, name), ask(server, own_name)), ((0, 1), (3, 0)), "the name waits for an address");
+    all.entry(key.clone()).or_default().names.insert(own_name.into(), allocation([10, 96, 0, 8].into(), port_of_name));
+    given.send_replace(Some(Arc::new(all)));
+    let has = view.wait_for(|view| view.exhausted.is_empty());
+    let now = tokio::time::timeout(DEADLINE, has).await.unwrap().unwrap().clone();
+    assert!(now.failed.is_empty() && now.listeners == 2, "{now:?}");
+    assert_eq!((ask(server, name), ask(server, own_name)), ((0, 1), (0, 1)));
     // Nothing is behind it here: it is accepted and reset.
     let refused = tokio::net::TcpStream::connect(("127.0.0.1", port)).await;
     assert!(!refused.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused));

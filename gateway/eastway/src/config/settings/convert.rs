@@ -52,9 +52,6 @@ pub(in crate::config) fn convert(
     let replicas = config.replicas.value().map(|section| replica_settings(section, &listen, cx));
     let registries = registries(config, base, cx);
     let dns = dns_settings(config.dns.value(), cx);
-    if config.kubernetes.get().is_some() {
-        refuse_names_of_one_cluster(config, cx);
-    }
     let vip = vip_settings(config.vip.value(), cx);
     let log = log_settings(config.log.value(), cx);
     let limits = limits(config.limits.value(), cx);
@@ -313,17 +310,6 @@ fn dns_settings(section: Option<&DnsSection>, cx: &mut Context<'_>) -> DnsSettin
         }
     }
     DnsSettings { zones, names }
-}
-
-/// Each needs an address of its own, and in Kubernetes there is one per import.
-fn refuse_names_of_one_cluster(config: &GatewayConfig, cx: &mut Context<'_>) {
-    for section in config.dns.value().iter().flat_map(|dns| dns.names.items()) {
-        if let Some(cluster) = section.value.cluster.get() {
-            let help = "leave it out; a TrafficPolicy of the service says which clusters connections go to";
-            let message = "in Kubernetes a service has one address for all clusters, and so have its names";
-            cx.error_help(cluster.at, Code::Conflict, message, help);
-        }
-    }
 }
 
 fn name_settings(section: &At<NameSection>, zones: &[Fqdn], cx: &mut Context<'_>) -> Option<NameRule> {

@@ -36,7 +36,6 @@ refused! {
     a_name_twice: "dns: {zones: [shop.example], names: [{name: a.shop.example, service: a/b}, {name: A.shop.example., service: a/b}]}\n";
     ranges_that_are_none: "vip: {ranges: [242.0.0.1/16, 242.0.0.0/16, 242.0.1.0/24, 10.0.0.0, 0.0.0.0/8, 224.0.0.0/4, fd00::/200]}\n";
     a_context_of_no_kubeconfig: "kubernetes: {context: kind, namespace: A_b}\n";
-    a_name_of_one_cluster_in_kubernetes: "kubernetes: {}\ndns: {zones: [shop.example], names: [{name: a.shop.example, service: a/b, cluster: gke}]}\n";
     a_ca_at_no_port: "listen: {ca: '0.0.0.0', local: 'gateway:1'}\n";
     unknown_words: "log: {format: jsn, access: al, level: inof}\nauthorization: dry_run\n";
     connection_times_out_of_bounds: "limits: {connectionIdle: 0s, connectionHalfClosed: 169h}\n";
