@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 type Answer = Response<BoxBody<Bytes, std::io::Error>>;
 
 /// What the server does with one request.
-type Handler = dyn Fn(&Request<Body>) -> Reply + Send + Sync;
+type Handler = dyn Fn(&Request<Bytes>) -> Reply + Send + Sync;
 
 /// An answer to be given.
 pub(crate) enum Reply {
@@ -50,13 +50,18 @@ pub(crate) fn failure(code: u16, reason: &str, message: &str) -> Value {
 pub(crate) type Requests = Arc<Mutex<Vec<String>>>;
 
 /// A client whose requests all go to `handler`.
-pub(crate) fn client(handler: impl Fn(&Request<Body>) -> Reply + Send + Sync + 'static) -> (Client, Requests) {
+pub(crate) fn client(handler: impl Fn(&Request<Bytes>) -> Reply + Send + Sync + 'static) -> (Client, Requests) {
     let requests = Requests::default();
     let (seen, handler): (_, Arc<Handler>) = (Arc::clone(&requests), Arc::new(handler));
     let service = tower::service_fn(move |request: Request<Body>| {
         seen.lock().unwrap().push(request.uri().to_string());
-        let reply = handler(&request);
-        async move { Ok::<_, Infallible>(answer(reply).await) }
+        let handler = Arc::clone(&handler);
+        async move {
+            let (head, body) = request.into_parts();
+            let body = body.collect().await.unwrap().to_bytes();
+            let reply = handler(&Request::from_parts(head, body));
+            Ok::<_, Infallible>(answer(reply).await)
+        }
     });
     (Client::new(service, "default"), requests)
 }

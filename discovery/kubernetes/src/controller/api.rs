@@ -124,30 +124,39 @@ pub fn resource(kind: Kind) -> ApiResource {
     }
 }
 
-/// Makes an object, unless somebody else has its name. Server-side apply has no "only if there is none", so this looks
-/// first; who comes in between owns fields that differ, and not to insist on ours then is a conflict.
+/// A version that no object has: etcd counts from 1 and writes nothing with it.
+const NEVER: &str = "1";
+
+/// Makes an object, unless somebody else has its name. Server-side apply has no "only if there is none": a version that
+/// no object has is a conflict with whatever there is, and nothing to an object that is made. Whose it is that was in
+/// the way is looked at afterwards, so that what is new costs one request.
 async fn create(api: &Api<DynamicObject>, key: &ServiceKey, object: &Object) -> Result<Outcome, RequestError> {
-    if let Some(found) = api.get_opt(&object.name).await? {
-        let found = to_value(found)?;
-        let observed = Observed::new(found);
-        let ours = match object.kind {
-            Kind::Service => {
-                observed.is_of_import(key.name.as_str()) && observed.label(names::SERVICE) == key.name.as_str()
-            }
-            Kind::EndpointSlice => {
-                observed.is_of_import(key.name.as_str()) && observed.label(names::IMPORT) == key.name.as_str()
-            }
-            Kind::ServiceImport => observed.is_ours(),
-            Kind::ServiceExport => true,
-        };
-        // Ours, and the watch has not told yet; or an import of somebody else, which the watch will tell.
-        if ours || object.kind == Kind::ServiceImport {
-            return Ok(Outcome::Written { kind: object.kind, object: observed.body().clone() });
-        }
-        return Ok(Outcome::Foreign { name: object.name.clone() });
-    }
     let params = PatchParams::apply(names::MANAGER);
-    written(object.kind, api.patch(&object.name, &params, &Patch::Apply(&object.body)).await?)
+    let mut body = object.body.clone();
+    if let Some(metadata) = body.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.insert("resourceVersion".to_owned(), json!(NEVER));
+    }
+    let conflict = match api.patch(&object.name, &params, &Patch::Apply(&body)).await {
+        Err(kube::Error::Api(status)) if status.code == 409 => status,
+        result => return written(object.kind, result?),
+    };
+    let Some(found) = api.get_opt(&object.name).await? else {
+        // It went again, and is made at the next try.
+        return Err(kube::Error::Api(conflict).into());
+    };
+    let observed = Observed::new(to_value(found)?);
+    let is_of = |label: &str| observed.is_of_import(key.name.as_str()) && observed.label(label) == key.name.as_str();
+    let ours = match object.kind {
+        Kind::Service => is_of(names::SERVICE),
+        Kind::EndpointSlice => is_of(names::IMPORT),
+        // If it is somebody else's, the watch will tell.
+        Kind::ServiceImport | Kind::ServiceExport => true,
+    };
+    // Ours, and the watch has not told yet.
+    if ours {
+        return Ok(Outcome::Written { kind: object.kind, object: observed.body().clone() });
+    }
+    Ok(Outcome::Foreign { name: object.name.clone() })
 }
 
 /// Writes a status. An object that is not as its definition wants it, since that was changed after it or was got
@@ -235,8 +244,14 @@ mod tests {
         let written = service(&json!({}), &json!([]));
         let (client, requests) = client(move |request| match (request.method().as_str(), &found) {
             ("GET", Some(found)) => Reply::Whole(200, found.clone()),
-            ("GET", None) => Reply::status(404, "NotFound", "no such thing"),
-            _ => Reply::Whole(200, written.clone()),
+            ("PATCH", None) => Reply::Whole(201, written.clone()),
+            ("PATCH", Some(_)) => {
+                let body: Value = serde_json::from_slice(request.body()).unwrap();
+                assert_eq!(body["metadata"]["resourceVersion"], "1");
+                assert!(!request.uri().to_string().contains("force"));
+                Reply::status(409, "Conflict", "the object has been modified")
+            }
+            (method, _) => panic!("{method}"),
         });
         let key = ServiceKey::parse("shop", "cart").unwrap();
         let object = Object::new(Kind::Service, "shop", SERVICE, json!({}), json!({}));
@@ -248,12 +263,12 @@ mod tests {
     #[tokio::test]
     async fn an_object_of_somebody_else_is_never_written_over() {
         let (result, requests) = create_beside(None).await;
-        assert!(matches!(result, Ok(Outcome::Written { .. })) && requests == 2, "{result:?}");
+        assert!(matches!(result, Ok(Outcome::Written { .. })) && requests == 1, "{result:?}");
         let marked = json!({ names::MANAGED_BY: names::EASTWAY, names::SERVICE: "cart" });
         let owner = json!([{ "kind": "ServiceImport", "name": "cart" }]);
         // Ours, and the watch lags behind.
         let (result, requests) = create_beside(Some(service(&marked, &owner))).await;
-        assert!(matches!(result, Ok(Outcome::Written { .. })) && requests == 1, "{result:?}");
+        assert!(matches!(result, Ok(Outcome::Written { .. })) && requests == 2, "{result:?}");
         let others = [
             service(&json!({}), &json!([])),
             service(&marked, &json!([])),
@@ -262,7 +277,7 @@ mod tests {
         for theirs in others {
             let (result, requests) = create_beside(Some(theirs)).await;
             assert_eq!(result, Ok(Outcome::Foreign { name: SERVICE.to_owned() }));
-            assert_eq!(requests, 1);
+            assert_eq!(requests, 2);
         }
     }
 

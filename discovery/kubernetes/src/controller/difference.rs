@@ -36,6 +36,17 @@ impl Action {
             Self::Delete { kind, name, .. } => (*kind, name),
         }
     }
+
+    /// The conditions of a status are about this generation of its object, if they say which at all.
+    pub(super) fn observe(&mut self, generation: i64) {
+        let Self::Status(object) = self else { return };
+        let conditions = object.body.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
+        for condition in conditions.into_iter().flatten().filter_map(Value::as_object_mut) {
+            if let Some(observed) = condition.get_mut("observedGeneration") {
+                *observed = Value::from(generation);
+            }
+        }
+    }
 }
 
 /// What turns `seen` into `wanted`, in the order in which clients never see half of it: addresses before the names

@@ -3,17 +3,16 @@
 //! It follows the store and the objects, and computes a service anew when something about it changed. One service is
 //! worked on at a time, several services at once. Only the leader writes; the others keep their view warm.
 
-use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::{Hash, Hasher};
+mod attempts;
+mod inputs;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use eastway_model::store::Reader;
-use eastway_model::{ClusterName, ServiceKey, UnixMillis};
+use eastway_model::{ClusterName, ServiceKey};
 use k8s_openapi::jiff::Timestamp;
-use serde_json::Value;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -22,10 +21,12 @@ use tracing::{debug, info, warn};
 use super::api::{Failure, Outcome, Requests};
 use super::cache::Cache;
 use super::desired::{self, Gateways, Names, Verdict, World};
-use super::difference::{Action, actions, differs, status_differs};
-use super::object::{Kind, Object, Observed, Seen};
+use super::difference::{Action, actions};
+use super::object::{Kind, Seen};
 use super::ports::{self, PortBook};
 use super::queue::Queue;
+use attempts::Attempts;
+pub use inputs::{Change, Event, Feed, Inputs, LeftOut, Service, Status};
 
 /// Services that are worked on at once.
 const WORKERS: usize = 16;
@@ -33,99 +34,6 @@ const WORKERS: usize = 16;
 const BATCH: usize = 256;
 /// How long a name that somebody else has is believed to be theirs.
 const FOREIGN: Duration = Duration::from_secs(30);
-
-/// What the API server tells.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// Objects of one kind changed.
-    Objects {
-        /// The kind.
-        kind: Kind,
-        /// What changed.
-        changes: Vec<Change>,
-        /// All there are have been told now.
-        listed: bool,
-    },
-    /// Services of all kinds: namespace, name, and what they are; `None` if they are gone.
-    Services {
-        /// What changed.
-        changes: Vec<(String, String, Option<Service>)>,
-        /// All there are have been told now.
-        listed: bool,
-    },
-    /// The namespaces that are not on their way out.
-    Namespaces(BTreeSet<String>),
-    /// The gateways that are ready.
-    Gateways(Gateways),
-}
-
-/// What matters of a Service to its export.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Service {
-    /// It has endpoints of its own.
-    Real,
-    /// It is a name for something else.
-    ExternalName,
-}
-
-/// What became of an object.
-#[derive(Clone, Debug)]
-pub enum Change {
-    /// It is like this now.
-    Set(Value),
-    /// It is gone: namespace and name.
-    Gone(String, String),
-}
-
-/// How the feed of the gateways is doing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Feed {
-    /// A gateway is being listened to.
-    pub connected: bool,
-    /// A gateway said which peers there are, at least once since the start.
-    pub peers_known: bool,
-}
-
-/// What was left out of exported services, and why.
-pub type LeftOut = Arc<BTreeMap<ServiceKey, String>>;
-
-/// What the loop follows.
-pub struct Inputs {
-    /// The store.
-    pub reader: Reader,
-    /// How the feed is doing. Before it says which peers there are nothing of any peer is removed.
-    pub feed: watch::Receiver<Feed>,
-    /// The API server.
-    pub events: mpsc::Receiver<Event>,
-    /// What was left out of exported services, in words.
-    pub left_out: watch::Receiver<LeftOut>,
-    /// Names of one's own that lead to one cluster.
-    pub names: watch::Receiver<Arc<Names>>,
-    /// This replica writes.
-    pub leading: watch::Receiver<bool>,
-    /// The clock that the store is given.
-    pub clock: Arc<dyn Fn() -> UnixMillis + Send + Sync>,
-}
-
-/// How the controller is doing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Status {
-    /// This replica writes.
-    pub leading: bool,
-    /// The API server and the registries have told all they have.
-    pub synced: bool,
-    /// Services that wait or are worked on.
-    pub pending: usize,
-    /// Services whose last try failed.
-    pub failing: usize,
-    /// Ports of the gateways in use.
-    pub ports: usize,
-    /// Requests that wrote something, since the start.
-    pub writes: u64,
-    /// Requests that failed, since the start.
-    pub failures: u64,
-}
 
 /// What became of the work on one service.
 struct Report {
@@ -156,8 +64,7 @@ pub struct Reconciler {
     peers_known: bool,
     left_out: LeftOut,
     names: Arc<Names>,
-    /// Objects that stay different whatever is written: what was wanted, and the version that came of it.
-    futile: HashMap<(ServiceKey, Kind, String, bool), (u64, String)>,
+    attempts: Attempts,
 }
 
 impl Reconciler {
@@ -182,7 +89,7 @@ impl Reconciler {
             peers_known: false,
             left_out: LeftOut::default(),
             names: Arc::default(),
-            futile: HashMap::new(),
+            attempts: Attempts::default(),
         }
     }
 
@@ -369,7 +276,7 @@ impl Reconciler {
                 self.book = None;
                 self.running.abort_all();
                 self.queue.clear();
-                self.futile.clear();
+                self.attempts.clear();
             }
             _ => {}
         }
@@ -404,11 +311,7 @@ impl Reconciler {
         };
         let wanted = desired::wanted(&world, key, &seen, verdict, book);
         let mut actions = actions(&seen, &wanted);
-        actions.retain(|action| {
-            let (Some((place, hash)), (kind, name)) = (attempt(key, action), action.target()) else { return true };
-            let version = seen.get(kind, name).map(|observed| observed.text("/metadata/resourceVersion"));
-            self.futile.get(&place).is_none_or(|(futile, at)| *futile != hash || version != Some(at.as_str()))
-        });
+        actions.retain(|action| !self.attempts.is_futile(key, action, &seen));
         actions
     }
 
@@ -420,7 +323,7 @@ impl Reconciler {
             let (kind, name) = action.target();
             match result {
                 Ok(Outcome::Written { kind, object }) => {
-                    self.remember_attempt(&key, &action, &object);
+                    self.attempts.remember(&key, &action, &object);
                     self.cache.put(kind, object);
                     self.status.send_modify(|status| status.writes += 1);
                 }
@@ -461,26 +364,6 @@ impl Reconciler {
         }
     }
 
-    /// Remembers what did not bring the object nearer to what is wanted: otherwise it would be written for ever.
-    fn remember_attempt(&mut self, key: &ServiceKey, action: &Action, written: &Value) {
-        let Some((place, hash)) = attempt(key, action) else { return };
-        let observed = Observed::new(written.clone());
-        let still = match action {
-            Action::Create(object) | Action::Apply(object) => differs(&observed, object),
-            Action::Status(object) => status_differs(&observed, object),
-            Action::Delete { .. } => false,
-        };
-        if still {
-            let version = observed.text("/metadata/resourceVersion").to_owned();
-            if self.futile.insert(place, (hash, version)).is_none() {
-                let (kind, name) = action.target();
-                debug!(service = %key, ?kind, name, "the API server has something else than what was written");
-            }
-        } else {
-            self.futile.remove(&place);
-        }
-    }
-
     fn tell(&self) {
         let (pending, failing) = self.queue.len();
         let (leading, synced) = (self.book.is_some(), self.is_synced());
@@ -504,32 +387,24 @@ fn now() -> String {
     Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default().to_string()
 }
 
-/// What an action tries: the object, status or not, and a hash of what is wanted.
-fn attempt(key: &ServiceKey, action: &Action) -> Option<((ServiceKey, Kind, String, bool), u64)> {
-    let hash = |object: &Object| {
-        let mut hasher = DefaultHasher::new();
-        object.body.to_string().hash(&mut hasher);
-        hasher.finish()
-    };
-    match action {
-        Action::Create(object) | Action::Apply(object) => {
-            Some(((key.clone(), object.kind, object.name.clone(), false), hash(object)))
-        }
-        Action::Status(object) => Some(((key.clone(), object.kind, object.name.clone(), true), hash(object))),
-        Action::Delete { .. } => None,
-    }
-}
-
 /// Does the work on one service, in order. What fails does not keep the rest from being done, but for the import's
 /// addresses: they are told when all is there that they lead to.
 async fn perform(requests: Requests, key: ServiceKey, work: Vec<Action>) -> Report {
     let mut outcomes = Vec::with_capacity(work.len());
     let mut incomplete = false;
-    for action in work {
+    let mut generation = None;
+    for mut action in work {
+        // Otherwise the status would be written once more, for the sake of this number.
+        if let (Some(generation), (Kind::ServiceImport, _)) = (generation, action.target()) {
+            action.observe(generation);
+        }
         if incomplete && matches!(&action, Action::Apply(object) if object.kind == Kind::ServiceImport) {
             continue;
         }
         let result = requests.perform(&key, &action).await;
+        if let (Action::Apply(_), Ok(Outcome::Written { kind: Kind::ServiceImport, object })) = (&action, &result) {
+            generation = object.pointer("/metadata/generation").and_then(serde_json::Value::as_i64);
+        }
         incomplete |= result.is_err() && matches!(action, Action::Create(_) | Action::Apply(_));
         outcomes.push((action, result));
     }

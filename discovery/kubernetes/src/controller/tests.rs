@@ -2,4 +2,5 @@
 
 mod hold;
 mod objects;
+mod requests;
 mod rig;

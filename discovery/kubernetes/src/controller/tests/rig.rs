@@ -84,7 +84,7 @@ pub(super) fn remove() -> Change {
     Change::Local { registry: label("cluster"), change: LocalChange::Remove(key()) }
 }
 
-fn rules(peers: &[&str]) -> Rules {
+pub(super) fn rules(peers: &[&str]) -> Rules {
     let rules = |name: &&str| {
         let rules = PeerRules::new(label(name), &format!("{name}.example"), NOW);
         let import = NameFilter::of_namespace(&label("shop")).unwrap();
