@@ -378,13 +378,40 @@ fn ca_rotate_leads_through_its_steps() {
         assert_eq!(output.status.code(), Some(1), "{step}");
         assert_one_line(&output, step);
     }
-    says(&rotate(&["begin"]), "then `activate`");
+    // Where the CA is may be said before the step and after it.
+    says(&run_in(&folder, &["ca", "rotate", "begin", "--config", "gateway.yaml"]), "then `activate`");
     says(&rotate(&[]), "is announced");
     says(&rotate(&["activate"]), "counts still");
     let early = rotate(&["finish"]);
     assert_eq!(early.status.code(), Some(1));
     assert_one_line(&early, "finish too early");
     says(&rotate(&["finish", "--force"]), "no rotation is under way");
+}
+
+#[test]
+fn ca_rotate_takes_a_context_before_and_after_its_step() {
+    let folder = folder();
+    let none = ["--kubernetes", "--kubeconfig", "none.yaml", "--context", "gke", "--namespace", "eastway-system"];
+    for split in 0..=none.len() {
+        let (before, after) = none.split_at(split);
+        // No option is torn from its value.
+        if !after.first().is_none_or(|first| first.starts_with("--")) {
+            continue;
+        }
+        let output = run_in(&folder, &[&["ca", "rotate"], before, &["begin"], after].concat());
+        assert_eq!(output.status.code(), Some(1), "{before:?} {after:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains("none.yaml"), "{}", stderr(&output));
+    }
+    let wrong: [&[&str]; 3] = [
+        &["begin", "--namespace", "eastway-system"],
+        &["begin", "--kubernetes", "--dir", "cacerts"],
+        &["--dir", "cacerts", "begin"],
+    ];
+    for wrong in wrong {
+        let output = run_in(&folder, &[&["ca", "rotate"], wrong].concat());
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}: {}", stderr(&output));
+        assert_one_line(&output, "what does not go together");
+    }
 }
 
 #[tokio::test]

@@ -62,7 +62,7 @@ struct Folder {
     #[arg(long, short, value_name = "FILE", env = "EASTWAY_CONFIG")]
     config: Option<PathBuf>,
     /// The folder; the configuration file is not read then
-    #[arg(long, value_name = "FOLDER", requires = "trust_domain")]
+    #[arg(long, value_name = "FOLDER")]
     dir: Option<PathBuf>,
     /// Trust domain for --dir and --kubernetes, e.g. onprem.example
     #[arg(long, value_name = "DOMAIN")]
@@ -81,8 +81,10 @@ impl Folder {
 
     /// Folder and trust domain.
     fn resolve(&self) -> Result<(PathBuf, String), Failure> {
-        if let (Some(dir), Some(domain)) = (&self.dir, &self.trust_domain) {
-            return Ok((dir.clone(), domain.clone()));
+        match (&self.dir, &self.trust_domain) {
+            (Some(dir), Some(domain)) => return Ok((dir.clone(), domain.clone())),
+            (Some(_), None) => return Err(Failure::usage("--dir FOLDER needs --trust-domain DOMAIN")),
+            (None, _) => {}
         }
         let Some(path) = &self.config else {
             return Err(Failure::usage(
@@ -105,20 +107,41 @@ struct InitArgs {
     secret: SecretArgs,
 }
 
-/// A CA in a Secret.
+/// A CA in a Secret. What goes with what is checked by hand: in `ca rotate` these may stand before and after the step,
+/// and clap looks at one side alone.
 #[derive(Debug, Args)]
 struct SecretArgs {
     /// In a Secret of Istio's layout instead of a folder
-    #[arg(long, conflicts_with = "dir")]
+    #[arg(long)]
     kubernetes: bool,
-    /// Namespace of the Secret
-    #[arg(long, value_name = "NAMESPACE", default_value = SYSTEM_NAMESPACE, requires = "kubernetes")]
-    namespace: String,
-    /// Name of the Secret
-    #[arg(long, value_name = "NAME", default_value = "cacerts", requires = "kubernetes")]
-    secret: String,
+    /// Namespace of the Secret [default: eastway-system]
+    #[arg(long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
+    /// Name of the Secret [default: cacerts]
+    #[arg(long, value_name = "NAME")]
+    secret: Option<String>,
     #[command(flatten)]
     kube: KubeArgs,
+}
+
+impl SecretArgs {
+    /// The Secret; `None`: a folder.
+    fn place(&self, folder: &Folder) -> Result<Option<secret::Place<'_>>, Failure> {
+        if !self.kubernetes {
+            if self.namespace.is_some() || self.secret.is_some() || self.kube.is_given() {
+                return Err(Failure::usage(
+                    "--namespace, --secret, --context and --kubeconfig are about a Secret: add --kubernetes",
+                ));
+            }
+            return Ok(None);
+        }
+        if folder.dir.is_some() {
+            return Err(Failure::usage("--dir and --kubernetes exclude each other"));
+        }
+        let namespace = self.namespace.as_deref().unwrap_or(SYSTEM_NAMESPACE);
+        let secret = self.secret.as_deref().unwrap_or("cacerts");
+        Ok(Some(secret::Place { kube: &self.kube, namespace, secret }))
+    }
 }
 
 /// What a new CA is to be.
@@ -169,10 +192,8 @@ impl NewCa {
 }
 
 fn init(args: &InitArgs) -> Result<(), Failure> {
-    let secret = &args.secret;
-    if secret.kubernetes {
+    if let Some(place) = args.secret.place(&args.folder)? {
         let options = args.new.options(&args.folder.trust_domain()?);
-        let place = secret::Place { kube: &secret.kube, namespace: &secret.namespace, secret: &secret.secret };
         return print(&secret::init(&place, &options)?);
     }
     let (dir, trust_domain) = args.folder.resolve()?;

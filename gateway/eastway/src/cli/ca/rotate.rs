@@ -7,14 +7,13 @@ use clap::{Args, Subcommand};
 use eastway_identity::Ca;
 use eastway_identity::ca::{MAX_LEAF_TTL, rotate};
 
-use super::secret::{self, Place};
-use super::{Folder, NewCa, SecretArgs, date};
+use super::{Folder, NewCa, SecretArgs, date, secret};
 use crate::cli::exit::Failure;
 use crate::cli::output::print;
 
 /// Arguments of `eastway ca rotate`.
 #[derive(Debug, Args)]
-#[command(after_help = "\
+#[command(mut_args(|arg| arg.global(true)), after_help = "\
 The three steps:
   eastway ca rotate --config gateway.yaml begin      make the next CA; the old one still issues
       now give the output of `eastway peer export` to all peers: it pins both keys;
@@ -26,8 +25,8 @@ The three steps:
 
 Without a step it says where the rotation stands. No link is cut if peers take the pins in between.
 
-In Kubernetes, from any computer with the rights to the Secret: --kubernetes [--context NAME] instead of --config; the
-pods see each step within a minute or two.")]
+In Kubernetes, from any computer with the rights to the Secret: --kubernetes [--context NAME] instead of
+--config, before or after the step; the pods see each step within a minute or two.")]
 pub(super) struct RotateArgs {
     #[command(flatten)]
     folder: Folder,
@@ -54,9 +53,7 @@ enum Step {
 
 pub(super) fn run(args: &RotateArgs) -> Result<(), Failure> {
     let now = SystemTime::now();
-    if args.secret.kubernetes {
-        let SecretArgs { kube, namespace, secret, .. } = &args.secret;
-        let place = Place { kube, namespace, secret };
+    if let Some(place) = args.secret.place(&args.folder)? {
         let domain = args.folder.trust_domain.as_deref();
         let step = |dir: &Path, found: &str| one_step(args.step.as_ref(), dir, domain.unwrap_or(found), now);
         return print(&secret::change(&place, args.step.is_some(), step)?);
