@@ -306,7 +306,7 @@ impl Conflicts {
         for export in exports.iter().filter(|export| export.record.kind != kind) {
             let (winner, loser, other) = (winner.name, export.name, export.record.kind);
             self.add(ConflictKind::TypeConflict, winner, loser, || {
-                format!("type: {kind:?} in {winner}, {other:?} in {loser}; {winner} {why}")
+                format!("type: {kind} in {winner}, {other} in {loser}; {winner} {why}")
             });
         }
     }
@@ -320,11 +320,18 @@ impl Conflicts {
             if families != expected {
                 let (winner, loser) = (winner.name, export.name);
                 self.add(ConflictKind::IPFamilyConflict, winner, loser, || {
-                    format!("ipFamilies: {expected:?} in {winner}, {families:?} in {loser}; {winner} exported first and wins")
+                    let (expected, families) = (listed(&expected), listed(&families));
+                    format!(
+                        "ipFamilies: {expected} in {winner}, {families} in {loser}; {winner} exported first and wins"
+                    )
                 });
             }
         }
     }
+}
+
+fn listed<T: fmt::Display>(set: &BTreeSet<T>) -> String {
+    set.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
 }
 
 struct Shown<'a>(&'a ServicePort);
@@ -333,7 +340,7 @@ impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ServicePort { name, number, protocol, app_protocol } = self.0;
         let name = name.as_ref().map_or("(unnamed)", PortName::as_str);
-        write!(f, "{name} {number}/{protocol:?}")?;
+        write!(f, "{name} {number}/{protocol}")?;
         app_protocol.as_ref().map_or(Ok(()), |protocol| write!(f, " {protocol}"))
     }
 }

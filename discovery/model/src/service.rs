@@ -1,6 +1,7 @@
 //! Services as one cluster describes them.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +24,17 @@ pub enum Protocol {
     Udp,
     /// Messages in streams. Told and merged like any other port, and not carried between clusters.
     Sctp,
+}
+
+/// As Kubernetes writes it.
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        })
+    }
 }
 
 /// One port of a service.
@@ -49,6 +61,16 @@ pub enum ServiceKind {
     Headless,
 }
 
+/// As KEP-1645 writes it.
+impl fmt::Display for ServiceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ClusterSetIp => "ClusterSetIP",
+            Self::Headless => "Headless",
+        })
+    }
+}
+
 /// Address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 pub enum IpFamily {
@@ -56,6 +78,16 @@ pub enum IpFamily {
     Ipv4,
     /// IPv6.
     Ipv6,
+}
+
+/// As Kubernetes writes it.
+impl fmt::Display for IpFamily {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ipv4 => "IPv4",
+            Self::Ipv6 => "IPv6",
+        })
+    }
 }
 
 /// Whether connections of one client stay at one endpoint.

@@ -80,16 +80,6 @@ pub fn cluster_lease(cluster: &ClusterName) -> String {
     format!("eastway-{cluster}")
 }
 
-/// What Kubernetes calls a transport.
-#[must_use]
-pub fn protocol(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Tcp => "TCP",
-        Protocol::Udp => "UDP",
-        Protocol::Sctp => "SCTP",
-    }
-}
-
 /// A name for a port that has none, or has lost its own to another cluster's port.
 #[must_use]
 pub fn unnamed_port(protocol: Protocol, number: PortNumber) -> String {

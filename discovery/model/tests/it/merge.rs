@@ -64,7 +64,7 @@ fn of_ports_with_one_name_the_oldest_has_it_and_the_other_keeps_its_number() {
     let [conflict] = import.conflicts.as_slice() else { panic!("{:?}", import.conflicts) };
     assert_eq!(conflict.kind, ConflictKind::PortConflict);
     assert_eq!((&conflict.winner, &conflict.losers), (&label("gke"), &vec![own()]));
-    assert!(conflict.message.contains("http 8080/Tcp in gke is http 80/Tcp in onprem"), "{}", conflict.message);
+    assert!(conflict.message.contains("http 8080/TCP in gke is http 80/TCP in onprem"), "{}", conflict.message);
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn i6_an_old_claim_takes_no_virtual_address_from_a_service_of_ours() {
     assert_eq!((winner, losers), (&own(), &vec![label("edge")]));
     assert_eq!(
         message,
-        "type: ClusterSetIp in onprem, Headless in edge; onprem is this cluster, where the address is in use"
+        "type: ClusterSetIP in onprem, Headless in edge; onprem is this cluster, where the address is in use"
     );
     // A headless service of ours has none: there the oldest decides, as KEP-1645 has it.
     let older = import(Some(at(2, headless.clone())), None, Some(at(1, single.clone())));

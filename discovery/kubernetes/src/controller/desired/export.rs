@@ -6,7 +6,6 @@ use eastway_model::rules::never_shared;
 use eastway_model::{ClusterName, ConflictKind, Import, PortNumber, Protocol, ServiceKey};
 use serde_json::{Value, json};
 
-use crate::controller::names;
 use crate::controller::object::{Condition, Kind, Object, Observed, Seen};
 
 /// Whether a Service can be exported.
@@ -86,9 +85,7 @@ fn different_ports(import: &Import, own: &ClusterName) -> Option<String> {
     let partial: Vec<String> = having
         .iter()
         .filter(|(_, clusters)| clusters.len() < import.parts.len())
-        .map(|((protocol, number), clusters)| {
-            format!("{number}/{} only in {}", names::protocol(*protocol), clusters.join(", "))
-        })
+        .map(|((protocol, number), clusters)| format!("{number}/{protocol} only in {}", clusters.join(", ")))
         .collect();
     (!partial.is_empty()).then(|| {
         format!(

@@ -257,7 +257,7 @@ fn service_port(name: &str, port: &ServicePort) -> Value {
 
 /// A port of a slice: `number` is where the endpoints listen.
 pub(super) fn slice_port(name: &str, port: &ServicePort, number: u16) -> Value {
-    let json = json!({ "port": number, "protocol": names::protocol(port.protocol) });
+    let json = json!({ "port": number, "protocol": port.protocol });
     let json = if name.is_empty() { json } else { with(json, "name", name) };
     match &port.app_protocol {
         Some(protocol) => with(json, "appProtocol", protocol),
