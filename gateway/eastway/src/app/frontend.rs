@@ -146,7 +146,7 @@ impl Frontend {
         self.set_readiness(snapshot);
         self.addresses.save();
         self.current.listeners = self.listeners.len();
-        self.telemetry.metrics.set_vips(self.current.vips.len());
+        self.telemetry.metrics.set_vips(self.current.vips.values().filter(|vips| !vips.is_empty()).count());
         self.outputs.view.send_replace(Arc::new(self.current.clone()));
         self.outputs.subscriptions.send_if_modified(|wanted| {
             let changed = **wanted != self.headless;

@@ -199,7 +199,7 @@ metrics! {
     config_reloads: Family<Reason, Counter>, "eastway_config_reloads", "Configuration reloads, by result";
     config_success: Gauge, "eastway_config_last_reload_success", "1 if the files on disk are what runs";
     config_time: FloatGauge, "eastway_config_last_reload_success_timestamp_seconds", "When the running configuration was read";
-    vips: Gauge, "eastway_vips", "Virtual addresses allocated";
+    vips: Gauge, "eastway_vips", "Imports that have a virtual address";
     vips_exhausted: Counter, "eastway_vips_exhausted", "Imports that got no virtual address because the ranges are full, or lack listeners because there are too many";
     snapshot_version: Gauge<i64, AtomicI64>, "eastway_snapshot_version", "Version of the published snapshot";
     controller_leading: Gauge, "eastway_controller_leading", "1 if this replica writes to the Kubernetes API";
@@ -443,9 +443,9 @@ impl Metrics {
         }
     }
 
-    /// Virtual addresses in use.
-    pub fn set_vips(&self, allocated: usize) {
-        self.vips.set(count_of(allocated));
+    /// How many imports have a virtual address.
+    pub fn set_vips(&self, imports: usize) {
+        self.vips.set(count_of(imports));
     }
 
     /// An import got no virtual address.

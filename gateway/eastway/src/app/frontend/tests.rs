@@ -53,6 +53,7 @@ async fn i5_in_kubernetes_an_import_is_named_once_the_controller_gave_it_an_addr
     let telemetry = Telemetry::new(AccessMode::Off);
     let never = copy::Limits { idle: Duration::ZERO, half_closed: Duration::ZERO };
     let router = Router::new(reader.clone(), DialRules::default(), never, telemetry.clone());
+    let metrics = telemetry.metrics.clone();
     let stop = CancellationToken::new();
     let limits = VipLimits { connections: 8, listeners: 8 };
     let listeners = Listeners::new(Arc::new(router), limits, TaskTracker::new(), stop.clone());
@@ -72,6 +73,7 @@ async fn i5_in_kubernetes_an_import_is_named_once_the_controller_gave_it_an_addr
     let waiting = view.wait_for(|view| view.exhausted.get(&key) == Some(&Shortage::Waiting));
     drop(tokio::time::timeout(DEADLINE, waiting).await.unwrap().unwrap());
     let name = "web.shop.svc.clusterset.local";
+    assert!(metrics.encode().unwrap().contains("\neastway_vips 0\n"), "none has an address");
     assert_eq!(ask(server, name), (2, 0), "SERVFAIL: it may have an address");
     assert_eq!(ask(server, "api.shop.svc.clusterset.local"), (3, 0), "NXDOMAIN: it does not exist");
     given.send_replace(Some(Arc::default()));
@@ -93,6 +95,7 @@ async fn i5_in_kubernetes_an_import_is_named_once_the_controller_gave_it_an_addr
     let has = view.wait_for(|view| view.vips.get(&key).is_some_and(|vips| *vips == [address]));
     let now = tokio::time::timeout(DEADLINE, has).await.unwrap().unwrap().clone();
     assert!(now.failed.is_empty() && now.listeners == 1, "{now:?}");
+    assert!(metrics.encode().unwrap().contains("\neastway_vips 1\n"));
     assert_eq!((ask(server, name), ask(server, own_name)), ((0, 1), (3, 0)), "the name waits for an address");
     all.entry(key.clone()).or_default().names.insert(own_name.into(), allocation([10, 96, 0, 8].into(), port_of_name));
     given.send_replace(Some(Arc::new(all)));
