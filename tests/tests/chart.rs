@@ -191,7 +191,7 @@ fn i10_no_pod_but_the_ca_has_the_key() {
             }
         }
     }
-    assert_eq!(pods, 5, "three roles, the hook and the test");
+    assert_eq!(pods, 6, "three roles, the hooks and the test");
 }
 
 /// The chart's own NetworkPolicies keep nobody from a port that a pod listens on and says so.
@@ -232,7 +232,7 @@ fn pods_run_commands_that_exist() {
             commands.insert(container["name"].as_str().unwrap().to_owned(), words.collect::<Vec<_>>());
         }
     }
-    assert_eq!(commands.len(), 6);
+    assert_eq!(commands.len(), 7);
     for (name, words) in commands {
         let help =
             std::process::Command::new(eastway_tests::binary()).args(&words[..1]).arg("--help").output().unwrap();

@@ -5,6 +5,7 @@
 //! half writes what the Multi-Cluster Services API (KEP-1645) asks for.
 
 pub mod allocations;
+pub mod cleanup;
 pub mod client;
 pub mod cluster_objects;
 pub mod controller;

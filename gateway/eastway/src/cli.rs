@@ -5,6 +5,7 @@
 
 mod ca;
 mod check;
+mod cleanup;
 mod client;
 mod config;
 mod describe;
@@ -100,6 +101,8 @@ enum Command {
     Describe(describe::DescribeArgs),
     /// Find out what is wrong, why, and what to do
     Check(check::CheckArgs),
+    /// Remove what the controller made in a cluster's API, after it was uninstalled
+    Cleanup(cleanup::CleanupArgs),
     /// Three clouds on this machine, joined; no root, no cluster, no network
     Demo(crate::demo::Args),
     /// Print a completion script
@@ -143,6 +146,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Dns(command) => dns::run(&command),
         Command::Describe(args) => describe::describe(&args),
         Command::Check(args) => check::check(&args),
+        Command::Cleanup(args) => cleanup::run(&args),
         Command::Demo(args) => return crate::demo::run(&args).map_err(|error| Failure::failed(error.as_ref())),
         Command::Completion { shell } => completion(shell),
         Command::Version => output::print(&format!("eastway {}\n", env!("CARGO_PKG_VERSION"))),

@@ -33,6 +33,8 @@ use crate::telemetry::{LogError, LogHandle, LogSettings, Telemetry, log};
 pub const GATEWAY_ACCOUNT: &str = "eastway-gateway";
 /// Service account of controllers.
 pub const CONTROLLER_ACCOUNT: &str = "eastway-controller";
+/// Lease of the controller that writes. No cluster is called like this, so that it is none of theirs.
+pub const CONTROLLER_LEASE: &str = "controller.eastway.dev";
 /// Service account of the certificate authority.
 pub const CA_ACCOUNT: &str = "eastway-ca";
 

@@ -414,6 +414,14 @@ fn ca_rotate_takes_a_context_before_and_after_its_step() {
     }
 }
 
+#[test]
+fn cleanup_without_a_cluster_says_so() {
+    let output = run(&["cleanup", "--dry-run", "--kubeconfig", "none.yaml"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_one_line(&output, "no kubeconfig");
+    assert!(stderr(&output).contains("none.yaml"), "{}", stderr(&output));
+}
+
 #[tokio::test]
 async fn dns_query_asks_a_real_server() {
     use eastway_dns::{

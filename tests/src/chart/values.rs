@@ -60,6 +60,9 @@ pub struct Values {
     pub service_account_annotations: BTreeMap<String, String>,
     /// Custom resource definitions. They stay when the chart is uninstalled.
     pub crds: Crds,
+    /// Remove what the controller made when the chart is uninstalled: ServiceImports, with their Services and
+    /// EndpointSlices, and Leases. If they stay, a new installation takes them over with their addresses.
+    pub cleanup: bool,
     /// Who may reach what.
     pub network_policy: NetworkPolicy,
     /// Metrics, alerts and a dashboard.

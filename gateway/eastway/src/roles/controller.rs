@@ -37,11 +37,9 @@ use crate::config::settings::{KubernetesSettings, SYSTEM_NAMESPACE};
 use crate::config::{Loaded, Settings};
 use crate::local::client::FeedClient;
 use crate::roles::enroll::{self, CaClient};
-use crate::roles::{GATEWAY_ACCOUNT, ca_client};
+use crate::roles::{CONTROLLER_LEASE, GATEWAY_ACCOUNT, ca_client};
 use crate::telemetry::{ControllerSample, LogHandle, Telemetry};
 
-/// Lease of the controller that writes. No cluster is called like this, so that it is none of theirs.
-const LEASE: &str = "controller.eastway.dev";
 /// Events of the API server that wait for the loop.
 const QUEUE: usize = 256;
 /// How long tasks may take to end.
@@ -232,7 +230,8 @@ impl Running {
         let (leading, leads) = watch::channel(false);
         let (status, statuses) = watch::channel(Status::default());
         let scope = Scope { namespace: namespace.clone(), gateways: kubernetes.gateway_labels.clone() };
-        let election = Election { namespace: namespace.clone(), name: LEASE.to_owned(), identity: identity() };
+        let election =
+            Election { namespace: namespace.clone(), name: CONTROLLER_LEASE.to_owned(), identity: identity() };
         self.spawn("leader election", election.run(client.clone(), leading, self.end.clone()));
         self.spawn("watches", observe(client.clone(), scope, events, watch::Sender::default()));
         let clock = self.clock;
