@@ -27,6 +27,8 @@ pub const DERIVED_SERVICE: &str = "multicluster.kubernetes.io/derived-service";
 /// Annotation of the derived Service of one endpoint of a headless service: the id of that endpoint in its cluster.
 pub const ENDPOINT: &str = "eastway.dev/endpoint";
 
+/// Annotation of the derived Service of an endpoint with a hostname: that hostname.
+pub const HOSTNAME: &str = "eastway.dev/hostname";
 /// Annotation of the derived Service of a name of one's own: that name.
 pub const NAME: &str = "eastway.dev/name";
 
@@ -41,7 +43,8 @@ pub fn derived(name: &Label) -> String {
 }
 
 /// The name of the derived Service of one endpoint of a headless import. `endpoint` is its hostname, so that its
-/// address outlives the endpoint as the hostname does, or else its id.
+/// address outlives the endpoint as the hostname does, or else its id. Between two endpoints of one hostname the Service
+/// stays, see [`super::desired::headless`].
 #[must_use]
 pub fn derived_endpoint(name: &Label, cluster: &ClusterName, endpoint: &str) -> String {
     hashed(&[name.as_str(), cluster.as_str(), endpoint])

@@ -3,13 +3,16 @@
 //! Endpoints of this cluster are in its slice with their own addresses. Each endpoint of another cluster has a derived
 //! Service, whose address leads to the gateways on a port that stands for that one endpoint; the slice of its cluster
 //! carries these addresses, so that DNS servers answer them.
+//!
+//! A pod of a StatefulSet that is replaced is away for a while, and clients may know its address: the Service of a
+//! hostname stays as long as its cluster has the service, unless endpoints that are there need its place.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use eastway_model::{ClusterName, EndpointCondition, EndpointRef, Import, ImportPart};
 use serde_json::{Value, json};
 
-use super::{Draft, address_type, import, keep, pinned, slice_labels};
+use super::{Draft, address_type, import, keep, pinned, slice_labels, with};
 use crate::controller::names;
 use crate::controller::object::{Kind, Object, Observed};
 
@@ -31,6 +34,7 @@ struct Remote<'a> {
 pub(super) fn headless(draft: &mut Draft<'_>, import: &Import) {
     let mut room = MAX_ENDPOINTS;
     let mut left_out = 0;
+    let (mut there, mut listed) = (BTreeSet::new(), BTreeSet::new());
     for part in &import.parts {
         match &part.cluster {
             None => own_slices(draft, part),
@@ -41,9 +45,12 @@ pub(super) fn headless(draft: &mut Draft<'_>, import: &Import) {
                 endpoints.truncate(room);
                 room -= endpoints.len();
                 remote_slices(draft, cluster, part, &endpoints);
+                there.extend(endpoints.into_iter().map(|remote| remote.service));
+                listed.insert(cluster.as_str());
             }
         }
     }
+    keep::hostnames(draft, &listed, &there, room);
     pinned::names(draft, import);
     let ready = if draft.exhausted {
         Err(import::exhausted(draft))
@@ -123,9 +130,12 @@ fn remote_slices(draft: &mut Draft<'_>, cluster: &ClusterName, part: &ImportPart
             names::SERVICE: name,
             names::SOURCE_CLUSTER: cluster.as_str(),
         });
-        let annotations = json!({ names::ENDPOINT: remote.record.id });
+        let mut annotations = json!({ names::ENDPOINT: remote.record.id });
+        if let Some(hostname) = remote.record.hostname {
+            annotations = with(annotations, names::HOSTNAME, hostname);
+        }
         import::derived_service(draft, &remote.service, &labels, &annotations, &ports);
-        let labels = super::with(slice_labels(name), names::SOURCE_CLUSTER, cluster.as_str());
+        let labels = with(slice_labels(name), names::SOURCE_CLUSTER, cluster.as_str());
         import::gateway_slices(draft, &remote.service, cluster, labels, &ports);
     }
     let slice_ports: Vec<Value> =
@@ -154,8 +164,8 @@ fn address_slice(draft: &mut Draft<'_>, cluster: &ClusterName, ipv6: bool, endpo
         return;
     }
     let name = draft.key.name.as_str();
-    let labels = super::with(slice_labels(name), names::SERVICE, name);
-    let labels = super::with(labels, names::SOURCE_CLUSTER, cluster.as_str());
+    let labels = with(slice_labels(name), names::SERVICE, name);
+    let labels = with(labels, names::SOURCE_CLUSTER, cluster.as_str());
     let metadata = json!({ "labels": labels, "ownerReferences": owner });
     let fields = json!({ "addressType": address_type(ipv6), "endpoints": endpoints, "ports": ports });
     let object = Object::new(Kind::EndpointSlice, draft.key.namespace.as_str(), &slice, metadata, fields);

@@ -68,6 +68,25 @@ pub(super) fn of_cluster(draft: &mut Draft<'_>, cluster: &ClusterName) {
     }
 }
 
+/// Keeps the Services of up to `room` hostnames of the clusters `listed` that no endpoint has at the moment, and their
+/// slices; `there` are Services of endpoints.
+pub(super) fn hostnames(draft: &mut Draft<'_>, listed: &BTreeSet<&str>, there: &BTreeSet<String>, room: usize) {
+    let seen = draft.seen;
+    let has_hostname = |service: &Observed| service.at("/metadata/annotations").get(names::HOSTNAME).is_some();
+    let is_waiting = |(name, service): &(&String, &Observed)| {
+        has_hostname(service) && listed.contains(service.label(names::SOURCE_CLUSTER)) && !there.contains(*name)
+    };
+    for (name, service) in seen.services.iter().filter(is_waiting).take(room) {
+        draft.wanted.kept.insert(name.clone());
+        for port in service.list("/spec/ports") {
+            draft.taken.extend(slot_of(draft.key, name, port));
+        }
+        for (slice_name, slice) in seen.slices.iter().filter(|(_, slice)| slice.label(names::SLICE_SERVICE) == *name) {
+            draft.wanted.objects.push(refreshed_slice(draft.world, slice_name, slice));
+        }
+    }
+}
+
 /// Whether the slice leads to the gateways, rather than holding what DNS answers.
 fn leads_to_gateways(slice: &Observed) -> bool {
     !slice.label(names::SLICE_SERVICE).is_empty()

@@ -228,6 +228,54 @@ fn i1_a_headless_import_has_no_address_of_a_peer() {
 }
 
 #[test]
+fn the_address_of_a_hostname_stays_while_its_pod_is_replaced() {
+    let mut rig = Rig::new();
+    let theirs = |ready| ServiceRecord {
+        kind: ServiceKind::Headless,
+        groups: vec![group(ready)],
+        ..record(1, &[("sql", 5432)])
+    };
+    let endpoints = |upsert: Vec<eastway_model::Endpoint>, gone: &[&str]| {
+        let remove = gone.iter().map(|id| eastway_model::EndpointId::parse(id).unwrap()).collect();
+        from_peer("gke", PeerChange::Endpoints { service: key(), upsert, remove })
+    };
+    rig.apply([complete("gke", vec![theirs(2)])]);
+    rig.apply([endpoints(vec![endpoint("e1", "db-0", true), endpoint("e2", "", true)], &[])]);
+    rig.settle();
+    let derived = |endpoint: &str| names::derived_endpoint(&label("cart"), &label("gke"), endpoint);
+    let before = (rig.seen.services[&derived("db-0")].cluster_ips(), rig.book.len());
+
+    // Both pods are away: no name leads to them, and one address is kept.
+    rig.apply([from_peer("gke", PeerChange::Upsert(Arc::new(theirs(0)))), endpoints(vec![], &["e1", "e2"])]);
+    rig.settle();
+    assert_eq!(rig.seen.services.keys().collect::<Vec<_>>(), [&derived("db-0")]);
+    let named = rig.seen.slices.values().filter(|slice| !slice.label(names::SERVICE).is_empty());
+    assert!(named.into_iter().all(|slice| slice.list("/endpoints").is_empty()));
+    rig.gateways = ["10.244.0.9".parse().unwrap()].into_iter().collect();
+    rig.settle();
+    let slice = &rig.seen.slices[&names::slice(&derived("db-0"), &label("gke"), false)];
+    assert_eq!(slice.at("/endpoints/0/addresses/0"), "10.244.0.9");
+
+    rig.apply([
+        from_peer("gke", PeerChange::Upsert(Arc::new(theirs(1)))),
+        endpoints(vec![endpoint("e9", "db-0", true)], &[]),
+    ]);
+    rig.settle();
+    let service = &rig.seen.services[&derived("db-0")];
+    assert_eq!((service.cluster_ips(), rig.book.len()), (before.0, before.1 - 1));
+    assert_eq!(service.at("/metadata/annotations")[names::ENDPOINT], "e9");
+
+    // Endpoints that are there come first.
+    let many = (0..100).map(|index| endpoint(&format!("f{index:03}"), "", true)).collect();
+    rig.apply([from_peer("gke", PeerChange::Upsert(Arc::new(theirs(100)))), endpoints(many, &["e9"])]);
+    rig.settle();
+    assert!(rig.seen.services.len() == 100 && !rig.seen.services.contains_key(&derived("db-0")));
+    rig.apply([from_peer("gke", PeerChange::Remove(key()))]);
+    rig.settle();
+    assert!(rig.seen.services.is_empty() && rig.book.is_empty());
+}
+
+#[test]
 fn a_headless_import_has_at_most_a_hundred_addresses() {
     let mut rig = Rig::new();
     let theirs = ServiceRecord { kind: ServiceKind::Headless, groups: vec![group(130)], ..record(1, &[("sql", 5432)]) };
