@@ -15,6 +15,11 @@ use crate::within;
 pub const SYSTEM: &str = "eastway-system";
 /// Namespace with the objects of further API servers, and Secret in [`SYSTEM`] with their files.
 pub const REGISTRY: &str = "eastway-clusters";
+/// A zone of names of one's own: `a` and `b` in it lead to the service `web` of the namespace [`PINNED`], each in the
+/// cluster of this name.
+pub const ZONE: &str = "clouds.example";
+/// See [`ZONE`].
+pub const PINNED: &str = "e2e-pinned";
 /// The cluster address of the DNS Service, as the values ask for it.
 const DNS: &str = "10.96.0.53";
 /// Longest wait for a step of the installation.
@@ -52,11 +57,16 @@ async fn install(bed: &Bed) -> Result<()> {
         cluster.load_images(std::slice::from_ref(&tar)).await?;
         let address = outside(bed, cluster)?;
         let name = cluster.name();
+        let pinned = |other: &Cluster| {
+            let (cluster, service) = (other.name(), format!("{PINNED}/web"));
+            json!({"name": format!("{cluster}.{ZONE}"), "service": service, "cluster": cluster})
+        };
+        let names: Vec<Value> = bed.clusters().iter().map(pinned).collect();
         let values = json!({
             "cluster": name, "trustDomain": format!("{name}.example"),
             "image": {"repository": "eastway", "tag": "e2e"},
             "gateway": {"advertise": [format!("{address}:15443")]},
-            "dns": {"clusterIP": DNS},
+            "dns": {"clusterIP": DNS, "zones": [ZONE], "names": names},
             // Nothing is registered until a test does it.
             "clusterRegistry": {"namespace": REGISTRY, "secret": REGISTRY}, "crds": {"clusterRegistry": true},
         });
@@ -70,7 +80,7 @@ async fn install(bed: &Bed) -> Result<()> {
         rolled_out(cluster).await?;
     }
     // Each waits until the kubelet has brought the new Corefile to the resolver: up to a minute.
-    let resolvers = bed.clusters().iter().map(|cluster| eastway(cluster, &["dns", "install"]));
+    let resolvers = bed.clusters().iter().map(|cluster| eastway(cluster, &["dns", "install", "--zone", ZONE]));
     futures_util::future::try_join_all(resolvers).await.map(drop)
 }
 

@@ -21,6 +21,7 @@ mod mcs;
 mod names;
 mod objects;
 mod outage;
+mod pinned;
 mod rotation;
 mod services;
 mod size;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         mcs::TESTS,
         sources::TESTS,
         objects::TESTS,
+        pinned::TESTS,
         outage::TESTS,
         churn::TESTS,
         upgrade::TESTS,
