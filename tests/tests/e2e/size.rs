@@ -34,8 +34,8 @@ const RESIDENT: u64 = 150_000_000;
 const SEEN: Duration = Duration::from_millis(500);
 /// Changes of one endpoint.
 const CHANGES: usize = 100;
-/// Imports that the controller of the peer is timed for: all of them would take the API server a minute.
-const ADDRESSED: usize = 1_000;
+/// Imports that the controller of the peer is timed for: all of them.
+const ADDRESSED: usize = 5_000;
 /// Ports of metrics and health.
 const GATEWAY: (u16, u16) = (15020, 15021);
 const CONTROLLER: (u16, u16) = (15022, 15023);
