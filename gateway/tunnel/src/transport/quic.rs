@@ -51,7 +51,6 @@ struct Shared {
     trust: Arc<TrustStore>,
     clock: Clock,
     endpoint: quinn::EndpointConfig,
-    transport: Arc<quinn::TransportConfig>,
     runtime: Arc<TrackedRuntime>,
     /// The other replicas of this cluster.
     network: Option<Arc<Network>>,
@@ -126,7 +125,6 @@ impl QuicTransport {
         let network = network.transpose()?;
         let shared = Arc::new(Shared {
             endpoint: config::endpoint(&config, network.as_ref())?,
-            transport: Arc::new(config::transport(&config)?),
             runtime: Arc::new(TrackedRuntime::new(tasks.clone())),
             handshakes: Arc::new(Semaphore::new(usize::from(config.limits.handshakes))),
             network,
@@ -225,7 +223,7 @@ impl Shared {
             .and_then(|socket| {
                 self.receive_buffer.store(socket::receive_buffer(&socket).unwrap_or(0), Ordering::Relaxed);
                 let runtime = Arc::clone(&self.runtime) as Arc<dyn quinn::Runtime>;
-                let lanes = Lanes::new(runtime.wrap_udp_socket(socket)?);
+                let lanes = Lanes::new(runtime.wrap_udp_socket(socket)?)?;
                 self.lanes.store(Some(Arc::clone(&lanes)));
                 let socket = self.forwarding(lanes);
                 quinn::Endpoint::new_with_abstract_socket(self.endpoint.clone(), Some(server), socket, runtime)
@@ -243,13 +241,13 @@ impl Shared {
     fn server_config(&self) -> Result<quinn::ServerConfig, QuicError> {
         let (identity, trust) = (Arc::clone(&self.identity), Arc::clone(&self.trust));
         let tls = tls::server_config(identity, trust, Arc::clone(&self.clock)).map_err(QuicError::Tls)?;
-        config::server(&self.config, tls, Arc::clone(&self.transport))
+        config::server(&self.config, tls)
     }
 
     fn client_config(&self, peer: Arc<str>) -> Result<quinn::ClientConfig, QuicError> {
         let (identity, trust) = (Arc::clone(&self.identity), Arc::clone(&self.trust));
         let tls = tls::client_config(identity, trust, Arc::clone(&self.clock), peer).map_err(QuicError::Tls)?;
-        config::client(&self.config, tls, Arc::clone(&self.transport))
+        config::client(&self.config, tls)
     }
 }
 

@@ -36,14 +36,14 @@ impl PodNetwork {
 }
 
 /// Gateways of one cluster that know each other, and the balancer before them.
-struct Replicas {
-    gateways: Vec<Gateway>,
-    balancer: Balancer,
+pub(crate) struct Replicas {
+    pub(crate) gateways: Vec<Gateway>,
+    pub(crate) balancer: Balancer,
     pods: PodNetwork,
 }
 
 impl Replicas {
-    async fn start(cloud: &Cloud, count: usize) -> Self {
+    pub(crate) async fn start(cloud: &Cloud, count: usize) -> Self {
         let pods = PodNetwork::new();
         let mut gateways = Vec::new();
         for _ in 0..count {
@@ -60,7 +60,7 @@ impl Replicas {
         Self { balancer: Balancer::new(&addresses).await, gateways, pods }
     }
 
-    fn link_address(&self, replica: usize) -> SocketAddr {
+    pub(crate) fn link_address(&self, replica: usize) -> SocketAddr {
         self.gateways[replica].tunnel.local_addr()
     }
 
@@ -82,7 +82,7 @@ async fn dialler(cloud: &Cloud, replicas: &Replicas) -> Gateway {
     a
 }
 
-async fn reached(a: &Gateway, replicas: impl Iterator<Item = ReplicaId>) {
+pub(crate) async fn reached(a: &Gateway, replicas: impl Iterator<Item = ReplicaId>) {
     let expected: BTreeSet<_> = replicas.collect();
     until("a link to each replica", || {
         let links: BTreeSet<_> = a.links_to("b").iter().map(Link::replica).collect();
@@ -91,7 +91,7 @@ async fn reached(a: &Gateway, replicas: impl Iterator<Item = ReplicaId>) {
     .await;
 }
 
-fn link_to(a: &Gateway, replica: ReplicaId) -> Link {
+pub(crate) fn link_to(a: &Gateway, replica: ReplicaId) -> Link {
     a.links_to("b").into_iter().find(|link| link.replica() == replica).unwrap()
 }
 

@@ -74,8 +74,13 @@ impl Balancer {
 
     /// Gives every flow to `backend`, with a new address of its client, as by a NAT before the balancer that forgets.
     pub(crate) fn rebind(&self, backend: SocketAddr) {
+        self.set_backends(&[backend]);
+        self.forget();
+    }
+
+    /// Likewise, to the backends in turn.
+    pub(crate) fn forget(&self) {
         let mut state = self.state.lock().unwrap();
-        state.backends = vec![backend];
         for (_, flow) in state.flows.drain() {
             flow.task.abort();
         }
@@ -102,7 +107,8 @@ async fn inbound(inside: Arc<UdpSocket>, state: Arc<Mutex<State>>) {
         let (outside, backend) = {
             let mut state = state.lock().unwrap();
             let next = if state.fickle { state.next() } else { None };
-            let flow = state.flows.get_mut(&client).unwrap();
+            // Forgotten meanwhile: lost.
+            let Some(flow) = state.flows.get_mut(&client) else { continue };
             if let Some(next) = next.filter(|_| flow.packets == 1) {
                 flow.backend = next;
             }

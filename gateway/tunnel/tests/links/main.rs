@@ -17,6 +17,7 @@ mod raw;
 mod refusals;
 mod relay;
 mod replicas;
+mod stalls;
 mod streams;
 mod support;
 mod virtual_time;

@@ -17,8 +17,22 @@ pub(crate) struct Rules {
     pub(crate) drop_to_client: bool,
     /// Diallers whose flow is gone for good, as with stale conntrack.
     pub(crate) blackholed: HashSet<SocketAddr>,
+    /// So many of the next full datagrams to the server are lost, and so many of those to the client. Packets that validate
+    /// a path are always full (RFC 9000 §8.2).
+    pub(crate) lose_full: [usize; 2],
+    /// Share of datagrams that is lost, 0 to 1.
+    pub(crate) loss: f64,
     /// Where the server is now.
     pub(crate) server: Option<SocketAddr>,
+}
+
+impl Rules {
+    fn loses(&mut self, direction: usize, length: usize) -> bool {
+        let left = &mut self.lose_full[direction];
+        let lost = length >= 1_200 && *left > 0;
+        *left -= usize::from(lost);
+        lost || fastrand::f64() < self.loss
+    }
 }
 
 /// What passed.
@@ -100,6 +114,9 @@ async fn inbound(inside: Arc<UdpSocket>, state: Arc<Mutex<State>>) {
             if state.rules.drop_to_server || state.rules.blackholed.contains(&client) {
                 continue;
             }
+            if state.rules.loses(0, length) {
+                continue;
+            }
             state.traffic.to_server += length as u64;
             state.sizes.push(length);
             state.flows.get(&client).map(|flow| Arc::clone(&flow.outside))
@@ -128,7 +145,7 @@ async fn outbound(inside: Arc<UdpSocket>, outside: Arc<UdpSocket>, client: Socke
         {
             let mut state = state.lock().unwrap();
             state.traffic.to_client += length as u64;
-            if state.rules.drop_to_client || state.rules.blackholed.contains(&client) {
+            if state.rules.drop_to_client || state.rules.blackholed.contains(&client) || state.rules.loses(1, length) {
                 continue;
             }
         }

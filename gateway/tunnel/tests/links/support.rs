@@ -262,6 +262,13 @@ async fn serve(name: &str, mut stream: AcceptedStream) {
             send.finish();
             send.stopped().await.ok();
         }
+        // Reads to the end, then answers as a small page.
+        "page" => {
+            while let Ok(Some(_)) = recv.read().await {}
+            send.write(Bytes::from_static(&[7; 3_000])).await.ok();
+            send.finish();
+            send.stopped().await.ok();
+        }
         // Reads to the end, then says how much it was.
         "count" => {
             let mut bytes = 0;

@@ -16,6 +16,7 @@ use super::cid::{ConnectionIdKey, KeyedConnectionIds};
 use super::floor::Floored;
 use crate::config::TunnelConfig;
 use crate::replicas::network::Network;
+use crate::transport::Side;
 
 /// QUIC version 1 (RFC 9000) and no other: there is nothing to negotiate and nothing to downgrade to.
 const QUIC_V1: u32 = 1;
@@ -29,6 +30,11 @@ const MAX_DATAGRAM: u16 = 6_500;
 const INITIAL_WINDOW: u64 = 32 * MIN_DATAGRAM as u64;
 /// Before the first sample of the round trip: lost first packets are repeated after three times this.
 const INITIAL_RTT: Duration = Duration::from_millis(200);
+/// The same where links are taken. There quinn begins anew with it when a link moves, unless it sees the same IPv4 address
+/// before and after. Until the new path is validated little more than a packet may be sent on it (RFC 9000 §8.1), and
+/// that is tried once and given up after twelve times this: what a lost packet costs when a NAT rebinds. The price is
+/// that a handshake over a longer path repeats a packet or two too early.
+const PATH_RTT: Duration = Duration::from_millis(25);
 /// A Retry comes back within a round trip; the rest is for a machine that is busy.
 const RETRY_TOKEN_LIFETIME: Duration = Duration::from_secs(10);
 /// Bytes of a DATAGRAM that are taken only to see that there was one.
@@ -48,7 +54,7 @@ pub(super) fn endpoint(config: &TunnelConfig, network: Option<&Arc<Network>>) ->
     Ok(endpoint)
 }
 
-pub(super) fn transport(config: &TunnelConfig) -> Result<TransportConfig, QuicError> {
+pub(super) fn transport(config: &TunnelConfig, side: Side) -> Result<TransportConfig, QuicError> {
     let (limits, timing) = (&config.limits, &config.timing);
     let idle = IdleTimeout::try_from(timing.idle).map_err(|_| QuicError::OutOfRange)?;
     let mut congestion = CubicConfig::default();
@@ -71,7 +77,10 @@ pub(super) fn transport(config: &TunnelConfig) -> Result<TransportConfig, QuicEr
         .initial_mtu(MIN_DATAGRAM)
         .min_mtu(MIN_DATAGRAM)
         .mtu_discovery_config(Some(discovery))
-        .initial_rtt(INITIAL_RTT)
+        .initial_rtt(match side {
+            Side::Dialler => INITIAL_RTT,
+            Side::Acceptor => PATH_RTT,
+        })
         .congestion_controller_factory(Arc::new(congestion))
         // Likewise: a datagram closes the link.
         .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER))
@@ -81,11 +90,7 @@ pub(super) fn transport(config: &TunnelConfig) -> Result<TransportConfig, QuicEr
     Ok(transport)
 }
 
-pub(super) fn server(
-    config: &TunnelConfig,
-    tls: Arc<rustls::ServerConfig>,
-    transport: Arc<TransportConfig>,
-) -> Result<ServerConfig, QuicError> {
+pub(super) fn server(config: &TunnelConfig, tls: Arc<rustls::ServerConfig>) -> Result<ServerConfig, QuicError> {
     let crypto = QuicServerConfig::try_from(tls).map_err(|_| QuicError::InitialSuite)?;
     let crypto = Floored { inner: Arc::new(crypto), idle: config.timing.idle_floor };
     let token_key = hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(&config.keys.token);
@@ -95,7 +100,7 @@ pub(super) fn server(
     let limits = &config.limits;
     let mut server = ServerConfig::new(Arc::new(crypto), Arc::new(token_key));
     server
-        .transport_config(transport)
+        .transport_config(Arc::new(transport(config, Side::Acceptor)?))
         .validation_token_config(validation)
         .retry_token_lifetime(RETRY_TOKEN_LIFETIME)
         // A NAT that rebinds must not cost the link (fault F10).
@@ -106,14 +111,11 @@ pub(super) fn server(
     Ok(server)
 }
 
-pub(super) fn client(
-    config: &TunnelConfig,
-    tls: Arc<rustls::ClientConfig>,
-    transport: Arc<TransportConfig>,
-) -> Result<ClientConfig, QuicError> {
+pub(super) fn client(config: &TunnelConfig, tls: Arc<rustls::ClientConfig>) -> Result<ClientConfig, QuicError> {
     let crypto = QuicClientConfig::try_from(tls).map_err(|_| QuicError::InitialSuite)?;
     let crypto = Floored { inner: Arc::new(crypto), idle: config.timing.idle_floor };
     let mut client = ClientConfig::new(Arc::new(crypto));
+    let transport = Arc::new(transport(config, Side::Dialler)?);
     client.transport_config(transport).token_store(Arc::new(NoneTokenStore)).version(QUIC_V1);
     Ok(client)
 }

@@ -3,6 +3,9 @@
 //! The listening socket has one queue. Whoever floods its port fills it, and what does not fit is lost, packets of links
 //! among it. Linux gives a packet to the socket that is connected to its sender, if there is one: so each link that was
 //! taken gets such a socket on the same port. All of them are read as one; what they lose is their own.
+//!
+//! Here, too, IPv4 addresses that a socket for both families tells as IPv6 ones are shown as what they are, because quinn
+//! keeps what it knows of a path, when a NAT rebinds it, only for those it sees as IPv4: see [`config`](super::config).
 
 use std::fmt;
 use std::io::{self, IoSliceMut};
@@ -27,6 +30,8 @@ const LOOK: Duration = Duration::from_secs(1);
 /// The listening socket with those of links.
 pub(super) struct Lanes {
     main: Arc<dyn AsyncUdpSocket>,
+    /// For both families, or for IPv6 alone.
+    ipv6: bool,
     own: ArcSwap<Vec<Arc<dyn AsyncUdpSocket>>>,
     /// Which is read first.
     turn: AtomicUsize,
@@ -41,8 +46,10 @@ struct Lane {
 }
 
 impl Lanes {
-    pub(super) fn new(main: Arc<dyn AsyncUdpSocket>) -> Arc<Self> {
-        Arc::new(Self { main, own: ArcSwap::default(), turn: AtomicUsize::new(0), reader: AtomicWaker::new() })
+    pub(super) fn new(main: Arc<dyn AsyncUdpSocket>) -> io::Result<Arc<Self>> {
+        let ipv6 = main.local_addr()?.is_ipv6();
+        let (own, turn, reader) = (ArcSwap::default(), AtomicUsize::new(0), AtomicWaker::new());
+        Ok(Arc::new(Self { main, ipv6, own, turn, reader }))
     }
 
     /// Keeps a lane for `connection`, wherever its other end moves, until it is closed. What cannot have one goes on by
@@ -78,17 +85,27 @@ impl Lanes {
         buffer: usize,
     ) -> io::Result<Lane> {
         let listening = self.main.local_addr()?;
-        let mapped = |ip: IpAddr| match ip {
-            IpAddr::V4(ip) if listening.is_ipv6() => IpAddr::V6(ip.to_ipv6_mapped()),
-            IpAddr::V4(_) | IpAddr::V6(_) => ip,
-        };
-        let local = SocketAddr::new(mapped(local.unwrap_or(listening.ip())), listening.port());
-        let socket = socket::connected(local, SocketAddr::new(mapped(remote.ip()), remote.port()), buffer)?;
+        let local = self.inward(SocketAddr::new(local.unwrap_or(listening.ip()), listening.port()));
+        let socket = socket::connected(local, self.inward(remote), buffer)?;
         let socket = runtime.wrap_udp_socket(socket)?;
         self.own.rcu(|own| own.iter().chain([&socket]).cloned().collect::<Vec<_>>());
         self.reader.wake();
         Ok(Lane { lanes: Arc::clone(self), socket, remote })
     }
+
+    /// `address` as the sockets have it.
+    fn inward(&self, address: SocketAddr) -> SocketAddr {
+        match address {
+            SocketAddr::V4(v4) if self.ipv6 => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()),
+            SocketAddr::V4(_) | SocketAddr::V6(_) => address,
+        }
+    }
+}
+
+/// `address` as it is shown.
+fn outward(address: SocketAddr) -> SocketAddr {
+    let SocketAddr::V6(v6) = address else { return address };
+    v6.ip().to_ipv4_mapped().map_or(address, |ip| SocketAddr::new(ip.into(), v6.port()))
 }
 
 impl Drop for Lane {
@@ -106,7 +123,14 @@ impl AsyncUdpSocket for Lanes {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.main.try_send(transmit)
+        let Transmit { ecn, contents, segment_size, src_ip, .. } = *transmit;
+        self.main.try_send(&Transmit {
+            destination: self.inward(transmit.destination),
+            ecn,
+            contents,
+            segment_size,
+            src_ip,
+        })
     }
 
     fn poll_recv(
@@ -124,6 +148,8 @@ impl AsyncUdpSocket for Lanes {
             let index = first.wrapping_add(offset) % count;
             let socket = own.get(index).unwrap_or(&self.main);
             if let Poll::Ready(received) = socket.poll_recv(cx, bufs, meta) {
+                let filled = received.as_ref().copied().unwrap_or(0);
+                meta.iter_mut().take(filled).for_each(|meta| meta.addr = outward(meta.addr));
                 return Poll::Ready(received);
             }
         }

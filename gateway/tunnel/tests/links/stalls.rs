@@ -1,0 +1,162 @@
+//! Answers that stand still while the way to the other side changes (F10): for how long.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use eastway_tunnel::Link;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, interval};
+
+use crate::balanced::{Replicas, link_to, reached};
+use crate::relay::Relay;
+use crate::support::{Gateway, any_port, header, pair, read_all, soon};
+
+/// Bytes of an answer: several packets.
+const PAGE: usize = 3_000;
+/// What users wait for at most.
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// Asks for a page. `None`: it came not, or not whole.
+async fn ask(link: &Link) -> Option<()> {
+    let mut stream = link.open(&header("page")).await.ok()?;
+    stream.send.write(Bytes::from_static(b"GET /")).await.ok()?;
+    stream.send.finish();
+    let page = soon("a page", read_all(&mut stream.recv)).await.ok()?;
+    (page.len() == PAGE).then_some(())
+}
+
+async fn timed(link: &Link) -> Duration {
+    let start = Instant::now();
+    ask(link).await.expect("a page");
+    start.elapsed()
+}
+
+/// Uses a link until it knows its round trip and how large its packets may be.
+async fn warm(link: &Link) {
+    for _ in 0..100 {
+        ask(link).await.expect("a page");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// A gateway that listens on `listen` and one that dials it through a relay.
+async fn through_a_relay(listen: SocketAddr) -> (Gateway, Gateway, Relay, Link) {
+    let (a, b) = pair();
+    let (a, b) = (a.gateway(), b.gateway_with(b.config(listen)));
+    let relay = Relay::to((Ipv4Addr::LOCALHOST, b.tunnel.local_addr().port()).into()).await;
+    b.knows(&[("a", &[])]);
+    a.knows(&[("b", &[relay.address])]);
+    let link = a.link_to("b").await;
+    b.link_to("a").await;
+    warm(&link).await;
+    (a, b, relay, link)
+}
+
+/// Until a new path is validated three times what came by it may be sent: one packet of an answer. When a packet that
+/// validates it is lost, either way, the rest must not wait for long, on a socket for both families neither.
+#[tokio::test]
+async fn f10_a_rebind_that_loses_a_packet_delays_an_answer_by_less_than_a_second() {
+    for listen in [any_port(), (Ipv6Addr::UNSPECIFIED, 0).into()] {
+        for lose_full in [[1, 0], [0, 1]] {
+            let (a, _b, relay, link) = through_a_relay(listen).await;
+            relay.rebind();
+            relay.rules(|rules| rules.lose_full = lose_full);
+            let took = timed(&link).await;
+            println!("on {listen}, losing {lose_full:?}: {took:?}");
+            assert!(took < Duration::from_secs(1), "{took:?}");
+            assert_eq!(a.tunnel.counters().links, 1);
+        }
+    }
+}
+
+#[tokio::test]
+async fn f10_a_rebind_to_another_replica_that_loses_a_packet_costs_no_request() {
+    let (a, b) = pair();
+    let replicas = Replicas::start(&b, 2).await;
+    let relay = Relay::to(replicas.balancer.address).await;
+    let a = a.gateway();
+    a.knows(&[("b", &[relay.address])]);
+    reached(&a, replicas.gateways.iter().map(|gateway| gateway.replica)).await;
+    let link = link_to(&a, replicas.gateways[0].replica);
+    warm(&link).await;
+    for (replica, lose_full) in [(1, [1, 0]), (0, [0, 1]), (1, [0, 1]), (0, [1, 0])] {
+        replicas.balancer.rebind(replicas.link_address(replica));
+        relay.rules(|rules| rules.lose_full = lose_full);
+        let took = timed(&link).await;
+        println!("to {replica}, losing {lose_full:?}: {took:?}");
+        assert!(took < Duration::from_millis(1_200), "{took:?}");
+    }
+    assert!(link.is_usable());
+}
+
+/// Asks as a router does: on links that were acknowledged lately, and elsewhere when a replica drains.
+async fn route(links: Vec<Link>, turn: usize) -> Option<()> {
+    let usable = || links.iter().filter(|link| link.is_usable());
+    let fresh: Vec<_> = usable().filter(|link| link.is_fresh()).collect();
+    let usable = if fresh.is_empty() { usable().collect() } else { fresh };
+    for attempt in 0..3 {
+        let link = usable.get((turn + attempt) % usable.len().max(1))?;
+        let Ok(mut stream) = link.open(&header("page")).await else { continue };
+        stream.send.write(Bytes::from_static(b"GET /")).await.ok()?;
+        stream.send.finish();
+        if stream.accepted().await.is_ok() {
+            let page = read_all(&mut stream.recv).await.ok()?;
+            return (page.len() == PAGE).then_some(());
+        }
+    }
+    None
+}
+
+/// A NAT that forgets every second, so that every link comes to another one of three replicas each time, one of which ends
+/// and swallows what still goes by way of it; and a path that loses packets.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f3_f10_rebinds_while_a_replica_ends_cost_no_request() {
+    const REQUESTS: usize = 320;
+    let (a, b) = pair();
+    let mut replicas = Replicas::start(&b, 3).await;
+    let relay = Relay::to(replicas.balancer.address).await;
+    let a = Arc::new(a.gateway());
+    a.knows(&[("b", &[relay.address])]);
+    reached(&a, replicas.gateways.iter().map(|gateway| gateway.replica)).await;
+    relay.rules(|rules| rules.loss = 0.03);
+    let times = Arc::new(Mutex::new((Vec::new(), 0)));
+    let load = tokio::spawn({
+        let (a, times) = (Arc::clone(&a), Arc::clone(&times));
+        async move {
+            let (mut asking, mut ticks) = (JoinSet::new(), interval(Duration::from_millis(25)));
+            for turn in 0..REQUESTS {
+                ticks.tick().await;
+                let (links, times) = (a.links_to("b"), Arc::clone(&times));
+                asking.spawn(async move {
+                    let start = Instant::now();
+                    let answered = tokio::time::timeout(LIMIT * 2, route(links, turn)).await == Ok(Some(()));
+                    let mut times = times.lock().unwrap();
+                    times.0.push(start.elapsed());
+                    times.1 += usize::from(!answered || start.elapsed() > LIMIT);
+                });
+            }
+            while asking.join_next().await.is_some() {}
+        }
+    });
+    let mut rebinds = interval(Duration::from_secs(1));
+    let mut ending = None;
+    for round in 0..8 {
+        rebinds.tick().await;
+        replicas.balancer.forget();
+        if round == 3 {
+            let leaving = replicas.gateways.remove(0);
+            // Kubernetes gives it no new flows from then on.
+            replicas.balancer.set_backends(&[0, 1].map(|replica| replicas.link_address(replica)));
+            ending = Some(tokio::spawn(async move { leaving.tunnel.drain(Duration::from_secs(20)).await }));
+        }
+    }
+    soon("the load", load).await.unwrap();
+    soon("drained", ending.unwrap()).await.unwrap();
+    let (mut times, failed) = std::mem::take(&mut *times.lock().unwrap());
+    times.sort_unstable();
+    let longest = times.iter().rev().take(8).collect::<Vec<_>>();
+    println!("{} requests, {failed} failed, longest {longest:?}", times.len());
+    assert_eq!((times.len(), failed), (REQUESTS, 0));
+}
