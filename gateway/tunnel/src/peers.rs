@@ -104,14 +104,17 @@ pub(crate) struct Traffic {
     pub(crate) bytes_sent: u64,
     pub(crate) bytes_received: u64,
     pub(crate) packets_lost: u64,
+    pub(crate) hops: u64,
 }
 
 impl Traffic {
     pub(crate) fn of(link: &Link) -> Self {
+        let path = link.0.connection.path();
         Self {
             bytes_sent: link.0.bytes_sent.load(Ordering::Relaxed),
             bytes_received: link.0.bytes_received.load(Ordering::Relaxed),
-            packets_lost: link.0.connection.path().lost_packets,
+            packets_lost: path.lost_packets,
+            hops: path.hops,
         }
     }
 }
@@ -121,6 +124,7 @@ impl AddAssign for Traffic {
         self.bytes_sent += more.bytes_sent;
         self.bytes_received += more.bytes_received;
         self.packets_lost += more.packets_lost;
+        self.hops += more.hops;
     }
 }
 

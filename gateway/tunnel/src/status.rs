@@ -61,6 +61,9 @@ pub struct PeerStatus {
     pub bytes_received: u64,
     /// Datagrams lost on its links, those that are gone included.
     pub packets_lost: u64,
+    /// How often links that were dialled from here went on from another port because nothing came back, those that are
+    /// gone included.
+    pub hops: u64,
 }
 
 /// One address of a peer.
@@ -165,6 +168,7 @@ impl PeerStatus {
             bytes_sent: traffic.bytes_sent,
             bytes_received: traffic.bytes_received,
             packets_lost: traffic.packets_lost,
+            hops: traffic.hops,
         }
     }
 }

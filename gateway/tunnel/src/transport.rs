@@ -317,4 +317,6 @@ pub struct PathStats {
     pub received_bytes: u64,
     /// Largest datagram that the path carries.
     pub mtu: u16,
+    /// How often this side went on from another port because nothing came back.
+    pub hops: u64,
 }

@@ -1,8 +1,8 @@
 //! Links over QUIC v1 with quinn's own driver. quinn is known here and nowhere else.
 //!
 //! One endpoint takes links; each dial has an endpoint and so a UDP port of its own, because a port whose
-//! conntrack entry went stale stays a black hole as long as it is used. Nothing is left at quinn's defaults
-//! that a peer could profit from; see [`config`].
+//! conntrack entry went stale stays a black hole as long as it is used; a link leaves such a port, too, see
+//! [`hop`]. Nothing is left at quinn's defaults that a peer could profit from; see [`config`].
 
 mod cid;
 mod config;
@@ -10,6 +10,7 @@ mod connection;
 mod floor;
 mod forward;
 mod handshake;
+mod hop;
 mod lanes;
 mod runtime;
 mod socket;

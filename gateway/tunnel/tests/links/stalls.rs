@@ -1,11 +1,11 @@
-//! Answers that stand still while the way to the other side changes (F10): for how long.
+//! Answers that stand still while the way to the other side changes (F10, F11): for how long.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use eastway_tunnel::Link;
+use eastway_tunnel::{Link, Tunnel};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval};
 
@@ -39,6 +39,10 @@ async fn warm(link: &Link) {
         ask(link).await.expect("a page");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
+}
+
+fn hops(tunnel: &Tunnel) -> u64 {
+    tunnel.status().iter().map(|peer| peer.hops).sum()
 }
 
 /// A gateway that listens on `listen` and one that dials it through a relay.
@@ -89,6 +93,65 @@ async fn f10_a_rebind_to_another_replica_that_loses_a_packet_costs_no_request() 
         assert!(took < Duration::from_millis(1_200), "{took:?}");
     }
     assert!(link.is_usable());
+}
+
+/// The pair of addresses is dead for ever, in both directions, and nobody says so; other ports pass.
+#[tokio::test]
+async fn f11_a_link_leaves_a_port_that_answers_no_more() {
+    let (a, b, relay, link) = through_a_relay(any_port()).await;
+    for round in 1..=2 {
+        let before = relay.clients();
+        relay.rules(|rules| rules.blackholed.extend(before.iter().copied()));
+        let took = timed(&link).await;
+        println!("answered after {took:?}");
+        assert!(took < Duration::from_millis(1_500), "{took:?}");
+        assert_eq!(hops(&a.tunnel), round);
+        assert_eq!(relay.clients().len(), before.len() + 1, "another port, once");
+    }
+    let counters = a.tunnel.counters();
+    assert_eq!((counters.links, counters.links_closed.len()), (1, 0), "the link was not replaced");
+    assert_eq!(hops(&b.tunnel), 0, "who was dialled stays where it is");
+}
+
+/// How long a transfer stands still when its pair of addresses dies. `step` waits as soon as nothing gets through.
+async fn stands_still(a: &Gateway, relay: &Relay, mut step: impl AsyncFnMut()) -> Duration {
+    for _ in 0..64 {
+        step().await;
+    }
+    let dead = relay.clients();
+    relay.rules(|rules| rules.blackholed.extend(dead));
+    let start = Instant::now();
+    while hops(&a.tunnel) == 0 {
+        step().await;
+    }
+    start.elapsed()
+}
+
+/// Who only reads has nothing to say before its next heartbeat; who only writes may have filled its window.
+#[tokio::test]
+async fn f11_transfers_go_on_from_another_port() {
+    let (a, _b, relay, link) = through_a_relay(any_port()).await;
+    let mut stream = link.open(&header("floods")).await.unwrap();
+    let reading = stands_still(&a, &relay, async || {
+        soon("more", stream.recv.read()).await.unwrap().expect("more");
+    });
+    let reading = reading.await;
+    let (a, _b, relay, link) = through_a_relay(any_port()).await;
+    let mut stream = link.open(&header("count")).await.unwrap();
+    let block = Bytes::from_static(&[7; 16_384]);
+    let writing =
+        stands_still(&a, &relay, async || soon("room", stream.send.write(block.clone())).await.unwrap()).await;
+    println!("reading stood still for {reading:?}, writing for {writing:?}");
+    assert!(reading.max(writing) < Duration::from_millis(2_500), "{reading:?} {writing:?}");
+}
+
+/// Moving is for links on which something waits for an answer, not for idle ones.
+#[tokio::test]
+async fn an_idle_link_stays_at_its_port() {
+    let (a, _b, relay, link) = through_a_relay(any_port()).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!((hops(&a.tunnel), relay.clients().len()), (0, 1));
+    assert!(link.is_fresh());
 }
 
 /// Asks as a router does: on links that were acknowledged lately, and elsewhere when a replica drains.
@@ -157,6 +220,6 @@ async fn f3_f10_rebinds_while_a_replica_ends_cost_no_request() {
     let (mut times, failed) = std::mem::take(&mut *times.lock().unwrap());
     times.sort_unstable();
     let longest = times.iter().rev().take(8).collect::<Vec<_>>();
-    println!("{} requests, {failed} failed, longest {longest:?}", times.len());
+    println!("{} requests, {failed} failed, longest {longest:?}, {} hops", times.len(), hops(&a.tunnel));
     assert_eq!((times.len(), failed), (REQUESTS, 0));
 }

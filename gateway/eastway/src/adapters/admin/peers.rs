@@ -105,6 +105,7 @@ pub(super) fn refresh(gateway: &Gateway, metrics: &Metrics) {
             sent_bytes: status.bytes_sent,
             received_bytes: status.bytes_received,
             lost_packets: status.packets_lost,
+            hops: status.hops,
         };
         metrics.set_peer(&status.name, &sample);
         if let Some(not_after) = links.iter().map(|link| link.cert_not_after).max() {

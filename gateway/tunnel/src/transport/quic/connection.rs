@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -24,13 +25,20 @@ pub(super) struct QuicConnection {
     side: Side,
     /// Knows where the other side is if its packets come by way of another replica.
     network: Option<Arc<Network>>,
+    /// How often it changed its port: see [`hop`](super::hop).
+    hops: Arc<AtomicU64>,
     /// Why this side closed it.
     closed: Mutex<Option<CloseReason>>,
 }
 
 impl QuicConnection {
-    pub(super) fn new(inner: quinn::Connection, side: Side, network: Option<Arc<Network>>) -> Self {
-        Self { inner, side, network, closed: Mutex::new(None) }
+    pub(super) fn new(
+        inner: quinn::Connection,
+        side: Side,
+        network: Option<Arc<Network>>,
+        hops: Arc<AtomicU64>,
+    ) -> Self {
+        Self { inner, side, network, hops, closed: Mutex::new(None) }
     }
 
     fn reason(&self, error: quinn::ConnectionError) -> CloseReason {
@@ -104,6 +112,7 @@ impl Connection for QuicConnection {
             sent_bytes: stats.udp_tx.bytes,
             received_bytes: stats.udp_rx.bytes,
             mtu: stats.path.current_mtu,
+            hops: self.hops.load(Ordering::Relaxed),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use eastway_identity::{CertificateDer, TrustStore, VerifyError, tls};
@@ -10,7 +11,7 @@ use quinn_proto::crypto::rustls::HandshakeData;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::connection::{QuicConnection, canonical, is_alert, words};
-use super::{Shared, floor, socket};
+use super::{Shared, floor, hop, socket};
 use crate::code::CloseCode;
 use crate::control::printable;
 use crate::events::Event;
@@ -77,7 +78,7 @@ async fn accept(
         Err(error) => Ok(Err(error)),
     };
     let connection = connection.and_then(|result| result.map_err(|error| Failure::of(&error, &shared.trust)));
-    let established = connection.and_then(|connection| finish(&shared, connection, Side::Acceptor, None, leaf));
+    let established = connection.and_then(|connection| finish(&shared, connection, None, leaf));
     drop(permit);
     match established {
         Ok(established) => {
@@ -115,16 +116,16 @@ pub(super) async fn dial(shared: Arc<Shared>, peer: Arc<str>, remote: SocketAddr
         Ok(Err(error)) => return Err(refused(Failure::of(&error, &shared.trust))),
         Ok(Ok(connection)) => connection,
     };
-    finish(&shared, connection, Side::Dialler, Some(&peer), leaf).map_err(refused)
+    finish(&shared, connection, Some((&peer, endpoint)), leaf).map_err(refused)
 }
 
 /// Learns who is on the other side of a finished handshake. TLS has verified the chain; here it is judged
-/// again for the name, and because the Peers may have changed meanwhile.
+/// again for the name, and because the Peers may have changed meanwhile. `dialled`: whom, if this side did, and from
+/// which endpoint.
 fn finish(
     shared: &Arc<Shared>,
     connection: quinn::Connection,
-    side: Side,
-    expected: Option<&str>,
+    dialled: Option<(&str, quinn::Endpoint)>,
     local_leaf_sha256: [u8; 32],
 ) -> Result<Established, Failure> {
     let refuse = |code: CloseCode, failure: Failure| {
@@ -143,17 +144,21 @@ fn finish(
     let chain = chain.map(|chain| *chain).unwrap_or_default();
     let peer = shared
         .trust
-        .verify(&chain, (shared.clock)(), expected)
+        .verify(&chain, (shared.clock)(), dialled.as_ref().map(|(peer, _)| *peer))
         .map_err(|error| refuse(CloseCode::Revoked, Failure::Untrusted(error)))?;
     shared.tasks.spawn(guard(connection.clone()));
-    if side == Side::Acceptor
-        && let Some(lanes) = shared.lanes.load_full()
-    {
-        let runtime = Arc::clone(&shared.runtime) as Arc<dyn quinn::Runtime>;
-        let buffer = shared.config.limits.socket_buffer;
-        shared.tasks.spawn(lanes.keep(connection.clone(), runtime, buffer));
-    }
-    let connection = Arc::new(QuicConnection::new(connection, side, shared.network.clone()));
+    let (buffer, hops) = (shared.config.limits.socket_buffer, Arc::<AtomicU64>::default());
+    let side = if let Some((_, endpoint)) = dialled {
+        shared.tasks.spawn(hop::watch(endpoint, connection.clone(), buffer, Arc::clone(&hops)));
+        Side::Dialler
+    } else {
+        if let Some(lanes) = shared.lanes.load_full() {
+            let runtime = Arc::clone(&shared.runtime) as Arc<dyn quinn::Runtime>;
+            shared.tasks.spawn(lanes.keep(connection.clone(), runtime, buffer));
+        }
+        Side::Acceptor
+    };
+    let connection = Arc::new(QuicConnection::new(connection, side, shared.network.clone(), hops));
     Ok(Established { connection, peer, chain, local_leaf_sha256 })
 }
 
