@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::lab::place::Place;
 use crate::servers::body;
 
-/// Longest wait for an answer, the connection's set-up included.
+/// Longest wait for an answer, the connection's set-up included, in time that the client itself was running.
 pub const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Longest use of a kept-alive connection, as of a server that limits it. No longer than a drain (30 s):
@@ -68,6 +69,8 @@ pub struct Record {
     pub slowest: Duration,
     /// How long each good answer took, microseconds, in no order.
     pub took_us: Vec<u32>,
+    /// How long the client itself was not running although it wanted to, where that was for long.
+    pub stood_still: Duration,
 }
 
 /// A request that failed.
@@ -175,8 +178,45 @@ impl Load {
 /// Used in turn, so that none stands idle for long.
 type Idle = Arc<Mutex<VecDeque<Connection>>>;
 
+/// The time that the client itself was running. On a machine that gives it none for a second nobody can answer in time,
+/// and whoever looks afterwards sees answers and deadlines at once.
+#[derive(Clone, Debug, Default)]
+struct OwnTime(Arc<AtomicU32>);
+
+impl OwnTime {
+    /// A step of it, and how late it may come before it is told as a standstill.
+    const STEP: Duration = Duration::from_millis(10);
+    const LATE: Duration = Duration::from_millis(100);
+
+    /// Goes on for ever.
+    async fn run(self, record: Arc<Mutex<Record>>) {
+        let mut clock = tokio::time::interval(Self::STEP);
+        clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        let mut last = Instant::now();
+        loop {
+            clock.tick().await;
+            self.0.fetch_add(1, Ordering::Relaxed);
+            if last.elapsed() > Self::LATE {
+                lock(&record).stood_still += last.elapsed();
+            }
+            last = Instant::now();
+        }
+    }
+
+    /// Waits until so much of it has gone by.
+    async fn wait(&self, duration: Duration) {
+        let steps = || self.0.load(Ordering::Relaxed);
+        let end = steps() + u32::try_from(duration.as_millis() / Self::STEP.as_millis()).unwrap_or(u32::MAX);
+        while let Some(left) = end.checked_sub(steps()).filter(|left| *left > 0) {
+            tokio::time::sleep(Self::STEP * left).await;
+        }
+    }
+}
+
 async fn send(plan: Plan, record: Arc<Mutex<Record>>, mut stopped: watch::Receiver<bool>, started: Instant) {
-    let idle: Idle = Arc::default();
+    let (idle, time) = (Idle::default(), OwnTime::default());
+    let mut others = JoinSet::new();
+    others.spawn(time.clone().run(Arc::clone(&record)));
     let mut requests = JoinSet::new();
     let mut clock = tokio::time::interval(Duration::from_secs_f64(1.0 / f64::from(plan.rate)));
     // Open loop: a client that was held up makes up for it.
@@ -187,7 +227,7 @@ async fn send(plan: Plan, record: Arc<Mutex<Record>>, mut stopped: watch::Receiv
             _ = stopped.changed() => break,
         }
         lock(&record).sent += 1;
-        requests.spawn(one(plan, id, Arc::clone(&idle), Arc::clone(&record), started));
+        requests.spawn(one(plan, id, Arc::clone(&idle), Arc::clone(&record), (started, time.clone())));
         while requests.try_join_next().is_some() {}
     }
     requests.join_all().await;
@@ -197,7 +237,7 @@ fn lock(record: &Mutex<Record>) -> std::sync::MutexGuard<'_, Record> {
     record.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn one(plan: Plan, id: u64, idle: Idle, record: Arc<Mutex<Record>>, started: Instant) {
+async fn one(plan: Plan, id: u64, idle: Idle, record: Arc<Mutex<Record>>, (started, time): (Instant, OwnTime)) {
     let sent = started.elapsed();
     let keep = id.is_multiple_of(2);
     let reused = if keep { usable(&idle) } else { None };
@@ -214,9 +254,13 @@ async fn one(plan: Plan, id: u64, idle: Idle, record: Arc<Mutex<Record>>, starte
         connection.ask(id, plan.size).await?;
         anyhow::Ok(connection)
     };
-    let result = tokio::time::timeout(PATIENCE, exchange).await;
+    let result = tokio::select! {
+        // Rather what came than that it came late.
+        biased;
+        result = exchange => result,
+        () = time.wait(PATIENCE) => Err(anyhow::anyhow!("no answer within {PATIENCE:?}")),
+    };
     let took = started.elapsed().saturating_sub(sent);
-    let result = result.unwrap_or_else(|_| bail!("no answer within {PATIENCE:?}"));
     match result {
         Ok(connection) => {
             let server = connection.server.clone();
@@ -371,5 +415,26 @@ mod tests {
         let failure = load.stop().await.unwrap().failures.remove(0);
         assert!(failure.reason.contains("no answer within 2s"), "{failure:?}");
         assert!(failure.failed - failure.sent >= PATIENCE);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_stood_still_blames_nobody() {
+        let (place, plan) = bench(3).await;
+        let elsewhere = Place::host("elsewhere").await.unwrap();
+        let _server = Server::start(&elsewhere, plan.target, "s3", Habit::Http).await.unwrap();
+        let load = Load::start(&place, Plan { rate: 100, ..plan });
+        while load.so_far().ok < 20 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        place
+            .run(async {
+                std::thread::sleep(PATIENCE + Duration::from_millis(300));
+                Ok(())
+            })
+            .await
+            .unwrap();
+        let record = load.stop().await.unwrap();
+        record.none_failed().unwrap();
+        assert!(record.stood_still >= PATIENCE, "{:?}", record.stood_still);
     }
 }

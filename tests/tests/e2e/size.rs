@@ -245,7 +245,7 @@ async fn metric(side: &Side, port: u16, name: &str) -> Result<f64> {
 /// Waits until the controller has written Services and slices of that many imports, and the gateway answers by their
 /// names. Imports themselves and their conditions follow.
 async fn until_addressed(side: &Side) -> Result<Duration> {
-    within(PATIENCE, format!("{ADDRESSED} imports have an address in {}", side.cluster.name()), async || {
+    within(2 * PATIENCE, format!("{ADDRESSED} imports have an address in {}", side.cluster.name()), async || {
         let addresses = side.ask("/status").await?["services"]["vips"].as_u64().context("no number")?;
         ensure!(addresses >= ADDRESSED as u64, "{addresses} addresses");
         // The first in the order of names, which is that of the controller.
