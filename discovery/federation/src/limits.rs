@@ -50,7 +50,7 @@ impl Default for Limits {
             subscriptions: 10_000,
             records_per_second: 10_000,
             record_burst: 110_000,
-            apply_interval: Duration::from_millis(50),
+            apply_interval: Duration::from_millis(25),
             resync_interval: Duration::from_secs(5),
             ack_timeout: Duration::from_secs(30),
             stall_timeout: Duration::from_secs(30),

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until};
 
 /// How long nothing may happen before a change counts as complete: an editor's write, rename and
 /// remove, or a swapped ConfigMap, are one change.
-const QUIET: Duration = Duration::from_millis(50);
+const QUIET: Duration = Duration::from_millis(25);
 
 /// Longest wait for quiet. A storm of writes is followed at this pace (fault F31).
 const PATIENCE: Duration = Duration::from_millis(300);

@@ -77,7 +77,7 @@ fn p7_a_million_refused_records_leave_nothing_behind() {
 }
 
 #[test]
-fn p8_churn_reaches_the_store_at_most_20_times_a_second() {
+fn p8_churn_reaches_the_store_at_most_40_times_a_second() {
     let mut pair = forged(&["shop/a"]);
     pair.applied.clear();
     let from = pair.now.mono;
@@ -96,7 +96,7 @@ fn p8_churn_reaches_the_store_at_most_20_times_a_second() {
         pair.timers();
     }
     assert!(pair.closed.is_empty());
-    assert!(pair.applied.len() <= 21, "{} changes", pair.applied.len());
+    assert!(pair.applied.len() <= 41, "{} changes", pair.applied.len());
     pair.run(SECOND);
     let claimed = pair.table.services().next().unwrap().exported_at;
     assert_eq!(claimed, UnixMillis(2_000 + sequence), "the last one wins");
