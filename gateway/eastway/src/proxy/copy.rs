@@ -1,5 +1,6 @@
 //! Copies a connection, both ways, with half-close and resets kept, and watches that it does not stand still.
 
+mod read;
 mod watch;
 
 use std::future::poll_fn;
@@ -18,19 +19,9 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+pub use read::ChunkReader;
+use read::{LARGE, MIN_READ, Read};
 pub use watch::{Limits, Watch};
-
-/// Smallest read buffer. It is allocated only when bytes are waiting, so an idle connection has none.
-const MIN_READ: usize = 4 * 1024;
-/// Largest read buffer: few large chunks keep the work per byte small, and quinn searches its
-/// chunks one by one.
-const MAX_READ: usize = 256 * 1024;
-/// Bytes that all connections together may hold in read buffers above [`MIN_READ`]: a peer that reads nothing
-/// leaves one buffer in the hands of each of its streams.
-const LARGE_READS: u64 = 64 << 20;
-
-/// Bytes in read buffers above [`MIN_READ`], of the whole process: what bounds memory has to be.
-static LARGE: LargeReads = LargeReads { held: AtomicU64::new(0), most: LARGE_READS };
 
 /// Bytes that a connection carried, readable while it runs.
 #[derive(Debug, Default)]
@@ -129,120 +120,6 @@ pub enum Idle {
     /// Bytes wait in one direction, and nobody takes them.
     #[error("bytes wait and nobody took them")]
     Blocked,
-}
-
-/// Reads what is waiting on a TCP socket into buffers of a size that follows the traffic.
-#[derive(Debug)]
-pub struct ChunkReader {
-    size: usize,
-}
-
-impl Default for ChunkReader {
-    fn default() -> Self {
-        Self { size: MIN_READ }
-    }
-}
-
-impl ChunkReader {
-    /// The next bytes, at most 4 KiB of them; `None` at the end of the stream. Cancel safe.
-    ///
-    /// # Errors
-    /// Those of the socket.
-    pub async fn read(&mut self, tcp: &TcpStream) -> io::Result<Option<Bytes>> {
-        poll_fn(|cx| poll_read(cx, tcp, || MIN_READ)).await
-    }
-
-    /// As [`Self::read`], more at once when much comes and `large` has room.
-    fn poll_read_large<'a>(
-        &mut self,
-        cx: &mut Context<'_>,
-        tcp: &TcpStream,
-        large: &'a LargeReads,
-    ) -> Poll<io::Result<Option<Read<'a>>>> {
-        let mut held = LargeRead { owner: large, bytes: 0 };
-        let size = self.size;
-        let chunk = poll_read(cx, tcp, || {
-            held = large.reserve(size);
-            size.min(MIN_READ + held.bytes)
-        });
-        let Some(chunk) = ready!(chunk)? else { return Poll::Ready(Ok(None)) };
-        self.adapt(chunk.len());
-        Poll::Ready(Ok(Some(Read { chunk, _held: held })))
-    }
-
-    fn adapt(&mut self, read: usize) {
-        if read >= self.size {
-            self.size = (self.size * 4).min(MAX_READ);
-        } else if read < self.size / 4 {
-            self.size = (self.size / 4).max(MIN_READ);
-        }
-    }
-}
-
-/// Reads once bytes are waiting, into a buffer of the size that is asked for only then.
-fn poll_read(
-    cx: &mut Context<'_>,
-    tcp: &TcpStream,
-    mut size: impl FnMut() -> usize,
-) -> Poll<io::Result<Option<Bytes>>> {
-    loop {
-        ready!(tcp.poll_read_ready(cx))?;
-        let mut buffer = BytesMut::with_capacity(size());
-        match tcp.try_read_buf(&mut buffer) {
-            Ok(0) => return Poll::Ready(Ok(None)),
-            Ok(_) => return Poll::Ready(Ok(Some(buffer.freeze()))),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => return Poll::Ready(Err(error)),
-        }
-    }
-}
-
-/// Bytes that were read and are not handed on yet.
-#[derive(Debug)]
-struct Read<'a> {
-    chunk: Bytes,
-    _held: LargeRead<'a>,
-}
-
-/// Bytes in large read buffers.
-#[derive(Debug)]
-struct LargeReads {
-    held: AtomicU64,
-    most: u64,
-}
-
-/// What one read buffer has of them.
-#[derive(Debug)]
-struct LargeRead<'a> {
-    owner: &'a LargeReads,
-    bytes: usize,
-}
-
-impl LargeReads {
-    /// Room for a buffer of `size`, or none beyond the least.
-    fn reserve(&self, size: usize) -> LargeRead<'_> {
-        let bytes = size.saturating_sub(MIN_READ);
-        let before = self.held.fetch_add(bytes as u64, Ordering::Relaxed);
-        let mut read = LargeRead { owner: self, bytes };
-        if before + bytes as u64 > self.most {
-            read.release();
-        }
-        read
-    }
-}
-
-impl LargeRead<'_> {
-    fn release(&mut self) {
-        self.owner.held.fetch_sub(std::mem::take(&mut self.bytes) as u64, Ordering::Relaxed);
-    }
-}
-
-impl Drop for LargeRead<'_> {
-    fn drop(&mut self) {
-        if self.bytes > 0 {
-            self.release();
-        }
-    }
 }
 
 /// The local socket of a connection, as far as it was read.

@@ -27,6 +27,7 @@ use prometheus_client::registry::Registry;
 
 pub use self::controller::ControllerSample;
 use self::family::{Family, Labels};
+pub use self::labels::DialOutcome;
 use self::labels::{
     BuildLabels, CertificateLabels, DenialLabels, Direction, PeerLabel, PeerReason, Reason, counts_of, peer_label,
     peer_reason,
@@ -46,38 +47,6 @@ const MAX_SERIES: usize = 256;
 const MAX_SERIES_PER_PEER: usize = 32;
 
 type FloatGauge = Gauge<f64, AtomicU64>;
-
-/// How an attempt to connect ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DialOutcome {
-    /// Connected.
-    Connected,
-    /// Refused by the other end.
-    Refused,
-    /// No answer in time.
-    Timeout,
-    /// Not authenticated: certificate, pin, identity or protocol.
-    Rejected,
-    /// No address to dial, or its name does not resolve.
-    Unresolved,
-    /// Anything else.
-    Failed,
-}
-
-impl DialOutcome {
-    /// The label.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Connected => "connected",
-            Self::Refused => "refused",
-            Self::Timeout => "timeout",
-            Self::Rejected => "rejected",
-            Self::Unresolved => "unresolved",
-            Self::Failed => "failed",
-        }
-    }
-}
 
 /// Whose certificate an expiry belongs to.
 #[derive(Clone, Debug)]

@@ -19,6 +19,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::read::LargeReads;
 use super::*;
 use crate::proxy::connection::{Connection, Outcome};
 use crate::telemetry::{AccessMode, Telemetry};

@@ -7,6 +7,38 @@ use prometheus_client::metrics::counter::Counter;
 
 use super::family::{Family, Labels, OTHER};
 
+/// How an attempt to connect ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DialOutcome {
+    /// Connected.
+    Connected,
+    /// Refused by the other end.
+    Refused,
+    /// No answer in time.
+    Timeout,
+    /// Not authenticated: certificate, pin, identity or protocol.
+    Rejected,
+    /// No address to dial, or its name does not resolve.
+    Unresolved,
+    /// Anything else.
+    Failed,
+}
+
+impl DialOutcome {
+    /// The label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connected => "connected",
+            Self::Refused => "refused",
+            Self::Timeout => "timeout",
+            Self::Rejected => "rejected",
+            Self::Unresolved => "unresolved",
+            Self::Failed => "failed",
+        }
+    }
+}
+
 /// The peer that series belong to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct PeerLabel {

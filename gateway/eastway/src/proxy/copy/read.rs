@@ -1,0 +1,135 @@
+//! Reads from local connections: little at a time where little comes, much where much comes and there is room for it.
+
+use std::future::poll_fn;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use tokio::net::TcpStream;
+
+/// Smallest read buffer. It is allocated only when bytes are waiting, so an idle connection has none.
+pub(super) const MIN_READ: usize = 4 * 1024;
+/// Largest read buffer: few large chunks keep the work per byte small, and quinn searches its
+/// chunks one by one.
+const MAX_READ: usize = 256 * 1024;
+/// Bytes that all connections together may hold in read buffers above [`MIN_READ`]: a peer that reads nothing
+/// leaves one buffer in the hands of each of its streams.
+const LARGE_READS: u64 = 64 << 20;
+
+/// Bytes in read buffers above [`MIN_READ`], of the whole process: what bounds memory has to be.
+pub(super) static LARGE: LargeReads = LargeReads { held: AtomicU64::new(0), most: LARGE_READS };
+
+/// Reads what is waiting on a TCP socket into buffers of a size that follows the traffic.
+#[derive(Debug)]
+pub struct ChunkReader {
+    size: usize,
+}
+
+impl Default for ChunkReader {
+    fn default() -> Self {
+        Self { size: MIN_READ }
+    }
+}
+
+impl ChunkReader {
+    /// The next bytes, at most 4 KiB of them; `None` at the end of the stream. Cancel safe.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub async fn read(&mut self, tcp: &TcpStream) -> io::Result<Option<Bytes>> {
+        poll_fn(|cx| poll_read(cx, tcp, || MIN_READ)).await
+    }
+
+    /// As [`Self::read`], more at once when much comes and `large` has room.
+    pub(super) fn poll_read_large<'a>(
+        &mut self,
+        cx: &mut Context<'_>,
+        tcp: &TcpStream,
+        large: &'a LargeReads,
+    ) -> Poll<io::Result<Option<Read<'a>>>> {
+        let mut held = LargeRead { owner: large, bytes: 0 };
+        let size = self.size;
+        let chunk = poll_read(cx, tcp, || {
+            held = large.reserve(size);
+            size.min(MIN_READ + held.bytes)
+        });
+        let Some(chunk) = ready!(chunk)? else { return Poll::Ready(Ok(None)) };
+        self.adapt(chunk.len());
+        Poll::Ready(Ok(Some(Read { chunk, _held: held })))
+    }
+
+    fn adapt(&mut self, read: usize) {
+        if read >= self.size {
+            self.size = (self.size * 4).min(MAX_READ);
+        } else if read < self.size / 4 {
+            self.size = (self.size / 4).max(MIN_READ);
+        }
+    }
+}
+
+/// Reads once bytes are waiting, into a buffer of the size that is asked for only then.
+fn poll_read(
+    cx: &mut Context<'_>,
+    tcp: &TcpStream,
+    mut size: impl FnMut() -> usize,
+) -> Poll<io::Result<Option<Bytes>>> {
+    loop {
+        ready!(tcp.poll_read_ready(cx))?;
+        let mut buffer = BytesMut::with_capacity(size());
+        match tcp.try_read_buf(&mut buffer) {
+            Ok(0) => return Poll::Ready(Ok(None)),
+            Ok(_) => return Poll::Ready(Ok(Some(buffer.freeze()))),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Poll::Ready(Err(error)),
+        }
+    }
+}
+
+/// Bytes that were read and are not handed on yet.
+#[derive(Debug)]
+pub(super) struct Read<'a> {
+    pub(super) chunk: Bytes,
+    _held: LargeRead<'a>,
+}
+
+/// Bytes in large read buffers.
+#[derive(Debug)]
+pub(super) struct LargeReads {
+    pub(super) held: AtomicU64,
+    pub(super) most: u64,
+}
+
+/// What one read buffer has of them.
+#[derive(Debug)]
+struct LargeRead<'a> {
+    owner: &'a LargeReads,
+    bytes: usize,
+}
+
+impl LargeReads {
+    /// Room for a buffer of `size`, or none beyond the least.
+    fn reserve(&self, size: usize) -> LargeRead<'_> {
+        let bytes = size.saturating_sub(MIN_READ);
+        let before = self.held.fetch_add(bytes as u64, Ordering::Relaxed);
+        let mut read = LargeRead { owner: self, bytes };
+        if before + bytes as u64 > self.most {
+            read.release();
+        }
+        read
+    }
+}
+
+impl LargeRead<'_> {
+    fn release(&mut self) {
+        self.owner.held.fetch_sub(std::mem::take(&mut self.bytes) as u64, Ordering::Relaxed);
+    }
+}
+
+impl Drop for LargeRead<'_> {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            self.release();
+        }
+    }
+}
