@@ -121,7 +121,8 @@ pub fn echo(namespace: &str, replicas: usize, client: &str) -> String {
     let labels = json!({"app": "echo"});
     let container = json!({
         "name": "echo", "image": ECHO, "imagePullPolicy": "IfNotPresent",
-        "readinessProbe": {"tcpSocket": {"port": TARGET}, "periodSeconds": 1},
+        // A machine that starts pods all the time may be late with a probe; the pod is none the less ready for it.
+        "readinessProbe": {"tcpSocket": {"port": TARGET}, "periodSeconds": 1, "timeoutSeconds": 5},
         // Without a request a pod is the last to get time on a busy machine.
         "resources": {"requests": {"cpu": "50m"}},
     });

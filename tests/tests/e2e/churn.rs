@@ -10,30 +10,44 @@ use eastway_tests::load::Failure;
 use eastway_tests::{bed_tests, within};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const NAMESPACE: &str = "e2e-churn";
 /// Requests per second, as many as the definition of "0 failed" asks for.
 const RATE: u32 = 500;
 /// Pods of the service.
-const PODS: usize = 12;
-/// Of these, how many go at once.
-const GO: usize = 10;
+const PODS: usize = 8;
+/// Of these, how many go at once: as many as a machine of two cores can start beside the load.
+const GO: usize = 4;
 /// How often: each pod is killed where it stands, starts again, and is deleted as Kubernetes deletes pods.
-const ROUNDS: usize = 20;
+const ROUNDS: usize = 50;
 /// The end of a killed server's connections is on its way to the client for as long, on a busy machine.
 const UNDER_WAY: Duration = Duration::from_millis(500);
 
-/// Pods of the service that answer and are not on their way out, the oldest first.
-async fn ready(cluster: &Cluster) -> Result<Vec<String>> {
+/// Pods of the service, the oldest first.
+async fn pods(cluster: &Cluster) -> Result<Vec<Value>> {
     let pods =
         cluster.get(&["pods", "-n", NAMESPACE, "-l", "app=echo", "--sort-by=.metadata.creationTimestamp"]).await?;
-    let pods = pods["items"].as_array().context("a list")?;
-    let is_ready = |pod: &&serde_json::Value| {
+    pods["items"].as_array().cloned().context("a list")
+}
+
+fn name(pod: &Value) -> Option<String> {
+    pod["metadata"]["name"].as_str().map(str::to_owned)
+}
+
+/// Those that answer and are not on their way out.
+async fn ready(cluster: &Cluster) -> Result<Vec<String>> {
+    let is_ready = |pod: &&Value| {
         pod["metadata"]["deletionTimestamp"].is_null() && pod["status"]["containerStatuses"][0]["ready"] == true
     };
-    let name = |pod: &serde_json::Value| pod["metadata"]["name"].as_str().map(str::to_owned);
-    Ok(pods.iter().filter(is_ready).filter_map(name).collect())
+    Ok(pods(cluster).await?.iter().filter(is_ready).filter_map(name).collect())
+}
+
+/// Those that were started again after they had ended.
+async fn restarted(cluster: &Cluster) -> Result<Vec<String>> {
+    let is_again = |pod: &&Value| pod["status"]["containerStatuses"][0]["restartCount"].as_u64() > Some(0);
+    Ok(pods(cluster).await?.iter().filter(is_again).filter_map(name).collect())
 }
 
 /// A kill: which pods, and from when to when.
@@ -70,8 +84,11 @@ bed_tests! {
                     kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?;
                 }
                 kills.push(Kill { pods: going.iter().cloned().collect(), from, until: load.elapsed() });
-                let gone = async || Ok(ready(b).await?.len() < PODS);
-                within(PATIENCE, "the kubelet has noticed", gone).await?;
+                let again = async || {
+                    let again = restarted(b).await?;
+                    Ok(going.iter().all(|pod| again.contains(pod)))
+                };
+                within(PATIENCE, "the kubelet starts them again", again).await?;
             } else {
                 let delete = ["delete", "pod", "-n", NAMESPACE, "--wait=false"];
                 let arguments: Vec<&str> = delete.into_iter().chain(going.iter().map(String::as_str)).collect();
@@ -87,7 +104,7 @@ bed_tests! {
         bed.record("churn.failed_in_flight_on_killed", result.failures.iter().filter(|failure| excused(failure)).count());
         client.end(bed, NAMESPACE).await?;
         ensure!(ends >= 200, "{ends} pods ended");
-        ensure!(result.by_server.len() > GO * ROUNDS / 2, "{} servers answered", result.by_server.len());
+        ensure!(result.by_server.len() > GO * ROUNDS / 4, "{} servers answered", result.by_server.len());
         result.failed_only(excused)
     }
 }
