@@ -233,6 +233,7 @@ pub fn record(bed: &Bed, name: &str, record: &Record, took: Duration) {
         bed.record(&format!("{name}.{label}_ms"), milliseconds(record.quantile(of_1000)));
     }
     bed.record(&format!("{name}.slowest_ms"), milliseconds(record.slowest));
+    bed.record(&format!("{name}.late"), record.late);
     bed.record(&format!("{name}.client_stood_still_ms"), milliseconds(record.stood_still));
     for ((second, reason), count) in record.failed_by_second() {
         println!("  {name}: {count} requests of second {second} failed: {reason}");

@@ -62,21 +62,30 @@ pub(super) async fn foreign(bed: &Bed) -> Result<()> {
         service["metadata"]["namespace"] = json!(MISSING);
         [service, export_in(MISSING, name)]
     };
-    b.apply(&list(&[elsewhere("one"), elsewhere("two")].concat())).await?;
+    b.apply(&list(&elsewhere("one"))).await?;
     ensure!(a.get(&["namespace", MISSING]).await.is_err(), "nobody makes namespaces");
-    // With a quota that leaves room for one Service.
+    a.apply(&namespace(MISSING).to_string()).await?;
+    installed::imported(a, MISSING, "one").await?;
+
+    // A quota that leaves no room for a Service, and then for two.
+    let used = async || {
+        let quota = a.get(&["resourcequota", "few", "-n", MISSING]).await?;
+        anyhow::Ok(quota["status"]["used"]["services"].as_str().map(str::to_owned))
+    };
     let quota = |services: u32| {
         json!({
             "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few", "namespace": MISSING},
             "spec": {"hard": {"services": services.to_string()}},
         })
     };
-    a.apply(&list(&[namespace(MISSING), quota(0)])).await?;
-    for name in ["one", "two"] {
+    a.apply(&quota(1).to_string()).await?;
+    within(PATIENCE, "the quota counts the one", async || Ok(used().await?.as_deref() == Some("1"))).await?;
+    b.apply(&list(&[elsewhere("two"), elsewhere("three")].concat())).await?;
+    for name in ["two", "three"] {
         told(a, &["serviceimport", name, "-n", MISSING], "Ready=False/Pending", "exceeded quota: few").await?;
     }
-    a.apply(&quota(2).to_string()).await?;
-    for name in ["one", "two"] {
+    a.apply(&quota(3).to_string()).await?;
+    for name in ["two", "three"] {
         installed::imported(a, MISSING, name).await?;
     }
     clear(bed, &[SPACE, MISSING]).await
