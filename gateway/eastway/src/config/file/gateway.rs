@@ -365,7 +365,7 @@ pub struct LimitsSection {
     /// Bytes of all links that may wait in buffers, 16MiB to 64GiB. Default: `256MiB`.
     #[serde(default)]
     pub buffer_bytes: Field<Text>,
-    /// DNS connections over TCP at once, 1 to 65536; over UDP at most 32 queries per core are in work. Default: 128.
+    /// DNS connections over TCP at once, 1 to 65536; over UDP at most 64 queries per core are in work. Default: 128.
     #[serde(default)]
     pub dns_connections: Field<u64>,
     /// DNS answers per second and client network, 1 to 10000000. Default: 10000.
