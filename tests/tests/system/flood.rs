@@ -19,8 +19,8 @@ const RATE: u64 = 200_000;
 /// If set: for so many seconds the flood runs, instead of [`SHORT`].
 const SECONDS: &str = "EASTWAY_FLOOD_SECONDS";
 const SHORT: u64 = 4;
-/// While strangers take a core, an answer comes within this: 99 of 100.
-const FLOODED: Duration = Duration::from_millis(500);
+/// Beyond twice the time of 99 of 100 answers without a flood: strangers and all they hit share two cores.
+const SLACK: Duration = Duration::from_millis(50);
 
 /// What a peer that misbehaves offers, changed records per second.
 const CHURN: u64 = 50_000;
@@ -85,7 +85,7 @@ lab_test! {
                 sent.rate(), sent.took, record.sent, record.failures.len(), record.p99(), calm.p99(), grown >> 10,
             );
             record.none_failed()?;
-            ensure!(record.p99() <= FLOODED, "p99 {:?}", record.p99());
+            ensure!(record.p99() <= calm.p99() * 2 + SLACK, "p99 {:?}, calm {:?}", record.p99(), calm.p99());
             ensure!(grown <= 32 << 20, "{} KiB more memory", grown >> 10);
             ensure!(logged <= 16 << 10, "{logged} bytes logged");
         }

@@ -2,10 +2,13 @@
 //!
 //! The listening socket has one queue. Whoever floods its port fills it, and what does not fit is lost, packets of links
 //! among it. Linux gives a packet to the socket that is connected to its sender, if there is one: so each link that was
-//! taken gets such a socket on the same port. All of them are read as one; what they lose is their own.
+//! taken gets such a socket on the same port. All of them are read as one; what they lose is their own. Of what strangers
+//! send, only so much is read as [`strangers`] says.
 //!
 //! Here, too, IPv4 addresses that a socket for both families tells as IPv6 ones are shown as what they are, because quinn
 //! keeps what it knows of a path, when a NAT rebinds it, only for those it sees as IPv4: see [`config`](super::config).
+
+mod strangers;
 
 use std::fmt;
 use std::io::{self, IoSliceMut};
@@ -13,7 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -23,6 +26,7 @@ use quinn::{AsyncUdpSocket, Runtime, UdpPoller};
 
 use super::socket;
 use crate::replicas::paths::is_path;
+use strangers::Strangers;
 
 /// Between two looks at whether a link's other end has moved.
 const LOOK: Duration = Duration::from_secs(1);
@@ -30,6 +34,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// The listening socket with those of links.
 pub(super) struct Lanes {
     main: Arc<dyn AsyncUdpSocket>,
+    strangers: Strangers,
     /// For both families, or for IPv6 alone.
     ipv6: bool,
     own: ArcSwap<Vec<Arc<dyn AsyncUdpSocket>>>,
@@ -49,7 +54,7 @@ impl Lanes {
     pub(super) fn new(main: Arc<dyn AsyncUdpSocket>) -> io::Result<Arc<Self>> {
         let ipv6 = main.local_addr()?.is_ipv6();
         let (own, turn, reader) = (ArcSwap::default(), AtomicUsize::new(0), AtomicWaker::new());
-        Ok(Arc::new(Self { main, ipv6, own, turn, reader }))
+        Ok(Arc::new(Self { main, strangers: Strangers::new(), ipv6, own, turn, reader }))
     }
 
     /// Keeps a lane for `connection`, wherever its other end moves, until it is closed. What cannot have one goes on by
@@ -91,6 +96,21 @@ impl Lanes {
         self.own.rcu(|own| own.iter().chain([&socket]).cloned().collect::<Vec<_>>());
         self.reader.wake();
         Ok(Lane { lanes: Arc::clone(self), socket, remote })
+    }
+
+    /// Reads the listening socket, while there is room for strangers.
+    fn poll_strangers(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.strangers.poll_ready(cx));
+        let received = ready!(self.main.poll_recv(cx, bufs, meta));
+        if let Some(meta) = received.as_ref().ok().and_then(|count| meta.get(..*count)) {
+            self.strangers.read(bufs, meta);
+        }
+        Poll::Ready(received)
     }
 
     /// `address` as the sockets have it.
@@ -146,8 +166,11 @@ impl AsyncUdpSocket for Lanes {
         let first = self.turn.fetch_add(1, Ordering::Relaxed);
         for offset in 0..count {
             let index = first.wrapping_add(offset) % count;
-            let socket = own.get(index).unwrap_or(&self.main);
-            if let Poll::Ready(received) = socket.poll_recv(cx, bufs, meta) {
+            let received = match own.get(index) {
+                Some(socket) => socket.poll_recv(cx, bufs, meta),
+                None => self.poll_strangers(cx, bufs, meta),
+            };
+            if let Poll::Ready(received) = received {
                 let filled = received.as_ref().copied().unwrap_or(0);
                 meta.iter_mut().take(filled).for_each(|meta| meta.addr = outward(meta.addr));
                 return Poll::Ready(received);
