@@ -86,7 +86,7 @@ pub(crate) fn text(figures: &[Figure]) -> String {
         writeln!(text, "{}", line.trim_end()).expect("a string takes all");
     }
     let (sizes, times) = (TOLERANCE_OF_SIZES, TOLERANCE_OF_TIMES);
-    writeln!(text, "\nMISSED: above {sizes} times the budget of a size, {times} times that of a time.")
+    writeln!(text, "\nA budget is MISSED above {sizes} times that of a size, {times} times that of a time.")
         .expect("a string takes all");
     text
 }
