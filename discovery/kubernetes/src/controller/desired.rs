@@ -49,8 +49,9 @@ pub struct World<'a> {
     pub steady: UnixMillis,
 }
 
-/// Addresses of the gateway pods that connections are led to: those that are ready, or, if there is none, those that
-/// drain. The latter beside others would lead nobody anywhere and cost a write of every slice.
+/// Addresses of the gateway pods that connections are led to: those that are ready; if there is none, those that
+/// drain; if there is none either, those that run. The latter beside others would lead nobody anywhere and cost a write
+/// of every slice.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Gateways {
     v4: BTreeSet<Ipv4Addr>,

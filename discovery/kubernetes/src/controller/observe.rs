@@ -215,7 +215,10 @@ enum Phase {
     Ready,
     /// It was told to end and still takes them. Not ready any more by its own word, which is for balancers.
     Draining,
-    /// It does not yet, or no longer.
+    /// It runs, and Kubernetes does not call it ready: it starts, or its kubelet or the API server was away, and it
+    /// serves all the while.
+    Unready,
+    /// It does not run.
     Away,
 }
 
@@ -224,10 +227,12 @@ impl GatewayPod {
         let mut conditions = self.status.conditions.iter().flatten();
         let ready = conditions.any(|condition| condition.kind == "Ready" && condition.status == "True");
         let mut containers = self.status.container_statuses.iter().flatten().filter_map(|it| it.state.as_ref());
+        let runs = containers.any(|state| state.running.is_some());
         match (self.metadata.deletion_timestamp.is_some(), ready) {
             (false, true) => Phase::Ready,
-            (true, _) if containers.any(|state| state.running.is_some()) => Phase::Draining,
-            _ => Phase::Away,
+            (true, _) if runs => Phase::Draining,
+            (false, false) if runs => Phase::Unready,
+            (true | false, _) => Phase::Away,
         }
     }
 
@@ -247,11 +252,15 @@ fn gateways(known: &mut Pods, differences: Vec<Difference<GatewayPod>>) -> Event
         }
     }
     let of = |wanted| known.values().filter(move |(phase, _)| *phase == wanted).flat_map(|(_, all)| all).copied();
+    let none = Gateways::default();
     let ready: Gateways = of(Phase::Ready).collect();
-    if ready == Gateways::default() {
-        return Event::Gateways(of(Phase::Draining).collect::<Gateways>().draining());
+    if ready != none {
+        return Event::Gateways(ready);
     }
-    Event::Gateways(ready)
+    let draining = of(Phase::Draining).collect::<Gateways>().draining();
+    let unready: Gateways = of(Phase::Unready).collect();
+    // Nobody at all is worse than one who may not answer.
+    Event::Gateways(if draining == none.draining() { unready } else { draining })
 }
 
 #[cfg(test)]
@@ -283,7 +292,7 @@ mod tests {
     fn a_gateway_that_drains_gets_new_connections_only_while_no_other_is_there() {
         let mut known = Pods::new();
         let addresses: Gateways = pod("True", false).addresses().into_iter().collect();
-        assert_eq!(told(&mut known, "gateway-0", pod("False", false)), Gateways::default().draining());
+        assert_eq!(told(&mut known, "gateway-0", pod("False", false)), addresses, "there is no other");
         assert_eq!(told(&mut known, "gateway-0", pod("True", false)), addresses);
         // Its health port says so first, and last it is gone.
         assert_eq!(told(&mut known, "gateway-0", pod("True", true)), addresses.clone().draining());
@@ -295,7 +304,20 @@ mod tests {
         let mut ended = pod("False", true);
         ended.status.container_statuses = None;
         known.remove(&ObjectName::new("eastway-system", "gateway-1"));
-        assert_eq!(told(&mut known, "gateway-0", ended), Gateways::default().draining());
+        assert_eq!(told(&mut known, "gateway-0", ended), Gateways::default());
+    }
+
+    #[test]
+    fn a_gateway_that_is_called_unready_is_the_last_resort() {
+        let mut known = Pods::new();
+        let addresses: Gateways = pod("False", false).addresses().into_iter().collect();
+        let mut other = pod("True", true);
+        other.status.pod_ips.as_mut().unwrap()[0].ip = Some("10.244.0.8".to_owned());
+        let draining = other.addresses().into_iter().collect::<Gateways>().draining();
+        assert_eq!(told(&mut known, "gateway-0", pod("False", false)), addresses);
+        assert_eq!(told(&mut known, "gateway-1", other), draining);
+        known.remove(&ObjectName::new("eastway-system", "gateway-1"));
+        assert_eq!(told(&mut known, "gateway-0", pod("Unknown", false)), addresses);
     }
 
     #[test]
