@@ -92,3 +92,42 @@ pub mod local {
         include!("gen/eastway.local.v1.rs");
     }
 }
+
+/// How proxies are told what to do.
+pub mod xds {
+    #[allow(
+        missing_docs,
+        unreachable_pub,
+        unused_qualifications,
+        clippy::all,
+        clippy::pedantic,
+        clippy::restriction,
+        rustdoc::invalid_html_tags,
+        reason = "generated code"
+    )]
+    /// `envoy.service.discovery.v3`, as far as it is spoken here.
+    pub mod discovery {
+        include!("gen/envoy.service.discovery.v3.rs");
+    }
+
+    #[allow(
+        missing_docs,
+        unreachable_pub,
+        unused_qualifications,
+        clippy::all,
+        clippy::pedantic,
+        clippy::restriction,
+        rustdoc::invalid_html_tags,
+        reason = "generated code"
+    )]
+    /// `eastway.xds.v1`
+    pub mod v1 {
+        include!("gen/eastway.xds.v1.rs");
+    }
+}
+
+/// Envoy's API, by its own package names: `envoy::config::cluster::v3::Cluster`.
+pub mod envoy {
+    pub use envoy_types::pb::envoy::{config, extensions, service, r#type};
+    pub use envoy_types::pb::google;
+}

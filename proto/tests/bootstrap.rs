@@ -5,13 +5,15 @@
 
 use std::path::{Path, PathBuf};
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 8] = [
     "eastway/ca/v1/ca.proto",
     "eastway/control/v1/control.proto",
     "eastway/federation/v1/federation.proto",
     "eastway/federation/v1/image.proto",
     "eastway/local/v1/local.proto",
     "eastway/tunnel/v1/header.proto",
+    "eastway/xds/v1/endpoints.proto",
+    "envoy/service/discovery/v3/ads.proto",
 ];
 
 #[test]

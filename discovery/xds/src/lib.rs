@@ -1,0 +1,21 @@
+//! What local proxies are told: Envoy's discovery protocol (xDS v3), served as one aggregated stream (ADS) per proxy.
+//!
+//! - [`resources`]: clusters, endpoints, listeners and routes, generated from a store's snapshot.
+//! - [`view`]: one immutable set of resources, encoded once and shared by all who see it.
+//! - [`session`]: one client's stream as a state machine without I/O, in both forms of the protocol: state of the
+//!   world, and delta.
+//! - [`server`]: the gRPC service around it, and the list of who is connected.
+//!
+//! Not here: who may connect (the caller admits), where virtual addresses come from, and TLS.
+
+pub mod kind;
+pub mod node;
+pub mod resource;
+pub mod resources;
+pub mod server;
+pub mod session;
+pub mod view;
+
+pub use kind::Kind;
+pub use resource::Resource;
+pub use view::View;

@@ -1,0 +1,140 @@
+//! What a sidecar is told, generated from a snapshot of the store.
+//!
+//! For each port of each import with a virtual address: a cluster with **one endpoint per remote endpoint**, a listener
+//! at the address, and a route if the port speaks HTTP. A remote endpoint has no address here (invariant I1): it is
+//! reached by the internal listener [`HBONE`], which opens a CONNECT stream to the local gateway and names the
+//! endpoint. Names are those that Istio gives to clusters, so that logs and dashboards are read alike.
+//!
+//! The fragment and its traps were tried with Envoy 1.36 and 1.40. All sidecars of a cluster see the same; what they
+//! may reach is decided where the connection arrives.
+
+mod assignment;
+mod gateway;
+mod import;
+mod parts;
+mod protocol;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use eastway_model::store::Snapshot;
+use eastway_model::{Import, PortNumber, ServiceKey, ServiceKind};
+
+use crate::kind::Kind;
+use crate::resource::Resource;
+use crate::view::{Edit, View};
+
+pub use gateway::GatewayAddress;
+pub use protocol::AppProtocol;
+
+/// Name of the internal listener that leads to the gateway.
+pub const HBONE: &str = "hbone";
+/// Name of the cluster of gateways.
+pub const GATEWAY_CLUSTER: &str = "eastway-gateway";
+/// Name of the cluster that every sidecar has from its start: its agent, which has its certificate.
+pub const AGENT_CLUSTER: &str = "agent";
+/// Key of the metadata that names an endpoint to the gateway.
+pub const METADATA: &str = "eastway";
+
+/// What does not come from the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Where sidecars reach the gateway's HBONE port.
+    pub gateway: GatewayAddress,
+    /// The gateway's SPIFFE id.
+    pub gateway_identity: String,
+    /// The trust domain of this cluster.
+    pub trust_domain: String,
+}
+
+/// Virtual addresses of imports.
+pub type Addresses = BTreeMap<ServiceKey, Vec<IpAddr>>;
+
+/// Generates views. What did not change between two snapshots is not made again.
+#[derive(Debug)]
+pub struct Generator {
+    view: Arc<View>,
+    seen: Option<u64>,
+    made: BTreeMap<ServiceKey, Made>,
+}
+
+/// What was made of one import.
+#[derive(Debug, Default)]
+struct Made {
+    addresses: Vec<IpAddr>,
+    names: BTreeSet<(Kind, Arc<str>)>,
+}
+
+impl Generator {
+    /// A generator whose view holds the way to the gateway and nothing else.
+    #[must_use]
+    pub fn new(settings: &Settings) -> Self {
+        let common = gateway::resources(settings).into_iter().map(|(kind, resource)| Edit::Put(kind, resource));
+        let view = View::default().edited(common).unwrap_or_default();
+        Self { view: Arc::new(view), seen: None, made: BTreeMap::new() }
+    }
+
+    /// The view of this snapshot, which is the last one if nothing differs.
+    pub fn update(&mut self, snapshot: &Snapshot, addresses: &Addresses) -> Arc<View> {
+        let mut edits = Vec::new();
+        for key in self.changed(snapshot, addresses) {
+            self.remake(snapshot, &key, addresses, &mut edits);
+        }
+        self.seen = Some(snapshot.version());
+        if let Some(view) = self.view.edited(edits) {
+            self.view = Arc::new(view);
+        }
+        Arc::clone(&self.view)
+    }
+
+    /// The services whose resources may differ.
+    fn changed(&self, snapshot: &Snapshot, addresses: &Addresses) -> BTreeSet<ServiceKey> {
+        let changes = self.seen.and_then(|seen| snapshot.changes_since(seen));
+        let mut changed: BTreeSet<ServiceKey> = match changes {
+            Some(changes) => changes.into_iter().collect(),
+            None => snapshot.imports().map(|import| import.key.clone()).chain(self.made.keys().cloned()).collect(),
+        };
+        let none = Vec::new();
+        let readdressed =
+            self.made.iter().filter(|(key, made)| made.addresses != *addresses.get(*key).unwrap_or(&none));
+        changed.extend(readdressed.map(|(key, _)| key.clone()));
+        changed
+    }
+
+    fn remake(&mut self, snapshot: &Snapshot, key: &ServiceKey, addresses: &Addresses, edits: &mut Vec<Edit>) {
+        let before = self.made.remove(key).unwrap_or_default().names;
+        let import = snapshot.import(key).filter(|import| is_served(import));
+        let Some(import) = import else {
+            edits.extend(before.into_iter().map(|(kind, name)| Edit::Remove(kind, name)));
+            return;
+        };
+        let addresses = addresses.get(key).cloned().unwrap_or_default();
+        let resources = import::resources(snapshot, import, &addresses);
+        let names: BTreeSet<_> =
+            resources.iter().map(|(kind, resource)| (*kind, Arc::clone(resource.name()))).collect();
+        let gone = before.difference(&names).map(|(kind, name)| Edit::Remove(*kind, Arc::clone(name)));
+        edits.extend(gone);
+        edits.extend(resources.into_iter().map(|(kind, resource)| Edit::Put(kind, resource)));
+        self.made.insert(key.clone(), Made { addresses, names });
+    }
+}
+
+/// A resource and its kind.
+type Generated = (Kind, Arc<Resource>);
+
+/// `outbound|<port>||<service>.<namespace>.svc.clusterset.local`: the cluster of an import's port, and its endpoints and
+/// routes.
+#[must_use]
+pub fn cluster_name(key: &ServiceKey, port: PortNumber) -> String {
+    format!("outbound|{port}||{}.{}.svc.clusterset.local", key.name, key.namespace)
+}
+
+/// Whether sidecars are told of this import: headless ones have no address that a listener could have.
+#[must_use]
+pub fn is_served(import: &Import) -> bool {
+    import.kind == ServiceKind::ClusterSetIp
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,275 @@
+//! The endpoints of one port of an import.
+//!
+//! Preference is that of `eastway_model::routing`: ready endpoints of clusters that are up, then draining ones, then
+//! what clusters that are down last said. Envoy sends to healthy endpoints only, so those of the best level that has
+//! any are called healthy, and no others.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use eastway_model::rules::{ClusterRef, Locality, MAX_WEIGHT};
+use eastway_model::store::Snapshot;
+use eastway_model::{ClusterName, EndpointCondition, Import, ImportPart, ServicePort, Subset};
+use eastway_proto::xds::v1 as wire;
+
+use super::{HBONE, METADATA};
+
+/// Key of the labels that subsets are chosen by.
+const LABELS: &str = "envoy.lb";
+
+/// The assignment named `name`.
+pub(super) fn assignment(
+    snapshot: &Snapshot,
+    import: &Import,
+    port: &ServicePort,
+    name: &str,
+) -> wire::ClusterLoadAssignment {
+    let candidates = candidates(snapshot, import, port);
+    let level = Level::of(&candidates);
+    let ranks: BTreeSet<u32> = candidates.iter().map(|candidate| candidate.rank).collect();
+    // Envoy wants priorities without gaps.
+    let priority = |rank: u32| u32::try_from(ranks.range(..rank).count()).unwrap_or(u32::MAX);
+    let total: u64 = candidates.iter().map(|candidate| u64::from(candidate.weight)).sum();
+    let mut localities: BTreeMap<(u32, Arc<str>, Arc<str>), Vec<wire::LbEndpoint>> = BTreeMap::new();
+    for candidate in candidates {
+        let key = (priority(candidate.rank), Arc::clone(&candidate.region), Arc::clone(&candidate.zone));
+        localities.entry(key).or_default().push(candidate.into_endpoint(level, total));
+    }
+    let endpoints = localities.into_iter().map(|((priority, region, zone), lb_endpoints)| wire::LocalityEndpoints {
+        locality: Some(wire::Locality { region: region.to_string(), zone: zone.to_string() }),
+        lb_endpoints,
+        load_balancing_weight: None,
+        priority,
+    });
+    wire::ClusterLoadAssignment { cluster_name: name.to_owned(), endpoints: endpoints.collect() }
+}
+
+/// One endpoint, before it is known how it compares with the others.
+#[derive(Debug)]
+struct Candidate {
+    /// 0 is tried first.
+    rank: u32,
+    /// Its cluster.
+    region: Arc<str>,
+    zone: Arc<str>,
+    state: State,
+    /// Its cluster is down.
+    stale: bool,
+    weight: u32,
+    place: wire::address::Address,
+    metadata: BTreeMap<String, wire::Struct>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Ready,
+    Draining,
+    Down,
+}
+
+/// What is good enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Level {
+    Ready,
+    Draining,
+    Stale,
+}
+
+impl State {
+    fn of(condition: EndpointCondition) -> Self {
+        if condition.ready {
+            Self::Ready
+        } else if condition.is_draining() {
+            Self::Draining
+        } else {
+            Self::Down
+        }
+    }
+}
+
+impl Level {
+    fn of(candidates: &[Candidate]) -> Self {
+        let up = |state: State| candidates.iter().any(|candidate| !candidate.stale && candidate.state == state);
+        if up(State::Ready) {
+            Self::Ready
+        } else if up(State::Draining) {
+            Self::Draining
+        } else {
+            Self::Stale
+        }
+    }
+}
+
+impl Candidate {
+    fn into_endpoint(self, level: Level, total: u64) -> wire::LbEndpoint {
+        let health = match (self.state, level) {
+            (State::Down, _) => wire::HealthStatus::Unhealthy,
+            (_, Level::Ready | Level::Draining) if self.stale => wire::HealthStatus::Unhealthy,
+            (State::Draining, Level::Ready) => wire::HealthStatus::Draining,
+            (State::Ready | State::Draining, _) => wire::HealthStatus::Healthy,
+        };
+        wire::LbEndpoint {
+            endpoint: Some(wire::Endpoint { address: Some(wire::Address { address: Some(self.place) }) }),
+            health_status: health.into(),
+            metadata: Some(wire::Metadata { filter_metadata: self.metadata }),
+            load_balancing_weight: Some(wire::UInt32 { value: scaled(self.weight, total) }),
+        }
+    }
+}
+
+/// Envoy refuses weights of 0 and sums above 2^32.
+fn scaled(weight: u32, total: u64) -> u32 {
+    // Half of the range: what is raised to 1 has room in the other half.
+    const MOST: u64 = 1 << 31;
+    if total <= MOST {
+        return weight.max(1);
+    }
+    let part = u128::from(weight) * u128::from(MOST) / u128::from(total);
+    u32::try_from(part).unwrap_or(u32::MAX).max(1)
+}
+
+fn candidates(snapshot: &Snapshot, import: &Import, port: &ServicePort) -> Vec<Candidate> {
+    let mut candidates = Vec::new();
+    for part in import.parts.iter().filter(|part| part.serves(port.protocol, port.number)) {
+        let Some(rank) = rank(import, part, snapshot.cluster()) else { continue };
+        match &part.cluster {
+            None => local(snapshot, import, port, rank, &mut candidates),
+            Some(cluster) if part.endpoints.is_empty() => {
+                candidates.extend(whole(import, part, cluster, port, rank));
+            }
+            Some(cluster) => remote(import, part, cluster, port, rank, &mut candidates),
+        }
+    }
+    candidates
+}
+
+/// Which clusters come first; `None`: the policy leaves it out. Shares by version and cluster are not among what
+/// sidecars do yet.
+fn rank(import: &Import, part: &ImportPart, own: &ClusterName) -> Option<u32> {
+    let (locality, failover) = match import.policy.as_deref() {
+        Some(policy) => (policy.locality, policy.failover.as_slice()),
+        None => (Locality::PreferLocal, [].as_slice()),
+    };
+    if locality == Locality::Any || part.cluster.is_none() {
+        return Some(0);
+    }
+    if failover.is_empty() {
+        return Some(1);
+    }
+    let is_it = |cluster: &ClusterRef| match cluster {
+        ClusterRef::Local => false,
+        ClusterRef::Named(name) => part.cluster.as_ref().unwrap_or(own) == name,
+    };
+    let place = failover.iter().position(is_it)?;
+    u32::try_from(place + 1).ok()
+}
+
+/// Endpoints of this cluster, at their addresses.
+fn local(snapshot: &Snapshot, import: &Import, port: &ServicePort, rank: u32, candidates: &mut Vec<Candidate>) {
+    let Some(service) = snapshot.local(&import.key) else { return };
+    for local in service.endpoints.iter() {
+        let Some(target) = local.target_ports.get(&port.number) else { continue };
+        let endpoint = &local.endpoint;
+        let place = wire::SocketAddress { address: local.address.to_string(), port_value: u32::from(*target) };
+        candidates.push(Candidate {
+            rank,
+            region: Arc::from(snapshot.cluster()),
+            zone: endpoint.zone.clone().unwrap_or_default(),
+            state: State::of(endpoint.condition),
+            stale: false,
+            weight: endpoint.weight,
+            place: wire::address::Address::SocketAddress(place),
+            metadata: labels(&endpoint.subset),
+        });
+    }
+}
+
+/// Endpoints of a peer, each of them by its name.
+fn remote(
+    import: &Import,
+    part: &ImportPart,
+    cluster: &ClusterName,
+    port: &ServicePort,
+    rank: u32,
+    candidates: &mut Vec<Candidate>,
+) {
+    let service = service_authority(import, cluster, port);
+    for endpoint in part.endpoints.iter() {
+        let mut metadata = labels(&endpoint.shape.subset);
+        let authority = format!("{}.{service}", endpoint.id);
+        metadata.insert(METADATA.to_owned(), named(authority, import));
+        candidates.push(Candidate {
+            rank,
+            region: Arc::from(cluster),
+            zone: endpoint.shape.zone.clone().unwrap_or_default(),
+            state: State::of(endpoint.condition),
+            stale: part.stale,
+            weight: endpoint.weight,
+            place: internal(format!("{}.{cluster}", endpoint.id)),
+            metadata,
+        });
+    }
+}
+
+/// A peer whose endpoints are not known: the service as a whole, and its gateway chooses. Its weight is that of all its
+/// ready endpoints together, so that it gets their share beside single ones.
+fn whole(
+    import: &Import,
+    part: &ImportPart,
+    cluster: &ClusterName,
+    port: &ServicePort,
+    rank: u32,
+) -> Option<Candidate> {
+    let (mut ready, mut weight, mut draining) = (0_u64, 0_u64, 0_u64);
+    for group in &part.record.groups {
+        let most = u64::from(group.ready).saturating_mul(u64::from(MAX_WEIGHT));
+        // A peer's sum of weights is a claim: no more than its endpoints could have.
+        weight = weight.saturating_add(group.weight.clamp(u64::from(group.ready), most));
+        ready = ready.saturating_add(u64::from(group.ready));
+        draining = draining.saturating_add(u64::from(group.draining));
+    }
+    let state = match (ready, draining) {
+        (0, 0) => return None,
+        (0, _) => State::Draining,
+        (_, _) => State::Ready,
+    };
+    let authority = service_authority(import, cluster, port);
+    Some(Candidate {
+        rank,
+        region: Arc::from(cluster),
+        zone: Arc::default(),
+        state,
+        stale: part.stale,
+        weight: u32::try_from(weight).unwrap_or(u32::MAX),
+        place: internal(format!("{}.{}.{cluster}", import.key.name, import.key.namespace)),
+        metadata: [(METADATA.to_owned(), named(authority, import))].into(),
+    })
+}
+
+/// `<service>.<namespace>.<cluster>:<port>`: what a CONNECT stream asks for; an endpoint's id may stand before it.
+fn service_authority(import: &Import, cluster: &ClusterName, port: &ServicePort) -> String {
+    format!("{}.{}.{cluster}:{}", import.key.name, import.key.namespace, port.number)
+}
+
+fn internal(endpoint_id: String) -> wire::address::Address {
+    let server_listener_name = HBONE.to_owned();
+    wire::address::Address::EnvoyInternalAddress(wire::InternalAddress { server_listener_name, endpoint_id })
+}
+
+fn named(authority: String, import: &Import) -> wire::Struct {
+    wire::Struct {
+        fields: [("endpoint".to_owned(), text(authority)), ("service".to_owned(), text(import.key.to_string()))].into(),
+    }
+}
+
+fn labels(subset: &Subset) -> BTreeMap<String, wire::Struct> {
+    if subset.is_empty() {
+        return BTreeMap::new();
+    }
+    let fields = subset.iter().map(|(key, value)| (key.to_string(), text(value.to_string()))).collect();
+    [(LABELS.to_owned(), wire::Struct { fields })].into()
+}
+
+fn text(text: String) -> wire::Value {
+    wire::Value { string_value: Some(text) }
+}

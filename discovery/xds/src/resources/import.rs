@@ -1,0 +1,232 @@
+//! One import: a cluster, its endpoints, and a listener with its route for each TCP port.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use eastway_model::store::Snapshot;
+use eastway_model::{Import, Protocol, ServicePort};
+use eastway_proto::envoy::config::cluster::v3 as cluster;
+use eastway_proto::envoy::config::core::v3 as core;
+use eastway_proto::envoy::config::listener::v3 as listener;
+use eastway_proto::envoy::config::route::v3 as route;
+use eastway_proto::envoy::extensions::filters::http::router::v3 as router;
+use eastway_proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
+use eastway_proto::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
+use eastway_proto::envoy::extensions::retry::host::previous_hosts::v3 as previous;
+use eastway_proto::envoy::extensions::transport_sockets::internal_upstream::v3 as internal;
+use eastway_proto::envoy::extensions::transport_sockets::raw_buffer::v3 as raw;
+use eastway_proto::envoy::extensions::upstreams::http::v3 as http;
+use eastway_proto::envoy::r#type::metadata::v3 as metadata;
+use eastway_proto::envoy::r#type::v3::Percent;
+use prost::Name;
+
+use super::assignment::assignment;
+use super::parts::{ads, any, duration, filter_chain, number, seconds, socket, transport_socket};
+use super::protocol::AppProtocol;
+use super::{Generated, METADATA, cluster_name};
+use crate::kind::Kind;
+use crate::resource::Resource;
+
+/// Longest dial of an endpoint: the CONNECT stream, the other cluster's dial, and TLS in it once there is some.
+const CONNECT: u64 = 5;
+/// More than are ever wanted: the defaults of 1,024 are a limit on connections.
+const UNLIMITED: u32 = 100_000;
+/// Errors in a row that take an endpoint out: answers of 5xx, and connections that failed.
+const ERRORS: u32 = 5;
+const FAILURES: u32 = 3;
+/// Tries of a request, each at another endpoint.
+const RETRIES: u32 = 2;
+/// Choices made to find an endpoint that was not tried yet.
+const CHOICES: i64 = 5;
+/// Dials of a connection of bytes, each of another endpoint.
+const DIALS: u32 = 3;
+
+/// What is told of an import that listens at these addresses.
+pub(super) fn resources(snapshot: &Snapshot, import: &Import, addresses: &[IpAddr]) -> Vec<Generated> {
+    let mut resources = Vec::new();
+    for port in import.ports.iter().filter(|port| port.protocol == Protocol::Tcp) {
+        let name = cluster_name(&import.key, port.number);
+        let protocol = AppProtocol::of(port);
+        let cluster = cluster(&name, protocol);
+        resources.push((Kind::Cluster, Resource::new(Kind::Cluster, &name, &cluster)));
+        let endpoints = assignment(snapshot, import, port, &name);
+        resources.push((Kind::Endpoints, Resource::new(Kind::Endpoints, &name, &endpoints)));
+        if protocol.is_http() {
+            resources.push((Kind::Route, Resource::new(Kind::Route, &name, &routes(&name))));
+        }
+        // One each: a family that the host does not have must not cost the other.
+        for address in addresses {
+            let listener = listener(*address, port, &name, protocol);
+            resources.push((Kind::Listener, Resource::new(Kind::Listener, &listener.name, &listener)));
+        }
+    }
+    resources
+}
+
+fn cluster(name: &str, protocol: AppProtocol) -> cluster::Cluster {
+    let thresholds = cluster::circuit_breakers::Thresholds {
+        max_connections: number(UNLIMITED),
+        max_pending_requests: number(UNLIMITED),
+        max_requests: number(UNLIMITED),
+        ..cluster::circuit_breakers::Thresholds::default()
+    };
+    let common = cluster::cluster::CommonLbConfig {
+        // 1.36 collects changes of health for a second otherwise.
+        update_merge_window: duration(Duration::ZERO),
+        // Without it half of the endpoints being down would send requests to those as well.
+        healthy_panic_threshold: Some(Percent { value: 0.0 }),
+        ..cluster::cluster::CommonLbConfig::default()
+    };
+    let outliers = cluster::OutlierDetection {
+        split_external_local_origin_errors: true,
+        consecutive_5xx: number(ERRORS),
+        consecutive_local_origin_failure: number(FAILURES),
+        max_ejection_percent: number(100),
+        ..cluster::OutlierDetection::default()
+    };
+    let options = protocol_options(protocol).map(|options| (http::HttpProtocolOptions::full_name(), any(&options)));
+    cluster::Cluster {
+        name: name.to_owned(),
+        cluster_discovery_type: Some(cluster::cluster::ClusterDiscoveryType::Type(
+            cluster::cluster::DiscoveryType::Eds.into(),
+        )),
+        eds_cluster_config: Some(cluster::cluster::EdsClusterConfig {
+            eds_config: Some(ads()),
+            ..cluster::cluster::EdsClusterConfig::default()
+        }),
+        connect_timeout: seconds(CONNECT),
+        lb_policy: cluster::cluster::LbPolicy::LeastRequest.into(),
+        common_lb_config: Some(common),
+        circuit_breakers: Some(cluster::CircuitBreakers {
+            thresholds: vec![thresholds],
+            ..cluster::CircuitBreakers::default()
+        }),
+        outlier_detection: Some(outliers),
+        typed_extension_protocol_options: options.into_iter().collect(),
+        transport_socket: Some(transport_socket("envoy.transport_sockets.internal_upstream", &named_to_the_gateway())),
+        ..cluster::Cluster::default()
+    }
+}
+
+/// There is no TLS inside that could choose between them.
+fn protocol_options(protocol: AppProtocol) -> Option<http::HttpProtocolOptions> {
+    use http::http_protocol_options::explicit_http_config::ProtocolConfig;
+    use http::http_protocol_options::{ExplicitHttpConfig, UpstreamProtocolOptions};
+    let config = match protocol {
+        AppProtocol::Http => ProtocolConfig::HttpProtocolOptions(core::Http1ProtocolOptions::default()),
+        AppProtocol::Http2 => ProtocolConfig::Http2ProtocolOptions(core::Http2ProtocolOptions::default()),
+        AppProtocol::Tcp => return None,
+    };
+    let explicit = ExplicitHttpConfig { protocol_config: Some(config) };
+    Some(http::HttpProtocolOptions {
+        upstream_protocol_options: Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)),
+        ..http::HttpProtocolOptions::default()
+    })
+}
+
+/// Hands the metadata of the chosen endpoint to the internal listener, which names it to the gateway. An endpoint of
+/// this cluster, which has an address, is dialled as it is.
+fn named_to_the_gateway() -> internal::InternalUpstreamTransport {
+    let host = metadata::metadata_kind::Kind::Host(metadata::metadata_kind::Host::default());
+    let source = internal::internal_upstream_transport::MetadataValueSource {
+        kind: Some(metadata::MetadataKind { kind: Some(host) }),
+        name: METADATA.to_owned(),
+    };
+    let plain = raw::RawBuffer::default();
+    internal::InternalUpstreamTransport {
+        passthrough_metadata: vec![source],
+        transport_socket: Some(transport_socket("envoy.transport_sockets.raw_buffer", &plain)),
+    }
+}
+
+fn listener(address: IpAddr, port: &ServicePort, name: &str, protocol: AppProtocol) -> listener::Listener {
+    let at = SocketAddr::new(address, port.number.get());
+    let chain = if protocol.is_http() {
+        filter_chain("envoy.filters.network.http_connection_manager", &http_proxy(name))
+    } else {
+        filter_chain("envoy.filters.network.tcp_proxy", &tcp_proxy(name))
+    };
+    listener::Listener {
+        name: at.to_string(),
+        address: Some(socket(&address.to_string(), port.number.get())),
+        filter_chains: vec![chain],
+        traffic_direction: core::TrafficDirection::Outbound.into(),
+        ..listener::Listener::default()
+    }
+}
+
+fn tcp_proxy(name: &str) -> tcp::TcpProxy {
+    tcp::TcpProxy {
+        stat_prefix: name.to_owned(),
+        cluster_specifier: Some(tcp::tcp_proxy::ClusterSpecifier::Cluster(name.to_owned())),
+        // How long a connection may stand still is the gateway's to say.
+        idle_timeout: seconds(0),
+        max_connect_attempts: number(DIALS),
+        ..tcp::TcpProxy::default()
+    }
+}
+
+fn http_proxy(name: &str) -> hcm::HttpConnectionManager {
+    use hcm::http_connection_manager::{RouteSpecifier, ServerHeaderTransformation, UpgradeConfig};
+    let router = hcm::HttpFilter {
+        name: "envoy.filters.http.router".to_owned(),
+        config_type: Some(hcm::http_filter::ConfigType::TypedConfig(any(&router::Router::default()))),
+        ..hcm::HttpFilter::default()
+    };
+    hcm::HttpConnectionManager {
+        stat_prefix: name.to_owned(),
+        route_specifier: Some(RouteSpecifier::Rds(hcm::Rds {
+            config_source: Some(ads()),
+            route_config_name: name.to_owned(),
+        })),
+        http_filters: vec![router],
+        upgrade_configs: vec![UpgradeConfig { upgrade_type: "websocket".to_owned(), ..UpgradeConfig::default() }],
+        server_header_transformation: ServerHeaderTransformation::PassThrough.into(),
+        // A request may take as long as its two ends like.
+        stream_idle_timeout: seconds(0),
+        ..hcm::HttpConnectionManager::default()
+    }
+}
+
+/// Everything goes to the one cluster.
+fn routes(name: &str) -> route::RouteConfiguration {
+    let predicate = route::retry_policy::RetryHostPredicate {
+        name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
+        config_type: Some(route::retry_policy::retry_host_predicate::ConfigType::TypedConfig(any(
+            &previous::PreviousHostsPredicate::default(),
+        ))),
+    };
+    let retry = route::RetryPolicy {
+        retry_on: "connect-failure,refused-stream,gateway-error".to_owned(),
+        num_retries: number(RETRIES),
+        retry_host_predicate: vec![predicate],
+        host_selection_retry_max_attempts: CHOICES,
+        ..route::RetryPolicy::default()
+    };
+    let action = route::RouteAction {
+        cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(name.to_owned())),
+        timeout: seconds(0),
+        retry_policy: Some(retry),
+        ..route::RouteAction::default()
+    };
+    let all = route::RouteMatch {
+        path_specifier: Some(route::route_match::PathSpecifier::Prefix("/".to_owned())),
+        ..route::RouteMatch::default()
+    };
+    let route = route::Route {
+        r#match: Some(all),
+        action: Some(route::route::Action::Route(action)),
+        ..route::Route::default()
+    };
+    let host = route::VirtualHost {
+        name: name.to_owned(),
+        domains: vec!["*".to_owned()],
+        routes: vec![route],
+        ..route::VirtualHost::default()
+    };
+    route::RouteConfiguration {
+        name: name.to_owned(),
+        virtual_hosts: vec![host],
+        ..route::RouteConfiguration::default()
+    }
+}

@@ -1,0 +1,58 @@
+//! Small parts of Envoy's messages.
+
+use std::time::Duration;
+
+use eastway_proto::envoy::config::core::v3 as core;
+use eastway_proto::envoy::config::listener::v3 as listener;
+use eastway_proto::envoy::google::protobuf;
+use prost::{Message, Name};
+
+/// A message of any type.
+pub(super) fn any<M: Message + Name>(message: &M) -> protobuf::Any {
+    protobuf::Any { type_url: M::type_url(), value: message.encode_to_vec() }
+}
+
+pub(super) fn duration(duration: Duration) -> Option<protobuf::Duration> {
+    let seconds = i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+    Some(protobuf::Duration { seconds, nanos: i32::try_from(duration.subsec_nanos()).unwrap_or_default() })
+}
+
+pub(super) fn seconds(seconds: u64) -> Option<protobuf::Duration> {
+    duration(Duration::from_secs(seconds))
+}
+
+pub(super) fn number(value: u32) -> Option<protobuf::UInt32Value> {
+    Some(protobuf::UInt32Value { value })
+}
+
+/// From the stream that this came on.
+pub(super) fn ads() -> core::ConfigSource {
+    core::ConfigSource {
+        resource_api_version: core::ApiVersion::V3.into(),
+        config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::Ads(
+            core::AggregatedConfigSource::default(),
+        )),
+        ..core::ConfigSource::default()
+    }
+}
+
+pub(super) fn socket(address: &str, port: u16) -> core::Address {
+    let socket = core::SocketAddress {
+        address: address.to_owned(),
+        port_specifier: Some(core::socket_address::PortSpecifier::PortValue(u32::from(port))),
+        ..core::SocketAddress::default()
+    };
+    core::Address { address: Some(core::address::Address::SocketAddress(socket)) }
+}
+
+pub(super) fn transport_socket<M: Message + Name>(name: &str, config: &M) -> core::TransportSocket {
+    let config_type = core::transport_socket::ConfigType::TypedConfig(any(config));
+    core::TransportSocket { name: name.to_owned(), config_type: Some(config_type) }
+}
+
+/// A filter chain of one filter, for any connection.
+pub(super) fn filter_chain<M: Message + Name>(name: &str, config: &M) -> listener::FilterChain {
+    let config_type = listener::filter::ConfigType::TypedConfig(any(config));
+    let filter = listener::Filter { name: name.to_owned(), config_type: Some(config_type) };
+    listener::FilterChain { filters: vec![filter], ..listener::FilterChain::default() }
+}

@@ -1,0 +1,410 @@
+//! What sidecars are told, in a form that people can compare.
+
+use std::num::NonZeroU16;
+
+use eastway_model::rules::{ClusterRef, Locality, NameFilter, PeerRules, Rules, TrafficPolicy};
+use eastway_model::store::Writer;
+use eastway_model::{
+    Change, ClusterName, Endpoint, EndpointCondition, EndpointGroup, EndpointId, Label, LocalChange, LocalEndpoint,
+    LocalService, PeerChange, PeerState, PortName, Protocol, ServicePort, ServiceRecord, TlsMode, UnixMillis,
+};
+use eastway_proto::envoy::config::{cluster, endpoint, listener, route};
+use eastway_proto::envoy::extensions::filters::http::router::v3::Router;
+use eastway_proto::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+use eastway_proto::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
+use eastway_proto::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
+use eastway_proto::envoy::extensions::transport_sockets::internal_upstream::v3::InternalUpstreamTransport;
+use eastway_proto::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
+use eastway_proto::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
+use eastway_proto::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
+use eastway_proto::xds::discovery as wire;
+use prost::{Message, Name};
+
+use super::*;
+
+fn settings(host: &str) -> Settings {
+    Settings {
+        gateway: GatewayAddress { host: host.to_owned(), port: 15008 },
+        gateway_identity: "spiffe://a.example/ns/eastway-system/sa/eastway-gateway".to_owned(),
+        trust_domain: "a.example".to_owned(),
+    }
+}
+
+fn name(text: &str) -> ClusterName {
+    Label::parse(text).unwrap()
+}
+
+fn key(text: &str) -> ServiceKey {
+    text.parse().unwrap()
+}
+
+fn port(number: u16, name: Option<&str>) -> ServicePort {
+    ServicePort {
+        name: name.map(|name| PortName::parse(name).unwrap()),
+        number: NonZeroU16::new(number).unwrap(),
+        protocol: Protocol::Tcp,
+        app_protocol: None,
+    }
+}
+
+fn endpoint(id: &str, zone: Option<&str>, condition: EndpointCondition, version: Option<&str>) -> Endpoint {
+    Endpoint {
+        id: EndpointId::parse(id).unwrap(),
+        hostname: None,
+        subset: version.map(|version| ("version".into(), version.into())).into_iter().collect(),
+        zone: zone.map(Into::into),
+        condition,
+        weight: 100,
+        identity: None,
+        tls: TlsMode::None,
+    }
+}
+
+/// The store of cluster a with the peers b and c.
+struct World {
+    writer: Writer,
+    addresses: Addresses,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut world = Self { writer: Writer::new(name("a")).0, addresses: Addresses::new() };
+        world.set_policy(None);
+        for peer in ["b", "c"] {
+            world.peer(peer, PeerChange::State(PeerState::Up));
+        }
+        world
+    }
+
+    fn set_policy(&mut self, policy: Option<TrafficPolicy>) {
+        let peers = ["b", "c"].map(|peer| {
+            let rules = PeerRules::new(name(peer), &format!("{peer}.example"), UnixMillis(1));
+            (name(peer), Arc::new(PeerRules { import: NameFilter::everything(), ..rules }))
+        });
+        let traffic = policy.into_iter().map(|policy| (policy.service.clone(), Arc::new(policy))).collect();
+        self.writer.set_rules(Arc::new(Rules { peers: peers.into(), traffic, ..Rules::default() }));
+    }
+
+    fn peer(&mut self, peer: &str, change: PeerChange) {
+        self.writer.apply([Change::Peer { cluster: name(peer), change }], UnixMillis(1_000));
+    }
+
+    /// `peer` exports a service with so many ready endpoints, of which no records are known.
+    fn export(&mut self, peer: &str, service: &str, ports: &[ServicePort], ready: u32) {
+        let mut record = ServiceRecord::new(key(service), ports.to_vec());
+        record.groups = vec![EndpointGroup {
+            zone: None,
+            subset: eastway_model::Subset::new(),
+            ready,
+            draining: 0,
+            weight: u64::from(ready) * 100,
+            identities: Vec::new(),
+            tls: TlsMode::None,
+        }];
+        self.peer(peer, PeerChange::Upsert(Arc::new(record)));
+    }
+
+    fn endpoints(&mut self, peer: &str, service: &str, upsert: Vec<Endpoint>) {
+        self.peer(peer, PeerChange::Endpoints { service: key(service), upsert, remove: Vec::new() });
+    }
+
+    fn local(&mut self, service: &str, ports: &[ServicePort], endpoints: Vec<LocalEndpoint>) {
+        let service = LocalService::new(ServiceRecord::new(key(service), ports.to_vec()), true, endpoints);
+        let change = LocalChange::Upsert(Arc::new(service));
+        self.writer.apply([Change::Local { registry: name("file"), change }], UnixMillis(1_000));
+    }
+
+    fn address(&mut self, service: &str, addresses: &[&str]) {
+        self.addresses.insert(key(service), addresses.iter().map(|address| address.parse().unwrap()).collect());
+    }
+
+    fn update(&self, generator: &mut Generator) -> Arc<View> {
+        generator.update(self.writer.snapshot(), &self.addresses)
+    }
+
+    fn view(&self) -> Arc<View> {
+        self.update(&mut Generator::new(&settings("10.0.0.5")))
+    }
+
+    /// The endpoints of one import as `region/zone p<priority>: place health weight`.
+    fn places(&self, service: &str, port: u16) -> Vec<String> {
+        let cluster = cluster_name(&key(service), NonZeroU16::new(port).unwrap());
+        let view = self.view();
+        let resource = view.get(Kind::Endpoints, &cluster).unwrap();
+        let assignment: endpoint::v3::ClusterLoadAssignment = decode(resource);
+        let mut places = Vec::new();
+        for locality in &assignment.endpoints {
+            let of = locality.locality.as_ref().unwrap();
+            for endpoint in &locality.lb_endpoints {
+                let health = endpoint.health_status().as_str_name();
+                let weight = endpoint.load_balancing_weight.unwrap().value;
+                let priority = locality.priority;
+                let place = place(endpoint);
+                places.push(format!("{}/{} p{priority}: {place} {health} {weight}", of.region, of.zone));
+            }
+        }
+        places
+    }
+}
+
+/// The address, or what the gateway is asked for.
+fn place(endpoint: &endpoint::v3::LbEndpoint) -> String {
+    use eastway_proto::envoy::config::core::v3::address::Address;
+    use eastway_proto::envoy::config::core::v3::socket_address::PortSpecifier;
+    use eastway_proto::envoy::google::protobuf::value::Kind;
+    use endpoint::v3::lb_endpoint::HostIdentifier;
+    let Some(HostIdentifier::Endpoint(inner)) = &endpoint.host_identifier else { panic!("{endpoint:?}") };
+    match inner.address.as_ref().unwrap().address.as_ref().unwrap() {
+        Address::SocketAddress(socket) => {
+            let Some(PortSpecifier::PortValue(port)) = socket.port_specifier else { panic!("{socket:?}") };
+            format!("{}:{port}", socket.address)
+        }
+        Address::EnvoyInternalAddress(internal) => {
+            let named = &endpoint.metadata.as_ref().unwrap().filter_metadata[METADATA].fields["endpoint"];
+            let Some(Kind::StringValue(authority)) = &named.kind else { panic!("{named:?}") };
+            format!("{} as {authority}", internal.endpoint_id)
+        }
+        Address::Pipe(pipe) => panic!("{pipe:?}"),
+    }
+}
+
+fn decode<M: Message + Default>(resource: &Resource) -> M {
+    let any = wire::Any::decode(resource.world().clone()).unwrap();
+    M::decode(any.value).unwrap()
+}
+
+/// A message without what is not set, and with what is packed in it.
+fn shown(resource: &Resource, kind: Kind) -> String {
+    let text = match kind {
+        Kind::Cluster => format!("{:#?}", decode::<cluster::v3::Cluster>(resource)),
+        Kind::Endpoints => format!("{:#?}", decode::<eastway_proto::xds::v1::ClusterLoadAssignment>(resource)),
+        Kind::Listener => format!("{:#?}", decode::<listener::v3::Listener>(resource)),
+        Kind::Route => format!("{:#?}", decode::<route::v3::RouteConfiguration>(resource)),
+        Kind::Secret | Kind::VirtualHost | Kind::ScopedRoute | Kind::Extension | Kind::Runtime => panic!("{kind}"),
+    };
+    unpacked(&text)
+}
+
+/// Debugging output without empty fields; packed messages are shown in place of their bytes.
+fn unpacked(text: &str) -> String {
+    const EMPTY: [&str; 8] = [": None,", ": [],", ": {},", ": \"\",", ": false,", ": 0,", ": Unspecified,", ": Auto,"];
+    let mut lines = Vec::new();
+    let mut url = String::new();
+    let mut input = text.lines();
+    while let Some(line) = input.next() {
+        let trimmed = line.trim();
+        if let Some(found) = trimmed.strip_prefix("type_url: ") {
+            url = found.trim_matches([',', '"']).to_owned();
+        } else if trimmed == "value: [" {
+            let indent = line.len() - trimmed.len();
+            let bytes = input.by_ref().map(str::trim).take_while(|line| *line != "],");
+            let bytes: Vec<u8> = bytes.map(|byte| byte.trim_end_matches(',').parse().unwrap()).collect();
+            lines.extend(nested(&url, &bytes).lines().map(|line| format!("{:indent$}{line}", "")));
+            continue;
+        } else if EMPTY.iter().any(|empty| trimmed.ends_with(empty)) {
+            if trimmed != "value: []," {
+                continue;
+            }
+            let indent = line.len() - trimmed.len();
+            lines.push(format!("{:indent$}{}", "", nested(&url, &[])));
+            continue;
+        }
+        lines.push(line.to_owned());
+    }
+    lines.join("\n")
+}
+
+fn nested(url: &str, bytes: &[u8]) -> String {
+    fn of<M: Message + Name + Default + std::fmt::Debug>(url: &str, bytes: &[u8]) -> Option<String> {
+        (M::type_url() == url).then(|| unpacked(&format!("{:#?}", M::decode(bytes).unwrap())))
+    }
+    let known = [
+        of::<Router>,
+        of::<HttpConnectionManager>,
+        of::<TcpProxy>,
+        of::<PreviousHostsPredicate>,
+        of::<InternalUpstreamTransport>,
+        of::<RawBuffer>,
+        of::<UpstreamTlsContext>,
+        of::<HttpProtocolOptions>,
+    ];
+    known.iter().find_map(|show| show(url, bytes)).unwrap_or_else(|| panic!("{url}"))
+}
+
+fn all_shown(view: &View, keep: impl Fn(&str) -> bool) -> String {
+    let mut text = String::new();
+    for kind in Kind::ALL {
+        for resource in view.all(kind).filter(|resource| keep(resource.name())) {
+            text.push_str(&format!("# {kind} {}\n{}\n\n", resource.name(), shown(resource, kind)));
+        }
+    }
+    text
+}
+
+#[test]
+fn the_way_to_the_gateway() {
+    let view = World::new().view();
+    insta::assert_snapshot!(all_shown(&view, |_| true));
+    let by_name = World::new().update(&mut Generator::new(&settings("gateway.internal")));
+    let cluster: cluster::v3::Cluster = decode(by_name.get(Kind::Cluster, GATEWAY_CLUSTER).unwrap());
+    let discovery =
+        cluster::v3::cluster::ClusterDiscoveryType::Type(cluster::v3::cluster::DiscoveryType::StrictDns.into());
+    assert_eq!(cluster.cluster_discovery_type, Some(discovery));
+}
+
+#[test]
+fn an_http_port_and_a_port_of_bytes() {
+    let mut world = World::new();
+    let ports = [port(80, Some("http")), port(9000, None)];
+    world.export("b", "shop/web", &ports, 2);
+    world.endpoints(
+        "b",
+        "shop/web",
+        vec![
+            endpoint("web-1", Some("z1"), EndpointCondition::READY, Some("v1")),
+            endpoint("web-2", Some("z2"), EndpointCondition::DRAINING, None),
+        ],
+    );
+    world.address("shop/web", &["127.64.0.7", "fd65:6173:7477::7"]);
+    let view = world.view();
+    let bytes_cluster = cluster_name(&key("shop/web"), NonZeroU16::new(9000).unwrap());
+    let names: Vec<_> = Kind::ALL
+        .iter()
+        .flat_map(|kind| view.all(*kind).map(move |resource| format!("{kind} {}", resource.name())))
+        .collect();
+    insta::assert_snapshot!(names.join("\n"));
+    insta::assert_snapshot!(
+        all_shown(&view, |name| name == "outbound|80||web.shop.svc.clusterset.local" || name == "127.64.0.7:80")
+    );
+    insta::assert_snapshot!(all_shown(&view, |name| name == bytes_cluster || name == "[fd65:6173:7477::7]:9000"));
+}
+
+#[test]
+fn i1_remote_endpoints_are_names_one_by_one_and_local_ones_are_preferred() {
+    let mut world = World::new();
+    let ports = [port(80, None)];
+    world.export("b", "shop/web", &ports, 2);
+    world.export("c", "shop/web", &ports, 3);
+    assert_eq!(
+        world.places("shop/web", 80),
+        ["b/ p0: web.shop.b as web.shop.b:80 HEALTHY 200", "c/ p0: web.shop.c as web.shop.c:80 HEALTHY 300",],
+        "as long as no records are known, the service as a whole"
+    );
+    let records = |prefix: &str| {
+        vec![
+            endpoint(&format!("{prefix}-1"), Some("z1"), EndpointCondition::READY, None),
+            endpoint(&format!("{prefix}-2"), None, EndpointCondition::DOWN, None),
+        ]
+    };
+    world.endpoints("b", "shop/web", records("x"));
+    let local = |id: &str, address: &str, target: &[(u16, u16)]| LocalEndpoint {
+        endpoint: endpoint(id, Some("here"), EndpointCondition::READY, None),
+        address: address.parse().unwrap(),
+        service_account: None,
+        target_ports: target.iter().map(|(port, target)| (NonZeroU16::new(*port).unwrap(), *target)).collect(),
+    };
+    world.local("shop/web", &ports, vec![local("l-1", "10.1.0.9", &[(80, 8080)]), local("l-2", "10.1.0.8", &[])]);
+    assert_eq!(
+        world.places("shop/web", 80),
+        [
+            "a/here p0: 10.1.0.9:8080 HEALTHY 100",
+            "b/ p1: x-2.b as x-2.web.shop.b:80 UNHEALTHY 100",
+            "b/z1 p1: x-1.b as x-1.web.shop.b:80 HEALTHY 100",
+            "c/ p1: web.shop.c as web.shop.c:80 HEALTHY 300",
+        ]
+    );
+    let policy =
+        |failover, locality| TrafficPolicy::new("p", key("shop/web"), Vec::new(), failover, Some(locality)).unwrap();
+    world.set_policy(Some(policy(vec![ClusterRef::Named(name("c"))], Locality::PreferLocal)));
+    assert_eq!(
+        world.places("shop/web", 80),
+        ["a/here p0: 10.1.0.9:8080 HEALTHY 100", "c/ p1: web.shop.c as web.shop.c:80 HEALTHY 300"],
+        "a failover order names all that count"
+    );
+    world.set_policy(Some(policy(Vec::new(), Locality::Any)));
+    assert!(world.places("shop/web", 80).iter().all(|place| place.contains(" p0: ")));
+}
+
+#[test]
+fn a_peer_that_is_down_is_used_only_if_nothing_else_is_left() {
+    let mut world = World::new();
+    let ports = [port(80, None)];
+    for peer in ["b", "c"] {
+        world.export(peer, "shop/web", &ports, 1);
+        world.endpoints("b", "shop/web", vec![endpoint("b-1", None, EndpointCondition::READY, None)]);
+    }
+    world.endpoints("c", "shop/web", vec![endpoint("c-1", None, EndpointCondition::DRAINING, None)]);
+    let health = |world: &World| -> Vec<String> {
+        let words = |place: String| place.split(' ').nth_back(1).unwrap().to_owned();
+        world.places("shop/web", 80).into_iter().map(words).collect()
+    };
+    assert_eq!(health(&world), ["HEALTHY", "DRAINING"]);
+    let down = || PeerChange::State(PeerState::Down { since: UnixMillis(1_000) });
+    world.peer("b", down());
+    assert_eq!(health(&world), ["UNHEALTHY", "HEALTHY"], "what drains serves if nothing else does");
+    world.peer("c", down());
+    assert_eq!(health(&world), ["HEALTHY", "HEALTHY"], "what was last heard may be wrong, but nothing else is left");
+}
+
+#[test]
+fn weights_are_never_0_and_their_sum_fits() {
+    let mut world = World::new();
+    world.export("b", "shop/web", &[port(80, None)], 1);
+    let heavy = |number: u32| Endpoint {
+        weight: if number == 0 { 1 } else { 1_000_000 },
+        ..endpoint(&format!("e{number}"), None, EndpointCondition::READY, None)
+    };
+    world.endpoints("b", "shop/web", (0..5_000).map(heavy).collect());
+    let weights: Vec<u64> =
+        world.places("shop/web", 80).iter().map(|place| place.rsplit(' ').next().unwrap().parse().unwrap()).collect();
+    assert!(weights.iter().sum::<u64>() < 1 << 32);
+    assert_eq!(weights.iter().min(), Some(&1));
+    assert_eq!(weights.len(), 5_000);
+}
+
+#[test]
+fn only_what_changed_is_made_again_and_what_is_gone_goes() {
+    let mut world = World::new();
+    let ports = [port(80, Some("http"))];
+    for service in ["shop/web", "shop/api"] {
+        world.export("b", service, &ports, 1);
+        world.address(service, &[if service == "shop/web" { "127.64.0.1" } else { "127.64.0.2" }]);
+    }
+    let mut generator = Generator::new(&settings("10.0.0.5"));
+    let first = world.update(&mut generator);
+    assert!(Arc::ptr_eq(&first, &world.update(&mut generator)), "nothing changed");
+    world.endpoints("b", "shop/web", vec![endpoint("w-1", None, EndpointCondition::READY, None)]);
+    let second = world.update(&mut generator);
+    let web = cluster_name(&key("shop/web"), NonZeroU16::new(80).unwrap());
+    let changed = second.changes_since(first.generation()).unwrap();
+    assert_eq!(changed.into_iter().collect::<Vec<_>>(), [(Kind::Endpoints, Arc::from(web.as_str()))]);
+    // Another address: another listener.
+    world.address("shop/web", &["127.64.0.3"]);
+    let third = world.update(&mut generator);
+    let changed: Vec<_> = third.changes_since(second.generation()).unwrap().into_iter().collect();
+    assert_eq!(changed, [(Kind::Listener, "127.64.0.1:80".into()), (Kind::Listener, "127.64.0.3:80".into())]);
+    world.peer("b", PeerChange::Remove(key("shop/web")));
+    let last = world.update(&mut generator);
+    let gone = last.changes_since(third.generation()).unwrap();
+    assert_eq!(gone.len(), 4);
+    assert!(gone.iter().all(|(kind, name)| last.get(*kind, name).is_none()));
+    assert_eq!(world.view().all(Kind::Cluster).count(), last.all(Kind::Cluster).count());
+}
+
+#[test]
+fn equal_content_is_equal_bytes() {
+    let world = || {
+        let mut world = World::new();
+        world.export("b", "shop/web", &[port(80, Some("http"))], 1);
+        let mut labelled = endpoint("w-1", None, EndpointCondition::READY, None);
+        labelled.subset = (0..16).map(|number| (format!("k{number}").into(), "v".into())).collect();
+        world.endpoints("b", "shop/web", vec![labelled]);
+        world.address("shop/web", &["127.64.0.1"]);
+        world.view()
+    };
+    let (one, other) = (world(), world());
+    for kind in Kind::ALL {
+        let same: Vec<_> = one.all(kind).zip(other.all(kind)).collect();
+        assert!(same.iter().all(|(a, b)| a == b), "{kind}");
+    }
+}

@@ -1,0 +1,360 @@
+//! The gRPC service: one task per client, which reads requests, watches the view and writes what follows from both.
+//!
+//! A client that is slow gets the newest view when it has taken the last response, never a queue; one that takes
+//! nothing for [`Limits::stalled`] is cut, and delays nobody meanwhile.
+
+mod clients;
+
+pub use clients::{Client, Clients};
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use eastway_proto::xds::discovery as wire;
+use eastway_proto::xds::discovery::aggregated_discovery_service_server::{
+    AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Extensions, Request, Response, Status, Streaming};
+
+use crate::kind::Kind;
+use crate::node::{Node, NodeError, Workload};
+use crate::session::{DeltaSession, Session, SessionError, Verdict, WorldSession};
+use crate::view::View;
+
+/// Largest request: 20,000 names with a version each are some 2 MiB.
+const MAX_REQUEST: usize = 4 << 20;
+
+/// Who opened a stream, as its connection proves.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Where it comes from.
+    pub address: String,
+    /// Its SPIFFE id.
+    pub identity: Arc<str>,
+    /// The workload that this names.
+    pub workload: Workload,
+    /// When its certificate ends, and the stream with it.
+    pub not_after: SystemTime,
+}
+
+/// Finds out who opened a stream, and refuses those who may not.
+pub type Admit = Arc<dyn Fn(&Extensions) -> Result<Caller, Status> + Send + Sync>;
+
+/// Bounds on clients.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Streams at once.
+    pub streams: usize,
+    /// How long a client may take for one response, and for its first request.
+    pub stalled: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { streams: 10_000, stalled: Duration::from_secs(30) }
+    }
+}
+
+/// Why a client's stream ended before the client ended it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Cut {
+    /// It did not read.
+    #[error("it does not read")]
+    Stalled,
+    /// There are too many.
+    #[error("there are too many streams")]
+    TooMany,
+    /// What it says is wrong.
+    #[error("{0}")]
+    Request(String),
+}
+
+/// Is told what happens; all of it is counted or logged somewhere else.
+pub trait Observer: Send + Sync + 'static {
+    /// So many clients are connected now.
+    fn connected(&self, clients: usize);
+    /// A response of this kind was handed over.
+    fn pushed(&self, kind: Kind);
+    /// `client` refused what it was sent.
+    fn refused(&self, client: &str, kind: Kind, reason: &str);
+    /// A client's stream was ended.
+    fn cut(&self, client: &str, why: &Cut);
+}
+
+/// Serves one view to all clients.
+pub struct Server {
+    views: watch::Receiver<Option<Arc<View>>>,
+    admit: Admit,
+    observer: Arc<dyn Observer>,
+    clients: Arc<Clients>,
+    limits: Limits,
+    room: Arc<Semaphore>,
+    /// Tells streams apart, those of earlier processes too.
+    epoch: u64,
+    streams: AtomicU64,
+    stop: CancellationToken,
+}
+
+/// What names things in debugging output: who is connected is in [`Clients`].
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// A server of the newest of `views`; nothing is answered before there is one. `epoch` differs from that of any
+    /// earlier process.
+    #[must_use]
+    pub fn new(
+        views: watch::Receiver<Option<Arc<View>>>,
+        admit: Admit,
+        observer: Arc<dyn Observer>,
+        limits: Limits,
+        epoch: u64,
+        stop: CancellationToken,
+    ) -> Self {
+        let room = Arc::new(Semaphore::new(limits.streams));
+        let (clients, streams) = (Arc::new(Clients::default()), AtomicU64::new(0));
+        Self { views, admit, observer, clients, limits, room, epoch, streams, stop }
+    }
+
+    /// Who is connected.
+    #[must_use]
+    pub fn clients(&self) -> Arc<Clients> {
+        Arc::clone(&self.clients)
+    }
+
+    /// As a service of a gRPC server.
+    #[must_use]
+    pub fn into_service(self) -> AggregatedDiscoveryServiceServer<Self> {
+        AggregatedDiscoveryServiceServer::new(self).max_decoding_message_size(MAX_REQUEST)
+    }
+
+    fn open<S>(&self, request: Request<Streaming<S::Request>>) -> Result<Response<Responses<S::Response>>, Status>
+    where
+        S: Session,
+        S::Response: Typed,
+    {
+        let caller = (self.admit)(request.extensions())?;
+        let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() else {
+            self.observer.cut(&caller.address, &Cut::TooMany);
+            return Err(Status::resource_exhausted("too many proxies are connected"));
+        };
+        let (sender, receiver) = mpsc::channel(1);
+        let number = self.streams.fetch_add(1, Ordering::Relaxed);
+        let task = Task::<S> {
+            session: S::new(format!("{:x}.{number}", self.epoch)),
+            caller,
+            views: self.views.clone(),
+            requests: request.into_inner(),
+            sender,
+            observer: Arc::clone(&self.observer),
+            clients: Arc::clone(&self.clients),
+            stalled: self.limits.stalled,
+            _room: permit,
+        };
+        tokio::spawn(task.run(self.stop.clone()));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+type Responses<R> = Pin<Box<dyn Stream<Item = Result<R, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Server {
+    type StreamAggregatedResourcesStream = Responses<wire::DiscoveryResponse>;
+    type DeltaAggregatedResourcesStream = Responses<wire::DeltaDiscoveryResponse>;
+
+    async fn stream_aggregated_resources(
+        &self,
+        request: Request<Streaming<wire::DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
+        self.open::<WorldSession>(request)
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<wire::DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        self.open::<DeltaSession>(request)
+    }
+}
+
+/// A response that knows its kind.
+trait Typed {
+    fn url(&self) -> &str;
+}
+
+impl Typed for wire::DiscoveryResponse {
+    fn url(&self) -> &str {
+        &self.type_url
+    }
+}
+
+impl Typed for wire::DeltaDiscoveryResponse {
+    fn url(&self) -> &str {
+        &self.type_url
+    }
+}
+
+/// One client.
+struct Task<S: Session> {
+    session: S,
+    caller: Caller,
+    views: watch::Receiver<Option<Arc<View>>>,
+    requests: Streaming<S::Request>,
+    sender: mpsc::Sender<Result<S::Response, Status>>,
+    observer: Arc<dyn Observer>,
+    clients: Arc<Clients>,
+    stalled: Duration,
+    _room: OwnedSemaphorePermit,
+}
+
+/// Why a client's task ends.
+enum End {
+    /// The client is gone, or the process stops.
+    Gone,
+    /// The stream has to end with this status.
+    Told(Status, Option<Cut>),
+    /// It takes nothing: it cannot be told either.
+    Stalled,
+}
+
+impl From<SessionError> for End {
+    fn from(error: SessionError) -> Self {
+        let (text, cut) = (error.to_string(), Cut::Request(error.to_string()));
+        let status = match error {
+            SessionError::Kind(_) | SessionError::Name(_) => Status::invalid_argument(text),
+            SessionError::TooManyNames(_) => Status::resource_exhausted(text),
+        };
+        Self::Told(status, Some(cut))
+    }
+}
+
+impl From<NodeError> for End {
+    fn from(error: NodeError) -> Self {
+        let (text, cut) = (error.to_string(), Cut::Request(error.to_string()));
+        let status = match error {
+            NodeError::Identity { .. } => Status::permission_denied(text),
+            NodeError::TooLarge(_) => Status::resource_exhausted(text),
+            NodeError::Missing | NodeError::Malformed | NodeError::Text(_) | NodeError::Changed => {
+                Status::invalid_argument(text)
+            }
+        };
+        Self::Told(status, Some(cut))
+    }
+}
+
+impl<S> Task<S>
+where
+    S: Session,
+    S::Response: Typed,
+{
+    async fn run(mut self, stop: CancellationToken) {
+        let left = self.caller.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        let (sender, observer, address) =
+            (self.sender.clone(), Arc::clone(&self.observer), self.caller.address.clone());
+        let end = tokio::select! {
+            () = stop.cancelled() => End::Told(Status::unavailable("the gateway stops"), None),
+            // It comes again with a renewed certificate (invariant I9).
+            () = sleep_until(Instant::now() + left) => {
+                End::Told(Status::unauthenticated("the certificate of the client has ended"), None)
+            }
+            end = self.serve() => end,
+        };
+        match end {
+            End::Gone => {}
+            End::Stalled => observer.cut(&address, &Cut::Stalled),
+            End::Told(status, cut) => {
+                if let Some(cut) = cut {
+                    observer.cut(&address, &cut);
+                }
+                // Who reads is told why; nobody waits for who does not.
+                let _told = timeout(Duration::from_secs(1), sender.send(Err(status))).await;
+            }
+        }
+    }
+
+    async fn serve(&mut self) -> End {
+        let first = match timeout(self.stalled, self.requests.message()).await {
+            Err(_) => {
+                let status = Status::deadline_exceeded("no request came");
+                return End::Told(status, Some(Cut::Request("no request came".to_owned())));
+            }
+            Ok(Ok(Some(request))) => request,
+            Ok(Ok(None) | Err(_)) => return End::Gone,
+        };
+        let node = match Node::parse(S::node(&first), &self.caller.workload) {
+            Ok(node) => node,
+            Err(error) => return error.into(),
+        };
+        // Taken out of the list when this ends, however it ends.
+        let entry = self.clients.enter(&node, &self.caller, Arc::clone(&self.observer));
+        if let Some(view) = self.views.borrow_and_update().clone() {
+            self.session.update(view);
+        }
+        let mut next = Some(first);
+        loop {
+            let responses = match next.take() {
+                Some(request) => match self.take(request, &node) {
+                    Ok(responses) => responses,
+                    Err(end) => return end,
+                },
+                None => {
+                    let view = self.views.borrow_and_update().clone();
+                    view.map(|view| self.session.update(view)).unwrap_or_default()
+                }
+            };
+            entry.set(self.session.status());
+            for response in responses {
+                if let Err(end) = self.send(response).await {
+                    return end;
+                }
+            }
+            tokio::select! {
+                () = self.sender.closed() => return End::Gone,
+                changed = self.views.changed() => if changed.is_err() { return End::Gone },
+                request = self.requests.message() => match request {
+                    Ok(Some(request)) => next = Some(request),
+                    Ok(None) => return End::Gone,
+                    Err(status) => return End::Told(status.clone(), Some(Cut::Request(status.message().to_owned()))),
+                },
+            }
+        }
+    }
+
+    fn take(&mut self, request: S::Request, node: &Node) -> Result<Vec<S::Response>, End> {
+        node.check_again(S::node(&request), &self.caller.workload)?;
+        let answer = self.session.handle(request)?;
+        if let Verdict::Refused(kind, reason) = &answer.verdict {
+            self.observer.refused(&node.id, *kind, reason);
+        }
+        Ok(answer.responses)
+    }
+
+    async fn send(&mut self, response: S::Response) -> Result<(), End> {
+        let kind = Kind::parse(response.url()).ok();
+        match timeout(self.stalled, self.sender.send(Ok(response))).await {
+            Ok(Ok(())) => {
+                if let Some(kind) = kind {
+                    self.observer.pushed(kind);
+                }
+                Ok(())
+            }
+            Ok(Err(_)) => Err(End::Gone),
+            Err(_) => Err(End::Stalled),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,538 @@
+//! Clients that follow the protocol, and one that does not.
+
+use std::collections::BTreeMap;
+
+use eastway_proto::xds::discovery as wire;
+use proptest::prelude::*;
+use prost::Message;
+
+use super::*;
+use crate::resource::Resource;
+use crate::view::Edit;
+
+const C: Kind = Kind::Cluster;
+const E: Kind = Kind::Endpoints;
+const L: Kind = Kind::Listener;
+const R: Kind = Kind::Route;
+
+fn put(kind: Kind, name: &str, content: &str) -> Edit {
+    Edit::Put(kind, Resource::new(kind, name, &wire::Hint { string_value: Some(content.to_owned()) }))
+}
+
+fn gone(kind: Kind, name: &str) -> Edit {
+    Edit::Remove(kind, name.into())
+}
+
+fn view(edits: Vec<Edit>) -> Arc<View> {
+    Arc::new(View::default().edited(edits).unwrap())
+}
+
+fn delta(subscribe: &[&str]) -> wire::DeltaDiscoveryRequest {
+    let resource_names_subscribe = subscribe.iter().map(ToString::to_string).collect();
+    wire::DeltaDiscoveryRequest { resource_names_subscribe, ..wire::DeltaDiscoveryRequest::default() }
+}
+
+/// Sends a delta request; what comes back in short.
+fn ask(session: &mut DeltaSession, kind: Kind, request: wire::DeltaDiscoveryRequest) -> Vec<String> {
+    let request = wire::DeltaDiscoveryRequest { type_url: kind.url().into(), ..request };
+    session.handle(request).unwrap().responses.iter().map(short).collect()
+}
+
+fn push(session: &mut DeltaSession, view: &Arc<View>) -> Vec<String> {
+    session.update(Arc::clone(view)).iter().map(short).collect()
+}
+
+/// E.g. `cds a=1 b=2 -c`.
+fn short(response: &wire::DeltaDiscoveryResponse) -> String {
+    let mut text = Kind::parse(&response.type_url).unwrap().to_string();
+    for resource in &response.resources {
+        let resource = wire::Resource::decode(resource.clone()).unwrap();
+        let content = wire::Hint::decode(resource.resource.unwrap().value).unwrap();
+        text.push_str(&format!(" {}={}", resource.name, content.string_value.unwrap()));
+    }
+    for name in &response.removed_resources {
+        text.push_str(&format!(" -{name}"));
+    }
+    text
+}
+
+fn new() -> DeltaSession {
+    DeltaSession::new("s".to_owned())
+}
+
+#[test]
+fn what_is_new_comes_in_the_order_of_reference_and_what_goes_in_the_other() {
+    let mut session = new();
+    let mut view = view(vec![put(C, "a", "1"), put(E, "a", "1"), put(L, "l", "1"), put(R, "r", "1")]);
+    assert!(push(&mut session, &view).is_empty(), "nobody asked");
+    assert_eq!(ask(&mut session, C, delta(&[])), ["cds a=1"]);
+    assert_eq!(
+        ask(&mut session, E, delta(&["a", "b"])),
+        ["eds a=1", "eds -b"],
+        "what is not there is said to be absent"
+    );
+    assert_eq!(ask(&mut session, L, delta(&["*"])), ["lds l=1"]);
+    assert_eq!(ask(&mut session, R, delta(&["r", "s"])), ["rds r=1", "rds -s"]);
+    view = Arc::new(
+        view.edited([
+            put(L, "m", "1"),
+            put(R, "s", "1"),
+            put(E, "b", "1"),
+            put(C, "b", "1"),
+            gone(C, "a"),
+            gone(E, "a"),
+            gone(L, "l"),
+            gone(R, "r"),
+        ])
+        .unwrap(),
+    );
+    let pushed = push(&mut session, &view);
+    assert_eq!(pushed, ["cds b=1", "eds b=1", "lds m=1", "rds s=1", "lds -l", "rds -r", "cds -a", "eds -a"]);
+    assert!(push(&mut session, &view).is_empty(), "nothing twice");
+}
+
+#[test]
+fn a_changed_cluster_is_followed_by_its_endpoints_even_if_they_are_the_same() {
+    let mut session = new();
+    let first = view(vec![put(C, "a", "1"), put(E, "a", "1"), put(C, "b", "1"), put(E, "b", "1")]);
+    push(&mut session, &first);
+    ask(&mut session, C, delta(&[]));
+    ask(&mut session, E, delta(&["a", "b"]));
+    let second = Arc::new(first.edited([put(C, "a", "2")]).unwrap());
+    assert_eq!(push(&mut session, &second), ["cds a=2", "eds a=1"]);
+    let third = Arc::new(second.edited([put(C, "a", "3"), put(E, "a", "3"), put(E, "b", "3")]).unwrap());
+    assert_eq!(push(&mut session, &third), ["cds a=3", "eds a=3 b=3"], "and once");
+}
+
+fn claims(versions: &[(Kind, &str)], view: &View, others: &[(&str, &str)]) -> wire::DeltaDiscoveryRequest {
+    let held = versions.iter().map(|(kind, name)| {
+        ((*name).to_owned(), view.get(*kind, name).map_or_else(String::new, |held| held.version().to_string()))
+    });
+    let others = others.iter().map(|(name, version)| ((*name).to_owned(), (*version).to_owned()));
+    let initial_resource_versions = held.chain(others).collect();
+    wire::DeltaDiscoveryRequest { initial_resource_versions, ..wire::DeltaDiscoveryRequest::default() }
+}
+
+#[test]
+fn a_client_that_comes_back_is_told_only_what_changed_meanwhile() {
+    let now = view(vec![put(C, "a", "2"), put(C, "b", "1"), put(E, "a", "1"), put(E, "b", "1")]);
+    let mut session = new();
+    push(&mut session, &now);
+    let clusters = claims(&[(C, "b")], &now, &[("a", "old"), ("z", "old")]);
+    assert_eq!(ask(&mut session, C, clusters), ["cds a=2", "cds -z"]);
+    // The cluster was sent anew on this stream, so its endpoints have to follow although the client has them.
+    let endpoints = claims(&[(E, "a"), (E, "b")], &now, &[]);
+    assert_eq!(
+        ask(&mut session, E, wire::DeltaDiscoveryRequest { ..merge(delta(&["a", "b"]), endpoints) }),
+        ["eds a=1"]
+    );
+    // The other way round: endpoints first.
+    let mut session = new();
+    push(&mut session, &now);
+    let endpoints = claims(&[(E, "a"), (E, "b")], &now, &[]);
+    assert_eq!(ask(&mut session, E, merge(delta(&["a", "b"]), endpoints)), ["eds"], "an empty answer: all is known");
+    let clusters = claims(&[(C, "b")], &now, &[("a", "old")]);
+    assert_eq!(ask(&mut session, C, clusters), ["cds a=2", "eds a=1"]);
+    // Nothing changed at all.
+    let mut session = new();
+    push(&mut session, &now);
+    assert_eq!(ask(&mut session, C, claims(&[(C, "a"), (C, "b")], &now, &[])), ["cds"]);
+    assert_eq!(ask(&mut session, E, merge(delta(&["a"]), claims(&[(E, "a")], &now, &[("q", "1")]))), ["eds"]);
+}
+
+fn merge(subscribe: wire::DeltaDiscoveryRequest, claims: wire::DeltaDiscoveryRequest) -> wire::DeltaDiscoveryRequest {
+    wire::DeltaDiscoveryRequest { initial_resource_versions: claims.initial_resource_versions, ..subscribe }
+}
+
+#[test]
+fn wildcard_names_and_unsubscribing_in_all_combinations() {
+    let now = view(vec![put(C, "a", "1"), put(C, "b", "1"), put(E, "a", "1")]);
+    let unsubscribe = |names: &[&str]| wire::DeltaDiscoveryRequest {
+        resource_names_unsubscribe: names.iter().map(ToString::to_string).collect(),
+        ..wire::DeltaDiscoveryRequest::default()
+    };
+    let mut session = new();
+    push(&mut session, &now);
+    assert_eq!(ask(&mut session, C, delta(&["a", "q"])), ["cds a=1", "cds -q"], "names alone are no wildcard");
+    assert_eq!(ask(&mut session, C, delta(&["*"])), ["cds b=1"]);
+    assert_eq!(ask(&mut session, C, delta(&["a"])), ["cds a=1"], "asked for once more");
+    assert_eq!(ask(&mut session, C, unsubscribe(&["a", "never"])), ["cds a=1"], "it stays as one of all");
+    assert_eq!(ask(&mut session, C, unsubscribe(&["*", "q"])), [""; 0]);
+    let changed = Arc::new(now.edited([put(C, "b", "2"), gone(C, "a")]).unwrap());
+    assert!(push(&mut session, &changed).is_empty(), "nothing is subscribed to");
+    let both = wire::DeltaDiscoveryRequest { resource_names_unsubscribe: vec!["b".into()], ..delta(&["b"]) };
+    assert_eq!(ask(&mut session, C, both), ["cds b=2"]);
+    // Endpoints have no wildcard: nothing is asked for, and nothing answered.
+    assert_eq!(ask(&mut session, E, delta(&[])), [""; 0]);
+    assert_eq!(ask(&mut session, E, delta(&["*"])), ["eds -*"]);
+    assert_eq!(ask(&mut session, Kind::Runtime, delta(&["layer"])), ["rtds -layer"]);
+}
+
+#[test]
+fn i5_nothing_is_answered_before_there_is_a_view() {
+    let mut session = new();
+    assert!(ask(&mut session, C, delta(&[])).is_empty());
+    assert!(ask(&mut session, E, delta(&["a"])).is_empty());
+    assert!(ask(&mut session, L, delta(&[])).is_empty());
+    let now = view(vec![put(C, "a", "1"), put(E, "a", "1")]);
+    assert_eq!(push(&mut session, &now), ["cds a=1", "eds a=1", "lds"], "there is no listener, and that is an answer");
+}
+
+fn answer(nonce: &str, error: Option<&str>) -> wire::DeltaDiscoveryRequest {
+    let error = error.map(|message| wire::ErrorDetail { code: 13, message: message.to_owned() });
+    wire::DeltaDiscoveryRequest { response_nonce: nonce.into(), error_detail: error, ..delta(&[]) }
+}
+
+#[test]
+fn f35_what_is_refused_is_remembered_and_not_sent_again_until_it_changes() {
+    let mut session = new();
+    let first = view(vec![put(C, "a", "1"), put(C, "b", "1")]);
+    push(&mut session, &first);
+    let request = wire::DeltaDiscoveryRequest { type_url: C.url().into(), ..delta(&[]) };
+    let nonce = session.handle(request).unwrap().responses[0].nonce.clone();
+    let request = wire::DeltaDiscoveryRequest { type_url: C.url().into(), ..answer(&nonce, Some("bad\ncluster")) };
+    let answered = session.handle(request).unwrap();
+    assert_eq!(answered.verdict, Verdict::Refused(C, "bad cluster".into()));
+    assert!(answered.responses.is_empty());
+    let second = Arc::new(first.edited([put(C, "c", "1")]).unwrap());
+    let pushed = session.update(Arc::clone(&second));
+    assert_eq!(pushed.iter().map(short).collect::<Vec<_>>(), ["cds c=1"], "not what was refused");
+    let request = wire::DeltaDiscoveryRequest { type_url: C.url().into(), ..answer(&pushed[0].nonce, None) };
+    assert_eq!(session.handle(request).unwrap().verdict, Verdict::Accepted(C));
+    let status = &session.status()[&C];
+    let refused = status.refused.clone().unwrap();
+    assert_eq!((&*refused.reason, refused.generation), ("bad cluster", first.generation()));
+    assert_eq!((status.refusals, status.accepted, status.outstanding), (1, Some(second.generation()), 0));
+    // Replaced by something that is taken, it is forgotten.
+    let third = Arc::new(second.edited([put(C, "a", "2")]).unwrap());
+    let pushed = session.update(third);
+    let request = wire::DeltaDiscoveryRequest { type_url: C.url().into(), ..answer(&pushed[0].nonce, None) };
+    session.handle(request).unwrap();
+    assert_eq!((session.status()[&C].refused.clone(), session.status()[&C].refusals), (None, 1));
+}
+
+#[test]
+fn nonces_of_other_streams_and_old_ones_mean_nothing() {
+    let mut session = new();
+    push(&mut session, &view(vec![put(C, "a", "1")]));
+    ask(&mut session, C, delta(&[]));
+    for nonce in ["", "other.1", "s.", "s.0", "s.2", "s.x", "1", "s.1.1"] {
+        let request = wire::DeltaDiscoveryRequest { type_url: C.url().into(), ..answer(nonce, Some("no")) };
+        assert_eq!(session.handle(request).unwrap().verdict, Verdict::None, "{nonce:?}");
+    }
+    let request = wire::DeltaDiscoveryRequest { type_url: C.url().into(), ..answer("s.1", None) };
+    assert_eq!(session.handle(request.clone()).unwrap().verdict, Verdict::Accepted(C));
+    assert_eq!(session.handle(request).unwrap().verdict, Verdict::None, "once");
+    // State of the world: a stale nonce makes the whole request void, its names too.
+    let mut session = WorldSession::new("s".to_owned());
+    session.update(view(vec![put(E, "a", "a=1"), put(E, "b", "b=1")]));
+    assert_eq!(world(&mut session, E, "", &["a"]), ["eds a=1"]);
+    assert_eq!(world(&mut session, E, "s.9", &["a", "b"]), [""; 0]);
+    assert_eq!(world(&mut session, E, "", &["a", "b"]), [""; 0]);
+    assert_eq!(world(&mut session, E, "s.1", &["a", "b"]), ["eds b=1"]);
+}
+
+fn world(session: &mut WorldSession, kind: Kind, nonce: &str, names: &[&str]) -> Vec<String> {
+    let request = wire::DiscoveryRequest {
+        type_url: kind.url().into(),
+        response_nonce: nonce.into(),
+        resource_names: names.iter().map(ToString::to_string).collect(),
+        ..wire::DiscoveryRequest::default()
+    };
+    session.handle(request).unwrap().responses.iter().map(short_world).collect()
+}
+
+/// The names of resources are not told; those of tests begin their content.
+fn short_world(response: &wire::DiscoveryResponse) -> String {
+    let mut text = Kind::parse(&response.type_url).unwrap().to_string();
+    for resource in &response.resources {
+        let any = wire::Any::decode(resource.clone()).unwrap();
+        text.push_str(&format!(" {}", wire::Hint::decode(any.value).unwrap().string_value.unwrap()));
+    }
+    text
+}
+
+#[test]
+fn state_of_the_world_keeps_what_goes_until_what_is_new_is_there() {
+    let mut session = WorldSession::new("s".to_owned());
+    let put = |kind, name: &str, version: &str| put(kind, name, &format!("{name}={version}"));
+    let first = view(vec![put(C, "a", "1"), put(E, "a", "1"), put(L, "l", "1")]);
+    session.update(Arc::clone(&first));
+    assert_eq!(world(&mut session, C, "", &[]), ["cds a=1"]);
+    assert_eq!(world(&mut session, E, "", &["a"]), ["eds a=1"]);
+    assert_eq!(world(&mut session, L, "", &[]), ["lds l=1"]);
+    let second = first.edited([put(C, "b", "1"), gone(C, "a"), put(L, "m", "1"), gone(L, "l"), gone(E, "a")]).unwrap();
+    let pushed = session.update(Arc::new(second));
+    let pushed: Vec<_> = pushed.iter().map(short_world).collect();
+    assert_eq!(pushed, ["cds a=1 b=1", "lds l=1 m=1", "lds m=1", "cds b=1"]);
+    // Names after a wildcard end it, and none after names is nothing.
+    assert_eq!(world(&mut session, L, "s.6", &["m"]), ["lds m=1"], "asked for by name, it is answered");
+    assert_eq!(world(&mut session, L, "s.8", &[]), [""; 0]);
+    assert!(!session.status()[&L].wildcard);
+}
+
+#[test]
+fn subscriptions_are_bounded_and_types_are_known() {
+    let mut session = new();
+    let names: Vec<String> = (0..=MAX_NAMES).map(|number| number.to_string()).collect();
+    let request = wire::DeltaDiscoveryRequest {
+        type_url: E.url().into(),
+        resource_names_subscribe: names.clone(),
+        ..wire::DeltaDiscoveryRequest::default()
+    };
+    assert_eq!(session.handle(request).unwrap_err(), SessionError::TooManyNames(E));
+    let mut session = WorldSession::new("s".to_owned());
+    let request = wire::DiscoveryRequest { type_url: E.url().into(), resource_names: names, ..Default::default() };
+    assert_eq!(session.handle(request).unwrap_err(), SessionError::TooManyNames(E));
+    for (url, name) in [("type.googleapis.com/x.Y", "a"), (E.url(), ""), (E.url(), "x".repeat(2_000).as_str())] {
+        let request = wire::DeltaDiscoveryRequest { type_url: url.into(), ..delta(&[name]) };
+        assert!(new().handle(request).is_err(), "{url} {name}");
+    }
+}
+
+/// What can happen to a server and two clients.
+#[derive(Clone, Debug)]
+enum Event {
+    /// A cluster and its endpoints get this content; 0: they go.
+    Set(u8, u8),
+    /// The endpoints alone.
+    Endpoints(u8, u8),
+    Listener(u8, u8),
+    /// The delta client loses its stream and comes back with what it holds.
+    Reconnect,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        4 => (0..6_u8, 0..4_u8).prop_map(|(name, content)| Event::Set(name, content)),
+        4 => (0..6_u8, 1..4_u8).prop_map(|(name, content)| Event::Endpoints(name, content)),
+        2 => (0..4_u8, 0..4_u8).prop_map(|(name, content)| Event::Listener(name, content)),
+        1 => Just(Event::Reconnect),
+    ]
+}
+
+fn apply(view: &View, event: &Event) -> View {
+    let text = |content: &u8| content.to_string();
+    let edits = match event {
+        Event::Set(name, 0) => vec![gone(C, &format!("c{name}")), gone(E, &format!("c{name}"))],
+        Event::Set(name, content) => {
+            let name = format!("c{name}");
+            let mut edits = vec![put(C, &name, &format!("{name}={content}"))];
+            if view.get(E, &name).is_none() {
+                edits.push(put(E, &name, &format!("{name}=1")));
+            }
+            edits
+        }
+        Event::Endpoints(name, content) => {
+            let name = format!("c{name}");
+            let there = view.get(C, &name).is_some();
+            if there { vec![put(E, &name, &format!("{name}={}", text(content)))] } else { Vec::new() }
+        }
+        Event::Listener(name, 0) => vec![gone(L, &format!("l{name}"))],
+        Event::Listener(name, content) => {
+            let name = format!("l{name}");
+            vec![put(L, &name, &format!("{name}={content}"))]
+        }
+        Event::Reconnect => Vec::new(),
+    };
+    view.edited(edits).unwrap_or_else(|| view.clone())
+}
+
+/// A proxy: it subscribes to all clusters and listeners, and to the endpoints of the clusters it has.
+#[derive(Default)]
+struct Proxy {
+    held: BTreeMap<(Kind, String), String>,
+    versions: BTreeMap<(Kind, String), String>,
+    /// Clusters that were changed and whose endpoints did not follow.
+    warming: std::collections::BTreeSet<String>,
+}
+
+impl Proxy {
+    fn names(&self, kind: Kind) -> Vec<String> {
+        self.held.keys().filter(|(of, _)| *of == kind).map(|(_, name)| name.clone()).collect()
+    }
+
+    fn take(&mut self, kind: Kind, name: String, content: String) {
+        if kind == C {
+            self.warming.insert(name.clone());
+        }
+        if kind == E {
+            self.warming.remove(&name);
+        }
+        self.held.insert((kind, name), content);
+    }
+
+    fn drop_cluster(&mut self, name: &str) {
+        self.warming.remove(name);
+        self.held.remove(&(E, name.to_owned()));
+        self.versions.remove(&(E, name.to_owned()));
+    }
+}
+
+#[derive(Default)]
+struct DeltaProxy {
+    proxy: Proxy,
+    subscribed: std::collections::BTreeSet<String>,
+}
+
+impl DeltaProxy {
+    fn connect(&mut self, session: &mut DeltaSession) {
+        self.subscribed.clear();
+        for kind in [C, L] {
+            let request = wire::DeltaDiscoveryRequest { ..self.claims(kind) };
+            let answers = session.handle(request).unwrap().responses;
+            self.read(session, answers);
+        }
+    }
+
+    fn claims(&self, kind: Kind) -> wire::DeltaDiscoveryRequest {
+        let versions = self.proxy.versions.iter().filter(|((of, _), _)| *of == kind);
+        wire::DeltaDiscoveryRequest {
+            type_url: kind.url().into(),
+            initial_resource_versions: versions.map(|((_, name), version)| (name.clone(), version.clone())).collect(),
+            ..wire::DeltaDiscoveryRequest::default()
+        }
+    }
+
+    fn read(&mut self, session: &mut DeltaSession, responses: Vec<wire::DeltaDiscoveryResponse>) {
+        for response in responses {
+            let kind = Kind::parse(&response.type_url).unwrap();
+            for resource in &response.resources {
+                let resource = wire::Resource::decode(resource.clone()).unwrap();
+                let content = wire::Hint::decode(resource.resource.unwrap().value).unwrap().string_value.unwrap();
+                self.proxy.versions.insert((kind, resource.name.clone()), resource.version);
+                self.proxy.take(kind, resource.name, content);
+            }
+            for name in &response.removed_resources {
+                self.proxy.held.remove(&(kind, name.clone()));
+                self.proxy.versions.remove(&(kind, name.clone()));
+                if kind == C {
+                    self.proxy.drop_cluster(name);
+                }
+            }
+            let ack = wire::DeltaDiscoveryRequest { type_url: kind.url().into(), ..answer(&response.nonce, None) };
+            let answered = session.handle(ack).unwrap();
+            assert_eq!(answered.verdict, Verdict::Accepted(kind));
+            assert!(answered.responses.is_empty(), "an acknowledgement asks for nothing");
+        }
+        self.subscribe(session);
+    }
+
+    fn subscribe(&mut self, session: &mut DeltaSession) {
+        let wanted: std::collections::BTreeSet<String> = self.proxy.names(C).into_iter().collect();
+        if wanted == self.subscribed {
+            return;
+        }
+        let request = wire::DeltaDiscoveryRequest {
+            resource_names_subscribe: wanted.difference(&self.subscribed).cloned().collect(),
+            resource_names_unsubscribe: self.subscribed.difference(&wanted).cloned().collect(),
+            ..self.claims(E)
+        };
+        self.subscribed = wanted;
+        let answers = session.handle(request).unwrap().responses;
+        self.read(session, answers);
+    }
+}
+
+#[derive(Default)]
+struct WorldProxy {
+    proxy: Proxy,
+    subscribed: Vec<String>,
+    nonces: BTreeMap<Kind, String>,
+}
+
+impl WorldProxy {
+    fn connect(&mut self, session: &mut WorldSession) {
+        for kind in [C, L] {
+            self.send(session, kind, Vec::new());
+        }
+    }
+
+    fn send(&mut self, session: &mut WorldSession, kind: Kind, names: Vec<String>) {
+        let request = wire::DiscoveryRequest {
+            type_url: kind.url().into(),
+            response_nonce: self.nonces.get(&kind).cloned().unwrap_or_default(),
+            resource_names: names,
+            ..wire::DiscoveryRequest::default()
+        };
+        let answers = session.handle(request).unwrap().responses;
+        self.read(session, answers);
+    }
+
+    fn read(&mut self, session: &mut WorldSession, responses: Vec<wire::DiscoveryResponse>) {
+        for response in responses {
+            let kind = Kind::parse(&response.type_url).unwrap();
+            self.nonces.insert(kind, response.nonce);
+            let mut seen = Vec::new();
+            for resource in &response.resources {
+                let any = wire::Any::decode(resource.clone()).unwrap();
+                let content = wire::Hint::decode(any.value).unwrap().string_value.unwrap();
+                let name = content.split('=').next().unwrap().to_owned();
+                seen.push(name.clone());
+                if self.proxy.held.get(&(kind, name.clone())) != Some(&content) || kind == E {
+                    self.proxy.take(kind, name, content);
+                }
+            }
+            if kind.has_wildcard() {
+                for name in self.proxy.names(kind).into_iter().filter(|name| !seen.contains(name)) {
+                    self.proxy.held.remove(&(kind, name.clone()));
+                    if kind == C {
+                        self.proxy.drop_cluster(&name);
+                    }
+                }
+            }
+            let names = if kind == E { self.subscribed.clone() } else { Vec::new() };
+            self.send(session, kind, names);
+        }
+        let wanted = self.proxy.names(C);
+        if wanted != self.subscribed {
+            self.subscribed.clone_from(&wanted);
+            self.send(session, E, wanted);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    /// Both forms of the protocol lead to what the server has, at every step, whatever happened before, and no cluster
+    /// is left waiting for endpoints.
+    #[test]
+    fn both_forms_end_in_the_same_state(
+        history in proptest::collection::vec(proptest::collection::vec(event(), 1..5), 1..40)
+    ) {
+        let mut view = Arc::new(View::default());
+        let (mut delta, mut world) = (new(), WorldSession::new("w".to_owned()));
+        let (mut a, mut b) = (DeltaProxy::default(), WorldProxy::default());
+        delta.update(Arc::clone(&view));
+        world.update(Arc::clone(&view));
+        a.connect(&mut delta);
+        b.connect(&mut world);
+        for (step, events) in history.iter().enumerate() {
+            for event in events {
+                view = Arc::new(apply(&view, event));
+                if matches!(event, Event::Reconnect) {
+                    delta = DeltaSession::new(format!("s{step}"));
+                    delta.update(Arc::clone(&view));
+                    a.connect(&mut delta);
+                }
+            }
+            let pushed = delta.update(Arc::clone(&view));
+            a.read(&mut delta, pushed);
+            let pushed = world.update(Arc::clone(&view));
+            b.read(&mut world, pushed);
+            let mut truth = BTreeMap::new();
+            for kind in [C, E, L] {
+                for resource in view.all(kind) {
+                    let any = wire::Any::decode(resource.world().clone()).unwrap();
+                    let content = wire::Hint::decode(any.value).unwrap().string_value.unwrap();
+                    truth.insert((kind, resource.name().to_string()), content);
+                }
+            }
+            prop_assert_eq!(&a.proxy.held, &truth, "delta, step {}", step);
+            prop_assert_eq!(&b.proxy.held, &truth, "state of the world, step {}", step);
+            prop_assert!(a.proxy.warming.is_empty(), "delta, step {}: {:?}", step, a.proxy.warming);
+            prop_assert!(b.proxy.warming.is_empty(), "state of the world, step {}: {:?}", step, b.proxy.warming);
+        }
+    }
+}

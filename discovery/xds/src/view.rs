@@ -1,0 +1,151 @@
+//! One immutable set of resources. A newer one shares what did not change.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
+use std::sync::Arc;
+
+use crate::kind::Kind;
+use crate::resource::Resource;
+
+/// Views whose changes are remembered. A session is behind by one or two; one that is farther behind compares
+/// everything.
+const REMEMBERED: usize = 64;
+
+/// The resources of one kind, by name.
+pub type Collection = BTreeMap<Arc<str>, Arc<Resource>>;
+
+/// What some clients see.
+#[derive(Clone, Default)]
+pub struct View {
+    generation: u64,
+    kinds: BTreeMap<Kind, Arc<Collection>>,
+    /// What each of the last generations changed; oldest first.
+    history: VecDeque<(u64, Arc<[Name]>)>,
+}
+
+/// A resource's kind and name.
+pub type Name = (Kind, Arc<str>);
+
+/// One edit of a view.
+#[derive(Clone, Debug)]
+pub enum Edit {
+    /// Added or changed.
+    Put(Kind, Arc<Resource>),
+    /// Gone.
+    Remove(Kind, Arc<str>),
+}
+
+impl View {
+    /// Counts views, from 0, which is empty.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// A resource by kind and name.
+    #[must_use]
+    pub fn get(&self, kind: Kind, name: &str) -> Option<&Arc<Resource>> {
+        self.kinds.get(&kind)?.get(name)
+    }
+
+    /// All resources of a kind, by name.
+    pub fn all(&self, kind: Kind) -> impl Iterator<Item = &Arc<Resource>> {
+        self.kinds.get(&kind).into_iter().flat_map(|collection| collection.values())
+    }
+
+    /// How many resources of a kind there are.
+    #[must_use]
+    pub fn len(&self, kind: Kind) -> usize {
+        self.kinds.get(&kind).map_or(0, |collection| collection.len())
+    }
+
+    /// What may differ from the view of this generation; `None`: that is not known any more.
+    #[must_use]
+    pub fn changes_since(&self, generation: u64) -> Option<BTreeSet<Name>> {
+        if generation == self.generation {
+            return Some(BTreeSet::new());
+        }
+        let (oldest, _) = self.history.front()?;
+        if generation > self.generation || generation + 1 < *oldest {
+            return None;
+        }
+        let newer = self.history.iter().filter(|(changed, _)| *changed > generation);
+        Some(newer.flat_map(|(_, names)| names.iter().cloned()).collect())
+    }
+
+    /// The view after these edits; `None` if it would be equal.
+    #[must_use]
+    pub fn edited(&self, edits: impl IntoIterator<Item = Edit>) -> Option<Self> {
+        let mut kinds = self.kinds.clone();
+        let mut changed = BTreeSet::new();
+        for edit in edits {
+            match edit {
+                Edit::Put(kind, resource) => {
+                    let collection = kinds.entry(kind).or_default();
+                    let known = collection.get(resource.name());
+                    if known.is_some_and(|known| known.version() == resource.version()) {
+                        continue;
+                    }
+                    changed.insert((kind, Arc::clone(resource.name())));
+                    Arc::make_mut(collection).insert(Arc::clone(resource.name()), resource);
+                }
+                Edit::Remove(kind, name) => {
+                    let Some(collection) = kinds.get_mut(&kind) else { continue };
+                    if collection.contains_key(&name) {
+                        Arc::make_mut(collection).remove(&name);
+                        changed.insert((kind, name));
+                    }
+                }
+            }
+        }
+        if changed.is_empty() {
+            return None;
+        }
+        let generation = self.generation + 1;
+        let mut history = self.history.clone();
+        if history.len() == REMEMBERED {
+            history.pop_front();
+        }
+        history.push_back((generation, changed.into_iter().collect()));
+        Some(Self { generation, kinds, history })
+    }
+}
+
+/// Names and versions, and what tells it from other views.
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { generation, kinds, .. } = self;
+        f.debug_struct("View").field("generation", generation).field("kinds", kinds).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use eastway_proto::xds::discovery::Hint;
+
+    use super::*;
+
+    fn cluster(name: &str, content: &str) -> Edit {
+        Edit::Put(Kind::Cluster, Resource::new(Kind::Cluster, name, &Hint { string_value: Some(content.to_owned()) }))
+    }
+
+    #[test]
+    fn only_what_changes_makes_a_view_and_is_remembered_for_a_while() {
+        let empty = View::default();
+        assert_eq!(empty.changes_since(0), Some(BTreeSet::new()));
+        let mut view = empty.edited([cluster("a", "1"), cluster("b", "1")]).unwrap();
+        assert!(view.edited([cluster("a", "1"), Edit::Remove(Kind::Cluster, "z".into())]).is_none());
+        assert_eq!(view.changes_since(0).unwrap().len(), 2);
+        let first = view.generation();
+        view = view.edited([Edit::Remove(Kind::Cluster, "b".into())]).unwrap();
+        assert_eq!(view.changes_since(first).unwrap(), BTreeSet::from([(Kind::Cluster, "b".into())]));
+        assert_eq!(view.changes_since(view.generation() + 1), None, "of another process");
+        for number in 0..REMEMBERED {
+            view = view.edited([cluster("a", &number.to_string())]).unwrap();
+        }
+        assert_eq!(view.changes_since(first), None);
+        let recent = view.generation() - u64::try_from(REMEMBERED).unwrap();
+        assert_eq!(view.changes_since(recent).unwrap(), BTreeSet::from([(Kind::Cluster, "a".into())]));
+        assert_eq!(view.len(Kind::Cluster), 1);
+    }
+}
