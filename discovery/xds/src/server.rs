@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Extensions, Request, Response, Status, Streaming};
+use tonic::{Code, Extensions, Request, Response, Status, Streaming};
 
 use crate::kind::Kind;
 use crate::node::{Node, NodeError, Workload};
@@ -291,7 +291,8 @@ where
                 return End::Told(status, Some(Cut::Request("no request came".to_owned())));
             }
             Ok(Ok(Some(request))) => request,
-            Ok(Ok(None) | Err(_)) => return End::Gone,
+            Ok(Ok(None)) => return End::Gone,
+            Ok(Err(status)) => return unreadable(status),
         };
         let node = match Node::parse(S::node(&first), &self.caller.workload) {
             Ok(node) => node,
@@ -326,7 +327,7 @@ where
                 request = self.requests.message() => match request {
                     Ok(Some(request)) => next = Some(request),
                     Ok(None) => return End::Gone,
-                    Err(status) => return End::Told(status.clone(), Some(Cut::Request(status.message().to_owned()))),
+                    Err(status) => return unreadable(status),
                 },
             }
         }
@@ -354,6 +355,15 @@ where
             Err(_) => Err(End::Stalled),
         }
     }
+}
+
+/// What cannot be read is too large or no request; all else is a client or a connection that went.
+fn unreadable(status: Status) -> End {
+    if matches!(status.code(), Code::OutOfRange | Code::Internal) {
+        let cut = Cut::Request(status.message().to_owned());
+        return End::Told(status, Some(cut));
+    }
+    End::Gone
 }
 
 #[cfg(test)]

@@ -7,7 +7,6 @@ use eastway_model::Label;
 use eastway_proto::xds::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use prost::Message;
 use tokio::sync::mpsc::Sender;
-use tonic::Code;
 
 use super::*;
 use crate::resource::Resource;
