@@ -14,12 +14,14 @@ pub mod frontend;
 mod head_start;
 pub mod imports;
 pub mod links;
+mod local_port;
 pub mod objects;
 pub mod peers;
 pub mod registries;
 pub mod reload;
 pub mod replica;
 pub mod replicas;
+pub mod sidecars;
 pub mod signals;
 pub mod store;
 pub mod vips;
@@ -53,12 +55,9 @@ use crate::app::registries::{Registries, RegistryStatuses, Warm};
 use crate::app::store::StoreSender;
 use crate::app::vips::VipBook;
 use crate::config::{Loaded, ReloadStatus, Settings};
-use crate::local::links as link_facts;
 use crate::local::listener::{BindError as BindLocalError, LocalListener};
-use crate::local::server::{self as feed, FeedSource};
 use crate::proxy::inbound::Inbound;
 use crate::proxy::vip::{Listeners, VipLimits};
-use crate::roles::CONTROLLER_ACCOUNT;
 use crate::roles::enroll::{self, CaClient};
 use crate::router::Router;
 use crate::telemetry::{LogHandle, Telemetry};
@@ -145,6 +144,8 @@ pub struct Gateway {
     pub telemetry: Telemetry,
     /// What the process waits for.
     pub readiness: Readiness,
+    /// Sidecars that are connected, once they are served.
+    pub sidecars: OnceLock<Arc<eastway_xds::server::Clients>>,
 }
 
 /// A gateway that listens and does not serve yet.
@@ -179,7 +180,10 @@ pub async fn build(
     let zone = ZoneStore::new(adapters::zones(&settings)?)?;
     let dns = eastway_dns::Server::bind(&adapters::dns_config(&settings), zone.clone())?;
     let local = match settings.listen.local {
-        Some(address) => Some(LocalListener::bind("listen.local", address).await?),
+        Some(address) => {
+            let listener = LocalListener::bind("listen.local", address).await?;
+            Some(listener.with_room_for(local_port::sidecars(&settings)))
+        }
         None => None,
     };
     let health = HealthPort::bind(settings.listen.health).await?;
@@ -222,6 +226,7 @@ pub async fn build(
         listeners,
         telemetry,
         readiness: Readiness::new(),
+        sidecars: OnceLock::new(),
         settings,
     };
     Ok(Bound { gateway: Arc::new(gateway), writer, outputs, dns, local, health, metrics, admin, log })
@@ -264,7 +269,7 @@ impl Bound {
         let peers = running.enrolled(&client, &sender, &outputs, certificate).await?;
         if let Some(peers) = peers {
             running.spawn("peers", peers.run());
-            running.serve_feed(local)?;
+            running.serve_local_port(local)?;
             info!(cluster = %running.gateway.settings.cluster, "gateway is up");
             running.stop.cancelled().await;
         }
@@ -388,7 +393,7 @@ impl Running {
             limits,
             store: store.clone(),
             tunnel,
-            subscriptions: outputs.subscriptions.subscribe(),
+            subscriptions: self.subscriptions(outputs),
             state: settings.state.clone(),
             clock,
             freshness: gateway.freshness.clone(),
@@ -402,29 +407,6 @@ impl Running {
         }
         drop(certificate);
         Ok(Some(peers))
-    }
-
-    /// Tells the controller of this cluster what peers export.
-    fn serve_feed(&self, listener: Option<LocalListener>) -> Result<(), BuildError> {
-        let gateway = &self.gateway;
-        let (Some(listener), Some(identity)) = (listener, gateway.identity.get()) else { return Ok(()) };
-        let (facts, latest) = watch::channel(link_facts::AllFacts::default());
-        self.spawn("links of the feed", link_facts::follow(gateway.clone(), facts, self.end.clone()));
-        let source = FeedSource {
-            reader: gateway.reader.clone(),
-            known: gateway.known_peers.subscribe(),
-            links: latest,
-            clock: gateway.clock,
-            telemetry: gateway.telemetry.clone(),
-        };
-        let controller = gateway.settings.service_account(CONTROLLER_ACCOUNT)?;
-        let serve = feed::serve(listener, source, identity.clone(), controller, self.end.clone());
-        self.spawn("local port", async move {
-            if let Err(error) = serve.await {
-                error!(%error, "the local port ended");
-            }
-        });
-        Ok(())
     }
 
     /// Leaves in order, in bounded time: not ready, peers told, no new connections, streams finish.

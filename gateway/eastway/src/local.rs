@@ -15,4 +15,6 @@ pub mod listener;
 pub mod server;
 
 #[cfg(test)]
+mod sidecar_tests;
+#[cfg(test)]
 mod tests;

@@ -30,6 +30,8 @@ const RETRY: Duration = Duration::from_secs(2);
 /// What became of the imports, for status and describe.
 #[derive(Clone, Debug, Default)]
 pub struct FrontendView {
+    /// Version of the snapshot that this follows; `None`: of none yet.
+    pub follows: Option<u64>,
     /// Addresses of each import.
     pub vips: BTreeMap<ServiceKey, Vec<IpAddr>>,
     /// Imports without an address, or without some port of it, because there is no room.
@@ -146,6 +148,7 @@ impl Frontend {
         self.set_readiness(snapshot);
         self.addresses.save();
         self.current.listeners = self.listeners.len();
+        self.current.follows = self.seen;
         self.telemetry.metrics.set_vips(self.current.vips.values().filter(|vips| !vips.is_empty()).count());
         self.outputs.view.send_replace(Arc::new(self.current.clone()));
         self.outputs.subscriptions.send_if_modified(|wanted| {

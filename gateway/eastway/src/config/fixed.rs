@@ -34,6 +34,7 @@ pub(super) fn keep(running: &Settings, new: Settings, document: &Document, cx: &
     kept.replicas = kept_at.map(|listen| ReplicaSettings { listen, siblings: siblings.unwrap_or_default() });
     fixed.keep(&["dns", "zones"], &running.dns.zones, &mut kept.dns.zones);
     fixed.keep(&["vip"], &running.vip, &mut kept.vip);
+    fixed.keep(&["sidecars"], &running.sidecars, &mut kept.sidecars);
     fixed.keep(&["kubernetes"], &running.kubernetes, &mut kept.kubernetes);
     fixed.keep(&["state"], &running.state, &mut kept.state);
     fixed.keep(&["limits"], &running.limits, &mut kept.limits);

@@ -46,6 +46,8 @@ pub struct Settings {
     pub dns: DnsSettings,
     /// Virtual addresses.
     pub vip: VipSettings,
+    /// Sidecars of this cluster; `None`: none are served.
+    pub sidecars: Option<SidecarSettings>,
     /// Whether refusals by access policies are carried out.
     pub authorization: rules::AccessMode,
     /// The Kubernetes cluster; `None`: there is none.
@@ -112,7 +114,7 @@ pub struct ListenSettings {
     pub dns: Vec<SocketAddr>,
     /// Administration; a loopback address.
     pub admin: SocketAddr,
-    /// The feed of the controller, TCP; `None`: there is none.
+    /// The feed of the controller and the configuration of sidecars, TCP; `None`: there is neither.
     pub local: Option<SocketAddr>,
     /// The ca role, TCP; `None`: not on the network.
     pub ca: Option<SocketAddr>,
@@ -271,6 +273,14 @@ pub struct VipSettings {
     pub ranges: Vec<VipRange>,
     /// Whether this gateway decides and keeps them.
     pub owner: bool,
+}
+
+/// Sidecars of this cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SidecarSettings {
+    /// Where they reach the gateway's HBONE port.
+    pub gateway: HostPort,
 }
 
 /// Logs.

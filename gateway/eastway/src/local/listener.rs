@@ -24,7 +24,7 @@ use crate::telemetry::{Refusal, Refusals};
 
 /// Longest handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// Most connections at once, those in their handshake included. A cluster has a few gateways and controllers.
+/// Most connections at once, those in their handshake included: a cluster has a few gateways and controllers.
 const MAX_CONNECTIONS: usize = 512;
 /// Pause after `accept` failed, e.g. for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -47,6 +47,7 @@ pub struct BindError {
 pub struct LocalListener {
     socket: TcpListener,
     address: SocketAddr,
+    room: usize,
 }
 
 /// Who is at the other end of a connection; an extension of each request on it.
@@ -67,7 +68,13 @@ impl LocalListener {
         let failed = |source| BindError { name, address, source };
         let socket = TcpListener::bind(address).await.map_err(failed)?;
         let address = socket.local_addr().map_err(failed)?;
-        Ok(Self { socket, address })
+        Ok(Self { socket, address, room: MAX_CONNECTIONS })
+    }
+
+    /// Takes this many connections more than those of gateways and controllers.
+    #[must_use]
+    pub fn with_room_for(self, more: usize) -> Self {
+        Self { room: self.room.saturating_add(more), ..self }
     }
 
     /// The address, with the port that was chosen.
@@ -90,7 +97,8 @@ impl LocalListener {
             trust,
             refusals,
             accepted,
-            room: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            most: self.room,
+            room: Arc::new(Semaphore::new(self.room)),
             stop,
         };
         (ReceiverStream::new(connections), accept.run(self.socket))
@@ -103,6 +111,7 @@ struct Accept {
     trust: LocalTrust,
     refusals: Arc<Refusals>,
     accepted: mpsc::Sender<io::Result<Connection>>,
+    most: usize,
     room: Arc<Semaphore>,
     stop: CancellationToken,
 }
@@ -122,7 +131,7 @@ impl Accept {
                 self.refusals.refused(
                     Refusal::Overload,
                     None,
-                    format_args!("{address}: {MAX_CONNECTIONS} local connections are open"),
+                    format_args!("{address}: {} local connections are open", self.most),
                 );
                 continue;
             };

@@ -1,4 +1,4 @@
-//! The gateway's end of the feed.
+//! The gateway's local port: its end of the feed, and the configuration of sidecars beside it.
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
@@ -53,7 +53,8 @@ pub struct FeedSource {
     pub telemetry: Telemetry,
 }
 
-/// Serves the feed to `controller`, and to nobody else, until `stop`.
+/// Serves the feed to `controller`, and `sidecars` to whom they admit, until `stop`. Without sidecars nobody but the
+/// controller gets through the handshake.
 ///
 /// # Errors
 /// TLS cannot be set up, or the gRPC server ended.
@@ -62,9 +63,10 @@ pub async fn serve(
     source: FeedSource,
     identity: Arc<IdentityStore>,
     controller: SpiffeId,
+    sidecars: Option<eastway_xds::server::Server>,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
-    serve_stalling(listener, source, identity, controller, STALLED, stop).await
+    serve_stalling(listener, source, identity, controller, sidecars, STALLED, stop).await
 }
 
 /// Why the feed is not served.
@@ -83,20 +85,27 @@ pub(super) async fn serve_stalling(
     source: FeedSource,
     identity: Arc<IdentityStore>,
     controller: SpiffeId,
+    sidecars: Option<eastway_xds::server::Server>,
     stalled: Duration,
     stop: CancellationToken,
 ) -> Result<(), ServeError> {
-    let trust = LocalTrust::new(anchors_of(Arc::clone(&identity)), Wanted::Identity(controller));
+    let wanted = match sidecars {
+        Some(_) => Wanted::TrustDomain(Arc::from(controller.trust_domain())),
+        None => Wanted::Identity(controller.clone()),
+    };
+    let trust = LocalTrust::new(anchors_of(Arc::clone(&identity)), wanted);
     let tls = server_config(identity, trust.clone(), ClientAuth::Required, system_clock())?;
     let refusals = Arc::clone(&source.telemetry.refusals);
     let (connections, accept) = listener.accept(tls, trust, refusals, stop.clone());
-    let service = Service { source, room: Arc::new(Semaphore::new(MAX_WATCHERS)), stalled, stop: stop.clone() };
+    let room = Arc::new(Semaphore::new(MAX_WATCHERS));
+    let service = Service { source, controller, room, stalled, stop: stop.clone() };
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEP_ALIVE.0))
         .http2_keepalive_timeout(Some(KEEP_ALIVE.1))
         .max_concurrent_streams(Some(4))
         .http2_max_header_list_size(Some(16 << 10))
         .add_service(ImportsServer::new(service).max_decoding_message_size(MAX_REQUEST))
+        .add_optional_service(sidecars.map(eastway_xds::server::Server::into_service))
         .serve_with_incoming_shutdown(connections, stop.cancelled_owned());
     let ((), served) = tokio::join!(accept, server);
     Ok(served?)
@@ -104,6 +113,7 @@ pub(super) async fn serve_stalling(
 
 struct Service {
     source: FeedSource,
+    controller: SpiffeId,
     room: Arc<Semaphore>,
     stalled: Duration,
     stop: CancellationToken,
@@ -117,10 +127,15 @@ impl Imports for Service {
 
     async fn watch(&self, request: Request<wire::WatchRequest>) -> Result<Response<Updates>, Status> {
         let caller = request.extensions().get::<Caller>().cloned();
-        // The handshake accepts nobody else; this guards against a listener that is put together otherwise.
         let (address, identity) = caller
             .and_then(|caller| Some((caller.address, caller.identity?)))
             .ok_or_else(|| Status::unauthenticated("no certificate"))?;
+        // Sidecars get through the handshake too.
+        if identity.id != self.controller {
+            let detail = format_args!("{address}: {} is not the controller and asks for the feed", identity.id);
+            self.source.telemetry.refusals.refused(Refusal::Handshake, None, detail);
+            return Err(Status::permission_denied("the feed is for the controller of this cluster"));
+        }
         let Ok(permit) = Arc::clone(&self.room).try_acquire_owned() else {
             let detail = format_args!("{address}: {MAX_WATCHERS} watchers of the feed already");
             self.source.telemetry.refusals.refused(Refusal::Overload, None, detail);

@@ -218,27 +218,31 @@ fn a_bad_record_is_left_out_and_reported() {
 }
 
 /// A cluster: its CA, a gateway that serves the feed.
-struct Cluster {
+pub(super) struct Cluster {
     _folder: tempfile::TempDir,
     ca: Ca,
-    telemetry: Telemetry,
-    stop: CancellationToken,
+    pub(super) telemetry: Telemetry,
+    pub(super) stop: CancellationToken,
 }
 
 impl Cluster {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let ca = Ca::init(&folder.path().join("ca"), &InitOptions::new("a.example")).unwrap();
         Self { _folder: folder, ca, telemetry: Telemetry::new(AccessMode::Off), stop: CancellationToken::new() }
     }
 
-    fn id(account: &str) -> SpiffeId {
+    pub(super) fn id(account: &str) -> SpiffeId {
         SpiffeId::workload("a.example", "eastway-system", account).unwrap()
     }
 
-    fn identity(&self, account: &str) -> Arc<IdentityStore> {
+    pub(super) fn identity(&self, account: &str) -> Arc<IdentityStore> {
+        self.identity_of(&Self::id(account))
+    }
+
+    pub(super) fn identity_of(&self, id: &SpiffeId) -> Arc<IdentityStore> {
         let day = Duration::from_secs(24 * 3600);
-        IdentityStore::new(self.ca.issue_identity(&Self::id(account), day, SystemTime::now()).unwrap())
+        IdentityStore::new(self.ca.issue_identity(id, day, SystemTime::now()).unwrap())
     }
 
     async fn serve(&self, truth: &Truth, reader: eastway_model::store::Reader, stop: CancellationToken) -> HostPort {
@@ -263,7 +267,7 @@ impl Cluster {
         };
         let (gateway, controller) = (self.identity("eastway-gateway"), Self::id("eastway-controller"));
         let stalled = Duration::from_millis(200);
-        let serve = server::serve_stalling(listener, source, gateway, controller, stalled, stop);
+        let serve = server::serve_stalling(listener, source, gateway, controller, None, stalled, stop);
         (address, tokio::spawn(async move { serve.await.unwrap() }))
     }
 

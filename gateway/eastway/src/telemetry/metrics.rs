@@ -180,6 +180,9 @@ metrics! {
     controller_ports: Gauge, "eastway_controller_ports", "Ports of the gateways that stand for imports, out of 12000";
     controller_writes: Counter, "eastway_controller_writes", "Requests that wrote to the Kubernetes API";
     controller_failures: Counter, "eastway_controller_failures", "Requests to write to the Kubernetes API that failed";
+    sidecars: Gauge, "eastway_sidecars", "Sidecars that are connected for their configuration";
+    sidecar_pushes: Family<Reason, Counter>, "eastway_sidecar_pushes", "Responses sent to sidecars, by type of resource";
+    sidecar_refusals: Family<Reason, Counter>, "eastway_sidecar_refusals", "Responses that sidecars refused (NACK), by type of resource";
     controller_feed: Gauge, "eastway_controller_feed_connected", "1 if a gateway tells the controller what peers export";
     ready: Gauge, "eastway_ready", "1 if this process is ready";
     log_lines_dropped: Counter, "eastway_log_lines_dropped", "Log lines dropped because the output was blocked";
@@ -414,6 +417,21 @@ impl Metrics {
         if success {
             self.config_time.set(unix_seconds(SystemTime::now()));
         }
+    }
+
+    /// So many sidecars are connected now.
+    pub fn set_sidecars(&self, connected: usize) {
+        self.sidecars.set(count_of(connected));
+    }
+
+    /// A sidecar was sent resources of this type.
+    pub fn sidecar_pushed(&self, kind: &'static str) {
+        self.sidecar_pushes.get(&Reason { reason: kind }).inc();
+    }
+
+    /// A sidecar refused resources of this type.
+    pub fn sidecar_refused(&self, kind: &'static str) {
+        self.sidecar_refusals.get(&Reason { reason: kind }).inc();
     }
 
     /// How many imports have a virtual address.

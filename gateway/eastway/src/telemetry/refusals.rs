@@ -48,6 +48,8 @@ pub enum Refusal {
     State,
     /// A certificate signing request.
     Signing,
+    /// A request of a sidecar, or what a sidecar says of its configuration.
+    Sidecar,
     /// Work above a limit: connections, streams, bytes, updates.
     Overload,
 }
@@ -70,6 +72,7 @@ impl Refusal {
             Self::Config => "config",
             Self::State => "state",
             Self::Signing => "signing",
+            Self::Sidecar => "sidecar",
             Self::Overload => "overload",
         }
     }

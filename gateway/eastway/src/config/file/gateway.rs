@@ -47,6 +47,9 @@ pub struct GatewayConfig {
     /// Virtual addresses of imported services.
     #[serde(default)]
     pub vip: Field<VipSection>,
+    /// Sidecars of this cluster. Default: none are served.
+    #[serde(default)]
+    pub sidecars: Field<SidecarsSection>,
     /// Whether connections that no AccessPolicy allows are refused (`enforce`) or only counted and
     /// logged (`dryRun`). Default: `enforce`.
     #[serde(default)]
@@ -130,8 +133,8 @@ pub struct ListenSection {
     /// Administration; must be a loopback address. Default: `127.0.0.1:15000`.
     #[serde(default)]
     pub admin: Field<Text>,
-    /// What the controller of this cluster is told, with mutual TLS by the cluster's own CA (TCP), e.g.
-    /// `0.0.0.0:15012`. Default: not at all.
+    /// What the controller and, with `sidecars`, the sidecars of this cluster are told, with mutual TLS by the
+    /// cluster's own CA (TCP), e.g. `0.0.0.0:15012`. Default: not at all.
     #[serde(default)]
     pub local: Field<Text>,
     /// The ca role (TCP), for `trust.ca: https://…`, e.g. `0.0.0.0:15012`. It asks an API server whom a token belongs
@@ -297,6 +300,15 @@ pub struct VipSection {
     /// cluster does. Default: `true`.
     #[serde(default)]
     pub owner: Field<bool>,
+}
+
+/// Envoy proxies beside workloads of this cluster. They ask at `listen.local` for their configuration (xDS), and reach
+/// single endpoints of other clusters through the gateway.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SidecarsSection {
+    /// Host and port at which sidecars reach the gateway's HBONE port, e.g. `10.0.0.5:15008`.
+    pub gateway: Field<Text>,
 }
 
 /// A Kubernetes cluster, and where Eastway is in it.

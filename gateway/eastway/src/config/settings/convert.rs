@@ -16,11 +16,11 @@ use eastway_registry::yaml::{At, Context, Field, Text};
 use super::registries::registries;
 use super::{
     CaAddress, DnsSettings, Folder, KubernetesAccess, KubernetesSettings, Limits, LinkSettings, ListenSettings,
-    LogSettings, ReplicaSettings, SYSTEM_NAMESPACE, Settings, TrustSettings, VipSettings, folder_of,
+    LogSettings, ReplicaSettings, SYSTEM_NAMESPACE, Settings, SidecarSettings, TrustSettings, VipSettings, folder_of,
 };
 use crate::config::file::{
     AuthorizationWord, DnsSection, GatewayConfig, KubernetesSection, LimitsSection, LinkSection, ListenSection,
-    LogSection, NameSection, ReplicasSection, TrustSection, VipSection,
+    LogSection, NameSection, ReplicasSection, SidecarsSection, TrustSection, VipSection,
 };
 use crate::config::value::{Fqdn, HostPort, byte_size, cluster_name, trust_domain};
 
@@ -53,6 +53,7 @@ pub(in crate::config) fn convert(
     let registries = registries(config, base, cx);
     let dns = dns_settings(config.dns.value(), cx);
     let vip = vip_settings(config.vip.value(), cx);
+    let sidecars = config.sidecars.get().and_then(|section| sidecar_settings(section, &listen, cx));
     let log = log_settings(config.log.value(), cx);
     let limits = limits(config.limits.value(), cx);
     let authorization = match config.authorization.value() {
@@ -73,6 +74,7 @@ pub(in crate::config) fn convert(
         policies,
         dns,
         vip,
+        sidecars,
         authorization,
         kubernetes,
         state,
@@ -344,6 +346,20 @@ fn vip_settings(section: Option<&VipSection>, cx: &mut Context<'_>) -> VipSettin
     }
     let owner = section.and_then(|vip| vip.owner.value().copied()).unwrap_or(true);
     VipSettings { ranges, owner }
+}
+
+fn sidecar_settings(
+    section: &At<SidecarsSection>,
+    listen: &ListenSettings,
+    cx: &mut Context<'_>,
+) -> Option<SidecarSettings> {
+    let what = "where sidecars reach the gateway's HBONE port, e.g. 10.0.0.5:15008";
+    let gateway = cx.required_parse(section.at, "gateway", &section.value.gateway, what, HostPort::parse)?;
+    if listen.local.is_none() {
+        let help = "add listen.local, e.g. 0.0.0.0:15012";
+        cx.error_help(section.at, Code::Conflict, "sidecars are served at listen.local, and there is none", help);
+    }
+    Some(SidecarSettings { gateway })
 }
 
 fn log_settings(section: Option<&LogSection>, cx: &mut Context<'_>) -> LogSettings {

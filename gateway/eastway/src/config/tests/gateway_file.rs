@@ -37,6 +37,8 @@ refused! {
     ranges_that_are_none: "vip: {ranges: [242.0.0.1/16, 242.0.0.0/16, 242.0.1.0/24, 10.0.0.0, 0.0.0.0/8, 224.0.0.0/4, fd00::/200]}\n";
     a_context_of_no_kubeconfig: "kubernetes: {context: kind, namespace: A_b}\n";
     a_ca_at_no_port: "listen: {ca: '0.0.0.0', local: 'gateway:1'}\n";
+    sidecars_without_a_port_to_ask_at: "sidecars: {gateway: '10.0.0.5:15008'}\n";
+    sidecars_that_lead_nowhere: "listen: {local: '0.0.0.0:15012'}\nsidecars: {gatway: '10.0.0.5'}\n";
     unknown_words: "log: {format: jsn, access: al, level: inof}\nauthorization: dry_run\n";
     connection_times_out_of_bounds: "limits: {connectionIdle: 0s, connectionHalfClosed: 169h}\n";
     numbers_out_of_bounds: "limits: {servicesPerPeer: 0, endpointsPerPeer: -1, streamsPerPeer: 1.5, dnsConnections: many, bufferBytes: 1MB}\n";

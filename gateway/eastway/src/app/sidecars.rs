@@ -1,0 +1,234 @@
+//! Sidecars: what they are told follows the store and the virtual addresses; who they are is in their certificates.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use eastway_identity::SpiffeIdError;
+use eastway_model::store::{Reader, Snapshot};
+use eastway_model::{Label, ServiceKey};
+use eastway_xds::node::Workload;
+use eastway_xds::resources::{self, GatewayAddress, Generator};
+use eastway_xds::server::{Admit, Caller, Cut, Limits, Observer, Server};
+use eastway_xds::{Kind, View};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use tracing::info;
+
+use crate::app::Gateway;
+use crate::app::frontend::FrontendView;
+use crate::config::settings::{SYSTEM_NAMESPACE, SidecarSettings};
+use crate::local::listener;
+use crate::roles::{CA_ACCOUNT, CONTROLLER_ACCOUNT, GATEWAY_ACCOUNT};
+use crate::telemetry::{Refusal, Telemetry};
+
+/// Most sidecars of one gateway.
+pub const MAX_SIDECARS: usize = 10_000;
+/// Changes that come within this time go out together.
+const DEBOUNCE: Duration = Duration::from_millis(25);
+/// How long peers of which nothing is known are waited for, as DNS does: what they export would count as removed by
+/// sidecars that outlived this gateway's predecessor (invariant I5).
+const PEERS: Duration = Duration::from_secs(30);
+
+/// Services whose endpoint records are wanted.
+pub type Subscriptions = watch::Receiver<Arc<BTreeSet<ServiceKey>>>;
+
+/// The server for sidecars of this gateway, and the task that keeps it in step with the store.
+///
+/// # Errors
+/// The trust domain makes no SPIFFE id.
+pub fn serve(
+    gateway: &Arc<Gateway>,
+    settings: &SidecarSettings,
+    end: CancellationToken,
+) -> Result<(Server, impl Future<Output = ()> + Send + 'static), SpiffeIdError> {
+    let all = &gateway.settings;
+    let settings = resources::Settings {
+        gateway: GatewayAddress { host: settings.gateway.host.to_string(), port: settings.gateway.port },
+        gateway_identity: all.service_account(GATEWAY_ACCOUNT)?.as_str().to_owned(),
+        trust_domain: all.trust.domain.to_string(),
+    };
+    let (sender, views) = watch::channel(None);
+    let observer = Arc::new(Counting(gateway.telemetry.clone()));
+    let limits = Limits { streams: MAX_SIDECARS, ..Limits::default() };
+    let admit = admit(all.system_namespace(), gateway.telemetry.clone());
+    let server = Server::new(views, admit, observer, limits, gateway.clock.started_at().0, end.clone());
+    // Set here and nowhere else.
+    let _set = gateway.sidecars.set(server.clients());
+    let publisher = Publisher {
+        reader: gateway.reader.clone(),
+        known: gateway.known_peers.subscribe(),
+        frontend: gateway.frontend.clone(),
+        generator: Generator::new(&settings),
+        views: sender,
+    };
+    let publish = async move {
+        // Nothing to run is left when the process ends.
+        let _ended = end.run_until_cancelled(publisher.run()).await;
+    };
+    Ok((server, publish))
+}
+
+/// Keeps the views in step with the store.
+struct Publisher {
+    reader: Reader,
+    known: crate::local::server::KnownPeers,
+    frontend: watch::Receiver<Arc<FrontendView>>,
+    generator: Generator,
+    views: watch::Sender<Option<Arc<View>>>,
+}
+
+impl Publisher {
+    /// Returns only if the store is closed.
+    async fn run(mut self) {
+        if !self.until_known().await {
+            return;
+        }
+        loop {
+            let snapshot = self.reader.load_full();
+            let addresses = self.frontend.borrow_and_update().clone();
+            let view = self.generator.update(&snapshot, &addresses.vips);
+            self.views.send_if_modified(|current| {
+                let is_new = current.as_ref().is_none_or(|current| current.generation() != view.generation());
+                if is_new {
+                    *current = Some(view);
+                }
+                is_new
+            });
+            tokio::select! {
+                changed = self.reader.changed() => if changed.is_err() { return },
+                changed = self.frontend.changed() => if changed.is_err() { return },
+            }
+            sleep(DEBOUNCE).await;
+        }
+    }
+
+    /// Waits until what is missing in a snapshot is known not to be there, and virtual addresses are known of what is.
+    /// False: the store was closed.
+    async fn until_known(&mut self) -> bool {
+        if !self.until_peers_known().await {
+            return false;
+        }
+        let version = self.reader.load().version();
+        let follows = |view: &Arc<FrontendView>| view.follows.is_some_and(|follows| follows >= version);
+        self.frontend.wait_for(follows).await.is_ok()
+    }
+
+    async fn until_peers_known(&mut self) -> bool {
+        let mut patience: Option<Instant> = None;
+        loop {
+            let snapshot = self.reader.load_full();
+            let peers_known = self.known.borrow_and_update().is_some();
+            let local = snapshot.is_local_synced() && peers_known;
+            if local && are_peers_synced(&snapshot) {
+                return true;
+            }
+            if local && patience.is_none() {
+                patience = Some(Instant::now() + PEERS);
+            }
+            tokio::select! {
+                changed = self.reader.changed() => if changed.is_err() { return false },
+                changed = self.known.changed() => if changed.is_err() { return false },
+                () = sleep_until(patience.unwrap_or_else(Instant::now)), if patience.is_some() => {
+                    info!("sidecars are served without some peers, of which nothing is known");
+                    return true;
+                }
+            }
+        }
+    }
+}
+
+fn are_peers_synced(snapshot: &Snapshot) -> bool {
+    snapshot.peers().all(|peer| peer.synced || !peer.configured)
+}
+
+/// Wants the endpoint records of all imports, and of what `headless` names, until `end`.
+pub async fn subscribe(
+    mut reader: Reader,
+    mut headless: Subscriptions,
+    wanted: watch::Sender<Arc<BTreeSet<ServiceKey>>>,
+    end: CancellationToken,
+) {
+    let follow = async {
+        loop {
+            let snapshot = reader.load_full();
+            let mut all = BTreeSet::clone(&headless.borrow_and_update());
+            all.extend(snapshot.imports().filter(|import| resources::is_served(import)).map(|one| one.key.clone()));
+            wanted.send_if_modified(|current| {
+                let changed = **current != all;
+                if changed {
+                    *current = Arc::new(all);
+                }
+                changed
+            });
+            tokio::select! {
+                changed = reader.changed() => if changed.is_err() { return },
+                changed = headless.changed() => if changed.is_err() { return },
+            }
+            sleep(DEBOUNCE).await;
+        }
+    };
+    let _ended = end.run_until_cancelled(follow).await;
+}
+
+/// Any workload of this cluster, and none of our own processes.
+pub(crate) fn admit(system: &str, telemetry: Telemetry) -> Admit {
+    let system = system.to_owned();
+    Arc::new(move |extensions| {
+        let caller = extensions.get::<listener::Caller>();
+        let (address, identity) = caller
+            .and_then(|caller| Some((caller.address, caller.identity.as_ref()?)))
+            .ok_or_else(|| Status::unauthenticated("no certificate"))?;
+        let workload = identity.id.service_account().and_then(|(namespace, account)| {
+            let (namespace, service_account) = (Label::parse(namespace).ok()?, Label::parse(account).ok()?);
+            Some(Workload { namespace, service_account })
+        });
+        let is_ours = |workload: &Workload| {
+            let account = workload.service_account.as_str();
+            let namespace = workload.namespace.as_str();
+            (namespace == system || namespace == SYSTEM_NAMESPACE)
+                && [GATEWAY_ACCOUNT, CONTROLLER_ACCOUNT, CA_ACCOUNT].contains(&account)
+        };
+        let Some(workload) = workload.filter(|workload| !is_ours(workload)) else {
+            let detail =
+                format_args!("{address}: {} is no workload and asks for a sidecar's configuration", identity.id);
+            telemetry.refusals.refused(Refusal::Sidecar, None, detail);
+            return Err(Status::permission_denied("only workloads have sidecars"));
+        };
+        let identity_text = Arc::from(identity.id.as_str());
+        let not_after = identity.not_after;
+        Ok(Caller { address: address.to_string(), identity: identity_text, workload, not_after })
+    })
+}
+
+/// Counts and logs what happens.
+pub(crate) struct Counting(pub(crate) Telemetry);
+
+impl Observer for Counting {
+    fn connected(&self, clients: usize) {
+        self.0.metrics.set_sidecars(clients);
+    }
+
+    fn pushed(&self, kind: Kind) {
+        self.0.metrics.sidecar_pushed(kind.short());
+    }
+
+    fn refused(&self, client: &str, kind: Kind, reason: &str) {
+        self.0.metrics.sidecar_refused(kind.short());
+        let detail = format_args!("{client} refuses {kind}: {reason}");
+        self.0.refusals.refused(Refusal::Sidecar, None, detail);
+    }
+
+    fn cut(&self, client: &str, why: &Cut) {
+        let kind = match why {
+            Cut::Stalled | Cut::TooMany => Refusal::Overload,
+            Cut::Request(_) => Refusal::Sidecar,
+        };
+        self.0.refusals.refused(kind, None, format_args!("{client}: a sidecar is cut: {why}"));
+    }
+}
+
+#[cfg(test)]
+mod tests;
