@@ -7,6 +7,7 @@ pub mod federation;
 pub mod files;
 pub mod identity;
 pub mod replicas;
+pub mod xds;
 
 /// A target: its name, which is that of its corpus, and its body.
 pub type Target = (&'static str, fn(&[u8]));
@@ -28,4 +29,5 @@ pub const TARGETS: &[Target] = &[
     ("reauth", identity::reauth),
     ("spiffe_id", identity::spiffe_id),
     ("replica_envelope", replicas::envelope),
+    ("xds_requests", xds::requests),
 ];

@@ -21,6 +21,7 @@ pub(crate) fn all() -> Vec<Seed> {
     texts(&mut seeds);
     identities(&mut seeds);
     envelopes(&mut seeds);
+    xds_requests(&mut seeds);
     seeds
 }
 
@@ -49,6 +50,67 @@ fn envelopes(seeds: &mut Vec<Seed>) {
         ("empty", Vec::new()),
     ];
     seeds.extend(all.map(|(name, bytes)| ("replica_envelope", name.to_owned(), bytes)));
+}
+
+fn xds_requests(seeds: &mut Vec<Seed>) {
+    use eastway_proto::xds::discovery as xds;
+    let url = |kind: &str| format!("type.googleapis.com/envoy.config.{kind}");
+    let (clusters, endpoints) = (url("cluster.v3.Cluster"), url("endpoint.v3.ClusterLoadAssignment"));
+    let node = xds::Node { id: "sidecar~web-1.shop".into(), cluster: "web.shop".into(), ..xds::Node::default() };
+    let node: bytes::Bytes = node.encode_to_vec().into();
+    let refusal = || Some(xds::ErrorDetail { code: 13, message: "no".into() });
+    let names = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let delta = |kind: &str, subscribe: &[&str], unsubscribe: &[&str], nonce: &str| xds::DeltaDiscoveryRequest {
+        node: node.clone(),
+        type_url: kind.to_owned(),
+        resource_names_subscribe: names(subscribe),
+        resource_names_unsubscribe: names(unsubscribe),
+        initial_resource_versions: [("a".to_owned(), "1".to_owned()), ("z".to_owned(), String::new())].into(),
+        response_nonce: nonce.to_owned(),
+        error_detail: if nonce == "s.2" { refusal() } else { None },
+    };
+    let world = |kind: &str, wanted: &[&str], nonce: &str| xds::DiscoveryRequest {
+        version_info: "1".to_owned(),
+        node: node.clone(),
+        resource_names: names(wanted),
+        type_url: kind.to_owned(),
+        response_nonce: nonce.to_owned(),
+        error_detail: if nonce == "s.2" { refusal() } else { None },
+    };
+    let stream = |form: u8, requests: &[Vec<u8>]| [&[form][..], &requests.concat()].concat();
+    let deltas = [
+        delta(&clusters, &[], &[], ""),
+        delta(&endpoints, &["a", "b"], &[], "s.1"),
+        delta(&clusters, &["*", "a"], &["b", "*"], "s.2"),
+        delta(&endpoints, &["a"], &["a"], "x.1"),
+    ];
+    let worlds = [
+        world(&clusters, &[], ""),
+        world(&endpoints, &["a"], ""),
+        world(&clusters, &["*", "q"], "s.1"),
+        world(&endpoints, &[], "s.2"),
+    ];
+    let deltas = stream(0, &deltas.map(|request| request.encode_length_delimited_to_vec()));
+    let worlds = stream(1, &worlds.map(|request| request.encode_length_delimited_to_vec()));
+    let unknown = stream(0, &[delta("type.googleapis.com/x", &[], &[], "").encode_length_delimited_to_vec()]);
+    let stranger = xds::Node { id: "sidecar~x.bank".into(), cluster: "x.bank".into(), ..xds::Node::default() };
+    let stranger = xds::DiscoveryRequest { node: stranger.encode_to_vec().into(), ..world(&clusters, &[], "") };
+    let stranger = stream(1, &[stranger.encode_length_delimited_to_vec()]);
+    let unreadable = xds::DeltaDiscoveryRequest { node: vec![0xff; 9].into(), ..delta(&endpoints, &["a"], &[], "") };
+    let unreadable = stream(0, &[unreadable.encode_length_delimited_to_vec()]);
+    let mut cut = deltas.clone();
+    cut.truncate(deltas.len() / 2);
+    let all = [
+        ("delta", deltas),
+        ("world", worlds),
+        ("unknown_type", unknown),
+        ("stranger", stranger),
+        ("unreadable_node", unreadable),
+        ("cut", cut),
+        ("length_of_4_gib", vec![0, 0xff, 0xff, 0xff, 0xff, 0x0f]),
+        ("empty", Vec::new()),
+    ];
+    seeds.extend(all.map(|(name, bytes)| ("xds_requests", name.to_owned(), bytes)));
 }
 
 fn repository(path: &str) -> Vec<u8> {
