@@ -1,5 +1,8 @@
 //! Streams inside a link: what is promised to the proxy.
 
+use std::sync::Arc;
+use std::task::{Context, Wake, Waker};
+
 use bytes::Bytes;
 use eastway_tunnel::{OpenError, ResetCode, StreamError};
 
@@ -119,6 +122,28 @@ async fn a_reset_is_seen_while_nothing_is_read() {
     stream.send.reset(ResetCode::Cancelled);
     assert_eq!(soon("answer", stream.recv.aborted()).await, StreamError::Reset(ResetCode::Cancelled));
     until("served streams end", || (b.tunnel.status()[0].links[0].streams_served == 0).then_some(())).await;
+}
+
+/// Every large answer that a slow client takes is such a stream.
+#[tokio::test]
+async fn who_waited_for_a_reset_is_let_go_when_the_end_has_been_read() {
+    struct Task;
+    impl Wake for Task {
+        fn wake(self: Arc<Self>) {}
+    }
+    let (a, b) = linked_pair().await;
+    let mut stream = a.open("b", "page").await;
+    stream.send.finish();
+    soon("accepted", stream.accepted()).await.unwrap();
+    // The server has heard that all has arrived.
+    until("the server is done", || (b.tunnel.status()[0].links[0].streams_served == 0).then_some(())).await;
+    let task = Arc::new(Task);
+    let waker = Waker::from(Arc::clone(&task));
+    assert!(stream.recv.poll_aborted(&mut Context::from_waker(&waker)).is_pending());
+    drop(waker);
+    assert_eq!(soon("page", read_all(&mut stream.recv)).await.unwrap().len(), 3_000);
+    drop(stream);
+    until("nobody keeps the task", || (Arc::strong_count(&task) == 1).then_some(())).await;
 }
 
 #[tokio::test]

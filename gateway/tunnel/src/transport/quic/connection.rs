@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use quinn::{ReadError, ResetError, StoppedError, VarInt, WriteError};
@@ -155,7 +155,7 @@ pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
 }
 
 fn halves((send, recv): (quinn::SendStream, quinn::RecvStream)) -> Halves {
-    (Box::new(QuicSend { inner: send, stopped: None }), Box::new(QuicRecv { inner: recv, reset: None }))
+    (Box::new(QuicSend { inner: send, stopped: None }), Box::new(QuicRecv { inner: recv, reset: None, watched: false }))
 }
 
 type Stopped = Pin<Box<dyn Future<Output = Result<Option<VarInt>, StoppedError>> + Send + Sync>>;
@@ -203,9 +203,27 @@ struct QuicRecv {
     inner: quinn::RecvStream,
     /// Once seen, it stays: quinn forgets the stream.
     reset: Option<ResetCode>,
+    /// Somebody waits for a reset.
+    watched: bool,
 }
 
 impl QuicRecv {
+    /// Lets go of who waited for a reset. quinn has one place for the waker of a stream, and clears it when more comes:
+    /// of a stream whose end has come already, it would keep the task behind the waker for as long as the link lasts.
+    fn unwatch(&mut self) -> Option<ResetCode> {
+        if !std::mem::take(&mut self.watched) {
+            return self.reset;
+        }
+        match self.poll_reset(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(StreamError::Reset(code)) => Some(code),
+            Poll::Ready(StreamError::LinkLost | StreamError::Closed) => None,
+            Poll::Pending => {
+                self.watched = false;
+                None
+            }
+        }
+    }
+
     fn error(&mut self, error: &ReadError) -> StreamError {
         match error {
             ReadError::Reset(code) => {
@@ -224,7 +242,7 @@ impl QuicRecv {
 impl RecvStream for QuicRecv {
     fn poll_read(&mut self, cx: &mut Context<'_>, max: usize) -> Poll<Result<Option<Bytes>, StreamError>> {
         // quinn reports a reset once and an orderly end ever after.
-        if let Some(code) = self.reset {
+        if let Some(code) = self.unwatch() {
             return Poll::Ready(Err(StreamError::Reset(code)));
         }
         let result = ready!(pin!(self.inner.read_chunk(max, true)).poll(cx));
@@ -236,7 +254,7 @@ impl RecvStream for QuicRecv {
         cx: &mut Context<'_>,
         chunks: &mut [Bytes],
     ) -> Poll<Result<Option<usize>, StreamError>> {
-        if let Some(code) = self.reset {
+        if let Some(code) = self.unwatch() {
             return Poll::Ready(Err(StreamError::Reset(code)));
         }
         let result = ready!(pin!(self.inner.read_chunks(chunks)).poll(cx));
@@ -247,6 +265,7 @@ impl RecvStream for QuicRecv {
         if let Some(code) = self.reset {
             return Poll::Ready(StreamError::Reset(code));
         }
+        self.watched = true;
         match ready!(pin!(self.inner.received_reset()).poll(cx)) {
             Ok(Some(code)) => {
                 let code = reset_code(code);
