@@ -1,14 +1,17 @@
-//! Takes a local connection to a service, wherever the service is.
+//! Takes a local connection to a service, wherever the service is. [`connect`] finds the other end for any kind of
+//! [`Client`]; [`serve`] does all of it for a socket.
 //!
 //! A remote attempt is optimistic: header and payload go at once, and what the client sent is kept
 //! until the owner says that it dialled, so that a refusal can be tried elsewhere.
 
-use std::collections::VecDeque;
-use std::net::{IpAddr, SocketAddr};
+mod client;
+mod replay;
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use eastway_model::routing::{Candidate, RouteError};
 use eastway_model::{ClusterName, EndpointId, PortNumber, ServiceKey};
 use eastway_tunnel::header::StreamHeader;
@@ -17,18 +20,18 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::proxy::connection::{Connection, Outcome};
-use crate::proxy::copy::{self, Local, Transferred, Watch};
+use crate::proxy::copy::{self, ChunkReader, CopyError, Local, Side, TcpSide, Transferred, Watch};
 use crate::proxy::dial::InFlightGuard;
 use crate::proxy::reach::{ReachError, Reached, reach};
 use crate::router::{self, Routed, Router};
 use crate::telemetry::Path;
+pub use client::Client;
+use replay::Replay;
 
-/// Bytes of the client that are kept until the owner has dialled (design: data stream).
-const REPLAY_LIMIT: usize = 64 * 1024;
 /// Candidates tried for one connection.
 const MAX_ATTEMPTS: usize = 3;
 /// How long all attempts together may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a listener stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,9 +115,12 @@ pub fn serve(
     let (mut local, client) = (Local::new(tcp), client.ip());
     let moved = Transferred::default();
     async move {
-        let connecting = Connecting { router: &router, target, client, connection: &mut connection, moved: &moved };
+        let connecting = async {
+            let routed = router.route(&target, client).await?;
+            connect(&router, &target, &routed, &mut local, &mut connection, &moved).await
+        };
         // On the heap: it is far larger than what comes after it, and gone by then.
-        let connected = Box::pin(timeout(CONNECT_TIMEOUT, connecting.run(&mut local)));
+        let connected = Box::pin(timeout(CONNECT_TIMEOUT, connecting));
         let mut upstream = match connected.await.unwrap_or(Err(ConnectError::Timeout)) {
             Ok(upstream) => upstream,
             Err(error) => {
@@ -124,47 +130,86 @@ pub fn serve(
         };
         connection.opened(&router.telemetry);
         let watch = &mut Watch { limits: router.limits, count: &mut || connection.count(&moved) };
-        let ended = match &mut upstream {
-            Upstream::Local { tcp, .. } => copy::between_sockets(&mut local, tcp, &moved, watch).await,
-            Upstream::Remote(stream) => copy::with_stream(&mut local, stream, &moved, watch).await,
-        };
+        let ended = upstream.carry(&mut local.side(), &moved, watch).await;
         connection.closed(&router.telemetry, &Outcome::Ended(ended), &moved);
     }
 }
 
 /// The far end of a connection that is established.
-enum Upstream {
-    Local { tcp: TcpStream, _in_flight: InFlightGuard },
+pub enum Upstream {
+    /// An endpoint of this cluster.
+    Local {
+        /// Its socket.
+        tcp: TcpStream,
+        /// Counts the connection.
+        in_flight: InFlightGuard,
+    },
+    /// A stream of a link, whose owner has dialled.
     Remote(TunnelStream),
 }
 
-/// A connection that looks for its far end.
-struct Connecting<'a> {
-    router: &'a Router,
-    target: Arc<Target>,
-    client: IpAddr,
-    connection: &'a mut Connection,
-    moved: &'a Transferred,
+impl Upstream {
+    /// Copies between it and the client until both directions have ended.
+    ///
+    /// # Errors
+    /// The first thing that went wrong.
+    pub async fn carry(
+        &mut self,
+        client: &mut impl Side,
+        moved: &Transferred,
+        watch: &mut Watch<'_>,
+    ) -> Result<(), CopyError> {
+        match self {
+            Self::Local { tcp, .. } => {
+                let mut reader = ChunkReader::default();
+                copy::between(client, &mut TcpSide::new(tcp, &mut reader), moved, watch).await
+            }
+            Self::Remote(stream) => copy::between(client, stream, moved, watch).await,
+        }
+    }
 }
 
-impl Connecting<'_> {
-    async fn run(mut self, local: &mut Local) -> Result<Upstream, ConnectError> {
-        let routed = self.router.route(&self.target, self.client).await?;
-        self.connection.set_source(&routed.source);
-        let mut replay = Replay::default();
+/// Finds the other end of `client`'s connection: of the candidates of `routed` one after the other.
+///
+/// # Errors
+/// [`ConnectError`] of the last attempt.
+pub async fn connect<C: Client>(
+    router: &Router,
+    target: &Target,
+    routed: &Routed,
+    client: &mut C,
+    connection: &mut Connection,
+    moved: &Transferred,
+) -> Result<Upstream, ConnectError> {
+    connection.set_source(&routed.source);
+    Connecting { router, target, routed, client, connection, replay: Replay::default() }.run(moved).await
+}
+
+/// A connection that looks for its far end.
+struct Connecting<'a, C> {
+    router: &'a Router,
+    target: &'a Target,
+    routed: &'a Routed,
+    client: &'a mut C,
+    connection: &'a mut Connection,
+    replay: Replay,
+}
+
+impl<C: Client> Connecting<'_, C> {
+    async fn run(mut self, moved: &Transferred) -> Result<Upstream, ConnectError> {
         let mut last = ConnectError::Route(RouteError::NoEndpoints);
-        for candidate in routed.route.candidates.iter().take(MAX_ATTEMPTS) {
+        for candidate in self.routed.route.candidates.iter().take(MAX_ATTEMPTS) {
             self.connection.set_candidate(candidate);
             let attempt = match &candidate.cluster {
-                None => self.local(&routed, candidate, &replay).await,
-                Some(cluster) => self.remote(cluster, &routed, candidate, local, &mut replay).await,
+                None => self.local(candidate).await,
+                Some(cluster) => self.remote(cluster, candidate).await,
             };
             match attempt {
                 Ok(upstream) => {
-                    self.moved.from_local.passed(replay.bytes);
+                    moved.from_local.passed(self.replay.len());
                     return Ok(upstream);
                 }
-                Err(error) if error.is_retryable(replay.is_empty()) => {
+                Err(error) if error.is_retryable(self.replay.is_empty()) => {
                     self.note_retry(candidate);
                     last = error;
                 }
@@ -180,34 +225,22 @@ impl Connecting<'_> {
         }
     }
 
-    async fn local(
-        &mut self,
-        routed: &Routed,
-        candidate: &Candidate,
-        replay: &Replay,
-    ) -> Result<Upstream, ConnectError> {
-        let (router, target) = (self.router, &*self.target);
+    async fn local(&mut self, candidate: &Candidate) -> Result<Upstream, ConnectError> {
+        let Self { router, target, routed, .. } = *self;
         let pick = |tried: &[EndpointId]| router.pick_local(candidate, target, routed.route.affinity, tried);
         let Reached { tcp, picked, in_flight } = reach(router, Path::Local, self.connection, pick).await?;
-        replay.write_to(&tcp).await.map_err(|error| ConnectError::Broken(picked.address, error))?;
-        Ok(Upstream::Local { tcp, _in_flight: in_flight })
+        self.replay.write_to(&tcp).await.map_err(|error| ConnectError::Broken(picked.address, error))?;
+        Ok(Upstream::Local { tcp, in_flight })
     }
 
     /// By one link after the other, as long as it is the link that fails.
-    async fn remote(
-        &mut self,
-        cluster: &ClusterName,
-        routed: &Routed,
-        candidate: &Candidate,
-        local: &mut Local,
-        replay: &mut Replay,
-    ) -> Result<Upstream, ConnectError> {
-        let header = router::header(routed, &self.target, candidate).ok_or(ConnectError::Header)?;
+    async fn remote(&mut self, cluster: &ClusterName, candidate: &Candidate) -> Result<Upstream, ConnectError> {
+        let header = router::header(self.routed, self.target, candidate).ok_or(ConnectError::Header)?;
         let mut tried = Vec::new();
         let mut last = ConnectError::NoLink(cluster.clone());
         while let Some(link) = self.router.link(cluster, &tried).filter(|_| tried.len() < MAX_ATTEMPTS) {
-            match self.by_link(&link, cluster, &header, local, replay).await {
-                Err(error) if error.is_of_link(replay.is_empty()) => {
+            match self.by_link(&link, cluster, &header).await {
+                Err(error) if error.is_of_link(self.replay.is_empty()) => {
                     tried.push(link.replica());
                     self.note_retry(candidate);
                     last = error;
@@ -223,24 +256,21 @@ impl Connecting<'_> {
         link: &Link,
         cluster: &ClusterName,
         header: &StreamHeader,
-        local: &mut Local,
-        replay: &mut Replay,
     ) -> Result<Upstream, ConnectError> {
         self.connection.set_upstream(Path::Quic, link.remote_addr());
         let metrics = &self.router.telemetry.metrics;
         // What the client has said by now shares the header's packet. One that waits for the server is not waited for.
-        if replay.is_empty()
-            && !local.ended
-            && let Some(chunk) = local.read_now().map_err(ConnectError::Client)?
+        if self.replay.is_empty()
+            && !self.client.has_ended()
+            && let Some(chunk) = self.client.read_now().map_err(ConnectError::Client)?
         {
-            replay.push(chunk);
+            self.replay.push(chunk);
         }
-        let first = replay.chunks.front().cloned().unwrap_or_default();
-        let mut stream = link.open_with(header, first).await.map_err(|error| {
+        let mut stream = link.open_with(header, self.replay.first()).await.map_err(|error| {
             metrics.stream_opened(link.peer(), "not_opened");
             ConnectError::Open(cluster.clone(), error)
         })?;
-        let result = until_accepted(local, replay, &mut stream).await;
+        let result = until_accepted(self.client, &mut self.replay, &mut stream).await;
         metrics.stream_opened(link.peer(), answer(&result));
         match result {
             Ok(()) => Ok(Upstream::Remote(stream)),
@@ -273,21 +303,23 @@ enum Attempt {
 /// Sends what the client has to say, and keeps it, until the owner has dialled; the first chunk that is kept went with
 /// the header. A client that says nothing, and a server that speaks first, are both served.
 async fn until_accepted(
-    local: &mut Local,
+    client: &mut impl Client,
     replay: &mut Replay,
     TunnelStream { send, recv }: &mut TunnelStream,
 ) -> Result<(), Attempt> {
-    for chunk in replay.chunks.iter().skip(1) {
+    for chunk in replay.others() {
         send.write(chunk.clone()).await.map_err(Attempt::Stream)?;
     }
-    if local.ended {
+    if client.has_ended() {
         send.finish();
     }
     loop {
         let chunk = tokio::select! {
             biased;
             accepted = recv.accepted() => return accepted.map_err(Attempt::Stream),
-            read = local.reader.read(&local.tcp), if replay.has_room() && !local.ended => read.map_err(Attempt::Client)?,
+            read = poll_fn(|cx| client.poll_next(cx)), if replay.has_room() && !client.has_ended() => {
+                read.map_err(Attempt::Client)?
+            }
         };
         // Not part of the select: a write that is dropped half-way would lose its place. A refusal
         // ends it, because the other side then stops the stream.
@@ -298,48 +330,8 @@ async fn until_accepted(
                     return Err(Attempt::Stream(recv.accepted().await.err().unwrap_or(error)));
                 }
             }
-            None => {
-                local.ended = true;
-                send.finish();
-            }
+            None => send.finish(),
         }
-    }
-}
-
-/// What the client sent while nobody had confirmed it.
-#[derive(Debug, Default)]
-struct Replay {
-    chunks: VecDeque<Bytes>,
-    bytes: usize,
-}
-
-impl Replay {
-    fn push(&mut self, chunk: Bytes) {
-        self.bytes += chunk.len();
-        self.chunks.push_back(chunk);
-    }
-
-    fn has_room(&self) -> bool {
-        self.bytes < REPLAY_LIMIT
-    }
-
-    fn is_empty(&self) -> bool {
-        self.chunks.is_empty()
-    }
-
-    async fn write_to(&self, tcp: &TcpStream) -> std::io::Result<()> {
-        for chunk in &self.chunks {
-            let mut rest = chunk.clone();
-            while !rest.is_empty() {
-                tcp.writable().await?;
-                match tcp.try_write(&rest) {
-                    Ok(written) => rest = rest.slice(written..),
-                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                    Err(error) => return Err(error),
-                }
-            }
-        }
-        Ok(())
     }
 }
 

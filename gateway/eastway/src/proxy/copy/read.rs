@@ -38,7 +38,12 @@ impl ChunkReader {
     /// # Errors
     /// Those of the socket.
     pub async fn read(&mut self, tcp: &TcpStream) -> io::Result<Option<Bytes>> {
-        poll_fn(|cx| poll_read(cx, tcp, || MIN_READ)).await
+        poll_fn(|cx| self.poll_read(cx, tcp)).await
+    }
+
+    /// As [`Self::read`].
+    pub fn poll_read(&mut self, cx: &mut Context<'_>, tcp: &TcpStream) -> Poll<io::Result<Option<Bytes>>> {
+        poll_read(cx, tcp, || MIN_READ)
     }
 
     /// As [`Self::read`], more at once when much comes and `large` has room.
@@ -88,9 +93,16 @@ fn poll_read(
 
 /// Bytes that were read and are not handed on yet.
 #[derive(Debug)]
-pub(super) struct Read<'a> {
+pub struct Read<'a> {
     pub(super) chunk: Bytes,
     _held: LargeRead<'a>,
+}
+
+/// Bytes that somebody else holds room for.
+impl From<Bytes> for Read<'static> {
+    fn from(chunk: Bytes) -> Self {
+        Self { chunk, _held: LargeRead { owner: &LARGE, bytes: 0 } }
+    }
 }
 
 /// Bytes in large read buffers.

@@ -11,15 +11,15 @@ use eastway_tunnel::header::{self, ServiceHeader, Source, StreamHeader};
 use eastway_tunnel::transport::BoxFuture;
 use eastway_tunnel::transport::memory::MemoryNetwork;
 use eastway_tunnel::{
-    AcceptedStream, HostPort, LinkInfo, PeerTarget, ReplicaId, StreamHandler, Timing, Tunnel, TunnelConfig,
-    TunnelLimits, TunnelStream, World,
+    AcceptedStream, HostPort, LinkInfo, PeerTarget, ReplicaId, ResetCode, SendHalf, StreamHandler, Timing, Tunnel,
+    TunnelConfig, TunnelLimits, TunnelStream, World,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::read::LargeReads;
+use super::read::{LargeReads, MIN_READ};
 use super::*;
 use crate::proxy::connection::{Connection, Outcome};
 use crate::telemetry::{AccessMode, Telemetry};
