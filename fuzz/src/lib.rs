@@ -7,6 +7,7 @@ pub mod federation;
 pub mod files;
 pub mod identity;
 pub mod replicas;
+pub mod sidecars;
 pub mod xds;
 
 /// A target: its name, which is that of its corpus, and its body.
@@ -30,4 +31,5 @@ pub const TARGETS: &[Target] = &[
     ("spiffe_id", identity::spiffe_id),
     ("replica_envelope", replicas::envelope),
     ("xds_requests", xds::requests),
+    ("hbone_authority", sidecars::authority),
 ];

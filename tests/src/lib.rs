@@ -29,6 +29,7 @@ pub mod oci;
 pub mod relay;
 pub mod rogue;
 pub mod run;
+pub mod sidecar;
 pub mod sim;
 
 pub mod servers;

@@ -11,6 +11,7 @@ pub mod crl;
 pub mod disk;
 pub mod exports;
 pub mod frontend;
+mod hbone;
 mod head_start;
 pub mod imports;
 pub mod links;
@@ -155,6 +156,7 @@ pub struct Bound {
     outputs: Outputs,
     dns: eastway_dns::Server,
     local: Option<LocalListener>,
+    hbone: Option<LocalListener>,
     health: HealthPort,
     metrics: MetricsPort,
     admin: AdminPort,
@@ -186,6 +188,7 @@ pub async fn build(
         }
         None => None,
     };
+    let hbone = hbone::bind(&settings).await?;
     let health = HealthPort::bind(settings.listen.health).await?;
     let metrics = MetricsPort::bind(settings.listen.metrics).await?;
     let admin = AdminPort::bind(settings.listen.admin).await?;
@@ -197,6 +200,7 @@ pub async fn build(
         ("link".to_owned(), vec![settings.listen.link]),
     ]);
     listeners.extend(local.iter().map(|local| ("local".to_owned(), vec![local.local_addr()])));
+    listeners.extend(hbone.iter().map(|hbone| ("hbone".to_owned(), vec![hbone.local_addr()])));
 
     // Peers that contradict each other are an error of the start. None is trusted before the revocation
     // lists are read.
@@ -229,7 +233,7 @@ pub async fn build(
         sidecars: OnceLock::new(),
         settings,
     };
-    Ok(Bound { gateway: Arc::new(gateway), writer, outputs, dns, local, health, metrics, admin, log })
+    Ok(Bound { gateway: Arc::new(gateway), writer, outputs, dns, local, hbone, health, metrics, admin, log })
 }
 
 impl Bound {
@@ -244,7 +248,7 @@ impl Bound {
     /// # Errors
     /// [`BuildError`] if the tunnel cannot be opened once there is a certificate.
     pub async fn run(self, client: CaClient, stop: CancellationToken) -> Result<(), BuildError> {
-        let Self { gateway, writer, outputs, dns, local, health, metrics, admin, log } = self;
+        let Self { gateway, writer, outputs, dns, local, hbone, health, metrics, admin, log } = self;
         let end = CancellationToken::new();
         let sessions = end.child_token();
         let accepting = end.child_token();
@@ -270,6 +274,7 @@ impl Bound {
         if let Some(peers) = peers {
             running.spawn("peers", peers.run());
             running.serve_local_port(local)?;
+            hbone::serve(&running, hbone, &connections);
             info!(cluster = %running.gateway.settings.cluster, "gateway is up");
             running.stop.cancelled().await;
         }

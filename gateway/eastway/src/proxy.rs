@@ -1,14 +1,15 @@
 //! Bytes between local connections and links.
 //!
 //! [`outbound`] takes a local connection to a service, wherever that is; [`inbound`] serves the
-//! streams that peers open; [`vip`] listens on the virtual addresses of imports. No module here
-//! decides where to go: that is [`crate::router`].
+//! streams that peers open; [`vip`] listens on the virtual addresses of imports, and [`hbone`] serves sidecars. No
+//! module here decides where to go: that is [`crate::router`].
 
 pub mod anyip;
 pub mod clients;
 pub mod connection;
 pub mod copy;
 pub mod dial;
+pub mod hbone;
 pub mod inbound;
 pub mod outbound;
 pub mod reach;

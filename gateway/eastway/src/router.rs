@@ -106,13 +106,31 @@ impl Router {
             Some(source) => source,
             None => self.newcomers.wait(client, &self.reader).await.unwrap_or_else(|| self.unknown()),
         };
+        Ok(Routed { route: self.candidates(target, client)?, source })
+    }
+
+    /// As [`Self::route`], for a client that has proved who it is.
+    ///
+    /// # Errors
+    /// [`RouteError`]
+    pub fn route_of(&self, source: SourceIdentity, target: &Target, client: IpAddr) -> Result<Routed, RouteError> {
+        Ok(Routed { route: self.candidates(target, client)?, source })
+    }
+
+    fn candidates(&self, target: &Target, client: IpAddr) -> Result<Route, RouteError> {
         let request = RouteRequest {
             cluster: target.cluster.as_ref(),
             endpoint: target.endpoint.as_ref(),
             ..RouteRequest::tcp(target.port).from_client(client)
         };
-        let route = routing::route(&self.reader.load(), &target.service, &request, draw)?;
-        Ok(Routed { route, source })
+        routing::route(&self.reader.load(), &target.service, &request, draw)
+    }
+
+    /// Whether any of the candidates can be tried now: peers need a link.
+    #[must_use]
+    pub fn can_try(&self, routed: &Routed) -> bool {
+        let has_link = |cluster| self.link(cluster, &[]).is_some();
+        routed.route.candidates.iter().any(|candidate| candidate.cluster.as_ref().is_none_or(has_link))
     }
 
     fn unknown(&self) -> SourceIdentity {

@@ -117,6 +117,7 @@ fn touch(metrics: &Arc<Metrics>) {
         .carried(1, 1);
     let sample = PeerSample { rtt: Some(std::time::Duration::ZERO), clock_skew_ms: Some(0), ..PeerSample::default() };
     metrics.set_peer(&peer, &sample);
+    metrics.hbone_answered("tunnel");
     metrics.upstream_dial(DialOutcome::Connected);
     metrics.link_dial(&peer, DialOutcome::Connected);
     metrics.link_closed(&peer, "idle");

@@ -40,6 +40,14 @@ pub enum Wanted {
     Identity(SpiffeId),
     /// Any identity of one trust domain.
     TrustDomain(Arc<str>),
+    /// Any workload of one trust domain: what has a namespace and a service account there. Who is in the namespace
+    /// `but` is none: that is where this mesh itself runs.
+    Workloads {
+        /// The trust domain.
+        trust_domain: Arc<str>,
+        /// The namespace.
+        but: Arc<str>,
+    },
 }
 
 impl Wanted {
@@ -47,6 +55,10 @@ impl Wanted {
         match self {
             Self::Identity(wanted) => wanted == id,
             Self::TrustDomain(domain) => id.trust_domain() == &**domain,
+            Self::Workloads { trust_domain, but } => {
+                let namespace = id.service_account().map(|(namespace, _)| namespace);
+                id.trust_domain() == &**trust_domain && namespace.is_some_and(|namespace| namespace != &**but)
+            }
         }
     }
 }
@@ -56,6 +68,9 @@ impl fmt::Display for Wanted {
         match self {
             Self::Identity(id) => id.fmt(f),
             Self::TrustDomain(domain) => write!(f, "an identity of {domain}"),
+            Self::Workloads { trust_domain, but } => {
+                write!(f, "a workload of {trust_domain} outside of the namespace {but}")
+            }
         }
     }
 }

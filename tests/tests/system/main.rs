@@ -19,6 +19,7 @@ mod cli;
 mod config;
 mod demo;
 mod flood;
+mod hbone;
 mod hostile;
 mod lab;
 mod names;

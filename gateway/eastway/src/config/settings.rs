@@ -116,6 +116,8 @@ pub struct ListenSettings {
     pub admin: SocketAddr,
     /// The feed of the controller and the configuration of sidecars, TCP; `None`: there is neither.
     pub local: Option<SocketAddr>,
+    /// Sidecars, TCP; `None`: none are served.
+    pub hbone: Option<SocketAddr>,
     /// The ca role, TCP; `None`: not on the network.
     pub ca: Option<SocketAddr>,
     /// Prometheus metrics.

@@ -1,7 +1,7 @@
-//! TLS connections from processes of this cluster, handed to a gRPC server: bounded in number, in handshakes and in
+//! TLS connections from processes of this cluster, handed to a server of HTTP/2: bounded in number, in handshakes and in
 //! time, so that who only connects holds little and not for long.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,12 +20,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 
+use crate::proxy::clients::{Clients, Share};
 use crate::telemetry::{Refusal, Refusals};
 
 /// Longest handshake.
 const HANDSHAKE: Duration = Duration::from_secs(5);
-/// Most connections at once, those in their handshake included: a cluster has a few gateways and controllers.
-const MAX_CONNECTIONS: usize = 512;
 /// Pause after `accept` failed, e.g. for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -42,12 +41,29 @@ pub struct BindError {
     source: io::Error,
 }
 
+/// Most connections at once, those in their handshake included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionLimits {
+    /// Of all.
+    pub all: usize,
+    /// Of one address.
+    pub each: usize,
+}
+
+/// A cluster has a few gateways and controllers.
+impl Default for ConnectionLimits {
+    fn default() -> Self {
+        Self { all: 512, each: 512 }
+    }
+}
+
 /// A bound port. Dropping it closes it.
 #[derive(Debug)]
 pub struct LocalListener {
+    name: &'static str,
     socket: TcpListener,
     address: SocketAddr,
-    room: usize,
+    limits: ConnectionLimits,
 }
 
 /// Who is at the other end of a connection; an extension of each request on it.
@@ -68,13 +84,21 @@ impl LocalListener {
         let failed = |source| BindError { name, address, source };
         let socket = TcpListener::bind(address).await.map_err(failed)?;
         let address = socket.local_addr().map_err(failed)?;
-        Ok(Self { socket, address, room: MAX_CONNECTIONS })
+        Ok(Self { name, socket, address, limits: ConnectionLimits::default() })
+    }
+
+    /// With other limits.
+    #[must_use]
+    pub fn with_limits(self, limits: ConnectionLimits) -> Self {
+        Self { limits, ..self }
     }
 
     /// Takes this many connections more than those of gateways and controllers.
     #[must_use]
     pub fn with_room_for(self, more: usize) -> Self {
-        Self { room: self.room.saturating_add(more), ..self }
+        let ConnectionLimits { all, each } = self.limits;
+        let limits = ConnectionLimits { all: all.saturating_add(more), each: each.saturating_add(more) };
+        Self { limits, ..self }
     }
 
     /// The address, with the port that was chosen.
@@ -93,12 +117,14 @@ impl LocalListener {
     ) -> (ReceiverStream<io::Result<Connection>>, impl Future<Output = ()> + Send + 'static) {
         let (accepted, connections) = mpsc::channel(1);
         let accept = Accept {
+            name: self.name,
             tls: TlsAcceptor::from(tls),
             trust,
             refusals,
             accepted,
-            most: self.room,
-            room: Arc::new(Semaphore::new(self.room)),
+            limits: self.limits,
+            room: Arc::new(Semaphore::new(self.limits.all)),
+            clients: Clients::new(self.limits.each),
             stop,
         };
         (ReceiverStream::new(connections), accept.run(self.socket))
@@ -107,14 +133,20 @@ impl LocalListener {
 
 #[derive(Clone)]
 struct Accept {
+    /// The setting, for messages.
+    name: &'static str,
     tls: TlsAcceptor,
     trust: LocalTrust,
     refusals: Arc<Refusals>,
     accepted: mpsc::Sender<io::Result<Connection>>,
-    most: usize,
+    limits: ConnectionLimits,
     room: Arc<Semaphore>,
+    clients: Arc<Clients>,
     stop: CancellationToken,
 }
+
+/// What a connection takes of the limits, until it is dropped.
+type Taken = (OwnedSemaphorePermit, Share);
 
 impl Accept {
     /// No error ends it: a listener that ends would leave a process that looks alive.
@@ -127,46 +159,55 @@ impl Accept {
                     continue;
                 }
             };
-            let Ok(permit) = self.room.clone().try_acquire_owned() else {
-                self.refusals.refused(
-                    Refusal::Overload,
-                    None,
-                    format_args!("{address}: {} local connections are open", self.most),
-                );
-                continue;
-            };
+            // A socket of both families shows IPv4 clients as IPv6 addresses.
+            let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+            let Some(taken) = self.take(address) else { continue };
             let accept = self.clone();
-            tokio::spawn(async move { accept.handshake(tcp, address, permit).await });
+            tokio::spawn(async move { accept.handshake(tcp, address, taken).await });
         }
     }
 
-    async fn handshake(self, tcp: TcpStream, address: SocketAddr, permit: OwnedSemaphorePermit) {
+    fn take(&self, address: SocketAddr) -> Option<Taken> {
+        let ConnectionLimits { all, each } = self.limits;
+        let refused = |detail: std::fmt::Arguments<'_>| self.refusals.refused(Refusal::Overload, None, detail);
+        let Some(share) = self.clients.enter(address.ip()) else {
+            refused(format_args!("{}: {address} has {each} connections open", self.name));
+            return None;
+        };
+        let Ok(permit) = self.room.clone().try_acquire_owned() else {
+            refused(format_args!("{}, {address}: {all} connections are open", self.name));
+            return None;
+        };
+        Some((permit, share))
+    }
+
+    async fn handshake(self, tcp: TcpStream, address: SocketAddr, taken: Taken) {
         // A connection that is gone already shows in the handshake.
         let _gone = tcp.set_nodelay(true);
         let handshake = async {
             match timeout(HANDSHAKE, self.tls.accept(tcp)).await {
                 Err(_) => self.refuse(address, "no handshake within 5 s"),
                 Ok(Err(error)) => self.refuse(address, reason(&error)),
-                Ok(Ok(stream)) => self.hand_over(stream, address, permit).await,
+                Ok(Ok(stream)) => self.hand_over(stream, address, taken).await,
             }
         };
         // A process that stops waits for no handshake.
         let _stopped: Option<()> = self.stop.run_until_cancelled(handshake).await;
     }
 
-    async fn hand_over(&self, stream: TlsStream<TcpStream>, address: SocketAddr, permit: OwnedSemaphorePermit) {
+    async fn hand_over(&self, stream: TlsStream<TcpStream>, address: SocketAddr, taken: Taken) {
         let chain = stream.get_ref().1.peer_certificates().filter(|chain| !chain.is_empty());
         let identity = match chain.map(|chain| self.trust.verify(chain, SystemTime::now())).transpose() {
             Ok(identity) => identity,
             Err(error) => return self.refuse(address, error),
         };
-        let connection = Connection { stream, caller: Caller { address, identity }, _room: permit };
+        let connection = Connection { stream, caller: Caller { address, identity }, _taken: taken };
         // The server ends with the process.
         let _stopping = self.accepted.send(Ok(connection)).await;
     }
 
     fn refuse(&self, address: SocketAddr, reason: impl std::fmt::Display) {
-        self.refusals.refused(Refusal::Handshake, None, format_args!("local port, {address}: {reason}"));
+        self.refusals.refused(Refusal::Handshake, None, format_args!("{}, {address}: {reason}", self.name));
     }
 }
 
@@ -181,7 +222,21 @@ fn reason(error: &io::Error) -> String {
 pub struct Connection {
     stream: TlsStream<TcpStream>,
     caller: Caller,
-    _room: OwnedSemaphorePermit,
+    _taken: Taken,
+}
+
+impl Connection {
+    /// Who is at the other end.
+    #[must_use]
+    pub fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    /// The address that the other side connected to.
+    #[must_use]
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.stream.get_ref().0.local_addr().ok()
+    }
 }
 
 impl Connected for Connection {
@@ -201,6 +256,18 @@ impl AsyncRead for Connection {
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -39,6 +39,8 @@ pub struct Connection {
     service: ServiceKey,
     port: u16,
     client: Option<SocketAddr>,
+    /// The client proved who it is.
+    mutual_tls: bool,
     /// Where the client connected to.
     local: Option<SocketAddr>,
     traceparent: Option<Arc<str>>,
@@ -80,6 +82,7 @@ impl Connection {
             service: service.clone(),
             port,
             client,
+            mutual_tls: false,
             local: None,
             traceparent: None,
             source: None,
@@ -94,6 +97,11 @@ impl Connection {
     /// The address that the client connected to.
     pub fn set_local(&mut self, address: Option<SocketAddr>) {
         self.local = address;
+    }
+
+    /// The client comes by mutual TLS.
+    pub fn set_mutual_tls(&mut self) {
+        self.mutual_tls = true;
     }
 
     /// The W3C `traceparent` that came with it.
@@ -211,7 +219,7 @@ impl Connection {
                 service: service.clone(),
                 workload: Workload { cluster: owner, namespace, name: service, version: self.version.clone() },
             },
-            mutual_tls: self.peer.is_some(),
+            mutual_tls: self.mutual_tls || self.peer.is_some(),
         }
     }
 

@@ -158,6 +158,7 @@ metrics! {
     forward_dropped: Family<Reason, Counter>, "eastway_forward_dropped_packets", "Packets between gateways of this cluster that were dropped, by reason";
     stream_opens: Family<PeerReason, Counter>, "eastway_stream_opens", "Streams opened to the peer, by outcome";
     stream_requests: Family<PeerReason, Counter>, "eastway_stream_requests", "Streams of the peer, by answer";
+    hbone_requests: Family<Reason, Counter>, "eastway_hbone_requests", "Requests of sidecars, by answer";
     upstream_dials: Family<Reason, Counter>, "eastway_upstream_dials", "Dials to local endpoints, by outcome";
     retries: Family<PeerLabel, Counter>, "eastway_stream_retries", "Streams retried elsewhere before any delivery";
     federation_applied: Family<PeerReason, Counter>, "eastway_federation_applied", "Changes of the peer applied, by kind";
@@ -259,6 +260,11 @@ impl Metrics {
     /// We answered a stream of `peer`; `outcome` is `dialled` or the name of the reset code.
     pub fn stream_answered(&self, peer: &Arc<str>, outcome: &'static str) {
         self.stream_requests.get(&peer_reason(peer, outcome)).inc();
+    }
+
+    /// A request of a sidecar was answered.
+    pub fn hbone_answered(&self, answer: &'static str) {
+        self.hbone_requests.get(&Reason { reason: answer }).inc();
     }
 
     /// A stream that `peer` refused before delivery was tried elsewhere.

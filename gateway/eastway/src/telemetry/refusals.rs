@@ -50,6 +50,8 @@ pub enum Refusal {
     Signing,
     /// A request of a sidecar, or what a sidecar says of its configuration.
     Sidecar,
+    /// A request of a sidecar: no CONNECT, malformed, or to what is not imported.
+    Hbone,
     /// Work above a limit: connections, streams, bytes, updates.
     Overload,
 }
@@ -73,6 +75,7 @@ impl Refusal {
             Self::State => "state",
             Self::Signing => "signing",
             Self::Sidecar => "sidecar",
+            Self::Hbone => "hbone",
             Self::Overload => "overload",
         }
     }

@@ -20,6 +20,7 @@ pub(crate) fn all() -> Vec<Seed> {
     images(&mut seeds);
     texts(&mut seeds);
     identities(&mut seeds);
+    authorities(&mut seeds);
     envelopes(&mut seeds);
     xds_requests(&mut seeds);
     seeds
@@ -471,4 +472,22 @@ yPWJHQIgLj3drCpbjO/caCWBEhhdFDGtgIOnbhpylCeS+IDfA3s=
         ("empty_domain", "spiffe:///ns/a/sa/b"),
     ];
     seeds.extend(ids.map(|(name, text)| ("spiffe_id", name.to_owned(), text.as_bytes().to_vec())));
+}
+
+/// What sidecars ask for.
+fn authorities(seeds: &mut Vec<Seed>) {
+    let texts = [
+        ("endpoint", "e-1.reviews.bookinfo.gke:9080"),
+        ("service", "reviews.bookinfo.gke:9080"),
+        ("address", "10.0.0.1:80"),
+        ("address_as_names", "0x7f.0.0.1:80"),
+        ("ipv6", "[::1]:80"),
+        ("user", "me@e-1.reviews.bookinfo.gke:80"),
+        ("five_parts", "a.b.c.d.e:80"),
+        ("root", "reviews.bookinfo.gke.:80"),
+        ("sign", "reviews.bookinfo.gke:+80"),
+        ("no_port", "reviews.bookinfo.gke"),
+        ("control", "re\u{0}iews.bookinfo.\u{202e}:80"),
+    ];
+    seeds.extend(texts.map(|(name, text)| ("hbone_authority", name.to_owned(), text.as_bytes().to_vec())));
 }

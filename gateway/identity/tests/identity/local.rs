@@ -60,6 +60,26 @@ fn processes_of_one_cluster_know_each_other_by_ca_and_identity() {
 }
 
 #[test]
+fn x1_what_runs_the_mesh_is_no_workload_of_it() {
+    let onprem = Cloud::new("onprem");
+    let workloads = Wanted::Workloads { trust_domain: "onprem.example".into(), but: "eastway-system".into() };
+    let trust = LocalTrust::new(anchors(&onprem), workloads);
+    let accepts = |id: &str| {
+        let id = SpiffeId::parse(id).unwrap();
+        let identity = onprem.ca.issue_identity(&id, DAY, noon()).unwrap();
+        trust.verify(identity.chain(), noon()).map(|caller| caller.id == id)
+    };
+    assert_eq!(accepts("spiffe://onprem.example/ns/shop/sa/web"), Ok(true));
+    for (id, why) in [
+        ("spiffe://onprem.example/ns/eastway-system/sa/eastway-gateway", "a gateway"),
+        ("spiffe://onprem.example/ns/eastway-system/sa/eastway-controller", "a controller"),
+        ("spiffe://onprem.example/shop/web", "no service account"),
+    ] {
+        assert!(matches!(accepts(id), Err(LocalError::NotWanted { .. })), "{why}: {:?}", accepts(id));
+    }
+}
+
+#[test]
 fn another_clusters_ca_under_the_same_root_speaks_for_nobody_here() {
     let root = Cloud::new("corp");
     let (onprem, gke) = (Cloud::under("onprem", root.dir.path()), Cloud::under("gke", root.dir.path()));

@@ -137,6 +137,10 @@ pub struct ListenSection {
     /// cluster's own CA (TCP), e.g. `0.0.0.0:15012`. Default: not at all.
     #[serde(default)]
     pub local: Field<Text>,
+    /// Sidecars of this cluster (TCP), which reach single endpoints of imports there: HTTP/2 CONNECT with mutual TLS by
+    /// the cluster's own CA, e.g. `0.0.0.0:15008`. Default: not at all.
+    #[serde(default)]
+    pub hbone: Field<Text>,
     /// The ca role (TCP), for `trust.ca: https://…`, e.g. `0.0.0.0:15012`. It asks an API server whom a token belongs
     /// to. Default: on the Unix socket of `trust.ca` only.
     #[serde(default)]

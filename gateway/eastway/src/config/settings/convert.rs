@@ -156,6 +156,7 @@ fn listen_settings(section: Option<&ListenSection>, cx: &mut Context<'_>) -> Lis
         dns: vec![local(15053)],
         admin: local(15000),
         local: None,
+        hbone: None,
         ca: None,
         metrics: local(15020),
         health: local(15021),
@@ -188,6 +189,10 @@ fn listen_settings(section: Option<&ListenSection>, cx: &mut Context<'_>) -> Lis
     if let Some(address) = socket_addr(&listen.local, cx) {
         take(&address, "listen.local", &mut taken, cx);
         settings.local = Some(address.value);
+    }
+    if let Some(address) = socket_addr(&listen.hbone, cx) {
+        take(&address, "listen.hbone", &mut taken, cx);
+        settings.hbone = Some(address.value);
     }
     // Not compared with the others: it is another role's, usually in another pod.
     settings.ca = socket_addr(&listen.ca, cx).map(|address| address.value);

@@ -1,0 +1,35 @@
+//! The port for sidecars, in its place among what the gateway does.
+
+use std::sync::Arc;
+
+use eastway_identity::local::Wanted;
+use tokio_util::task::TaskTracker;
+use tracing::error;
+
+use super::Running;
+use crate::config::Settings;
+use crate::local::listener::{BindError, LocalListener};
+use crate::proxy::hbone::{self, Stages};
+
+/// Binds it, if it is configured.
+pub(super) async fn bind(settings: &Settings) -> Result<Option<LocalListener>, BindError> {
+    let Some(address) = settings.listen.hbone else { return Ok(None) };
+    let listener = LocalListener::bind("listen.hbone", address).await?;
+    Ok(Some(listener.with_limits(hbone::limits(super::file_descriptors()))))
+}
+
+/// Serves the workloads of this cluster. A drain waits for `connections`.
+pub(super) fn serve(running: &Running, listener: Option<LocalListener>, connections: &TaskTracker) {
+    let gateway = &running.gateway;
+    let (Some(listener), Some(identity)) = (listener, gateway.identity.get()) else { return };
+    let settings = &gateway.settings;
+    let workloads =
+        Wanted::Workloads { trust_domain: settings.trust.domain.clone(), but: Arc::from(settings.system_namespace()) };
+    let stages = Stages { drain: running.stop.clone(), accepting: running.accepting.clone(), end: running.end.clone() };
+    let (router, identity, connections) = (gateway.router.clone(), identity.clone(), connections.clone());
+    running.spawn("sidecar port", async move {
+        if let Err(error) = hbone::serve(listener, router, identity, workloads, connections, stages).await {
+            error!(%error, "sidecars are not served");
+        }
+    });
+}
