@@ -5,6 +5,7 @@
 //! - [`feed`] and [`intake`]: the two ends of it without I/O.
 //! - [`links`]: what it says about links, and how often.
 //! - [`listener`] and [`dial`]: the TLS connections under it, and under the CA's API.
+//! - [`socket`]: Unix sockets for one user.
 
 pub mod client;
 pub mod dial;
@@ -13,6 +14,7 @@ pub mod intake;
 pub mod links;
 pub mod listener;
 pub mod server;
+pub mod socket;
 
 #[cfg(test)]
 mod sidecar_tests;

@@ -131,7 +131,7 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
 
 /// Allows this process as many open files as an unprivileged one may have: the usual limit of 1,024
 /// is for programs that use `select`, which nothing here does.
-fn raise_file_limit() {
+pub(crate) fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     if current == maximum {
@@ -264,7 +264,11 @@ pub fn ca_client(settings: &Settings) -> Result<CaClient, SpiffeIdError> {
     })
 }
 
-fn ca_settings(settings: &Settings) -> Result<CaSettings, SpiffeIdError> {
+/// What the ca role of this configuration is.
+///
+/// # Errors
+/// The trust domain makes no SPIFFE id.
+pub(crate) fn ca_settings(settings: &Settings) -> Result<CaSettings, SpiffeIdError> {
     let network = match settings.listen.ca {
         Some(address) => Some(NetworkSettings {
             address,
@@ -281,6 +285,8 @@ fn ca_settings(settings: &Settings) -> Result<CaSettings, SpiffeIdError> {
         },
         network,
         gateway: settings.service_account(GATEWAY_ACCOUNT)?,
+        workloads: settings.trust.workloads.clone(),
+        file: Some(settings.file.clone()),
         leaf_ttl: settings.trust.leaf_ttl,
     })
 }
@@ -319,7 +325,7 @@ async fn start_ca(
 }
 
 /// The first signal drains, the second ends the process at once.
-async fn on_signals(stop: CancellationToken, now: CancellationToken) {
+pub(crate) async fn on_signals(stop: CancellationToken, now: CancellationToken) {
     for token in [stop, now] {
         match signals::terminate().await {
             Ok(signal) => info!(signal, "stopping"),

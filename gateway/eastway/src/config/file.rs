@@ -8,7 +8,7 @@ mod policy;
 pub use gateway::{
     ApiServerSection, AuthorizationWord, ClusterRegistrySection, DnsSection, ExportMarkWord, GatewayConfig,
     KubernetesSection, LimitsSection, LinkSection, ListenSection, LogSection, NameSection, RegistrySection,
-    ReplicasSection, SidecarsSection, TrustSection, VipSection,
+    ReplicasSection, SidecarsSection, TrustSection, VipSection, WorkloadSection,
 };
 pub use peer::{NameFilterSection, Peer, PeerMetadata, PeerSpec};
 pub use policy::{

@@ -2,6 +2,7 @@
 
 mod convert;
 mod registries;
+mod workloads;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -90,6 +91,26 @@ pub struct TrustSettings {
     pub leaf_ttl: Duration,
     /// PEM file of revocation lists.
     pub crl: Option<PathBuf>,
+    /// Workloads that the ca role certifies on sockets of their own; identities in `domain` and sockets distinct, at
+    /// most 1,024.
+    pub workloads: Vec<WorkloadSettings>,
+}
+
+/// A workload outside Kubernetes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadSettings {
+    /// What it is certified as.
+    #[serde(serialize_with = "as_text")]
+    pub identity: SpiffeId,
+    /// Where it asks.
+    pub socket: PathBuf,
+    /// Whom the socket belongs to; `None`: the user of the ca role.
+    pub uid: Option<u32>,
+}
+
+fn as_text<S: serde::Serializer>(id: &SpiffeId, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(id)
 }
 
 /// Where the CA is asked.

@@ -1,19 +1,18 @@
 //! The certificate authority: the one role that holds the cluster's CA key.
 //!
-//! It listens on a Unix socket, where it takes who asks from the kernel (`SO_PEERCRED`), and on the network, where a
-//! service-account token or a live certificate says so. A request contributes a public key and nothing else (design:
-//! identity).
+//! It listens on a Unix socket for the gateway, where it takes who asks from the kernel (`SO_PEERCRED`), on one for each
+//! workload outside Kubernetes, whose file says who may come, and on the network, where a service-account token or a
+//! live certificate says who asks. A request contributes a public key and nothing else (design: identity).
 
 mod caller;
 mod rate;
+mod workloads;
 
 use std::fs;
-use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use eastway_identity::ca::{Ca, CaError, IssueError};
@@ -23,16 +22,19 @@ use eastway_kubernetes::client::{Access, ClientError};
 use eastway_kubernetes::tokens::Reviewer;
 use eastway_proto::ca::v1 as wire;
 use eastway_proto::ca::v1::certificate_authority_server::{CertificateAuthority, CertificateAuthorityServer};
-use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::UdsConnectInfo;
 use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
-use self::caller::{Asker, Denial, Doorkeeper, Proof};
+use self::caller::{Asker, Denial, Doorkeeper, PER_ADDRESS, Proof};
+use self::rate::Rate;
+use self::workloads::Workloads;
+use crate::config::settings::WorkloadSettings;
 use crate::local::listener::{BindError, Caller, LocalListener};
+use crate::local::socket::{SocketError, UserSocket};
 use crate::telemetry::{Refusal, Telemetry};
 
 /// What tokens must be made for.
@@ -45,8 +47,14 @@ const MAX_CONCURRENT: usize = 16;
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest request; one with an RSA key of 8192 bits has 2 KiB.
 const MAX_REQUEST: usize = 32 << 10;
-/// Longest life of a connection from the network: who needs one again makes a new one.
+/// Longest life of a connection from the network, or of a workload: who needs one again makes a new one.
 const MAX_AGE: Duration = Duration::from_secs(300);
+/// Connections of a Unix socket; who holds them all only shuts itself out.
+const MAX_CONNECTIONS: usize = 16;
+/// Most workloads whose rates are told apart.
+const MAX_WORKLOADS: usize = 4096;
+/// How long a connection may take to end when its socket is served no more.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// What the CA role needs to know.
 #[derive(Clone, Debug)]
@@ -59,6 +67,10 @@ pub struct CaSettings {
     pub network: Option<NetworkSettings>,
     /// The gateway's identity: the only one that is given out on the socket, and the only one that gets link keys.
     pub gateway: SpiffeId,
+    /// A socket for each workload outside Kubernetes; paths distinct.
+    pub workloads: Vec<WorkloadSettings>,
+    /// The configuration file whose list of workloads is followed; `None`: it stays as it is.
+    pub file: Option<PathBuf>,
     /// Longest life of a leaf.
     pub leaf_ttl: Duration,
 }
@@ -80,14 +92,9 @@ pub enum CaStartError {
     /// The folder is not usable.
     #[error(transparent)]
     Load(#[from] CaError),
-    /// The socket cannot be made.
-    #[error("cannot listen on {0}: {1}")]
-    Listen(PathBuf, #[source] io::Error),
-    /// Somebody else serves there.
-    #[error(
-        "{0} is in use: another `eastway ca` or `eastway run` serves there, or drains; a second SIGTERM ends that one at once"
-    )]
-    InUse(PathBuf),
+    /// A socket cannot be made.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// Neither socket nor network.
     #[error("trust.ca is on the network, and listen.ca says not where to serve it")]
     Nowhere,
@@ -117,7 +124,8 @@ pub enum CaRunError {
 #[derive(Debug)]
 pub struct BoundCa {
     authority: Arc<Authority>,
-    socket: Option<(PathBuf, UnixListener)>,
+    socket: Option<UserSocket>,
+    workloads: Workloads,
     network: Option<Network>,
 }
 
@@ -134,7 +142,7 @@ struct Network {
 /// # Errors
 /// [`CaStartError`]
 pub async fn bind(settings: CaSettings, telemetry: Telemetry) -> Result<BoundCa, CaStartError> {
-    if settings.socket.is_none() && settings.network.is_none() {
+    if settings.socket.is_none() && settings.network.is_none() && settings.workloads.is_empty() {
         return Err(CaStartError::Nowhere);
     }
     let ca = Ca::load(&settings.folder)?;
@@ -143,16 +151,18 @@ pub async fn bind(settings: CaSettings, telemetry: Telemetry) -> Result<BoundCa,
         None => None,
     };
     let socket = match &settings.socket {
-        Some(path) => Some((path.clone(), listen(path)?)),
+        Some(path) => Some(UserSocket::bind(path, None)?),
         None => None,
     };
+    let workloads = Workloads::bind(&settings)?;
     let sockets = settings.socket.as_ref().map(|path| path.display().to_string());
     let port = network.as_ref().map(|network| network.listener.local_addr().to_string());
     info!(folder = %settings.folder.display(), socket = sockets, network = port, pin = %ca.pin(), "certificate authority loaded");
     let uid = rustix::process::geteuid().as_raw();
     let seen = Mutex::new(fingerprint(&settings.folder));
-    let authority = Arc::new(Authority { ca: ArcSwap::from_pointee(ca), seen, settings, uid, telemetry });
-    Ok(BoundCa { authority, socket, network })
+    let rate = Rate::new(PER_ADDRESS.0, PER_ADDRESS.1, MAX_WORKLOADS, Instant::now());
+    let authority = Arc::new(Authority { ca: ArcSwap::from_pointee(ca), seen, settings, uid, rate, telemetry });
+    Ok(BoundCa { authority, socket, workloads, network })
 }
 
 impl Network {
@@ -164,23 +174,6 @@ impl Network {
         let doorkeeper = Arc::new(Doorkeeper::new(id.trust_domain().into(), reviewer));
         Ok(Self { listener, identity, id, doorkeeper })
     }
-}
-
-fn listen(path: &Path) -> Result<UnixListener, CaStartError> {
-    let failed = |error| CaStartError::Listen(path.to_owned(), error);
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(failed)?;
-    }
-    // A socket file outlives its process; one that answers belongs to a living one.
-    if fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(CaStartError::InUse(path.to_owned()));
-        }
-        fs::remove_file(path).map_err(failed)?;
-    }
-    let listener = UnixListener::bind(path).map_err(failed)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    Ok(listener)
 }
 
 impl BoundCa {
@@ -195,13 +188,13 @@ impl BoundCa {
     /// # Errors
     /// [`CaRunError`], which ends the role.
     pub async fn run(self, stop: CancellationToken) -> Result<(), CaRunError> {
-        let Self { authority, socket, network } = self;
+        let Self { authority, socket, workloads, network } = self;
         let own = network.as_ref().map(|network| (network.id.clone(), Arc::clone(&network.identity)));
         // What ends one ends all.
         let end = stop.child_token();
         let on_socket = async {
             match socket {
-                Some((path, listener)) => serve_socket(authority.clone(), &path, listener, end.clone()).await,
+                Some(socket) => serve_socket(authority.clone(), Door::Gateway, socket, end.clone()).await,
                 None => Ok(()),
             }
         };
@@ -211,31 +204,52 @@ impl BoundCa {
                 None => Ok(()),
             }
         };
-        let serve = async { tokio::try_join!(on_socket, on_network) };
+        // Also where it serves nothing else, it serves until it is told to stop.
+        let for_workloads = async {
+            workloads.serve(&authority, end.clone()).await;
+            Ok::<_, CaRunError>(())
+        };
+        let serve = async { tokio::try_join!(on_socket, on_network, for_workloads) };
         let result = tokio::select! {
-            result = serve => result,
-            () = keep_current(&authority, own) => Ok(((), ())),
+            result = serve => result.map(|((), (), ())| ()),
+            () = keep_current(&authority, own) => Ok(()),
         };
         end.cancel();
-        result.map(|((), ())| ())
+        result
     }
 }
 
+/// Serves a Unix socket until `stop`, and removes its file.
 async fn serve_socket(
     authority: Arc<Authority>,
-    path: &Path,
-    listener: UnixListener,
+    door: Door,
+    socket: UserSocket,
     stop: CancellationToken,
 ) -> Result<(), CaRunError> {
-    let result = Server::builder()
+    let file = socket.file();
+    let overdue = {
+        let stop = stop.clone();
+        async move {
+            stop.cancelled().await;
+            sleep(GRACE).await;
+        }
+    };
+    let serve = Server::builder()
         .concurrency_limit_per_connection(MAX_CONCURRENT)
+        .max_concurrent_streams(Some(16))
+        .max_connection_age(MAX_AGE)
+        .max_connection_age_grace(TIMEOUT)
+        .http2_max_header_list_size(Some(32 << 10))
         .timeout(TIMEOUT)
-        .add_service(CertificateAuthorityServer::new(Service { authority, doorkeeper: None }))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned())
-        .await;
-    if let Err(error) = fs::remove_file(path) {
-        warn!(%error, socket = %path.display(), "cannot remove the socket");
-    }
+        .add_service(
+            CertificateAuthorityServer::new(Service { authority, door }).max_decoding_message_size(MAX_REQUEST),
+        )
+        .serve_with_incoming_shutdown(socket.connections(MAX_CONNECTIONS), stop.cancelled_owned());
+    let result = tokio::select! {
+        result = serve => result,
+        () = overdue => Ok(()),
+    };
+    file.remove();
     Ok(result?)
 }
 
@@ -247,7 +261,7 @@ async fn serve_network(authority: Arc<Authority>, network: Network, stop: Cancel
     let tls = server_config(identity, trust.clone(), ClientAuth::Optional, system_clock())?;
     let refusals = authority.telemetry.refusals.clone();
     let (connections, accept) = listener.accept(tls, trust, refusals, stop.clone());
-    let service = Service { authority, doorkeeper: Some(doorkeeper) };
+    let service = Service { authority, door: Door::Network(doorkeeper) };
     let serve = Server::builder()
         .concurrency_limit_per_connection(MAX_CONCURRENT)
         .max_concurrent_streams(Some(16))
@@ -268,7 +282,7 @@ async fn serve_network(authority: Arc<Authority>, network: Network, stop: Cancel
 async fn keep_current(authority: &Authority, own: Option<(SpiffeId, Arc<IdentityStore>)>) {
     let mut issuer = authority.ca.load_full();
     loop {
-        tokio::time::sleep(RELOAD_INTERVAL).await;
+        sleep(RELOAD_INTERVAL).await;
         authority.refresh();
         let Some((id, store)) = &own else { continue };
         let current = authority.ca.load_full();
@@ -281,6 +295,13 @@ async fn keep_current(authority: &Authority, own: Option<(SpiffeId, Arc<Identity
         }
         issuer = current;
     }
+}
+
+/// Who opened a socket, for the log.
+fn user<T>(request: &Request<T>) -> String {
+    let info = request.extensions().get::<UdsConnectInfo>();
+    let caller = info.and_then(|info| info.peer_cred);
+    caller.map_or_else(|| "an unknown user".to_owned(), |caller| format!("user {}", caller.uid()))
 }
 
 /// The files of a CA folder: path, time and size of each.
@@ -309,22 +330,41 @@ struct Authority {
     seen: Mutex<Fingerprint>,
     settings: CaSettings,
     uid: u32,
+    /// How often each workload may ask on its socket.
+    rate: Rate<SpiffeId>,
     telemetry: Telemetry,
 }
 
 /// The API at one listener.
 struct Service {
     authority: Arc<Authority>,
-    /// `None`: a Unix socket, where the kernel knows who asks.
-    doorkeeper: Option<Arc<Doorkeeper>>,
+    door: Door,
+}
+
+/// Where a request came in, which decides whom it is from.
+#[derive(Clone, Debug)]
+enum Door {
+    /// The Unix socket of the gateway; the kernel knows who asks.
+    Gateway,
+    /// The Unix socket of one workload: whom the file lets in is this.
+    Workload(SpiffeId),
+    /// The network.
+    Network(Arc<Doorkeeper>),
 }
 
 impl Service {
     /// Whom to certify.
     async fn asker<T>(&self, request: &Request<T>) -> Result<(SpiffeId, String), Status> {
-        let Some(doorkeeper) = &self.doorkeeper else {
-            self.authority.check_user(request)?;
-            return Ok((self.authority.settings.gateway.clone(), "socket".to_owned()));
+        let doorkeeper = match &self.door {
+            Door::Gateway => {
+                self.authority.check_user(request)?;
+                return Ok((self.authority.settings.gateway.clone(), "socket".to_owned()));
+            }
+            Door::Workload(id) => {
+                self.authority.check_rate(id)?;
+                return Ok((id.clone(), format!("its socket, opened by {}", user(request))));
+            }
+            Door::Network(doorkeeper) => doorkeeper,
         };
         match doorkeeper.identify(request).await {
             Ok(Asker { id, address, proof }) => {
@@ -371,6 +411,19 @@ impl Authority {
         Err(Status::permission_denied(format!("only user {} may ask for certificates here", self.uid)))
     }
 
+    /// One workload that asks without end must not keep the others from their certificates.
+    fn check_rate(&self, id: &SpiffeId) -> Result<(), Status> {
+        if self.rate.admit(id.clone(), Instant::now()) {
+            return Ok(());
+        }
+        self.telemetry.refusals.refused(
+            Refusal::Overload,
+            None,
+            format_args!("certificate for {id}: too many requests"),
+        );
+        Err(Denial::TooMany.status())
+    }
+
     fn deny<T>(&self, request: &Request<T>, denial: &Denial) -> Status {
         let address =
             request.extensions().get::<Caller>().map_or_else(String::new, |caller| caller.address.to_string());
@@ -403,7 +456,10 @@ impl CertificateAuthority for Service {
         // Nothing else keeps it, and without it a certificate cannot be revoked.
         let serial = chain.first().and_then(crl::serial).unwrap_or_default();
         info!(identity = %id, ttl = ?ttl, %proof, serial, "certificate issued");
-        let keys = (id == settings.gateway).then(|| ca.link_keys());
+        let keys = match &self.door {
+            Door::Workload(_) => None,
+            Door::Gateway | Door::Network(_) => (id == settings.gateway).then(|| ca.link_keys()),
+        };
         Ok(Response::new(wire::SignResponse {
             chain: chain.iter().map(|certificate| certificate.as_ref().to_vec().into()).collect(),
             link_keys: keys.map(|keys| wire::LinkKeys {
@@ -415,10 +471,12 @@ impl CertificateAuthority for Service {
     }
 
     async fn trust(&self, request: Request<wire::TrustRequest>) -> Result<Response<wire::TrustResponse>, Status> {
-        match (&self.doorkeeper, request.extensions().get::<Caller>()) {
-            (None, _) => self.authority.check_user(&request)?,
+        match &self.door {
+            Door::Gateway => self.authority.check_user(&request)?,
+            Door::Workload(id) => self.authority.check_rate(id)?,
             // All of it is public.
-            (Some(doorkeeper), caller) => {
+            Door::Network(doorkeeper) => {
+                let caller = request.extensions().get::<Caller>();
                 let admitted = caller.ok_or(Denial::Nothing).and_then(|caller| doorkeeper.admit(caller.address.ip()));
                 admitted.map_err(|denial| self.authority.deny(&request, &denial))?;
             }
@@ -434,5 +492,6 @@ impl CertificateAuthority for Service {
         }))
     }
 }
+
 #[cfg(test)]
 mod tests;

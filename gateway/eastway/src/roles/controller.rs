@@ -211,7 +211,7 @@ impl Running {
         let (cluster, gateways) = (settings.cluster.clone(), kubernetes.gateways.clone());
         self.spawn("feed", async move {
             let enrolled = end.run_until_cancelled(enroll::until_certified(&ca, feed.leaf_ttl)).await;
-            let Some(identity) = enrolled.map(IdentityStore::new) else { return };
+            let Some(identity) = enrolled.map(|enrolled| IdentityStore::new(enrolled.identity)) else { return };
             let renewal = enroll::keep_fresh(ca, feed.leaf_ttl, identity.clone(), end.clone());
             let client = FeedClient { cluster, gateways, gateway: feed.gateway, identity, clock, telemetry };
             tokio::join!(renewal, feed::follow(client, outputs, end));

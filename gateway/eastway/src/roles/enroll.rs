@@ -12,7 +12,7 @@ use bytes::Bytes;
 use eastway_identity::ca::{CaError, LinkKeys, public_issuers};
 use eastway_identity::local::{LocalTrust, Wanted, client_config};
 use eastway_identity::{
-    Identity, IdentityError, IdentityStore, KeyError, SpiffeId, SpkiPin, csr, renewal_time, system_clock,
+    Identity, IdentityError, IdentityStore, KeyError, PrivateKey, SpiffeId, SpkiPin, csr, renewal_time, system_clock,
 };
 use eastway_proto::ca::v1 as wire;
 use eastway_proto::ca::v1::certificate_authority_client::CertificateAuthorityClient;
@@ -121,6 +121,8 @@ pub struct NetworkCa {
 pub struct Enrolled {
     /// Who we are.
     pub identity: Identity,
+    /// The leaf's key, for who must hand it on.
+    pub key: PrivateKey,
     /// Only for gateways: the keys that all replicas share.
     pub link_keys: Option<LinkKeys>,
 }
@@ -163,12 +165,15 @@ impl CaClient {
         if let (Some(keep), Some(links)) = (&self.keep, &link_keys) {
             keep.save(identity.chain(), &key, links);
         }
-        Ok(Enrolled { identity, link_keys })
+        Ok(Enrolled { identity, key, link_keys })
     }
 
     /// The certificate of the key that signs now.
-    async fn issuer(&self, current: &Arc<IdentityStore>) -> Result<Bytes, EnrollError> {
-        Ok(self.trust(Some(current)).await?.issuer)
+    async fn issuer(&self, wallet: &impl Wallet) -> Result<Bytes, EnrollError> {
+        let wire::TrustResponse { issuer, next, .. } = self.trust(Some(wallet.store())).await?;
+        let certificate = |der: &Bytes| CertificateDer::from(der.to_vec());
+        wallet.heard(&certificate(&issuer), &next.iter().map(certificate).collect::<Vec<_>>());
+        Ok(issuer)
     }
 
     /// The CA that will sign next, while a rotation is announced. `current`: the caller's certificate, if it has one.
@@ -295,15 +300,15 @@ pub async fn until_enrolled(client: &CaClient, ttl: Duration) -> (Identity, Link
         return kept;
     }
     until(client, || async {
-        let Enrolled { identity, link_keys } = client.enroll(ttl, None).await?;
+        let Enrolled { identity, link_keys, .. } = client.enroll(ttl, None).await?;
         Ok((identity, link_keys.ok_or(EnrollError::NoLinkKeys)?))
     })
     .await
 }
 
 /// Asks until there is a certificate, for a role that holds no links.
-pub async fn until_certified(client: &CaClient, ttl: Duration) -> Identity {
-    until(client, || async { Ok(client.enroll(ttl, None).await?.identity) }).await
+pub async fn until_certified(client: &CaClient, ttl: Duration) -> Enrolled {
+    until(client, || client.enroll(ttl, None)).await
 }
 
 async fn until<T, F: Future<Output = Result<T, EnrollError>>>(client: &CaClient, ask: impl Fn() -> F) -> T {
@@ -328,18 +333,43 @@ async fn until<T, F: Future<Output = Result<T, EnrollError>>>(client: &CaClient,
     }
 }
 
+/// Where a renewed certificate goes.
+pub trait Wallet: Send + Sync {
+    /// The certificate of now.
+    fn store(&self) -> &Arc<IdentityStore>;
+
+    /// A new one came.
+    fn renewed(&self, enrolled: Enrolled);
+
+    /// The CA said whose certificates count: that of the key which signs now, and what a rotation announced.
+    fn heard(&self, issuer: &CertificateDer<'static>, next: &[CertificateDer<'static>]);
+}
+
+impl Wallet for Arc<IdentityStore> {
+    fn store(&self) -> &Arc<IdentityStore> {
+        self
+    }
+
+    fn renewed(&self, enrolled: Enrolled) {
+        self.replace(enrolled.identity);
+    }
+
+    fn heard(&self, _issuer: &CertificateDer<'static>, _next: &[CertificateDer<'static>]) {}
+}
+
 /// Keeps the certificate fresh: at two thirds of its life, and at once when the CA was rotated.
 /// Runs until `stop`; failures are retried while the old certificate lasts.
-pub async fn keep_fresh(client: CaClient, ttl: Duration, store: Arc<IdentityStore>, stop: CancellationToken) {
+pub async fn keep_fresh(client: CaClient, ttl: Duration, wallet: impl Wallet, stop: CancellationToken) {
+    let store = Arc::clone(wallet.store());
     let interval = client.trust_interval();
     let jitter = fastrand::f64();
     let until_renewal = |store: &IdentityStore| until_renewal(store, jitter);
     let until_look = |store: &IdentityStore| interval.min(until_renewal(store)).max(RETRY.0);
-    let mut issuer = client.issuer(&store).await.ok();
+    let mut issuer = client.issuer(&wallet).await.ok();
     let mut pause = until_look(&store);
     while stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
         pause = until_look(&store);
-        let now = client.issuer(&store).await.ok();
+        let now = client.issuer(&wallet).await.ok();
         let rotated = now.is_some() && issuer.is_some() && now != issuer;
         if issuer.is_none() {
             issuer.clone_from(&now);
@@ -348,9 +378,9 @@ pub async fn keep_fresh(client: CaClient, ttl: Duration, store: Arc<IdentityStor
             continue;
         }
         match client.enroll(ttl, Some(&store)).await {
-            Ok(Enrolled { identity, .. }) => {
-                info!(rotated, identity = %identity.id(), "certificate renewed");
-                store.replace(identity);
+            Ok(enrolled) => {
+                info!(rotated, identity = %enrolled.identity.id(), "certificate renewed");
+                wallet.renewed(enrolled);
                 // Only now: a renewal that failed is still due to the rotation.
                 issuer = now.or(issuer);
                 pause = until_look(&store);
@@ -377,6 +407,7 @@ mod tests {
     use eastway_identity::ca::{Ca, InitOptions};
 
     use super::*;
+    use crate::local::socket::SocketError;
     use crate::roles::ca::{self, CaSettings, CaStartError};
     use crate::telemetry::{AccessMode, Telemetry};
 
@@ -390,6 +421,8 @@ mod tests {
             socket: Some(folder.join("run/ca.sock")),
             network: None,
             gateway: SpiffeId::gateway("onprem.example").unwrap(),
+            workloads: Vec::new(),
+            file: None,
             leaf_ttl: Duration::from_secs(3600),
         }
     }
@@ -425,7 +458,10 @@ mod tests {
         let settings = settings(folder.path());
         Ca::init(&settings.folder, &InitOptions::new("onprem.example")).unwrap();
         let first = ca::bind(settings.clone(), telemetry()).await.unwrap();
-        assert!(matches!(ca::bind(settings.clone(), telemetry()).await, Err(CaStartError::InUse(_))));
+        assert!(matches!(
+            ca::bind(settings.clone(), telemetry()).await,
+            Err(CaStartError::Socket(SocketError::InUse(_)))
+        ));
         drop(first);
         assert!(settings.socket.as_ref().unwrap().exists(), "as after SIGKILL");
         ca::bind(settings, telemetry()).await.unwrap();

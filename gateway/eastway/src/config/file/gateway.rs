@@ -113,6 +113,29 @@ pub struct TrustSection {
     /// PEM file of revocation lists that peers' certificates are checked against.
     #[serde(default)]
     pub crl: Field<String>,
+    /// Workloads outside Kubernetes that get certificates: the ca role makes a Unix socket for each, and whoever can open
+    /// it is that workload. Followed while it runs. Default: none.
+    #[serde(default)]
+    #[schemars(length(max = 1024))]
+    pub workloads: List<WorkloadSection>,
+}
+
+/// A workload outside Kubernetes that gets certificates on a socket of its own.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct WorkloadSection {
+    /// Its namespace; not Eastway's own.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub namespace: Field<String>,
+    /// Its service account.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub service_account: Field<String>,
+    /// Its socket, made with mode 0600; the folder's own permissions count as well.
+    pub socket: Field<String>,
+    /// The user whom the socket is given to, by number. Only root may give it away. Default: that of the ca role.
+    #[serde(default)]
+    #[schemars(range(max = 4_294_967_294_u64))]
+    pub uid: Field<u64>,
 }
 
 /// Where the gateway listens.

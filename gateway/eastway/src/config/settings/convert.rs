@@ -14,6 +14,7 @@ use eastway_registry::value::duration;
 use eastway_registry::yaml::{At, Context, Field, Text};
 
 use super::registries::registries;
+use super::workloads::workloads;
 use super::{
     CaAddress, DnsSettings, Folder, KubernetesAccess, KubernetesSettings, Limits, LinkSettings, ListenSettings,
     LogSettings, ReplicaSettings, SYSTEM_NAMESPACE, Settings, SidecarSettings, TrustSettings, VipSettings, folder_of,
@@ -61,6 +62,8 @@ pub(in crate::config) fn convert(
         Some(AuthorizationWord::DryRun) => AccessMode::DryRun,
     };
     let kubernetes = kubernetes_settings(config.kubernetes.value(), base, cx);
+    let system = kubernetes.as_ref().map_or(SYSTEM_NAMESPACE, |kubernetes| kubernetes.namespace.as_str());
+    let trust = trust.map(|trust| TrustSettings { workloads: workloads(config, &trust, system, base, cx), ..trust });
     let state = path_or(&config.state, base, "state", cx);
     Some(Settings {
         file: file.to_owned(),
@@ -88,12 +91,7 @@ fn trust_settings(section: &At<TrustSection>, base: &Path, cx: &mut Context<'_>)
     let trust = &section.value;
     let what = "the trust domain of this cluster, e.g. onprem.example";
     let domain = cx.required_parse(section.at, "domain", &trust.domain, what, trust_domain);
-    let ca = trust.ca.get().and_then(|text| {
-        cx.parse(text, |text| match text.strip_prefix("unix:") {
-            Some(path) if !path.is_empty() => Ok(CaAddress::Unix(base.join(path))),
-            _ => network_ca(text),
-        })
-    });
+    let ca = trust.ca.get().and_then(|text| cx.parse(text, |text| ca_address(text, base)));
     let cacerts = path_or(&trust.cacerts, base, "cacerts", cx);
     let leaf_ttl = duration_in(&trust.leaf_ttl, MINUTE, 24 * HOUR, 24 * HOUR, cx);
     let crl = trust.crl.get().and_then(|text| path(text, base, cx));
@@ -101,10 +99,14 @@ fn trust_settings(section: &At<TrustSection>, base: &Path, cx: &mut Context<'_>)
     let token = trust.token.get().and_then(|text| path(text, base, cx));
     let token = token.unwrap_or_else(|| PathBuf::from("/var/run/secrets/eastway/token"));
     let keep = trust.keep.get().and_then(|text| path(text, base, cx));
-    Some(TrustSettings { domain: domain?, cacerts, ca, token, keep, leaf_ttl, crl })
+    Some(TrustSettings { domain: domain?, cacerts, ca, token, keep, leaf_ttl, crl, workloads: Vec::new() })
 }
 
-fn network_ca(text: &str) -> Result<CaAddress, String> {
+/// Where a ca role is asked.
+pub(in crate::config) fn ca_address(text: &str, base: &Path) -> Result<CaAddress, String> {
+    if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
+        return Ok(CaAddress::Unix(base.join(path.strip_prefix("./").unwrap_or(path))));
+    }
     let form = "must be unix: and a path, e.g. unix:./run/ca.sock, or https:// with host and port";
     let address = text.strip_prefix("https://").ok_or(form)?;
     HostPort::parse(address.trim_end_matches('/')).map(CaAddress::Network).map_err(|error| error.to_string())
@@ -368,26 +370,30 @@ fn sidecar_settings(
 }
 
 fn log_settings(section: Option<&LogSection>, cx: &mut Context<'_>) -> LogSettings {
-    let level = section.and_then(|log| log.level.get()).and_then(|text| {
-        let levels = ["error", "warn", "info", "debug", "trace", "off"];
-        let directives = tracing_subscriber::EnvFilter::builder().parse(&text.value);
-        let word = text.value.bytes().all(|byte| byte.is_ascii_alphabetic());
-        // A lone unknown word is a valid directive ("this target only"), and never what was meant.
-        if directives.is_err() || (word && !levels.contains(&text.value.as_str())) {
-            let mut message = "must be error, warn, info, debug, trace or filter directives".to_owned();
-            if let Some(meant) = did_you_mean(&text.value, levels) {
-                message.push_str(&format!(" (did you mean {meant}?)"));
-            }
-            cx.error(text.at, Code::Value, message);
-            return None;
-        }
-        Some(text.value.clone())
-    });
+    let level = section.and_then(|log| log_level(&log.level, cx));
     LogSettings {
         format: section.and_then(|log| log.format.value().copied()).unwrap_or_default(),
         level: level.unwrap_or_else(|| "info".to_owned()),
         access: section.and_then(|log| log.access.value().copied()).unwrap_or_default(),
     }
+}
+
+/// Filter directives with a sound grammar.
+pub(in crate::config) fn log_level(field: &Field<String>, cx: &mut Context<'_>) -> Option<String> {
+    let text = field.get()?;
+    let levels = ["error", "warn", "info", "debug", "trace", "off"];
+    let directives = tracing_subscriber::EnvFilter::builder().parse(&text.value);
+    let word = text.value.bytes().all(|byte| byte.is_ascii_alphabetic());
+    // A lone unknown word is a valid directive ("this target only"), and never what was meant.
+    if directives.is_err() || (word && !levels.contains(&text.value.as_str())) {
+        let mut message = "must be error, warn, info, debug, trace or filter directives".to_owned();
+        if let Some(meant) = did_you_mean(&text.value, levels) {
+            message.push_str(&format!(" (did you mean {meant}?)"));
+        }
+        cx.error(text.at, Code::Value, message);
+        return None;
+    }
+    Some(text.value.clone())
 }
 
 fn limits(section: Option<&LimitsSection>, cx: &mut Context<'_>) -> Limits {
@@ -451,12 +457,12 @@ fn folder(field: &Field<String>, base: &Path, default: &str, cx: &mut Context<'_
     Folder { required: named.is_some(), path: named.unwrap_or_else(|| base.join(default)) }
 }
 
-fn path_or(field: &Field<String>, base: &Path, default: &str, cx: &mut Context<'_>) -> PathBuf {
+pub(in crate::config) fn path_or(field: &Field<String>, base: &Path, default: &str, cx: &mut Context<'_>) -> PathBuf {
     field.get().and_then(|text| path(text, base, cx)).unwrap_or_else(|| base.join(default))
 }
 
 /// A path, from the folder of the file if it is relative.
-pub(super) fn path(text: &At<String>, base: &Path, cx: &mut Context<'_>) -> Option<PathBuf> {
+pub(in crate::config) fn path(text: &At<String>, base: &Path, cx: &mut Context<'_>) -> Option<PathBuf> {
     cx.parse(text, |text| match text {
         "" => Err("must not be empty"),
         _ if text.contains('\0') => Err("must not contain a NUL character"),

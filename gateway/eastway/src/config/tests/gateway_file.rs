@@ -3,6 +3,7 @@
 use eastway_kubernetes::source::ExportMark;
 
 use super::{Folder, MINIMAL};
+use crate::config::load_settings;
 use crate::config::settings::{ApiServerSettings, ReadSettings, RegistrySource};
 
 fn errors(more: &str) -> String {
@@ -105,4 +106,36 @@ fn paths_begin_at_the_folder_of_the_file() {
     assert_eq!(source(0), RegistrySource::File(folder.path("a.yaml")));
     assert_eq!(source(1), RegistrySource::File("/etc/b.yaml".into()));
     assert_eq!(loaded.settings.folder(), folder.path(""));
+}
+
+#[test]
+fn workloads_with_mistakes() {
+    let text = "trust:
+  domain: onprem.example
+  workloads:
+  - {namespace: bookinfo, serviceAccount: reviews, socket: ./run/ca.sock}
+  - {namespace: bookinfo, serviceAccount: details, socket: run/details.sock}
+  - {namespace: bookinfo, serviceAccount: ratings, socket: ./run/details.sock, uid: -1}
+  - {namespace: bookinfo, serviceAccount: ratings, socket: ./run/details.sock, uid: 4294967295}
+  - {namespace: bookinfo, serviceAccount: ratings, socket: ./run/details.sock}
+  - {namespace: eastway-system, serviceAccount: eastway-gateway, socket: a.sock}
+  - {namespace: A/b, serviceAcount: reviews}
+  - {namespace: bookinfo, serviceAccount: reviews, socket: 'LONG'}
+";
+    let text = text.replace("LONG", &format!("/{}", "a".repeat(107)));
+    let config = MINIMAL.replace("trust: {domain: onprem.example}\n", &text);
+    insta::assert_snapshot!(Folder::new(&[("gateway.yaml", &config)]).errors());
+}
+
+#[test]
+fn workloads_have_identities_of_this_trust_domain() {
+    let text = "trust:
+  domain: onprem.example
+  workloads: [{namespace: shop, serviceAccount: web, socket: ./run/web.sock, uid: 1000}]
+";
+    let folder = Folder::new(&[("gateway.yaml", &MINIMAL.replace("trust: {domain: onprem.example}\n", text))]);
+    let settings = load_settings(&folder.path("gateway.yaml")).unwrap();
+    let [workload] = settings.trust.workloads.as_slice() else { panic!("{:?}", settings.trust) };
+    assert_eq!(workload.identity.as_str(), "spiffe://onprem.example/ns/shop/sa/web");
+    assert_eq!((&workload.socket, workload.uid), (&folder.path("run/web.sock"), Some(1000)));
 }

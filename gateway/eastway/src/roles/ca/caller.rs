@@ -18,7 +18,7 @@ use crate::local::listener::Caller;
 const REVIEWS: usize = 8;
 const WAIT: Duration = Duration::from_secs(2);
 /// Requests of one address: a few processes behind it, each of which asks a few times in its life.
-const PER_ADDRESS: (f64, f64) = (5.0, 30.0);
+pub(super) const PER_ADDRESS: (f64, f64) = (5.0, 30.0);
 /// Requests of one identity: many replicas may start together.
 const PER_IDENTITY: (f64, f64) = (10.0, 200.0);
 /// Most addresses, and most identities, that are told apart.

@@ -123,6 +123,8 @@ impl Cluster {
             socket: None,
             network: Some(network),
             gateway: id("eastway-gateway"),
+            workloads: Vec::new(),
+            file: None,
             leaf_ttl: DAY,
         };
         let telemetry = Telemetry::new(AccessMode::Off);
@@ -220,7 +222,7 @@ async fn c4_tokens_that_are_not_for_us_get_nothing() {
 async fn a_live_certificate_renews_while_the_api_server_is_away_and_no_longer_than_it_lives() {
     let cluster = Cluster::start().await;
     let pod = cluster.pod("web.token.good");
-    let store = IdentityStore::new(until_certified(&pod, DAY).await);
+    let store = IdentityStore::new(until_certified(&pod, DAY).await.identity);
     let before = store.current().leaf_sha256();
 
     // Another's token beside our certificate.
@@ -242,7 +244,7 @@ async fn a_live_certificate_renews_while_the_api_server_is_away_and_no_longer_th
     let short = IdentityStore::new(pod.enroll(Duration::from_secs(1), Some(&store)).await.unwrap().identity);
     let ended = async {
         while short.current().not_after() > SystemTime::now() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            sleep(Duration::from_millis(50)).await;
         }
     };
     tokio::time::timeout(Duration::from_secs(10), ended).await.unwrap();
@@ -269,7 +271,8 @@ async fn f16_a_restarted_gateway_has_its_certificate_while_nobody_can_be_asked()
     cluster.role.abort();
     let (fourth, same) = until_enrolled(&pod("gateway.token.good"), DAY).await;
     assert_eq!((third.leaf_sha256(), links), (fourth.leaf_sha256(), same));
-    let mode = PermissionsExt::mode(&fs::metadata(folder.join("gateway.pem")).unwrap().permissions());
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&fs::metadata(folder.join("gateway.pem")).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600, "for nobody else");
 }
 
@@ -333,6 +336,8 @@ async fn a_ca_on_the_network_needs_a_place_to_listen() {
         socket: None,
         network: None,
         gateway: id("eastway-gateway"),
+        workloads: Vec::new(),
+        file: None,
         leaf_ttl: DAY,
     };
     let error = bind(settings, Telemetry::new(AccessMode::Off)).await.unwrap_err();

@@ -75,7 +75,7 @@ pub(super) async fn enroll(client: &CaClient, ttl: Duration) -> Option<(Identity
     // The second time for a CA that was rotated and does not know the old one any more.
     for current in [Some(&store), None] {
         match timeout(WAIT, client.enroll(ttl, current)).await {
-            Ok(Ok(Enrolled { identity, link_keys: Some(links) })) => return Some((identity, links)),
+            Ok(Ok(Enrolled { identity, link_keys: Some(links), .. })) => return Some((identity, links)),
             Ok(Err(error)) if is_final(&error) => {
                 warn!(%error, "the certificate from before the restart counts no more");
                 keep.forget();
