@@ -17,6 +17,7 @@ mod peer;
 mod run;
 mod schema;
 mod show;
+mod sidecar;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -26,6 +27,7 @@ use clap_complete::Shell;
 use eastway_registry::diagnostic::did_you_mean;
 
 use crate::roles::Role;
+use crate::roles::sidecar::program;
 use exit::Failure;
 
 /// Variables that commands read.
@@ -78,6 +80,11 @@ enum Command {
     Controller(run::RoleArgs),
     /// Run the ca role alone, or make a CA: the only role that holds the CA key
     Ca(ca::CaArgs),
+    /// Run Envoy beside a workload, as the gateway configures it
+    Sidecar(sidecar::SidecarArgs),
+    /// Become Envoy and end with the sidecar; for itself
+    #[command(name = program::BECOME, hide = true)]
+    BecomeEnvoy(sidecar::BecomeArgs),
     /// The files that join clusters
     #[command(subcommand)]
     Peer(peer::PeerCommand),
@@ -136,6 +143,8 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Gateway(args) => run::role(Role::Gateway, args),
         Command::Controller(args) => run::role(Role::Controller, args),
         Command::Ca(args) => ca::run(args),
+        Command::Sidecar(args) => sidecar::run(args),
+        Command::BecomeEnvoy(args) => sidecar::become_envoy(&args),
         Command::Peer(command) => peer::run(&command),
         Command::Config(command) => config::run(&command),
         Command::Schema(args) => schema::schema(&args),

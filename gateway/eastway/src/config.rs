@@ -18,6 +18,7 @@ pub mod policy;
 mod report;
 mod schema;
 pub mod settings;
+pub mod sidecar;
 pub mod value;
 mod watch;
 
@@ -27,6 +28,7 @@ pub use policy::Policies;
 pub use report::{Report, Summary, check, check_peer, check_text};
 pub use schema::{KINDS, schema};
 pub use settings::{CaAddress, RegistrySettings, ReplicaSettings, Settings};
+pub use sidecar::{SidecarSettings, load_sidecar};
 pub use watch::{ReloadStatus, watch};
 
 #[cfg(test)]

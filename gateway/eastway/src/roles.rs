@@ -5,6 +5,7 @@ pub mod authority;
 pub mod ca;
 pub mod controller;
 pub mod enroll;
+pub mod sidecar;
 
 use std::io;
 use std::path::PathBuf;

@@ -7,6 +7,8 @@ use rcgen::SigningKey as _;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::pem;
+
 /// Why a private key cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
@@ -42,6 +44,12 @@ impl PrivateKey {
         let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.0.as_slice()));
         rustls::crypto::aws_lc_rs::sign::any_supported_type(&der).map_err(|_| KeyError::Unsupported)
     }
+}
+
+/// PEM of a private key (RFC 5958), for the one consumer that must hand it on. Wiped from memory when dropped.
+#[must_use]
+pub fn key_to_pem(key: &PrivateKey) -> Zeroizing<String> {
+    Zeroizing::new(pem::encode("PRIVATE KEY", key.secret_pkcs8()))
 }
 
 impl fmt::Debug for PrivateKey {

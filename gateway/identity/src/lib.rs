@@ -31,7 +31,7 @@ mod trust;
 pub use ca::Ca;
 pub use clock::{Clock, system_clock};
 pub use identity::{Identity, IdentityError, IdentityStore, renewal_time};
-pub use key::{KeyError, PrivateKey};
+pub use key::{KeyError, PrivateKey, key_to_pem};
 pub use pem::{BundleError, certificates_from_pem, certificates_to_pem};
 pub use pin::{PinError, SpkiPin};
 pub use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};

@@ -47,7 +47,7 @@ pub(super) struct RoleArgs {
     end_with: Option<u32>,
 }
 
-fn level(text: &str) -> Result<String, log::LogError> {
+pub(super) fn level(text: &str) -> Result<String, log::LogError> {
     log::check_level(text).map(|()| text.to_owned())
 }
 

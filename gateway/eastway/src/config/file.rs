@@ -4,6 +4,7 @@
 mod gateway;
 mod peer;
 mod policy;
+mod sidecar;
 
 pub use gateway::{
     ApiServerSection, AuthorizationWord, ClusterRegistrySection, DnsSection, ExportMarkWord, GatewayConfig,
@@ -14,6 +15,9 @@ pub use peer::{NameFilterSection, Peer, PeerMetadata, PeerSpec};
 pub use policy::{
     AccessAllow, AccessPolicy, AccessPolicySpec, LocalityWord, PolicyMetadata, SplitSection, TrafficPolicy,
     TrafficPolicySpec,
+};
+pub use sidecar::{
+    EnvoyLogWord, EnvoySection, SidecarConfig, SidecarLogSection, SidecarTrustSection, WorkloadNameSection,
 };
 
 pub use eastway_registry::yaml::API_VERSION;

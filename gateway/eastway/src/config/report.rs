@@ -15,7 +15,7 @@ use super::file::{GatewayConfig, Peer};
 use super::load::{ConfigErrors, Loaded, load};
 use super::peer::{self, PeerSettings};
 use super::settings::{ClusterPlace, RegistrySource};
-use super::{KINDS, policy, settings};
+use super::{KINDS, policy, settings, sidecar};
 
 /// What was found.
 #[derive(Clone, Debug, Serialize)]
@@ -177,6 +177,9 @@ fn check_source(kind: &str, path: &Path, source: &Arc<Source>) -> Diagnostics {
         },
         "Peer" => {
             peer_settings(path, source, &mut sink);
+        }
+        "SidecarConfig" => {
+            sidecar::settings_of(path, source, &mut sink);
         }
         "TrafficPolicy" | "AccessPolicy" => {
             let mut policies = policy::Collected::default();

@@ -4,10 +4,10 @@ use eastway_registry::file::list::ServiceList;
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema};
 
-use super::file::{AccessPolicy, GatewayConfig, Peer, TrafficPolicy};
+use super::file::{AccessPolicy, GatewayConfig, Peer, SidecarConfig, TrafficPolicy};
 
 /// Every kind of file with a schema.
-pub const KINDS: [&str; 5] = ["GatewayConfig", "Peer", "TrafficPolicy", "AccessPolicy", "ServiceList"];
+pub const KINDS: [&str; 6] = ["GatewayConfig", "Peer", "TrafficPolicy", "AccessPolicy", "ServiceList", "SidecarConfig"];
 
 /// The JSON Schema (draft 2020-12) of a kind of file, with a final newline; `None` for an unknown
 /// kind. Capitals do not matter.
@@ -19,6 +19,7 @@ pub fn schema(kind: &str) -> Option<String> {
         "Peer" => generate::<Peer>(),
         "TrafficPolicy" => generate::<TrafficPolicy>(),
         "AccessPolicy" => generate::<AccessPolicy>(),
+        "SidecarConfig" => generate::<SidecarConfig>(),
         _ => generate::<ServiceList>(),
     };
     // A schema is a JSON value already.

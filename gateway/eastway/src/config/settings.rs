@@ -19,7 +19,7 @@ use serde::Serialize;
 use super::value::{Fqdn, HostPort};
 use crate::telemetry::{AccessMode, LogFormat};
 
-pub(super) use convert::{convert, duration_in, folders};
+pub(super) use convert::{ca_address, convert, duration_in, folders, log_level, path, path_or};
 
 /// What one `kind: GatewayConfig` file says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -334,6 +334,7 @@ fn texts(seeds: &mut Vec<Seed>) {
     let example = |path: &str| repository(&format!("gateway/eastway/examples/config/{path}"));
     let good = [
         ("gateway_config", "example", example("gateway.yaml")),
+        ("gateway_config", "sidecar", example("sidecar.yaml")),
         ("peer_file", "example", example("peers/gke.yaml")),
         ("peer_file", "private", example("peers/edge.yaml")),
         ("policy_file", "access", example("policies/access.yaml")),

@@ -23,7 +23,7 @@ fn they_are_good_and_complete() {
 #[test]
 fn each_is_good_by_itself_and_by_its_schema() {
     let mut checked = 0;
-    for file in ["gateway.yaml", "services.yaml"].map(|name| folder().join(name)).into_iter().chain(
+    for file in ["gateway.yaml", "services.yaml", "sidecar.yaml"].map(|name| folder().join(name)).into_iter().chain(
         ["peers", "policies"]
             .iter()
             .flat_map(|name| std::fs::read_dir(folder().join(name)).unwrap())
@@ -40,7 +40,7 @@ fn each_is_good_by_itself_and_by_its_schema() {
         }
         checked += 1;
     }
-    assert_eq!(checked, 6);
+    assert_eq!(checked, 7);
 }
 
 #[test]

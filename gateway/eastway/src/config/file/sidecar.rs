@@ -1,0 +1,157 @@
+//! `kind: SidecarConfig`: one workload with an Envoy beside it.
+
+use eastway_registry::yaml::{Field, List, Text};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::telemetry::LogFormat;
+
+/// Configuration of `eastway sidecar`, which runs beside one workload: it gets the workload's certificate, and starts an
+/// Envoy that the gateway configures. Relative paths start at the folder of this file.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SidecarConfig {
+    /// Always `eastway.dev/v1alpha1`.
+    #[schemars(extend("const" = "eastway.dev/v1alpha1"))]
+    pub api_version: Field<String>,
+    /// Always `SidecarConfig`.
+    #[schemars(extend("const" = "SidecarConfig"))]
+    pub kind: Field<String>,
+    /// Which workload it stands beside.
+    pub workload: Field<WorkloadNameSection>,
+    /// Where its certificate comes from.
+    pub trust: Field<SidecarTrustSection>,
+    /// The `listen.local` of a gateway of this cluster, host and port, e.g. `10.0.0.5:15012`.
+    #[schemars(length(min = 1))]
+    pub gateway: Field<Text>,
+    /// Folder for sockets and for Envoy's own file; nothing in it needs to be kept. Each sidecar has its own. Default:
+    /// `./state`.
+    #[serde(default)]
+    pub state: Field<String>,
+    /// Envoy.
+    #[serde(default)]
+    pub envoy: Field<EnvoySection>,
+    /// How long connections may go on when it is told to stop, 0s to 1h. Default: `10s`.
+    #[serde(default)]
+    pub drain: Field<Text>,
+    /// Logs, those of Envoy among them.
+    #[serde(default)]
+    pub log: Field<SidecarLogSection>,
+}
+
+/// A workload. Namespace and service account are those that its certificate is for.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct WorkloadNameSection {
+    /// Its namespace.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub namespace: Field<String>,
+    /// Its service account.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub service_account: Field<String>,
+    /// Its own name, that of the pod or host; unique in its namespace.
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub name: Field<String>,
+}
+
+/// Where the workload's certificate comes from.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SidecarTrustSection {
+    /// Trust domain of this cluster's identities, e.g. `onprem.example`.
+    #[schemars(length(min = 1, max = 255), regex(pattern = r"^[a-z0-9._-]+$"))]
+    pub domain: Field<String>,
+    /// Where certificates are asked for: `unix:` and the socket that `trust.workloads` of the ca role's file has for this
+    /// workload, or `https://` with host and port of a ca role that listens on `listen.ca`.
+    pub ca: Field<String>,
+    /// Folder with `cert-chain.pem` and `root-cert.pem` of the issuing CA, which a CA at `https://` is known by. Default:
+    /// `./cacerts`.
+    #[serde(default)]
+    pub cacerts: Field<String>,
+    /// Service-account token, for the audience `eastway-ca`, that is shown to a CA at `https://`; read anew for each
+    /// request. Default: `/var/run/secrets/eastway/token`.
+    #[serde(default)]
+    pub token: Field<String>,
+    /// Lifetime of certificates, 1m to 24h; the CA may give less. Default: `24h`.
+    #[serde(default)]
+    pub leaf_ttl: Field<Text>,
+    /// Namespace that Eastway runs in; with it gateway and CA are known. Default: `eastway-system`.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[serde(default)]
+    pub system_namespace: Field<String>,
+}
+
+/// Envoy.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EnvoySection {
+    /// Its program, 1.36 or newer. Default: `envoy`, as `PATH` has it.
+    #[serde(default)]
+    pub path: Field<String>,
+    /// Further arguments. What the sidecar sets itself (configuration, log format, drain, concurrency) is refused.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub args: List<Text>,
+    /// Port on 127.0.0.1 of Envoy's administration, with its statistics. Whoever reaches it can stop Envoy. Default: none,
+    /// only a socket in the state folder.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 65535))]
+    pub admin: Field<u64>,
+    /// Worker threads, 1 to 1024. Default: 2.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 1024))]
+    pub concurrency: Field<u64>,
+    /// What it logs: `trace`, `debug`, `info`, `warning`, `error`, `critical` or `off`. Default: `warning`.
+    #[serde(default)]
+    pub log: Field<EnvoyLogWord>,
+}
+
+/// Envoy's log levels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, serde::Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline)]
+pub enum EnvoyLogWord {
+    /// Everything.
+    Trace,
+    /// Much.
+    Debug,
+    /// What it does.
+    Info,
+    /// What is probably not meant.
+    #[default]
+    Warning,
+    /// What fails.
+    Error,
+    /// What it dies of.
+    Critical,
+    /// Nothing.
+    Off,
+}
+
+impl EnvoyLogWord {
+    /// As Envoy's command line has it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Trace => "trace",
+            Self::Debug => "debug",
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Error => "error",
+            Self::Critical => "critical",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// Logs.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SidecarLogSection {
+    /// `text` or `json`. Default: `text`.
+    #[serde(default)]
+    pub format: Field<LogFormat>,
+    /// `error`, `warn`, `info`, `debug`, `trace`, or filter directives such as `info,envoy=debug`. Default: `info`.
+    #[serde(default)]
+    pub level: Field<String>,
+}

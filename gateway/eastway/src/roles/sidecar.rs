@@ -1,0 +1,216 @@
+//! The sidecar: beside one workload, outside Kubernetes or in it.
+//!
+//! It makes the workload's key and keeps a certificate for it fresh, hands both to Envoy as secrets ([`secrets`], `sds`),
+//! carries Envoy's stream of configuration to the gateway (`ads`), and runs Envoy ([`program`], `process`), which it
+//! starts with a configuration that leads back here ([`mod@bootstrap`]). All of that is on one Unix socket for this user.
+
+mod admin;
+mod ads;
+pub mod bootstrap;
+mod output;
+mod process;
+pub mod program;
+mod sds;
+pub mod secrets;
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use eastway_identity::SpiffeIdError;
+use eastway_proto::envoy::service::secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Server;
+use tracing::{error, info};
+
+use self::ads::AdsProxy;
+use self::bootstrap::{Files, bootstrap};
+pub use self::process::EnvoyError;
+use self::program::ProgramError;
+use self::sds::SecretService;
+use self::secrets::{SecretError, Secrets};
+use crate::app::disk::write_secret;
+use crate::config::settings::CaAddress;
+use crate::config::{ConfigErrors, SidecarSettings, load_sidecar};
+use crate::local::socket::{SocketError, SocketFile, UserSocket};
+use crate::roles::enroll::{CaClient, NetworkCa, keep_fresh, until_certified};
+use crate::roles::{CA_ACCOUNT, GATEWAY_ACCOUNT, on_signals, raise_file_limit};
+use crate::telemetry::{LogError, LogFormat, LogSettings, log};
+
+/// Connections of the agent's socket. Envoy has one for all its streams, and for a moment the one of before.
+const MAX_CONNECTIONS: usize = 16;
+/// Streams of a connection: one of configuration, one for each secret.
+const MAX_STREAMS: u32 = 256;
+/// Largest request for secrets.
+const MAX_REQUEST: usize = 64 << 10;
+
+/// What a sidecar was asked to run.
+#[derive(Clone, Debug)]
+pub struct SidecarOptions {
+    /// The `kind: SidecarConfig` file.
+    pub config: PathBuf,
+    /// Overrides `log.level` of the file; its grammar is checked.
+    pub log_level: Option<String>,
+    /// Overrides `log.format` of the file.
+    pub log_format: Option<LogFormat>,
+}
+
+/// Why a sidecar could not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SidecarError {
+    /// The file is not usable.
+    #[error(transparent)]
+    Config(#[from] ConfigErrors),
+    /// Logging could not be set up.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The runtime or signals.
+    #[error("cannot start: {0}")]
+    Runtime(#[from] io::Error),
+    /// The trust domain makes no SPIFFE id.
+    #[error("trust.domain: {0}")]
+    TrustDomain(#[from] SpiffeIdError),
+    /// Envoy's program.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// The state folder.
+    #[error("state: cannot use {}: {source}", path.display())]
+    State {
+        /// The folder, or the file in it.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The agent's socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The first certificate is not ours.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// Envoy itself.
+    #[error(transparent)]
+    Envoy(#[from] EnvoyError),
+}
+
+/// Envoy's first configuration, as [`run`] writes it, for a person to read.
+///
+/// # Errors
+/// The file is not usable.
+pub fn print_bootstrap(config: &Path) -> Result<String, ConfigErrors> {
+    let settings = load_sidecar(config)?;
+    Ok(format!("{:#}\n", bootstrap(&settings, &Files::of(&settings.state))))
+}
+
+/// Runs the sidecar until it is told to stop.
+///
+/// # Errors
+/// [`SidecarError`]
+pub fn run(options: &SidecarOptions) -> Result<(), SidecarError> {
+    let settings = load_sidecar(&options.config)?;
+    let level = options.log_level.clone().unwrap_or_else(|| settings.log_level.clone());
+    let format = options.log_format.unwrap_or(settings.log_format);
+    let log = log::install(&LogSettings { format, level })?;
+    raise_file_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        // Little happens here: Envoy has the traffic.
+        .worker_threads(1)
+        .enable_all()
+        .thread_name("eastway")
+        .build()?;
+    let result = runtime.block_on(serve(&settings));
+    runtime.shutdown_background();
+    log.flush();
+    result
+}
+
+async fn serve(settings: &SidecarSettings) -> Result<(), SidecarError> {
+    let identity = settings.identity()?;
+    let version = program::version(&settings.envoy.path).await?;
+    info!(version = env!("CARGO_PKG_VERSION"), envoy = %version, %identity, gateway = %settings.gateway, "sidecar starts");
+    let files = prepare(settings)?;
+    let socket = UserSocket::bind(&files.agent, None)?;
+    let file = socket.file();
+    let (stop, now, end) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+    let signals = tokio::spawn(on_signals(stop.clone(), now.clone()));
+    let tasks = TaskTracker::new();
+    let result = async {
+        let client = ca_client(settings)?;
+        let ttl = settings.trust.leaf_ttl;
+        // There is nothing that Envoy could do without: it starts with the certificate.
+        let Some(enrolled) = stop.run_until_cancelled(until_certified(&client, ttl)).await else { return Ok(()) };
+        let secrets = Secrets::new(identity, enrolled)?;
+        info!(not_after = %humantime::format_rfc3339_seconds(secrets.identity().current().not_after()), "certificate received");
+        tasks.spawn(keep_fresh(client, ttl, Arc::clone(&secrets), end.clone()));
+        tasks.spawn(serve_agent(settings, socket, &secrets, end.clone())?);
+        process::supervise(settings, &files, &stop, &now).await?;
+        Ok(())
+    }
+    .await;
+    end.cancel();
+    tasks.close();
+    tasks.wait().await;
+    clean_up(file, &files);
+    signals.abort();
+    result
+}
+
+/// Makes the state folder, for this user alone, and Envoy's file in it.
+fn prepare(settings: &SidecarSettings) -> Result<Files, SidecarError> {
+    let failed = |path: &Path, source| SidecarError::State { path: path.to_owned(), source };
+    let state = &settings.state;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(state).map_err(|source| failed(state, source))?;
+    // One that was there already may have been open to others.
+    fs::set_permissions(state, fs::Permissions::from_mode(0o700)).map_err(|source| failed(state, source))?;
+    let files = Files::of(state);
+    let text = format!("{:#}\n", bootstrap(settings, &files));
+    write_secret(&files.bootstrap, text.as_bytes()).map_err(|source| failed(&files.bootstrap, source))?;
+    Ok(files)
+}
+
+fn ca_client(settings: &SidecarSettings) -> Result<CaClient, SpiffeIdError> {
+    Ok(match &settings.trust.ca {
+        CaAddress::Unix(socket) => CaClient::new(socket.clone()),
+        CaAddress::Network(address) => CaClient::network(NetworkCa {
+            address: address.clone(),
+            identity: settings.system_account(CA_ACCOUNT)?,
+            anchors: settings.trust.cacerts.clone(),
+            token: settings.trust.token.clone(),
+        }),
+    })
+}
+
+/// Serves Envoy on the agent's socket until `end`.
+fn serve_agent(
+    settings: &SidecarSettings,
+    socket: UserSocket,
+    secrets: &Arc<Secrets>,
+    end: CancellationToken,
+) -> Result<impl Future<Output = ()> + Send + use<>, SpiffeIdError> {
+    let gateway = settings.system_account(GATEWAY_ACCOUNT)?;
+    let proxy = AdsProxy::new(settings.gateway.clone(), gateway, Arc::clone(secrets), end.clone());
+    let service = SecretService { secrets: secrets.subscribe(), stop: end.clone() };
+    let server = Server::builder()
+        .max_concurrent_streams(Some(MAX_STREAMS))
+        .http2_max_header_list_size(Some(16 << 10))
+        .add_service(SecretDiscoveryServiceServer::new(service).max_decoding_message_size(MAX_REQUEST))
+        .add_service(proxy)
+        .serve_with_incoming_shutdown(socket.connections(MAX_CONNECTIONS), end.cancelled_owned());
+    Ok(async move {
+        if let Err(error) = server.await {
+            error!(%error, "Envoy is served no more");
+        }
+    })
+}
+
+/// What the next start makes anew anyway.
+fn clean_up(socket: SocketFile, files: &Files) {
+    socket.remove();
+    for file in [&files.admin, &files.bootstrap] {
+        // Of a process that ends nobody wants to hear that a file was not there.
+        let _gone = fs::remove_file(file);
+    }
+}

@@ -1,0 +1,100 @@
+//! What Envoy is started with: who it is, and that all else comes from the agent's socket.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::config::SidecarSettings;
+
+/// Name of the cluster that is the agent, for whoever names it in configuration that comes later.
+pub const AGENT: &str = "agent";
+
+/// Files of the state folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Files {
+    /// The agent's socket.
+    pub agent: PathBuf,
+    /// Envoy's administration, unless it has a port.
+    pub admin: PathBuf,
+    /// Envoy's first configuration.
+    pub bootstrap: PathBuf,
+}
+
+impl Files {
+    /// Those of this folder.
+    #[must_use]
+    pub fn of(state: &Path) -> Self {
+        Self {
+            agent: state.join("agent.sock"),
+            admin: state.join(crate::config::sidecar::LONGEST_SOCKET),
+            bootstrap: state.join("envoy.json"),
+        }
+    }
+}
+
+/// Envoy's bootstrap configuration.
+#[must_use]
+pub fn bootstrap(settings: &SidecarSettings, files: &Files) -> Value {
+    let (namespace, account) = (settings.namespace.as_str(), settings.service_account.as_str());
+    let from_ads = json!({"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"});
+    json!({
+        "node": {
+            "id": format!("sidecar~{}.{namespace}", settings.name),
+            "cluster": format!("{account}.{namespace}"),
+            // Hints: what counts is the certificate.
+            "metadata": {"NAMESPACE": namespace, "SERVICE_ACCOUNT": account, "LISTEN": "vip"},
+        },
+        // Without it no listener inside Envoy works, and those lead to remote endpoints.
+        "bootstrap_extensions": [{
+            "name": "envoy.bootstrap.internal_listener",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3.InternalListener",
+            },
+        }],
+        "admin": {"address": admin_address(settings, files)},
+        "dynamic_resources": {
+            "ads_config": {
+                "api_type": "DELTA_GRPC",
+                "transport_api_version": "V3",
+                "set_node_on_first_message_only": true,
+                "grpc_services": [{
+                    "envoy_grpc": {
+                        "cluster_name": AGENT,
+                        "retry_policy": {"retry_back_off": {"base_interval": "0.2s", "max_interval": "5s"}},
+                    },
+                }],
+            },
+            "cds_config": from_ads,
+            "lds_config": from_ads,
+        },
+        "static_resources": {"clusters": [agent_cluster(files)]},
+    })
+}
+
+fn admin_address(settings: &SidecarSettings, files: &Files) -> Value {
+    match settings.envoy.admin {
+        Some(port) => json!({"socket_address": {"address": "127.0.0.1", "port_value": port.get()}}),
+        None => json!({"pipe": {"path": files.admin, "mode": 0o600}}),
+    }
+}
+
+/// The agent: HTTP/2 over its socket, whose permissions are what protects it.
+fn agent_cluster(files: &Files) -> Value {
+    json!({
+        "name": AGENT,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                "explicit_http_config": {"http2_protocol_options": {}},
+            },
+        },
+        "load_assignment": {
+            "cluster_name": AGENT,
+            "endpoints": [{
+                "lb_endpoints": [{"endpoint": {"address": {"pipe": {"path": files.agent}}}}],
+            }],
+        },
+    })
+}
