@@ -21,6 +21,7 @@ mod archive;
 pub mod chart;
 pub mod coredns;
 pub mod documents;
+pub mod envoy;
 pub mod flood;
 pub mod kube;
 pub mod load;

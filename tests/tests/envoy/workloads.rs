@@ -1,0 +1,78 @@
+//! Whom the CA certifies on a workload's socket, and what a sidecar says that cannot start.
+
+use anyhow::{Context, Result, ensure};
+use eastway_proto::ca::v1::SignRequest;
+use eastway_proto::ca::v1::certificate_authority_client::CertificateAuthorityClient;
+use eastway_tests::{lab_test, within};
+use hyper_util::rt::TokioIo;
+use rcgen::{CertificateParams, DnType, KeyPair, SanType};
+use serde_json::json;
+use tokio::net::UnixStream;
+use tonic::transport::{Endpoint, Uri};
+
+use crate::host::{Host, PATIENCE, envoys, mode};
+
+/// A request that asks for everything that it should not get.
+fn greedy() -> Result<Vec<u8>> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, "root");
+    params.subject_alt_names = vec![
+        SanType::URI("spiffe://onprem.example/ns/eastway-system/sa/eastway-gateway".try_into()?),
+        SanType::DnsName("onprem.example".try_into()?),
+    ];
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+    Ok(params.serialize_request(&KeyPair::generate()?)?.der().to_vec())
+}
+
+lab_test! {
+    async fn c4_the_socket_says_who_it_is_whatever_the_request_says() {
+        let host = Host::start("1.40.0").await?;
+        let socket = host.path("run/cart.sock");
+        let path = socket.clone();
+        let connector = tower::service_fn(move |_: Uri| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        });
+        let channel = Endpoint::from_static("http://ca").connect_with_connector(connector).await?;
+        let mut client = CertificateAuthorityClient::new(channel);
+        let request = SignRequest { csr: greedy()?.into(), ttl_seconds: 365 * 24 * 3600 };
+        let answer = client.sign(request).await?.into_inner();
+        ensure!(answer.link_keys.is_none());
+        let leaf = answer.chain.first().context("no certificate")?;
+        let text = String::from_utf8_lossy(leaf);
+        ensure!(text.contains("spiffe://onprem.example/ns/shop/sa/cart"));
+        ensure!(!text.contains("eastway-gateway") && !text.contains("root"), "{text}");
+        ensure!(mode(&socket)? == 0o600);
+        Ok(())
+    }
+
+    async fn a_sidecar_with_anothers_socket_or_no_envoy_says_so_and_ends() {
+        let host = Host::start("1.40.0").await?;
+        let trust = json!({"domain": "onprem.example", "ca": "unix:./run/cart.sock"});
+        let mut sidecar = host.sidecar(&json!({"trust": trust}))?;
+        ensure!(sidecar.ended().await?.code() == Some(1));
+        let said = sidecar.log();
+        ensure!(said.contains("certifies spiffe://onprem.example/ns/shop/sa/cart here"), "{said}");
+        let mut sidecar = host.sidecar(&json!({"envoy": {"path": "./envoy"}}))?;
+        ensure!(sidecar.ended().await?.code() == Some(1));
+        ensure!(sidecar.log().contains("there is no Envoy at"), "{}", sidecar.log());
+        // Envoy refuses its own arguments.
+        let path = eastway_tests::envoy::binary("1.40.0")?;
+        let mut sidecar = host.sidecar(&json!({"envoy": {"path": path, "args": ["--no-such-option"]}}))?;
+        ensure!(sidecar.ended().await?.code() == Some(1));
+        ensure!(sidecar.log().contains("Envoy ended right after its start"), "{}", sidecar.log());
+        ensure!(envoys().is_empty());
+        Ok(())
+    }
+
+    async fn a_sidecar_waits_for_its_ca_and_its_gateway() {
+        let host = Host::start("1.40.0").await?;
+        let trust = json!({"domain": "onprem.example", "ca": "unix:./run/late.sock"});
+        let sidecar = host.sidecar(&json!({"trust": trust}))?;
+        within(PATIENCE, "it says what it waits for", async || Ok(sidecar.log().contains("no certificate yet"))).await?;
+        ensure!(envoys().is_empty(), "there is nothing that Envoy could do");
+        std::os::unix::fs::symlink(host.path("run/web.sock"), host.path("run/late.sock"))?;
+        sidecar.caller().await?;
+        sidecar.stop().await
+    }
+}
