@@ -18,6 +18,8 @@ pub enum Habit {
     /// HTTP/1.1 with keep-alive: answers `GET /<id>/<size>` with its name and a body made from `id`
     /// ([`body`]), anything else with an empty 200.
     Http,
+    /// HTTP/1.1 with keep-alive: answers everything with 503.
+    Broken,
     /// Greets with its name and a line feed before it has read anything, then echoes.
     Greeter,
     /// Reads until the client has finished, then sends all of it back and finishes too.
@@ -31,6 +33,9 @@ pub enum Habit {
     /// Sends as fast as it can until the client goes.
     Flood,
 }
+
+/// What [`Habit::Broken`] says.
+const BROKEN: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n";
 
 /// A running server.
 #[derive(Clone, Debug)]
@@ -95,7 +100,8 @@ impl Server {
 async fn converse(stream: TcpStream, name: &str, habit: Habit) -> Result<()> {
     stream.set_nodelay(true)?;
     match habit {
-        Habit::Http => http(stream, name).await,
+        Habit::Http => http(stream, |request| answer(request, name, false)).await,
+        Habit::Broken => http(stream, |_| BROKEN.to_vec()).await,
         Habit::Greeter => {
             let mut stream = stream;
             stream.write_all(format!("{name}\n").as_bytes()).await?;
@@ -138,12 +144,12 @@ async fn flood(mut stream: TcpStream) -> Result<()> {
     Ok(())
 }
 
-async fn http(stream: TcpStream, name: &str) -> Result<()> {
+async fn http(stream: TcpStream, answer: impl Fn(&str) -> Vec<u8>) -> Result<()> {
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read).lines();
     while let Some(request) = lines.next_line().await? {
         while !lines.next_line().await?.context("cut short")?.is_empty() {}
-        write.write_all(&answer(&request, name, false)).await?;
+        write.write_all(&answer(&request)).await?;
     }
     Ok(())
 }

@@ -12,6 +12,7 @@
 mod bodies;
 mod gateway;
 mod host;
+mod whole_path;
 mod workloads;
 
 /// Each with both Envoys.

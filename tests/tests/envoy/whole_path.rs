@@ -1,0 +1,142 @@
+//! The whole path: a workload with an Envoy beside it, its cloud's gateway, a link, the other cloud's gateway, and single
+//! pods there. All of it is configured by us alone.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use eastway_tests::lab::files::{self, trust_domain};
+use eastway_tests::load::{Load, Plan, Record};
+use eastway_tests::mesh::{Mesh, MeshBuilder, NAMESPACE};
+use eastway_tests::servers::Habit;
+use eastway_tests::{envoy, lab_test, within};
+use serde_json::json;
+use tokio::process::Command;
+
+/// Longest wait for what takes a second or two.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// The service account of the workload with the Envoy. Nobody else may call b's services.
+const ACCOUNT: &str = "shopper";
+/// What asks, requests per second.
+const RATE: u32 = 200;
+/// Requests of one look.
+const REQUESTS: u64 = 600;
+/// Port for HBONE, and for xDS.
+const HBONE: u16 = 15008;
+const XDS: u16 = 15012;
+
+/// Clouds a and b, where b lets nobody but the workload of [`ACCOUNT`] in, and pods 11 to 13 of b serve `web`.
+async fn mesh() -> Result<Mesh> {
+    let inside = "10.244.0.1";
+    let settings = json!({
+        "listen": {"hbone": format!("0.0.0.0:{HBONE}"), "local": format!("0.0.0.0:{XDS}")},
+        "sidecars": {"gateway": format!("{inside}:{HBONE}")},
+        "trust": {"workloads": [{"namespace": NAMESPACE, "serviceAccount": ACCOUNT, "socket": "./run/shopper.sock"}]},
+    });
+    let mut mesh = MeshBuilder::of(&["a", "b"]).settings("a", &settings).prepare().await?;
+    ensure!(mesh.cloud("a").net().gateways()[0].inside.to_string() == inside, "the gateway has another address");
+    let policy = files::access_policy(NAMESPACE, "everyone", &["*"], &[("a", ACCOUNT)]);
+    mesh.cloud("b").write_policy("everyone", &policy)?;
+    mesh.start_gateways().await?;
+    mesh.wait_up("a", "b", PATIENCE).await?;
+    for pod in [11, 12, 13] {
+        mesh.serve("b", "web", pod, Habit::Http).await?;
+    }
+    Ok(mesh)
+}
+
+/// Starts the sidecar among a's pods; the import's address is on its own host from then on.
+async fn sidecar(mesh: &mut Mesh, version: &str) -> Result<Plan> {
+    let target = mesh.target("a", "web").await?;
+    let (place, source) = mesh.client("a");
+    place.ip(&format!("route add local {}/32 dev lo", target.ip())).await?;
+    let cloud = mesh.cloud_mut("a");
+    let file = cloud.folder().join("sidecar.yaml");
+    let gateway = cloud.net().gateways()[0].inside;
+    let config = json!({
+        "apiVersion": "eastway.dev/v1alpha1",
+        "kind": "SidecarConfig",
+        "workload": {"namespace": NAMESPACE, "serviceAccount": ACCOUNT, "name": "shopper-1"},
+        "trust": {"domain": trust_domain("a"), "ca": "unix:./run/shopper.sock"},
+        "gateway": format!("{gateway}:{XDS}"),
+        "state": "./shopper",
+        "envoy": {"path": envoy::binary(version)?, "concurrency": 1},
+    });
+    files::write(&file, &config)?;
+    cloud.start_workload("shopper", vec!["sidecar".into(), "--config".into(), file.into()]).await?;
+    let answered = async || mesh.ask("a", target).await.map(|server| server.starts_with("b-1"));
+    within(PATIENCE, "an answer through Envoy", answered).await?;
+    Ok(Plan { source, target, rate: RATE, size: 1_000 })
+}
+
+/// Asks through Envoy; no request may fail.
+async fn asked(mesh: &Mesh, plan: Plan) -> Result<Record> {
+    let (place, _) = mesh.client("a");
+    let load = Load::start(&place, plan);
+    within(PATIENCE, "all requests are sent", async || Ok(load.sent() >= REQUESTS)).await?;
+    let record = load.stop().await?;
+    record.none_failed()?;
+    Ok(record)
+}
+
+/// The lines of Envoy's hosts of `web`: name, figure and value of each.
+async fn hosts(mesh: &Mesh) -> Result<Vec<String>> {
+    let socket = mesh.cloud("a").folder().join("shopper/envoy-admin.sock");
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--fail", "--max-time", "2", "--unix-socket"]).arg(socket).arg("http://envoy/clusters");
+    let output = curl.output().await?;
+    ensure!(output.status.success(), "Envoy's administration does not answer");
+    let lines = String::from_utf8(output.stdout)?;
+    Ok(lines
+        .lines()
+        .filter(|line| line.contains("||web.shop.") && line.contains("envoy://"))
+        .map(str::to_owned)
+        .collect())
+}
+
+/// Endpoints that Envoy has taken out.
+async fn ejected(mesh: &Mesh) -> Result<usize> {
+    Ok(hosts(mesh).await?.iter().filter(|line| line.contains("failed_outlier_check")).count())
+}
+
+async fn one_bad_pod(version: &str) -> Result<()> {
+    let mut mesh = mesh().await?;
+    let plan = sidecar(&mut mesh, version).await?;
+    let is_host = |line: &String| line.contains("::health_flags::");
+    let three = async || Ok(hosts(&mesh).await?.iter().filter(|line| is_host(line)).count() == 3);
+    within(PATIENCE, "Envoy has a host for each pod of b", three).await?;
+    let calm = asked(&mesh, plan).await?;
+    for pod in ["b-11", "b-12", "b-13"] {
+        let share = calm.by_server.get(pod).copied().unwrap_or_default();
+        ensure!(share * 6 > calm.ok, "{pod} answered {share} of {}: {:?}", calm.ok, calm.by_server);
+    }
+    // A pod that answers, and always with an error: nobody but who sees the answers can tell, and it alone goes.
+    let broken = mesh.serve("b", "web", 14, Habit::Broken).await?;
+    within(PATIENCE, "the bad pod was tried", async || {
+        mesh.ask("a", plan.target).await?;
+        Ok(broken.accepted() > 0)
+    })
+    .await?;
+    let record = asked(&mesh, plan).await?;
+    println!("Envoy {version}: {} requests with a bad pod, by {:?}", record.sent, record.by_server);
+    ensure!(record.by_server.len() == 3, "{:?}", record.by_server);
+    ensure!(ejected(&mesh).await? == 1, "{:#?}", hosts(&mesh).await?);
+    mesh.stop().await
+}
+
+lab_test! {
+    /// Each pod of the other cloud is a host of its own, and a bad one is ejected while its siblings behind the same
+    /// gateway keep serving.
+    async fn a_bad_pod_is_ejected_alone_with_envoy_1_40_0() { one_bad_pod("1.40.0").await }
+    async fn a_bad_pod_is_ejected_alone_with_envoy_1_36_2() { one_bad_pod("1.36.2").await }
+
+    /// The source is whom the certificate names, wherever its connection comes from.
+    async fn who_has_no_sidecar_is_not_let_in() {
+        let mut mesh = mesh().await?;
+        let target = mesh.target("a", "web").await?;
+        // The same host, by the virtual address at the gateway: another account.
+        let refused = mesh.ask("a", target).await.err().context("it was let in")?;
+        ensure!(!format!("{refused:#}").contains("no answer within"), "{refused:#}");
+        sidecar(&mut mesh, "1.40.0").await?;
+        mesh.stop().await
+    }
+}
