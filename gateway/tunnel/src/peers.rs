@@ -20,8 +20,10 @@ use crate::events::{FailureCause, LinkFailure};
 use crate::link::Link;
 use crate::transport::Side;
 
-/// Dials in search of a replica that is not linked yet, for each replica that the peer has.
+/// Quick dials in search of a replica that is not linked yet, for each replica that the peer has.
 const SEARCH_PER_REPLICA: u32 = 4;
+/// Between two dials of a search that has found nothing by then (ADR 0015).
+const SEARCH_ON: Duration = Duration::from_secs(15);
 
 /// Losses that are remembered for each peer.
 const MAX_LOSSES: usize = 16;
@@ -229,14 +231,15 @@ impl Peers {
         }
         let mut at = Moment { now, timing: &self.timing, random: &mut self.random };
         let peer = self.peers.entry(Arc::clone(name)).or_insert_with(|| Peer::new(wall));
+        if !peer.is_linked(&facts.replica) {
+            peer.searched = 0;
+        }
+        let pause = if peer.searched < peer.quick_searches() { at.timing.redial } else { SEARCH_ON };
         if let Some(address) = facts.address.clone().and_then(|address| peer.address(&address)) {
-            address.reached(facts.replica, &mut at);
+            address.reached(facts.replica, pause, &mut at);
         }
         if peer.links.len() >= self.links_per_peer {
             return Err((CloseCode::Overloaded, "too many links of this peer"));
-        }
-        if !peer.is_linked(&facts.replica) {
-            peer.searched = 0;
         }
         peer.links.insert(facts.id, facts);
         peer.set_replicas(replicas);
@@ -345,6 +348,9 @@ impl Peer {
         if replicas != self.replicas {
             self.replicas = replicas;
             self.searched = 0;
+            // A pause between two dials of a search that is over now.
+            let reached = self.addresses.iter_mut().filter(|address| address.failures == 0);
+            reached.for_each(|address| address.not_before = Duration::ZERO);
         }
     }
 
@@ -362,10 +368,16 @@ impl Peer {
     /// Whether to dial an address that leads to a linked replica, in the hope of another one behind it. Not
     /// while an address that may lead there of itself was not tried.
     fn wants_search(&self) -> bool {
-        let most = SEARCH_PER_REPLICA.saturating_mul(u32::try_from(self.replicas.len()).unwrap_or(u32::MAX));
         let tried =
             |index| self.is_search(index) || self.addresses.get(index).is_some_and(|address| address.failures > 0);
-        self.searched < most && !self.missing().is_empty() && (0..self.addresses.len()).all(tried)
+        !self.missing().is_empty() && (0..self.addresses.len()).all(tried)
+    }
+
+    /// How many dials of a search are made one soon after the other.
+    fn quick_searches(&self) -> u32 {
+        // Before it said how many, there is one.
+        let replicas = u32::try_from(self.replicas.len()).unwrap_or(u32::MAX).max(1);
+        SEARCH_PER_REPLICA.saturating_mul(replicas)
     }
 
     fn next_due(&self, now: Duration) -> Option<usize> {

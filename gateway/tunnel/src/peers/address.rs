@@ -39,12 +39,12 @@ impl Address {
         self.attempts - 1
     }
 
-    /// The dial begun last led to `replica`.
-    pub(crate) fn reached(&mut self, replica: ReplicaId, at: &mut Moment<'_>) {
+    /// The dial begun last led to `replica`; if another one is wanted, it comes after `pause`.
+    pub(crate) fn reached(&mut self, replica: ReplicaId, pause: Duration, at: &mut Moment<'_>) {
         self.dialling = false;
         self.replica = Some(replica);
         self.last_failure = None;
-        self.not_before = at.now + at.jitter(at.timing.redial);
+        self.not_before = at.now + at.jitter(pause);
     }
 
     /// The dial begun last gave no link.
@@ -60,10 +60,16 @@ impl Address {
 
     /// A link dialled here has ended. `lasted`: it had been good for a while.
     pub(crate) fn lost(&mut self, failure: LinkFailure, lasted: bool, at: &mut Moment<'_>) {
-        if lasted || failure.cause == FailureCause::Done {
+        let done = failure.cause == FailureCause::Done;
+        if lasted || done {
             self.failures = 0;
         }
+        let before = self.not_before;
         self.pause(failure, at);
+        // One link too many, found in a search, is no reason to search sooner.
+        if done {
+            self.not_before = self.not_before.max(before);
+        }
     }
 
     fn pause(&mut self, failure: LinkFailure, at: &mut Moment<'_>) {
