@@ -286,6 +286,24 @@ impl Cluster {
         self.programs.lock().await.values_mut().try_for_each(Daemon::ensure_running)
     }
 
+    /// Starts again what ended by itself and a kubelet would start again, as these are pods elsewhere. Gives the names.
+    ///
+    /// # Errors
+    /// One does not start.
+    pub async fn revive(&self) -> Result<Vec<&'static str>> {
+        let mut revived = Vec::new();
+        for program in [Program::ControllerManager, Program::Scheduler] {
+            let mut programs = self.programs.lock().await;
+            if programs.get_mut(&program).is_some_and(|daemon| daemon.ensure_running().is_err()) {
+                programs.remove(&program);
+                drop(programs);
+                self.start_program(program).await?;
+                revived.push(program.name());
+            }
+        }
+        Ok(revived)
+    }
+
     /// A command to be run on its node: in its network and mount namespaces.
     ///
     /// # Errors

@@ -145,6 +145,11 @@ fn run(name: &str, clusters: &[&str], tests: &[Test], selection: &Selection) -> 
                 ignored += 1;
                 continue;
             }
+            for cluster in bed.clusters() {
+                for program in cluster.revive().await? {
+                    println!("  {} of {} had ended, and was started again", program, cluster.name());
+                }
+            }
             let started = Instant::now();
             let verdict = tokio::time::timeout(test.limit, (test.body)(&bed)).await;
             let took = seconds(started.elapsed());

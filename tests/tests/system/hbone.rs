@@ -257,7 +257,10 @@ lab_test! {
                 };
                 tokio::try_join!(upload, download).map(drop)
             };
-            try_join_all((0..8).map(|_| transfer())).await.context(authority.clone())?;
+            // Two at a time: all at once take two cores for so long that heartbeats of the link are late.
+            for _ in 0..4 {
+                tokio::try_join!(transfer(), transfer()).context(authority.clone())?;
+            }
             println!("8 x {size} bytes there and back: {:?}", begun.elapsed());
         }
         mesh.stop().await
