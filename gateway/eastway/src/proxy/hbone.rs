@@ -1,10 +1,10 @@
 //! HBONE: HTTP/2 CONNECT over mutual TLS, by which sidecars of this cluster reach services, and single endpoints of
 //! them, through this gateway.
 //!
-//! - [`authority`]: what a sidecar asks for.
-//! - [`session`]: one connection of a sidecar, and what becomes of the requests on it.
-//! - [`tunnel`]: one request that was granted, to its end.
-//! - [`body`]: the two directions of its stream.
+//! - `authority`: what a sidecar asks for.
+//! - `session`: one connection of a sidecar, and what becomes of the requests on it.
+//! - `tunnel`: one request that was granted, to its end.
+//! - `body`: the two directions of its stream.
 //!
 //! It is `h2` itself and not hyper: of an upgraded stream hyper hides how its directions end and are reset, and copies
 //! what it carries.
