@@ -23,6 +23,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::kind::{Kind, UnknownKind};
+use crate::resource::Resource;
 use crate::view::View;
 
 /// Most resources of one kind that a client may name.
@@ -31,6 +32,13 @@ const MAX_NAMES: usize = 20_000;
 const MAX_NAME: usize = 1_024;
 /// All resources of a kind.
 const WILDCARD: &str = "*";
+
+/// What a client is to be told of one kind.
+#[derive(Debug, Default)]
+struct Changes {
+    put: Vec<Arc<Resource>>,
+    gone: Vec<Arc<str>>,
+}
 
 /// Why a stream has to end.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use eastway_proto::xds::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 
 use super::answers::{Answers, Status};
-use super::{Answer, MAX_NAMES, Nonces, Session, SessionError, Verdict, WILDCARD, check_names};
+use super::{Answer, Changes, MAX_NAMES, Nonces, Session, SessionError, Verdict, WILDCARD, check_names};
 use crate::kind::Kind;
 use crate::resource::Resource;
 use crate::view::View;
@@ -40,13 +40,6 @@ enum Known {
     Sent(Arc<str>),
     /// It was told that there is none.
     Absent,
-}
-
-/// What a client is to be told of one kind.
-#[derive(Debug, Default)]
-struct Changes {
-    put: Vec<Arc<Resource>>,
-    gone: Vec<Arc<str>>,
 }
 
 impl Session for DeltaSession {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use eastway_proto::xds::discovery::{DiscoveryRequest, DiscoveryResponse};
 
 use super::answers::{Answers, Status};
-use super::{Answer, MAX_NAMES, Nonces, Session, SessionError, Verdict, WILDCARD, check_names};
+use super::{Answer, Changes, MAX_NAMES, Nonces, Session, SessionError, Verdict, WILDCARD, check_names};
 use crate::kind::Kind;
 use crate::resource::Resource;
 use crate::view::View;
@@ -32,13 +32,6 @@ struct Subscription {
     /// Number of the last response.
     last: Option<u64>,
     answers: Answers,
-}
-
-/// What a client is to be told of one kind.
-#[derive(Debug, Default)]
-struct Changes {
-    put: Vec<Arc<Resource>>,
-    gone: Vec<Arc<str>>,
 }
 
 impl Session for WorldSession {
