@@ -263,14 +263,16 @@ async fn u5_a_worker_that_panics_is_started_again() {
 
 #[tokio::test]
 async fn an_address_in_use_is_an_error_and_names_itself() {
-    let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let config = |address| DnsConfig { listen: vec![address], limits: Limits::default() };
+    // An address of its own: on 127.0.0.1 another test's connection may have the port of the other protocol.
+    let own = "127.83.53.1:0";
+    let udp = std::net::UdpSocket::bind(own).unwrap();
     let error = Server::bind(&config(udp.local_addr().unwrap()), store(&[])).unwrap_err();
     assert_eq!((error.transport, error.address), ("udp", udp.local_addr().unwrap()));
-    let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let tcp = std::net::TcpListener::bind(own).unwrap();
     let error = Server::bind(&config(tcp.local_addr().unwrap()), store(&[])).unwrap_err();
     assert_eq!((error.transport, error.address), ("tcp", tcp.local_addr().unwrap()));
-    let first = Server::bind(&config("127.0.0.1:0".parse().unwrap()), store(&[])).unwrap();
+    let first = Server::bind(&config(own.parse().unwrap()), store(&[])).unwrap();
     let second = Server::bind(&config(first.local_addrs()[0]), store(&[])).unwrap_err();
     assert!(second.to_string().starts_with(&format!("cannot serve DNS on {}", first.local_addrs()[0])), "{second}");
 }
