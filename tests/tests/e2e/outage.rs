@@ -302,6 +302,8 @@ async fn away(bed: &Bed, duration: Duration) -> Result<()> {
     // All gateways of a, so that none can stand in for another.
     let restarted = Instant::now();
     let gateways = a.restart_gateways().await?;
+    // The kubelet's own: it waits ever longer with a container that ended before.
+    bed.record("outage.gateway_started_s", seconds(restarted.elapsed()));
     for gateway in &gateways {
         within(PATIENCE, "a restarted gateway is ready", async || is_ready(gateway).await).await?;
     }

@@ -4,6 +4,7 @@
 //! what a peer exports, fails those that the replica it replaces would have served. So peers get a moment. It is
 //! bounded: a peer that does not answer keeps nobody from being ready (invariant I12, fault F17).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,10 +70,18 @@ impl Missing {
 }
 
 fn missing(gateway: &Gateway, snapshot: &Snapshot) -> Option<Missing> {
-    let Some(peers) = gateway.known_peers.borrow().clone() else { return Some(Missing::Peers) };
+    let known = gateway.known_peers.borrow().clone();
+    let peers: BTreeSet<_> = match &known {
+        Some(known) => BTreeSet::clone(known),
+        // While the API server is silent, those of the last run (invariant I12).
+        None => snapshot.peers().filter(|peer| peer.configured).map(|peer| peer.name.clone()).collect(),
+    };
+    if known.is_none() && peers.is_empty() {
+        return Some(Missing::Peers);
+    }
     let links = gateway.tunnel.get().map(|tunnel| tunnel.links());
     let (mut lacks_link, mut lacks_exports) = (false, false);
-    for peer in peers.iter() {
+    for peer in &peers {
         if links.as_ref().is_none_or(|links| links.to(peer.as_str()).is_empty()) {
             lacks_link = true;
         } else {

@@ -126,6 +126,21 @@ async fn i5_a_peer_of_which_nothing_is_known_is_waited_for_but_not_for_ever() {
     running.abort();
 }
 
+#[tokio::test(start_paused = true)]
+async fn i12_without_an_api_server_sidecars_are_served_by_the_peers_of_the_last_run() {
+    let mut rig = Rig::new();
+    rig.sync();
+    rig.known.send_replace(None);
+    rig.address("shop/web", "127.64.0.1");
+    let (publisher, mut views) = rig.publisher();
+    let running = tokio::spawn(publisher.run());
+    sleep(PEERS - Duration::from_secs(1)).await;
+    assert!(views.borrow().is_none(), "there may be other peers");
+    sleep(Duration::from_secs(2)).await;
+    until(&mut views, |view| view.get(Kind::Listener, "127.64.0.1:80").is_some()).await;
+    running.abort();
+}
+
 #[tokio::test]
 async fn endpoint_records_of_all_imports_are_wanted() {
     let mut rig = Rig::new();
