@@ -23,6 +23,8 @@ const SPACE: &str = "e2e-outage";
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Within this a change of one side has to be seen on the other (F16).
 const PROPAGATION: Duration = Duration::from_secs(2);
+/// A gateway that has what it needs on disk: a few seconds for an API server that is only slow, and for links.
+const READY: Duration = Duration::from_secs(10);
 /// How long the API server is away in CI.
 const MINUTE: Duration = Duration::from_secs(60);
 /// And in a soak.
@@ -304,10 +306,12 @@ async fn away(bed: &Bed, duration: Duration) -> Result<()> {
     let gateways = a.restart_gateways().await?;
     // The kubelet's own: it waits ever longer with a container that ended before.
     bed.record("outage.gateway_started_s", seconds(restarted.elapsed()));
+    let started = Instant::now();
     for gateway in &gateways {
         within(PATIENCE, "a restarted gateway is ready", async || is_ready(gateway).await).await?;
     }
     bed.record("outage.gateway_ready_s", seconds(restarted.elapsed()));
+    ensure!(started.elapsed() < READY, "ready from disk only after {:?}", started.elapsed());
     scene.answers(PATIENCE).await?;
     bed.record("outage.gateway_serves_s", seconds(restarted.elapsed()));
     ensure!(resolve(&client_a.place, "echo").await?.1 == [scene.echo.ip()], "its name leads to the same address");

@@ -5,6 +5,7 @@
 //! it is complete once every API server has answered, or after a while without those that have not (invariants I5, I12).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,12 +26,15 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::app::clock;
+use crate::app::disk::write_atomically;
 use crate::app::registries::{self, Host, Running};
 use crate::config::settings::{ClusterPlace, ReadSettings};
 
 /// How long the start of the process waits for API servers that do not answer. A peer that keeps this cluster's services
 /// meanwhile serves them; longer, and one that is gone for good would keep all others from starting.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long it waits for a list that was empty in the last run: what an API server that is away says then (invariant I12).
+const SHORT_PATIENCE: Duration = Duration::from_secs(2);
 /// Pause before a client that could not be made is tried again.
 const CLIENT_PAUSE: Duration = Duration::from_secs(5);
 /// Longest name of a registry, as [`Label`] limits it.
@@ -103,8 +107,14 @@ impl Clusters {
     /// With `members` of an earlier version of itself that run. `own` has the objects; `at_start`: the process waits.
     pub(super) fn with(mut self, own: Access, allow_loopback: bool, members: Members, at_start: bool) -> Self {
         (self.own, self.allow_loopback, self.members) = (own, allow_loopback, members);
-        // What serves already does not stop for a new list.
-        self.patience = if at_start { PATIENCE } else { Duration::ZERO };
+        self.patience = if !at_start {
+            // What serves already does not stop for a new list.
+            Duration::ZERO
+        } else if self.was_empty() {
+            SHORT_PATIENCE
+        } else {
+            PATIENCE
+        };
         self
     }
 
@@ -203,7 +213,27 @@ impl Clusters {
             self.members.0.insert(name, Member { credentials, rules, running, status });
         }
         let servers = self.members.0.len();
+        self.remember(servers);
         self.status.send_modify(|status| (status.servers, status.errors) = (servers, errors));
+    }
+
+    /// Keeps the number of API servers for the next start.
+    fn remember(&self, servers: usize) {
+        let Some(file) = self.host.members_of(&self.name) else { return };
+        let text = servers.to_string();
+        if fs::read_to_string(&file).is_ok_and(|kept| kept == text) {
+            return;
+        }
+        let folder = file.parent().map_or(Ok(()), fs::create_dir_all);
+        if let Err(error) = folder.and_then(|()| write_atomically(&file, text.as_bytes())) {
+            warn!(%error, file = %file.display(), "how many API servers a list has is not kept on disk: a start without it takes longer");
+        }
+    }
+
+    /// Whether the list had no API server when it was read last.
+    fn was_empty(&self) -> bool {
+        let kept = self.host.members_of(&self.name).and_then(|file| fs::read_to_string(file).ok());
+        kept.is_some_and(|kept| kept.trim() == "0")
     }
 
     /// Done when every API server has answered, or has been taken off the list.

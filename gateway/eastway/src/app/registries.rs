@@ -223,11 +223,16 @@ impl Host {
         self.copies.as_ref().map(|folder| folder.join(format!("{registry}.copy")))
     }
 
+    /// Where it is kept how many API servers a list has.
+    pub(super) fn members_of(&self, list: &Label) -> Option<PathBuf> {
+        self.copies.as_ref().map(|folder| folder.join(format!("{list}.members")))
+    }
+
     async fn tell_removed(&self, name: &Label) {
         info!(registry = %name, "registry removed");
-        // Only those of API servers have one.
-        if let Some(copy) = self.copy_of(name) {
-            let _none = std::fs::remove_file(copy);
+        // Files have neither.
+        for kept in self.copy_of(name).into_iter().chain(self.members_of(name)) {
+            let _none = std::fs::remove_file(kept);
         }
         let change = Change::Local { registry: name.clone(), change: LocalChange::Removed };
         self.store.changes(vec![change]).await;

@@ -30,14 +30,20 @@ impl Rig {
         for cluster in clusters {
             register(folder.path(), cluster, cluster);
         }
-        let (configuration, loaded) = watch::channel(read(folder.path(), "istio"));
+        let loaded = read(folder.path(), "istio");
+        Self::run(folder, loaded, registries::Warm::No)
+    }
+
+    /// A process of this configuration.
+    fn run(folder: tempfile::TempDir, loaded: Arc<Loaded>, warm: registries::Warm) -> Self {
+        let (configuration, loaded) = watch::channel(loaded);
         let (writer, reader) = Writer::new(ClusterName::parse("onprem").unwrap());
         let (sender, inputs) = store::queue();
         let (end, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(store::run(writer, inputs, Clock::start(), end.clone()));
         let (shown, statuses) = watch::channel(Arc::default());
         let settings = loaded.borrow().settings.clone();
-        let registries = Registries::new(settings, registries::Warm::No, sender, tasks.clone(), end.clone(), shown);
+        let registries = Registries::new(settings, warm, sender, tasks.clone(), end.clone(), shown);
         tasks.spawn(registries.run(loaded));
         Self { folder, reader, statuses, configuration, end }
     }
@@ -67,10 +73,14 @@ impl Drop for Rig {
 }
 
 fn read(folder: &Path, mark: &str) -> Arc<Loaded> {
+    read_list(folder, &format!("{{folder: clusters, exportMarks: [{mark}]}}"))
+}
+
+fn read_list(folder: &Path, list: &str) -> Arc<Loaded> {
     let file = folder.join("gateway.yaml");
     let text = format!(
         "apiVersion: eastway.dev/v1alpha1\nkind: GatewayConfig\ncluster: onprem\ntrust: {{domain: onprem.example}}\n\
-         registries: [{{name: list, clusterRegistry: {{folder: clusters, exportMarks: [{mark}]}}}}]\n"
+         registries: [{{name: list, clusterRegistry: {list}}}]\n"
     );
     fs::write(&file, text).unwrap();
     Arc::new(config::load(&file).unwrap())
@@ -104,6 +114,41 @@ async fn i5_i12_a_server_that_never_answered_delays_the_start_for_a_bounded_time
     while !rig.reader.load().is_local_synced() {
         rig.reader.changed().await.unwrap();
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn i12_a_list_that_was_empty_in_the_last_run_delays_the_start_for_a_moment() {
+    for (kept, least) in [(Some("0"), SHORT_PATIENCE), (Some("1"), PATIENCE), (None, PATIENCE)] {
+        let folder = tempfile::tempdir().unwrap();
+        // Objects of an API server that cannot be asked: this process is in no pod.
+        let loaded = read_list(folder.path(), "{namespace: eastway-clusters}");
+        let state = loaded.settings.state.join("registries");
+        fs::create_dir_all(&state).unwrap();
+        if let Some(kept) = kept {
+            fs::write(state.join("list.members"), kept).unwrap();
+        }
+        let mut rig = Rig::run(folder, loaded, registries::Warm::Yes);
+        let started = Instant::now();
+        rig.names(&["list"]).await;
+        rig.list(|list| list.synced).await;
+        let waited = started.elapsed();
+        assert!(waited >= least && waited < least + Duration::from_secs(1), "{kept:?}: {waited:?}");
+    }
+}
+
+#[tokio::test]
+async fn how_many_servers_a_list_has_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("clusters")).unwrap();
+    let loaded = read(folder.path(), "istio");
+    let kept = loaded.settings.state.join("registries/list.members");
+    let mut rig = Rig::run(folder, loaded, registries::Warm::Yes);
+    rig.names(&["list"]).await;
+    rig.list(|list| list.synced).await;
+    assert_eq!(fs::read_to_string(&kept).unwrap(), "0");
+    register(rig.folder.path(), "eu", "eu");
+    rig.list(|list| list.servers == 1).await;
+    assert_eq!(fs::read_to_string(&kept).unwrap(), "1");
 }
 
 #[tokio::test]
