@@ -36,7 +36,7 @@ unit: ## Unit, property, snapshot and virtual-time tests, and the fuzz corpora
 	$(CARGO) test --locked --workspace --exclude eastway-tests -q
 
 model: ## The federation simulator: 10,000 seeds of at least 300 events
-	$(CARGO) test --locked --release -q -p eastway-tests --test federation_model -- --nocapture
+	$(CARGO) test --locked --release -q -p eastway-federation --test model -- --nocapture
 
 # The whole workspace is selected so that features are those of `make unit`, and nothing is built twice.
 system: ## Clouds as network namespaces, real CoreDNS and Envoys, the demo and the documents as a user runs them

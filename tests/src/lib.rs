@@ -31,7 +31,6 @@ pub mod relay;
 pub mod rogue;
 pub mod run;
 pub mod sidecar;
-pub mod sim;
 
 pub mod servers;
 pub mod until;

@@ -20,7 +20,7 @@ mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-pub use hits::{Hits, Kind};
+pub use hits::Hits;
 pub use world::MIN_EVENTS;
 
 /// An invariant that does not hold.

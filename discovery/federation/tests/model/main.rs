@@ -1,15 +1,25 @@
-//! The model rung: federated clusters in the seeded simulator, see [`eastway_tests::sim`].
+//! The model rung: federated clusters in the seeded simulator, see [`sim`].
 //!
 //! `EASTWAY_SIM_SEEDS` sets how many seeds are run (10,000 in release, 100 in dev), and
 //! `EASTWAY_SIM_SEED=<n>` replays one with every event printed.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "this is test code: a panic is a verdict")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    unreachable_pub,
+    reason = "this is test code: a panic is a verdict"
+)]
+
+mod sim;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use eastway_tests::sim::{self, Hits, MIN_EVENTS, Violation};
+use sim::{Hits, MIN_EVENTS, Violation};
 
 /// Seeds of a plain run.
 const SEEDS: u64 = if cfg!(debug_assertions) { 100 } else { 10_000 };
