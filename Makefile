@@ -11,7 +11,7 @@ COREDNS_VERSION := v1.15.0
 HELM_VERSION := v3.22.0
 export EASTWAY_TOOLS := $(TOOLS)
 
-.PHONY: help demo build image test unit model system demo-check e2e e2e-build e2e-clusters e2e-documents soak bed check fmt clippy doc deny deps deps-e2e bench-micro bench-dns sabotage
+.PHONY: help demo build image test unit model system demo-check e2e e2e-build e2e-clusters e2e-documents soak bed check fmt clippy doc deny deps deps-e2e bench-micro bench-dns bench-xds sabotage
 .PHONY: regenerate
 
 help: ## List the targets
@@ -98,6 +98,9 @@ bench-micro: ## Micro-benchmarks, and the budgets beside what is measured (ARGS=
 
 bench-dns: deps ## DNS against CoreDNS on the same names in one run
 	./bench/dns/run
+
+bench-xds: ## Pushes to 1,000 sidecars beside go-control-plane's snapshot cache (needs Go and jq; figures go to bench/results/xds.json)
+	@./bench/xds/run
 
 deps: ## What the tests need beside the Rust toolchain
 	@./tests/tools/install $(TOOLS) $(COREDNS_VERSION) $(HELM_VERSION)

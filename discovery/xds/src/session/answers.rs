@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use eastway_proto::xds::discovery::ErrorDetail;
 
-/// Responses whose answer is awaited; of more the oldest are forgotten.
-const MAX_OUTSTANDING: usize = 64;
+/// Responses whose answer is awaited; of more the oldest are forgotten. The parts of 32 MiB, which are more services than
+/// one gateway has.
+const MAX_OUTSTANDING: usize = 1_024;
 /// Names of a refused response that are kept for people.
 const MAX_REFUSED_NAMES: usize = 16;
 /// Longest reason that is kept, characters.

@@ -12,6 +12,11 @@ use crate::kind::Kind;
 use crate::resource::Resource;
 use crate::view::View;
 
+/// What a response may hold unless one resource is larger. A connection keeps a buffer of the size of its largest
+/// response for as long as it lives: a thousand clients of a thousand services would hold gigabytes. What belongs
+/// together is on the stream together: no request is handled in between.
+pub(super) const MAX_RESPONSE: usize = 32 << 10;
+
 /// A delta stream.
 #[derive(Debug)]
 pub struct DeltaSession {
@@ -171,15 +176,18 @@ impl DeltaSession {
             let Some(Changes { put, gone }) = changes.get_mut(&kind) else { continue };
             let put = std::mem::take(put);
             let unanswered = self.kinds.get(&kind).is_some_and(|one| !one.answered && one.wants_something());
+            for part in parts(&put, |resource| resource.delta().len()) {
+                responses.extend(self.response(kind, view, part, &[]));
+            }
             // A request for what nobody has, or has already, is answered as well.
-            if !put.is_empty() || unanswered && gone.is_empty() {
-                responses.extend(self.response(kind, view, &put, &[]));
+            if put.is_empty() && unanswered && gone.is_empty() {
+                responses.extend(self.response(kind, view, &[], &[]));
             }
         }
         for kind in Kind::REMOVAL {
             let Some(Changes { gone, .. }) = changes.remove(&kind) else { continue };
-            if !gone.is_empty() {
-                responses.extend(self.response(kind, view, &[], &gone));
+            for part in parts(&gone, |name| name.len()) {
+                responses.extend(self.response(kind, view, &[], part));
             }
         }
         responses
@@ -216,6 +224,22 @@ impl DeltaSession {
             removed_resources: gone.iter().map(ToString::to_string).collect(),
         })
     }
+}
+
+/// The items in their order, in parts of at most [`MAX_RESPONSE`] bytes or one item.
+fn parts<T>(items: &[T], size: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
+    let mut rest = items;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = |item: &&T| {
+            bytes += size(item);
+            bytes <= MAX_RESPONSE
+        };
+        let count = rest.iter().take_while(fits).count().max(1);
+        let (part, others) = rest.split_at_checked(count)?;
+        rest = others;
+        Some(part)
+    })
 }
 
 impl Subscription {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use eastway_proto::xds::discovery as wire;
 use prost::Message;
 
+use super::delta::MAX_RESPONSE;
 use super::*;
 use crate::resource::Resource;
 use crate::view::Edit;
@@ -103,6 +104,42 @@ fn a_changed_cluster_is_followed_by_its_endpoints_even_if_they_are_the_same() {
     assert_eq!(push(&mut session, &second), ["cds a=2", "eds a=1"]);
     let third = Arc::new(second.edited([put(C, "a", "3"), put(E, "a", "3"), put(E, "b", "3")]).unwrap());
     assert_eq!(push(&mut session, &third), ["cds a=3", "eds a=3 b=3"], "and once");
+}
+
+#[test]
+fn what_is_large_comes_in_parts_of_a_bounded_size_that_are_refused_one_by_one() {
+    let mut session = new();
+    let large = "x".repeat(MAX_RESPONSE * 2 / 5);
+    let mut edits: Vec<_> = (0..5).map(|number| put(C, &format!("c{number}"), &large)).collect();
+    edits.push(put(C, "c5", &"y".repeat(MAX_RESPONSE * 2)));
+    let first = view(edits);
+    push(&mut session, &first);
+    let ask = |request| wire::DeltaDiscoveryRequest { type_url: C.url().into(), ..request };
+    let responses = session.handle(ask(delta(&[]))).unwrap().responses;
+    let counts: Vec<_> = responses.iter().map(|response| response.resources.len()).collect();
+    assert_eq!(counts, [2, 2, 1, 1]);
+    let refuse = |response: &wire::DeltaDiscoveryResponse, error| {
+        ask(wire::DeltaDiscoveryRequest {
+            response_nonce: response.nonce.clone(),
+            error_detail: error,
+            ..wire::DeltaDiscoveryRequest::default()
+        })
+    };
+    let bad = wire::ErrorDetail { message: "no".to_owned(), ..wire::ErrorDetail::default() };
+    for (number, response) in responses.iter().enumerate() {
+        let error = (number == 1).then(|| bad.clone());
+        let refused = error.is_some();
+        let answer = session.handle(refuse(response, error)).unwrap();
+        assert!(answer.responses.is_empty());
+        assert_eq!(matches!(answer.verdict, Verdict::Refused(..)), refused, "{number}: {:?}", answer.verdict);
+    }
+    // Names that go are bounded as well.
+    let names: Vec<_> = (0..2_000).map(|number| format!("{number:0>64}")).collect();
+    let many = Arc::new(first.edited(names.iter().map(|name| put(C, name, "1"))).unwrap());
+    push(&mut session, &many);
+    let none = Arc::new(many.edited(names.iter().map(|name| gone(C, name))).unwrap());
+    let told: Vec<_> = session.update(none).iter().map(|response| response.removed_resources.len()).collect();
+    assert_eq!(told, [512, 512, 512, 464]);
 }
 
 fn claims(versions: &[(Kind, &str)], view: &View, others: &[(&str, &str)]) -> wire::DeltaDiscoveryRequest {
