@@ -109,7 +109,7 @@ deps-e2e: deps ## What `make e2e` needs beside: containerd and others from Debia
 	@./tests/tools/install-e2e $(TOOLS)
 
 regenerate: ## Write generated code and schemas anew
-	EASTWAY_REGENERATE=1 $(CARGO) test -q -p eastway-proto --test bootstrap
+	EASTWAY_REGENERATE=1 $(CARGO) test -q -p eastway-proto --test bootstrap --test schema
 	EASTWAY_REGENERATE=1 $(CARGO) test -q -p eastway --lib schema
 	EASTWAY_REGENERATE=1 $(CARGO) test -q -p eastway --test docs
 	EASTWAY_REGENERATE=1 $(CARGO) test -q -p eastway-tests --test chart schema_

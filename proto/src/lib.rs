@@ -130,4 +130,9 @@ pub mod xds {
 pub mod envoy {
     pub use envoy_types::pb::envoy::{config, extensions, service, r#type};
     pub use envoy_types::pb::google;
+
+    /// Names and types of the fields of what proxies are told. A line that begins with no space names a message or, after
+    /// `=`, an enumeration; those below it are its fields (number, name, type; `*` before a list's, `%` before a map's two)
+    /// or its values.
+    pub const SCHEMA: &str = include_str!("gen/envoy.schema");
 }

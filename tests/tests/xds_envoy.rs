@@ -220,10 +220,10 @@ impl World {
         let newest = self.views.borrow().clone().context("a view")?;
         let complete = async || {
             let [client] = &self.clients.list()[..] else { return Ok(false) };
-            let refused = client.kinds.iter().find_map(|(kind, status)| Some((kind, status.refused.as_ref()?)));
+            let refused = client.kinds.iter().find_map(|(kind, report)| Some((kind, report.status.refused.as_ref()?)));
             ensure!(refused.is_none(), "{refused:?}");
             let taken = |kind| {
-                let status = client.kinds.get(&kind);
+                let status = client.kinds.get(&kind).map(|report| &report.status);
                 status.is_some_and(|status| status.outstanding == 0 && status.sent.is_some())
             };
             let complete = [Kind::Cluster, Kind::Endpoints, Kind::Listener].into_iter().all(taken);
@@ -244,6 +244,7 @@ fn serve(
     let workload = Workload { namespace: Label::parse("shop")?, service_account: Label::parse("client")? };
     let admit = move |_: &tonic::Extensions| {
         Ok(Caller {
+            serial: "0a1b".into(),
             address: "its socket".to_owned(),
             identity: "spiffe://a.example/ns/shop/sa/client".into(),
             workload: workload.clone(),

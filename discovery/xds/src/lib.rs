@@ -5,9 +5,11 @@
 //! - [`session`]: one client's stream as a state machine without I/O, in both forms of the protocol: state of the
 //!   world, and delta.
 //! - [`server`]: the gRPC service around it, and the list of who is connected.
+//! - [`explain`]: resources as people read them.
 //!
 //! Not here: who may connect (the caller admits), where virtual addresses come from, and TLS.
 
+pub mod explain;
 pub mod kind;
 pub mod node;
 pub mod resource;

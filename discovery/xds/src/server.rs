@@ -5,12 +5,12 @@
 
 mod clients;
 
-pub use clients::{Client, Clients};
+pub use clients::{Client, Clients, Report};
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use eastway_proto::xds::discovery as wire;
@@ -41,6 +41,8 @@ pub struct Caller {
     pub identity: Arc<str>,
     /// The workload that this names.
     pub workload: Workload,
+    /// Serial number of its certificate, for people.
+    pub serial: Arc<str>,
     /// When its certificate ends, and the stream with it.
     pub not_after: SystemTime,
 }
@@ -152,7 +154,7 @@ impl Server {
         let (sender, receiver) = mpsc::channel(1);
         let number = self.streams.fetch_add(1, Ordering::Relaxed);
         let task = Task::<S> {
-            session: S::new(format!("{:x}.{number}", self.epoch)),
+            session: Arc::new(Mutex::new(S::new(format!("{:x}.{number}", self.epoch)))),
             caller,
             views: self.views.clone(),
             requests: request.into_inner(),
@@ -208,7 +210,8 @@ impl Typed for wire::DeltaDiscoveryResponse {
 
 /// One client.
 struct Task<S: Session> {
-    session: S,
+    /// Locked for a moment, and by those who ask what the client was told.
+    session: Arc<Mutex<S>>,
     caller: Caller,
     views: watch::Receiver<Option<Arc<View>>>,
     requests: Streaming<S::Request>,
@@ -299,9 +302,11 @@ where
             Err(error) => return error.into(),
         };
         // Taken out of the list when this ends, however it ends.
-        let entry = self.clients.enter(&node, &self.caller, Arc::clone(&self.observer));
-        if let Some(view) = self.views.borrow_and_update().clone() {
-            self.session.update(view);
+        let session = Arc::clone(&self.session) as Arc<dyn clients::Told>;
+        let entry = self.clients.enter(&node, &self.caller, session, Arc::clone(&self.observer));
+        let view = self.views.borrow_and_update().clone();
+        if let Some(view) = view {
+            self.session().update(view);
         }
         let mut next = Some(first);
         loop {
@@ -312,10 +317,11 @@ where
                 },
                 None => {
                     let view = self.views.borrow_and_update().clone();
-                    view.map(|view| self.session.update(view)).unwrap_or_default()
+                    view.map(|view| self.session().update(view)).unwrap_or_default()
                 }
             };
-            entry.set(self.session.status());
+            let status = self.session().status();
+            entry.set(status);
             for response in responses {
                 if let Err(end) = self.send(response).await {
                     return end;
@@ -335,11 +341,15 @@ where
 
     fn take(&mut self, request: S::Request, node: &Node) -> Result<Vec<S::Response>, End> {
         node.check_again(S::node(&request), &self.caller.workload)?;
-        let answer = self.session.handle(request)?;
+        let answer = self.session().handle(request)?;
         if let Verdict::Refused(kind, reason) = &answer.verdict {
             self.observer.refused(&node.id, *kind, reason);
         }
         Ok(answer.responses)
+    }
+
+    fn session(&self) -> MutexGuard<'_, S> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn send(&mut self, response: S::Response) -> Result<(), End> {

@@ -12,7 +12,7 @@ mod answers;
 mod delta;
 mod world;
 
-pub use answers::{Refused, Status};
+pub use answers::{Refused, State, Status};
 pub use delta::DeltaSession;
 pub use world::WorldSession;
 
@@ -99,6 +99,9 @@ pub trait Session: fmt::Debug + Send + 'static {
 
     /// What was sent, acknowledged and refused, by kind.
     fn status(&self) -> BTreeMap<Kind, Status>;
+
+    /// The resources of one kind that the client has been told, by name; also those that it refused.
+    fn told(&self, kind: Kind) -> Vec<Arc<Resource>>;
 }
 
 /// Numbers of responses.

@@ -1,5 +1,7 @@
 //! Reading the fields of a certificate that decisions need, and writing new certificates.
 
+use std::time::SystemTime;
+
 use rustls_pki_types::CertificateDer;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
@@ -19,6 +21,28 @@ pub(crate) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, String> {
         Ok((rest, _)) => Err(format!("{} bytes follow the certificate", rest.len())),
         Err(error) => Err(error.to_string()),
     }
+}
+
+/// What a certificate says of itself, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFacts {
+    /// Whose it is.
+    pub subject: String,
+    /// Its serial number, in hexadecimal.
+    pub serial: String,
+    /// When it ends.
+    pub not_after: SystemTime,
+}
+
+/// What a certificate says of itself; `None` if it cannot be parsed.
+#[must_use]
+pub fn certificate_facts(certificate: &CertificateDer<'_>) -> Option<CertificateFacts> {
+    let parsed = parse(certificate).ok()?;
+    Some(CertificateFacts {
+        subject: parsed.subject().to_string(),
+        serial: crate::crl::serial(certificate)?,
+        not_after: not_after(&parsed).to_system(),
+    })
 }
 
 pub(crate) fn not_before(certificate: &X509Certificate<'_>) -> Timestamp {

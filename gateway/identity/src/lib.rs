@@ -29,6 +29,7 @@ pub mod tls;
 mod trust;
 
 pub use ca::Ca;
+pub use certificate::{CertificateFacts, certificate_facts};
 pub use clock::{Clock, system_clock};
 pub use identity::{Identity, IdentityError, IdentityStore, renewal_time};
 pub use key::{KeyError, PrivateKey, key_to_pem};

@@ -12,6 +12,7 @@ use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::CertificateDer;
 
 use crate::clock::Clock;
+use crate::crl;
 use crate::handshake::{self, Judge};
 use crate::identity::IdentityStore;
 use crate::pin::SpkiPin;
@@ -80,6 +81,8 @@ impl fmt::Display for Wanted {
 pub struct LocalCaller {
     /// Who it is.
     pub id: SpiffeId,
+    /// Serial number of its leaf, in hexadecimal.
+    pub serial: Arc<str>,
     /// Earliest end of life in its chain.
     pub not_after: SystemTime,
 }
@@ -144,7 +147,8 @@ impl LocalTrust {
         if !self.wanted.accepts(&id) {
             return Err(LocalError::NotWanted { presented: id, wanted: self.wanted.clone() });
         }
-        Ok(LocalCaller { id, not_after })
+        let serial = chain.first().and_then(crl::serial).unwrap_or_default();
+        Ok(LocalCaller { id, serial: serial.into(), not_after })
     }
 }
 

@@ -408,3 +408,33 @@ fn equal_content_is_equal_bytes() {
         assert!(same.iter().all(|(a, b)| a == b), "{kind}");
     }
 }
+
+/// `eastway proxy-config` shows all of it by name: nothing is a mere number, nothing is a type that it does not know.
+#[test]
+fn everything_that_is_sent_can_be_shown() {
+    let mut world = World::new();
+    world.export("b", "shop/web", &[port(80, Some("http")), port(81, Some("grpc")), port(82, None)], 2);
+    world.address("shop/web", &["242.0.0.1"]);
+    world.local("shop/web", &[port(80, Some("http"))], Vec::new());
+    world.endpoints("b", "shop/web", vec![endpoint("w1", Some("z"), EndpointCondition::READY, Some("v1"))]);
+    let schema = crate::explain::Schema::load();
+    let view = world.view();
+    for kind in Kind::ALL {
+        for resource in view.all(kind) {
+            let shown = schema.resource(kind, resource);
+            let name = if kind == Kind::Endpoints { "/cluster_name" } else { "/name" };
+            assert_eq!(shown.pointer(name).and_then(serde_json::Value::as_str), Some(&**resource.name()));
+            assert!(is_read(&shown), "{shown}");
+        }
+    }
+}
+
+/// Whether every field has a name, and every type was known.
+fn is_read(value: &serde_json::Value) -> bool {
+    let fields = value.as_object().into_iter().flatten();
+    let is_named = fields.clone().all(|(name, value)| !name.starts_with('#') && is_read(value));
+    let is_unknown = fields.count() == 2
+        && value.get("@type").is_some()
+        && value.get("value").is_some_and(serde_json::Value::is_string);
+    is_named && !is_unknown && value.as_array().into_iter().flatten().all(is_read)
+}

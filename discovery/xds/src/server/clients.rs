@@ -7,8 +7,9 @@ use std::time::SystemTime;
 
 use crate::kind::Kind;
 use crate::node::Node;
+use crate::resource::Resource;
 use crate::server::{Caller, Observer};
-use crate::session::Status;
+use crate::session::{Session, Status};
 
 /// One connected client.
 #[derive(Clone, Debug)]
@@ -21,8 +22,41 @@ pub struct Client {
     pub address: String,
     /// When it came.
     pub since: SystemTime,
+    /// Serial number of the certificate that it showed.
+    pub serial: Arc<str>,
+    /// When that ends.
+    pub not_after: SystemTime,
     /// What it has, by kind.
-    pub kinds: BTreeMap<Kind, Status>,
+    pub kinds: BTreeMap<Kind, Report>,
+    session: Arc<dyn Told>,
+}
+
+/// Where a client stands with one kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// What it was sent, has taken and has refused.
+    pub status: Status,
+    /// Since when it is in this [state](Status::state).
+    pub since: SystemTime,
+}
+
+impl Client {
+    /// The resources of one kind that it has been told, by name; also those that it refused.
+    #[must_use]
+    pub fn told(&self, kind: Kind) -> Vec<Arc<Resource>> {
+        self.session.told(kind)
+    }
+}
+
+/// A session that others may look into.
+pub(super) trait Told: fmt::Debug + Send + Sync {
+    fn told(&self, kind: Kind) -> Vec<Arc<Resource>>;
+}
+
+impl<S: Session> Told for Mutex<S> {
+    fn told(&self, kind: Kind) -> Vec<Arc<Resource>> {
+        self.lock().unwrap_or_else(PoisonError::into_inner).told(kind)
+    }
 }
 
 /// All connected clients.
@@ -57,13 +91,22 @@ impl Clients {
     }
 
     /// Puts a client on the list for as long as the entry lives.
-    pub(super) fn enter(self: &Arc<Self>, node: &Node, caller: &Caller, observer: Arc<dyn Observer>) -> Entry {
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        node: &Node,
+        caller: &Caller,
+        session: Arc<dyn Told>,
+        observer: Arc<dyn Observer>,
+    ) -> Entry {
         let client = Client {
             node: node.clone(),
             identity: Arc::clone(&caller.identity),
             address: caller.address.clone(),
             since: SystemTime::now(),
+            serial: Arc::clone(&caller.serial),
+            not_after: caller.not_after,
             kinds: BTreeMap::new(),
+            session,
         };
         let (number, count) = {
             let mut list = self.lock();
@@ -90,9 +133,14 @@ pub(super) struct Entry {
 
 impl Entry {
     pub(super) fn set(&self, kinds: BTreeMap<Kind, Status>) {
-        if let Some(client) = self.clients.lock().clients.get_mut(&self.number) {
-            client.kinds = kinds;
-        }
+        let mut list = self.clients.lock();
+        let Some(client) = list.clients.get_mut(&self.number) else { return };
+        let now = SystemTime::now();
+        let report = |(kind, status): (Kind, Status)| {
+            let before = client.kinds.get(&kind).filter(|before| before.status.state() == status.state());
+            (kind, Report { since: before.map_or(now, |before| before.since), status })
+        };
+        client.kinds = kinds.into_iter().map(report).collect();
     }
 }
 

@@ -10,6 +10,7 @@ use tokio::sync::mpsc::Sender;
 
 use super::*;
 use crate::resource::Resource;
+use crate::session::State;
 use crate::view::Edit;
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -53,6 +54,7 @@ fn rig(life: Duration, limits: Limits) -> Rig {
         Ok(Caller {
             address: "192.0.2.1:5".to_owned(),
             identity: "spiffe://a.example/ns/shop/sa/web".into(),
+            serial: "0a1b".into(),
             workload: Workload { namespace: label("shop")?, service_account: label("web")? },
             not_after: SystemTime::now() + life,
         })
@@ -128,11 +130,12 @@ async fn a_client_is_listed_with_what_it_has_taken_and_refused() {
         ..subscribe(Kind::Cluster)
     };
     requests.send(refusal).await.unwrap();
-    let refused = || rig.clients.list()[0].kinds.get(&Kind::Cluster).and_then(|status| status.refused.clone());
+    let refused = || rig.clients.list()[0].kinds.get(&Kind::Cluster).and_then(|report| report.status.refused.clone());
     until("the refusal is kept", || refused().is_some()).await;
     assert_eq!(&*refused().unwrap().reason, "no such filter");
     assert_eq!(*rig.seen.refusals.lock().unwrap(), ["sidecar~web-1.shop cds no such filter"]);
     let client = &rig.clients.list()[0];
+    assert_eq!(client.kinds[&Kind::Cluster].status.state(), State::Refused);
     assert_eq!(
         (client.node.id.as_str(), &*client.identity),
         ("sidecar~web-1.shop", "spiffe://a.example/ns/shop/sa/web")
@@ -140,6 +143,8 @@ async fn a_client_is_listed_with_what_it_has_taken_and_refused() {
     rig.views.send_replace(Some(clusters(&first, &["a"], 2)));
     let response = next(&mut responses).await.unwrap();
     assert_eq!(response.resources.len(), 1);
+    let told = rig.clients.list()[0].told(Kind::Cluster);
+    assert_eq!(told.iter().map(|one| &**one.name()).collect::<Vec<_>>(), ["a"], "it was told, whatever it says");
     drop((requests, responses));
     until("it is gone", || rig.clients.is_empty() && rig.seen.connected.load(Ordering::Relaxed) == 0).await;
 }

@@ -32,6 +32,35 @@ pub struct Status {
     pub refused: Option<Refused>,
 }
 
+/// Where a client stands with one kind, in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It asked, and there was nothing to send yet.
+    NotSent,
+    /// It has taken the last response.
+    Synced,
+    /// It has not answered the last response yet.
+    Stale,
+    /// It has refused something that was not replaced since.
+    Refused,
+}
+
+impl Status {
+    /// The state in a word.
+    #[must_use]
+    pub fn state(&self) -> State {
+        if self.refused.is_some() {
+            State::Refused
+        } else if self.sent.is_none() {
+            State::NotSent
+        } else if self.outstanding > 0 {
+            State::Stale
+        } else {
+            State::Synced
+        }
+    }
+}
+
 /// A refused response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {

@@ -109,6 +109,13 @@ impl Session for DeltaSession {
         let status = |one: &Subscription| one.answers.status(one.wildcard, one.names.len());
         self.kinds.iter().map(|(kind, subscription)| (*kind, status(subscription))).collect()
     }
+
+    fn told(&self, kind: Kind) -> Vec<Arc<Resource>> {
+        let (Some(view), Some(subscription)) = (&self.view, self.kinds.get(&kind)) else { return Vec::new() };
+        let known = subscription.known.iter();
+        let told = known.filter_map(|(name, known)| view.get(kind, name).filter(|resource| known.is(resource)));
+        told.cloned().collect()
+    }
 }
 
 impl DeltaSession {

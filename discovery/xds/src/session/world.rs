@@ -98,6 +98,10 @@ impl Session for WorldSession {
         let status = |one: &Subscription| one.answers.status(one.wildcard, one.names.len());
         self.kinds.iter().map(|(kind, subscription)| (*kind, status(subscription))).collect()
     }
+
+    fn told(&self, kind: Kind) -> Vec<Arc<Resource>> {
+        self.kinds.get(&kind).into_iter().flat_map(|subscription| subscription.known.values().cloned()).collect()
+    }
 }
 
 impl WorldSession {

@@ -200,8 +200,8 @@ pub(crate) fn admit(system: &str, telemetry: Telemetry) -> Admit {
             return Err(Status::permission_denied("only workloads have sidecars"));
         };
         let identity_text = Arc::from(identity.id.as_str());
-        let not_after = identity.not_after;
-        Ok(Caller { address: address.to_string(), identity: identity_text, workload, not_after })
+        let (serial, not_after) = (Arc::clone(&identity.serial), identity.not_after);
+        Ok(Caller { address: address.to_string(), identity: identity_text, workload, serial, not_after })
     })
 }
 
