@@ -11,6 +11,7 @@ pub mod health;
 pub mod http;
 pub mod readiness;
 pub mod scrape;
+pub mod sidecars;
 pub mod source;
 pub mod views;
 

@@ -14,6 +14,7 @@ pub mod exit;
 mod kube;
 mod output;
 mod peer;
+mod proxy;
 mod run;
 mod schema;
 mod show;
@@ -104,6 +105,10 @@ enum Command {
     /// Ask the gateway's DNS server, or see what it does
     #[command(subcommand)]
     Dns(dns::DnsCommand),
+    /// Show what each sidecar was sent, has acknowledged and has refused
+    ProxyStatus(proxy::StatusArgs),
+    /// Show what a sidecar was told: listeners, routes, clusters, endpoints, secrets
+    ProxyConfig(proxy::ConfigArgs),
     /// Explain where a connection would go, and why not elsewhere
     Describe(describe::DescribeArgs),
     /// Find out what is wrong, why, and what to do
@@ -153,6 +158,8 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Services(args) => show::services(&args),
         Command::Endpoints(args) => show::endpoints(&args),
         Command::Dns(command) => dns::run(&command),
+        Command::ProxyStatus(args) => proxy::status(&args),
+        Command::ProxyConfig(args) => proxy::config(&args),
         Command::Describe(args) => describe::describe(&args),
         Command::Check(args) => check::check(&args),
         Command::Cleanup(args) => cleanup::run(&args),

@@ -70,6 +70,8 @@ fn bad_usage_is_one_line_and_exit_code_2() {
         (&["describe", "a/b", "--port", "0x50"], "invalid value '0x50'"),
         (&["check", "--explain", "EW999"], "not a code"),
         (&["completion", "klingon"], "invalid value 'klingon'"),
+        (&["proxy-config", "clusters"], "<NODE>"),
+        (&["proxy-config", "bootstraps", "a.b"], "invalid value 'bootstraps'"),
     ];
     for (arguments, expected) in table {
         let output = run(arguments);
@@ -102,7 +104,7 @@ fn help_and_version_succeed_on_standard_output() {
 
 #[test]
 fn help_teaches() {
-    for command in ["", "run", "ca", "check", "describe"] {
+    for command in ["", "run", "ca", "check", "describe", "proxy-status", "proxy-config"] {
         let mut arguments: Vec<&str> = Vec::from_iter((!command.is_empty()).then_some(command));
         arguments.push("--help");
         let name = if command.is_empty() { "eastway" } else { command };
@@ -551,6 +553,64 @@ async fn tables_show_what_the_gateway_knows() {
         "services     2 local (2 exported), 2 imported, 3 virtual addresses",
     ] {
         assert!(status.lines().any(|shown| shown == line), "{line:?} is missing in\n{status}");
+    }
+}
+
+/// As above, and every `5d 17h`, `in 3s` or `4h ago` as `…`: the clock goes on.
+fn without_times(text: &str) -> String {
+    let is_time = |word: &str| {
+        let number = word.trim_end_matches(|c: char| c.is_ascii_lowercase());
+        let unit = word.get(number.len()..).unwrap_or_default();
+        !number.is_empty() && number.bytes().all(|c| c.is_ascii_digit()) && ["ms", "s", "m", "h", "d"].contains(&unit)
+    };
+    let mut shown = String::new();
+    for line in without_ages(text).lines() {
+        let mut words: Vec<&str> = Vec::new();
+        for word in line.split(' ') {
+            let time = word.trim_end_matches([':', ',']);
+            let end = word.get(time.len()..).unwrap_or_default();
+            if is_time(time) {
+                words.extend((words.last() != Some(&"…")).then_some("…"));
+                words.extend((!end.is_empty()).then_some(end));
+            } else if !(word == "ago" && words.last() == Some(&"…")) {
+                words.push(word);
+            }
+        }
+        shown.push_str(&words.join(" ").replace("in …", "…"));
+        shown.push('\n');
+    }
+    shown
+}
+
+#[tokio::test]
+async fn sidecars_are_shown_with_what_they_were_told_and_refuse() {
+    let gateway = FakeGateway::start(FakeSource::default()).await;
+    let output = ask(gateway.admin, &["proxy-status"]).await;
+    assert_eq!(output.status.code(), Some(3), "something is refused: {}", stderr(&output));
+    insta::assert_snapshot!("table_proxy-status", without_times(&stdout(&output)));
+    let output = ask(gateway.admin, &["proxy-status", "productpage-1.bookinfo"]).await;
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    insta::assert_snapshot!("table_proxy-status_one", without_times(&stdout(&output)));
+    for kind in ["listeners", "routes", "clusters", "endpoints", "secrets"] {
+        let output = ask(gateway.admin, &["proxy-config", kind, "productpage-1.bookinfo"]).await;
+        assert_eq!(output.status.code(), Some(0), "{kind}: {}", stderr(&output));
+        insta::assert_snapshot!(format!("table_proxy-config_{kind}"), without_times(&stdout(&output)));
+    }
+    let narrowed = ["proxy-config", "clusters", "productpage-1.bookinfo", "--match", "ratings"];
+    assert_eq!(stdout(&ask(gateway.admin, &narrowed).await), "no clusters\n");
+    let output = ask(gateway.admin, &["proxy-config", "clusters", "productpage-1.bookinfo", "-o", "json"]).await;
+    let view: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(view.pointer("/kind").and_then(|kind| kind.as_str()), Some("SidecarConfiguration"));
+    assert_eq!(view.pointer("/items/0/resource/type").and_then(|kind| kind.as_str()), Some("EDS"));
+    for arguments in [&["proxy-status", "web-1.shop"][..], &["proxy-config", "routes", "web-1.shop"]] {
+        let output = ask(gateway.admin, arguments).await;
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert_one_line(&output, &format!("{arguments:?}"));
+        assert!(
+            stderr(&output).contains("no sidecar \"web-1.shop\" is connected to this gateway; "),
+            "{}",
+            stderr(&output)
+        );
     }
 }
 

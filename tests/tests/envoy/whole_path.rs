@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::process::Command;
 
 /// Longest wait for what takes a second or two.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// The service account of the workload with the Envoy. Nobody else may call b's services.
 const ACCOUNT: &str = "shopper";
 /// What asks, requests per second.
@@ -25,7 +25,7 @@ const HBONE: u16 = 15008;
 const XDS: u16 = 15012;
 
 /// Clouds a and b, where b lets nobody but the workload of [`ACCOUNT`] in, and pods 11 to 13 of b serve `web`.
-async fn mesh() -> Result<Mesh> {
+pub(crate) async fn mesh() -> Result<Mesh> {
     let inside = "10.244.0.1";
     let settings = json!({
         "listen": {"hbone": format!("0.0.0.0:{HBONE}"), "local": format!("0.0.0.0:{XDS}")},
@@ -45,7 +45,7 @@ async fn mesh() -> Result<Mesh> {
 }
 
 /// Starts the sidecar among a's pods; the import's address is on its own host from then on.
-async fn sidecar(mesh: &mut Mesh, version: &str) -> Result<Plan> {
+pub(crate) async fn sidecar(mesh: &mut Mesh, version: &str) -> Result<Plan> {
     let target = mesh.target("a", "web").await?;
     let (place, source) = mesh.client("a");
     place.ip(&format!("route add local {}/32 dev lo", target.ip())).await?;

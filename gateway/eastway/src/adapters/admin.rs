@@ -5,6 +5,7 @@ mod describe;
 mod peers;
 mod reach;
 mod services;
+mod sidecars;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use eastway_registry::diagnostic::Diagnostic;
 use eastway_tunnel::SiblingStatus;
 
 use crate::admin::check::CheckFacts;
+use crate::admin::sidecars::{ResourceKind, SidecarConfigView, SidecarView};
 use crate::admin::views::{
     ConfigView, Description, DnsView, EndpointView, IdentityView, Leftovers, PeerCounts, PeerView, RegistryView,
     ReplicaView, ServiceCounts, ServiceView, SnapshotView, StatusView,
@@ -144,6 +146,14 @@ impl AdminSource for Source {
 
     fn describe(&self, query: &DescribeQuery) -> Result<Description, SourceError> {
         describe::describe(&self.gateway, query)
+    }
+
+    fn sidecars(&self, node: Option<&str>) -> Result<Vec<SidecarView>, SourceError> {
+        sidecars::views(&self.gateway, node)
+    }
+
+    fn sidecar_config(&self, node: &str, kind: ResourceKind) -> Result<SidecarConfigView, SourceError> {
+        sidecars::config(&self.gateway, node, kind)
     }
 
     fn config(&self) -> serde_json::Value {

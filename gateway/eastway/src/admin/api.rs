@@ -16,6 +16,7 @@ use super::check;
 use super::dump;
 use super::http::{Head, Response, answer, text};
 use super::readiness::Readiness;
+use super::sidecars;
 use super::source::{AdminSource, DescribeQuery, SourceError};
 use super::views::{Items, LoggingView, View};
 use crate::telemetry::{LogHandle, Telemetry};
@@ -28,6 +29,8 @@ const INDEX: &str = "\
 /endpoints    [?namespace=&service=]  single endpoints
 /describe     ?service=NAMESPACE/NAME&port=&cluster=&namespace=&serviceAccount=&zone=  where a connection would go, and why
 /dns          what the DNS server answers
+/proxy-status [?node=]  each sidecar: what it was sent, has acknowledged and has refused
+/proxy-config ?node=&kind=listeners|routes|clusters|endpoints|secrets  what a sidecar was told
 /check        [?peer=NAME]  probes the peers and judges what it finds
 /leftovers    ?peer=NAME  what is left of a peer
 /logging      level of the log
@@ -35,7 +38,7 @@ const INDEX: &str = "\
 ";
 
 /// Longest name in a query.
-const MAX_NAME: usize = 255;
+pub(super) const MAX_NAME: usize = 255;
 
 /// What the admin port needs beside its source.
 #[derive(Clone)]
@@ -140,6 +143,8 @@ fn show(head: &Head, context: &AdminContext) -> Response {
         "/endpoints" => endpoints(head, source.as_ref()),
         "/dns" => json("Dns", &source.dns()),
         "/describe" => describe(head, context),
+        "/proxy-status" => sidecars::status(head, source.as_ref()),
+        "/proxy-config" => sidecars::config(head, source.as_ref()),
         "/leftovers" => match Query::<PeerParameter>::try_from_uri(&head.uri) {
             Ok(Query(PeerParameter { peer })) if peer.len() <= MAX_NAME => json("Leftovers", &source.leftovers(&peer)),
             Ok(_) | Err(_) => problem(StatusCode::BAD_REQUEST, "the query must be peer=NAME"),
@@ -236,7 +241,9 @@ fn describe(head: &Head, context: &AdminContext) -> Response {
     }
     match context.source.describe(&query) {
         Ok(description) => json("Description", &description),
-        Err(error @ SourceError::NotFound(..)) => problem(StatusCode::NOT_FOUND, &error.to_string()),
+        Err(error @ (SourceError::NotFound(..) | SourceError::UnknownSidecar(..) | SourceError::NoSidecars)) => {
+            problem(StatusCode::NOT_FOUND, &error.to_string())
+        }
         Err(error @ SourceError::BadQuery(_)) => problem(StatusCode::BAD_REQUEST, &error.to_string()),
     }
 }
@@ -265,11 +272,11 @@ struct Problem<'a> {
     message: &'a str,
 }
 
-fn problem(status: StatusCode, message: &str) -> Response {
+pub(super) fn problem(status: StatusCode, message: &str) -> Response {
     with_status(status, "Error", &Problem { message })
 }
 
-fn json<T: Serialize>(kind: &str, contents: &T) -> Response {
+pub(super) fn json<T: Serialize>(kind: &str, contents: &T) -> Response {
     with_status(StatusCode::OK, kind, contents)
 }
 

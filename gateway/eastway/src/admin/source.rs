@@ -4,6 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use super::check::CheckFacts;
+use super::sidecars::{ResourceKind, SidecarConfigView, SidecarView};
 use super::views::{Description, DnsView, EndpointView, Leftovers, PeerView, ServiceView, StatusView};
 use crate::telemetry::Metrics;
 
@@ -33,6 +34,18 @@ pub trait AdminSource: Send + Sync + 'static {
     /// # Errors
     /// [`SourceError`] if no service goes by that name.
     fn describe(&self, query: &DescribeQuery) -> Result<Description, SourceError>;
+
+    /// Connected sidecars, sorted by node: all, or those called `node`.
+    ///
+    /// # Errors
+    /// [`SourceError`] if sidecars are not served, or none is called that.
+    fn sidecars(&self, node: Option<&str>) -> Result<Vec<SidecarView>, SourceError>;
+
+    /// What the sidecar called `node` was told of one kind, by name.
+    ///
+    /// # Errors
+    /// As above.
+    fn sidecar_config(&self, node: &str, kind: ResourceKind) -> Result<SidecarConfigView, SourceError>;
 
     /// The configuration that runs, with sorted keys. Secrets are to be left out at the source; the admin port
     /// checks once more and refuses to show a dump that holds any.
@@ -75,6 +88,20 @@ pub enum SourceError {
     /// The query contradicts itself or the service, e.g. a port that it does not have.
     #[error("{0}")]
     BadQuery(String),
+    /// This process serves no sidecars.
+    #[error("this gateway serves no sidecars: `listen.local` and `sidecars.gateway` are not in its configuration")]
+    NoSidecars,
+    /// No sidecar of this name is connected; the second field names those that are.
+    #[error("no sidecar {0:?} is connected to this gateway; {connected}", connected = connected(.1))]
+    UnknownSidecar(String, Vec<String>),
+}
+
+fn connected(names: &[String]) -> String {
+    if names.is_empty() {
+        "none is, look at the log of `eastway sidecar`".to_owned()
+    } else {
+        format!("connected are {}", names.join(", "))
+    }
 }
 
 fn suggestion(names: &[String]) -> String {

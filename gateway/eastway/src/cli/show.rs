@@ -99,7 +99,7 @@ fn found(answer: &Value, message: impl FnOnce() -> String) -> Result<(), Failure
 }
 
 /// Milliseconds since the Unix epoch.
-fn now() -> u64 {
+pub(super) fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

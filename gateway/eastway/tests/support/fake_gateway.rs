@@ -7,6 +7,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use eastway::admin::check::{AddressFacts, CheckFacts, DnsFacts, GatewayFacts, HandshakeFault, PeerFacts, Reach};
+use eastway::admin::sidecars::{
+    CertificateView, RefusedView, ResourceKind, ResourceView, SidecarConfigView, SidecarKindView, SidecarState,
+    SidecarView,
+};
 use eastway::admin::views::{
     CandidateView, Description, DnsView, EndpointView, IdentityView, Leftovers, LinkView, PartView, PeerCondition,
     PeerCounts, PeerView, PortView, RejectedView, ServiceCounts, ServiceView, SnapshotView, StatusView,
@@ -222,6 +226,108 @@ impl AdminSource for FakeSource {
             access: None,
             warnings: Vec::new(),
         })
+    }
+
+    fn sidecars(&self, node: Option<&str>) -> Result<Vec<SidecarView>, SourceError> {
+        let kind = |kind: &str, state: SidecarState| SidecarKindView {
+            kind: kind.to_owned(),
+            state,
+            since: NOW - HOUR,
+            resources: node.map(|_| 3),
+            sent: Some(7),
+            acknowledged: Some(7),
+            ..SidecarKindView::default()
+        };
+        let refused = RefusedView {
+            version: 8,
+            reason: "Didn't find a registered implementation\nfor 'x'".to_owned(),
+            names: strings(&["outbound|9080||reviews.bookinfo.svc.clusterset.local"]),
+        };
+        let sidecar = |name: &str, kinds: Vec<SidecarKindView>| SidecarView {
+            node: format!("sidecar~{name}.bookinfo"),
+            proxy: "envoy 1.40.0".to_owned(),
+            identity: "spiffe://onprem.example/ns/bookinfo/sa/productpage".to_owned(),
+            address: "10.244.0.11:40000".to_owned(),
+            since: NOW - HOUR,
+            serial: "0a1b".to_owned(),
+            not_after: NOW + 23 * HOUR,
+            kinds,
+        };
+        let mut sidecars = vec![
+            sidecar(
+                "details-1",
+                vec![
+                    SidecarKindView {
+                        refused: Some(refused),
+                        refusals: 1,
+                        sent: Some(8),
+                        ..kind("cds", SidecarState::Refused)
+                    },
+                    SidecarKindView { sent: None, acknowledged: None, ..kind("lds", SidecarState::NotSent) },
+                ],
+            ),
+            sidecar(
+                "productpage-1",
+                vec![
+                    kind("cds", SidecarState::Synced),
+                    SidecarKindView { sent: Some(8), unanswered: 1, ..kind("eds", SidecarState::Stale) },
+                ],
+            ),
+        ];
+        sidecars.retain(|sidecar| node.is_none_or(|node| sidecar.node == format!("sidecar~{node}")));
+        match node {
+            Some(node) if sidecars.is_empty() => Err(SourceError::UnknownSidecar(
+                node.to_owned(),
+                strings(&["details-1.bookinfo", "productpage-1.bookinfo"]),
+            )),
+            _ => Ok(sidecars),
+        }
+    }
+
+    fn sidecar_config(&self, node: &str, kind: ResourceKind) -> Result<SidecarConfigView, SourceError> {
+        if node != "productpage-1.bookinfo" {
+            return Err(SourceError::UnknownSidecar(node.to_owned(), Vec::new()));
+        }
+        let name = "outbound|9080||reviews.bookinfo.svc.clusterset.local";
+        let item = |resource| ResourceView {
+            name: name.to_owned(),
+            version: "00ff".to_owned(),
+            resource,
+            ..ResourceView::default()
+        };
+        let items = match kind {
+            ResourceKind::Listeners => vec![item(serde_json::json!({"filter_chains": [
+                {"filters": [{"typed_config": {"@type": "x/a.HttpConnectionManager", "rds": {"route_config_name": name}}}]},
+                {"filter_chain_match": {"transport_protocol": "tls", "server_names": ["a.example"]}, "transport_socket": {},
+                 "filters": [{"typed_config": {"@type": "x/a.TcpProxy", "cluster": name}}]},
+            ]}))],
+            ResourceKind::Routes => vec![item(serde_json::json!({"virtual_hosts": [{"domains": ["*"], "routes": [
+                {"match": {"prefix": "/", "headers": [{"name": "end-user", "string_match": {"exact": "jason"}}]},
+                 "route": {"cluster": name, "timeout": "2s", "retry_policy": {"num_retries": 3}}},
+                {"match": {"safe_regex": {"regex": "/a.*"}}, "redirect": {"path_redirect": "/b"}},
+                {"match": {"path": "/c"}, "route": {"weighted_clusters": {"clusters": [{"name": "v1", "weight": 80}, {"name": "v3", "weight": 20}]}}},
+            ]}]}))],
+            ResourceKind::Clusters => vec![item(serde_json::json!({"type": "EDS", "lb_policy": "LEAST_REQUEST",
+                "transport_socket": {"typed_config": {"transport_socket": {"typed_config": {"@type": "x/UpstreamTlsContext"}}}}}))],
+            ResourceKind::Endpoints => vec![item(serde_json::json!({"endpoints": [
+                {"locality": {"region": "onprem", "zone": "a"}, "lb_endpoints": [
+                    {"endpoint": {"address": {"socket_address": {"address": "10.244.0.12", "port_value": 9080}}}, "health_status": "HEALTHY", "load_balancing_weight": 100},
+                ]},
+                {"locality": {"region": "gke"}, "priority": 1, "lb_endpoints": [
+                    {"metadata": {"filter_metadata": {"eastway": {"endpoint": "r1.reviews.bookinfo.gke:9080"}, "envoy.lb": {"version": "v2"}}}, "health_status": "DRAINING"},
+                ]},
+            ]}))],
+            ResourceKind::Secrets => vec![ResourceView {
+                name: "workload".to_owned(),
+                certificates: vec![CertificateView {
+                    subject: "spiffe://onprem.example/ns/bookinfo/sa/productpage".to_owned(),
+                    serial: "0a1b".to_owned(),
+                    not_after: NOW + 23 * HOUR,
+                }],
+                ..ResourceView::default()
+            }],
+        };
+        Ok(SidecarConfigView { node: format!("sidecar~{node}"), refused: None, items })
     }
 
     fn config(&self) -> serde_json::Value {
