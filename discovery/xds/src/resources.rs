@@ -19,7 +19,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use eastway_model::store::Snapshot;
-use eastway_model::{Import, PortNumber, ServiceKey, ServiceKind};
+use eastway_model::{ClusterName, Import, PortNumber, ServiceKey, ServiceKind, Subset};
 
 use crate::kind::Kind;
 use crate::resource::Resource;
@@ -127,7 +127,42 @@ type Generated = (Kind, Arc<Resource>);
 /// routes.
 #[must_use]
 pub fn cluster_name(key: &ServiceKey, port: PortNumber) -> String {
-    format!("outbound|{port}||{}.{}.svc.clusterset.local", key.name, key.namespace)
+    share_cluster_name(key, port, "")
+}
+
+/// How a part of a service is called in the name of its clusters, whose third field it is: `cluster.gke`, `version.v2`,
+/// `cluster.gke_version.v2`; empty for the whole service. Labels are in the order of their keys; what is not a letter,
+/// a digit, `.` or `-` is percent-encoded, so that parts that differ have names that differ.
+#[must_use]
+pub fn share_name(cluster: Option<&ClusterName>, subset: &Subset) -> String {
+    let mut name = String::new();
+    let cluster = cluster.map(|cluster| ("cluster", cluster.as_str()));
+    let labels = subset.iter().map(|(key, value)| (&**key, &**value));
+    for (key, value) in cluster.into_iter().chain(labels) {
+        if !name.is_empty() {
+            name.push('_');
+        }
+        encode(key, &mut name);
+        name.push('.');
+        encode(value, &mut name);
+    }
+    name
+}
+
+fn encode(text: &str, into: &mut String) {
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' => into.push(char::from(byte)),
+            _ => into.push_str(&format!("%{byte:02X}")),
+        }
+    }
+}
+
+/// `outbound|<port>|<share>|<service>.<namespace>.svc.clusterset.local`: the cluster of a part of an import's port, which
+/// [`share_name`] names.
+#[must_use]
+pub fn share_cluster_name(key: &ServiceKey, port: PortNumber, share: &str) -> String {
+    format!("outbound|{port}|{share}|{}.{}.svc.clusterset.local", key.name, key.namespace)
 }
 
 /// Whether sidecars are told of this import: headless ones have no address that a listener could have.

@@ -94,7 +94,7 @@ impl World {
         let mut record = ServiceRecord::new(key(service), ports.to_vec());
         record.groups = vec![EndpointGroup {
             zone: None,
-            subset: eastway_model::Subset::new(),
+            subset: Subset::new(),
             ready,
             draining: 0,
             weight: u64::from(ready) * 100,
@@ -437,4 +437,20 @@ fn is_read(value: &serde_json::Value) -> bool {
         && value.get("@type").is_some()
         && value.get("value").is_some_and(serde_json::Value::is_string);
     is_named && !is_unknown && value.as_array().into_iter().flatten().all(is_read)
+}
+
+#[test]
+fn shares_have_names_of_their_own() {
+    let subset = |labels: &[(&str, &str)]| -> Subset {
+        labels.iter().map(|(key, value)| (Arc::from(*key), Arc::from(*value))).collect()
+    };
+    let gke = name("gke");
+    assert_eq!(share_name(None, &subset(&[])), "");
+    assert_eq!(share_name(Some(&gke), &subset(&[])), "cluster.gke");
+    assert_eq!(share_name(None, &subset(&[("version", "v2"), ("track", "a_b")])), "track.a%5Fb_version.v2");
+    assert_eq!(share_name(Some(&gke), &subset(&[("x.example/y", "")])), "cluster.gke_x.example%2Fy.");
+    assert_eq!(
+        share_cluster_name(&key("shop/web"), NonZeroU16::new(80).unwrap(), "version.v2"),
+        "outbound|80|version.v2|web.shop.svc.clusterset.local"
+    );
 }
