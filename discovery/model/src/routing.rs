@@ -12,6 +12,7 @@ pub use affinity::affinity_key;
 pub(crate) use pick::assess;
 pub use pick::{Failing, PickError, PickReject, PickRequest, pick_endpoint};
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
@@ -143,6 +144,57 @@ pub fn route(
         plan.exclude(chosen);
     }
     if candidates.is_empty() { Err(RouteError::NoEndpoints) } else { Ok(Route { candidates, affinity }) }
+}
+
+/// A candidate and how much of the connections goes there, compared with others of its tier.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Weighted {
+    /// Where.
+    pub candidate: Candidate,
+    /// How much; never 0.
+    pub weight: u64,
+}
+
+/// All that [`route`] chooses from, for clients that choose themselves: the first tier is where connections go, each
+/// further one takes over when nothing of those before can be reached. 1 to [`MAX_CANDIDATES`] tiers.
+///
+/// # Errors
+/// [`RouteError`]
+pub fn tiers(
+    snapshot: &Snapshot,
+    key: &ServiceKey,
+    request: &RouteRequest<'_>,
+) -> Result<Vec<Vec<Weighted>>, RouteError> {
+    let import = snapshot.import(key).ok_or(RouteError::UnknownService)?;
+    let mut plan = Plan::new(snapshot.cluster(), import, request)?;
+    let mut tiers = Vec::new();
+    while tiers.len() < MAX_CANDIDATES {
+        plan.compute();
+        let shares = plan.shares().to_vec();
+        if shares.is_empty() {
+            break;
+        }
+        let mut tier: Vec<Weighted> = Vec::with_capacity(shares.len());
+        for share in shares {
+            let candidate = plan.candidate(share);
+            match tier.iter_mut().find(|known| known.candidate == candidate) {
+                Some(known) => known.weight = known.weight.saturating_add(share.weight),
+                None => tier.push(Weighted { candidate, weight: share.weight }),
+            }
+            plan.exclude(share);
+        }
+        tiers.push(tier);
+    }
+    if tiers.is_empty() { Err(RouteError::NoEndpoints) } else { Ok(tiers) }
+}
+
+/// The peers and labels that connections to a port of an import may be sent to, now or when others fail.
+#[must_use]
+pub fn remote_shares(own: &ClusterName, import: &Import, port: PortNumber) -> BTreeSet<(ClusterName, Arc<Subset>)> {
+    match Plan::new(own, import, &RouteRequest::tcp(port)) {
+        Ok(plan) => plan.remote().map(|(cluster, subset)| (cluster.clone(), Arc::clone(subset))).collect(),
+        Err(_) => BTreeSet::new(),
+    }
 }
 
 /// One of the shares, each as likely as its weight says.

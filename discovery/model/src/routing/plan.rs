@@ -189,6 +189,14 @@ impl<'a> Plan<'a> {
         })
     }
 
+    /// Every peer with every row's labels.
+    pub(crate) fn remote(&self) -> impl Iterator<Item = (&'a ClusterName, &'a Arc<Subset>)> {
+        let import = self.import;
+        let subsets = self.rows.iter().map(|row| row.subset);
+        subsets
+            .flat_map(move |subset| import.parts.iter().filter_map(move |part| Some((part.cluster.as_ref()?, subset))))
+    }
+
     /// Whether a row may be served by a part.
     pub(crate) fn fits(&self, row: &Row<'_>, part: &ImportPart) -> bool {
         row.pin.is_none_or(|pin| self.is(pin, part))
