@@ -10,7 +10,9 @@ const MAX_NODE: usize = 256 << 10;
 /// Longest id or cluster of a node.
 const MAX_TEXT: usize = 256;
 /// What the ids of sidecars begin with.
-const ROLE: &str = "sidecar~";
+const SIDECAR: &str = "sidecar~";
+/// What the ids of clients without a proxy begin with.
+const PROXYLESS: &str = "proxyless~";
 
 /// The workload that a client's certificate names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,10 +23,21 @@ pub struct Workload {
     pub service_account: Label,
 }
 
+/// What kind of client asks: what it is told depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientKind {
+    /// An Envoy beside a workload.
+    Envoy,
+    /// A program with a gRPC library that reads this protocol itself.
+    Proxyless,
+}
+
 /// A node that says nothing which its certificate does not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// `sidecar~<name>.<namespace>`.
+    /// What it is.
+    pub kind: ClientKind,
+    /// `sidecar~<name>.<namespace>`, or `proxyless~` and the same.
     pub id: String,
     /// `<service account>.<namespace>`.
     pub cluster: String,
@@ -78,9 +91,13 @@ impl Node {
         check_text("id", &node.id)?;
         check_text("cluster", &node.cluster)?;
         let Workload { namespace, service_account } = workload;
-        let name = node.id.strip_prefix(ROLE).and_then(|rest| rest.rsplit_once('.'));
+        let (kind, role) = match node.id.strip_prefix(PROXYLESS) {
+            Some(_) => (ClientKind::Proxyless, PROXYLESS),
+            None => (ClientKind::Envoy, SIDECAR),
+        };
+        let name = node.id.strip_prefix(role).and_then(|rest| rest.rsplit_once('.'));
         if !name.is_some_and(|(name, of)| !name.is_empty() && of == namespace.as_str()) {
-            let wanted = format!("{ROLE}<name>.{namespace}");
+            let wanted = format!("{role}<name>.{namespace}");
             return Err(NodeError::Identity { field: "id", said: node.id, wanted });
         }
         let wanted = format!("{service_account}.{namespace}");
@@ -99,9 +116,10 @@ impl Node {
         let version = node.user_agent_build_version.and_then(|build| build.version);
         let version =
             version.map(|version| format!(" {}.{}.{}", version.major_number, version.minor_number, version.patch));
-        let printable = node.user_agent_name.chars().filter(|c| !c.is_control()).take(64);
-        let agent = printable.collect::<String>() + &version.unwrap_or_default();
-        Ok(Self { id: node.id, cluster: node.cluster, agent })
+        let text = Some(node.user_agent_version).filter(|text| !text.is_empty()).map(|text| format!(" {text}"));
+        let agent = node.user_agent_name + &version.or(text).unwrap_or_default();
+        let agent = agent.chars().filter(|c| !c.is_control()).take(64).collect();
+        Ok(Self { kind, id: node.id, cluster: node.cluster, agent })
     }
 
     /// Checks the node of a later message: none, or the same.
@@ -149,6 +167,14 @@ mod tests {
         });
         assert_eq!(good.unwrap().agent, "envoy 1.40.2");
         assert!(parse(&hinted("NAMESPACE", "shop")).is_ok());
+        let library = wire::Node {
+            user_agent_name: "gRPC Go".into(),
+            user_agent_version: "1.85.0".into(),
+            ..node("proxyless~web-1.shop", "web.shop")
+        };
+        let library = parse(&library).unwrap();
+        assert_eq!((library.kind, library.agent.as_str()), (ClientKind::Proxyless, "gRPC Go 1.85.0"));
+        assert!(parse(&node("proxyless~web-1.bank", "web.shop")).is_err());
         let other_namespace = parse(&node("sidecar~web-1.bank", "web.bank")).unwrap_err().to_string();
         assert_eq!(
             other_namespace,

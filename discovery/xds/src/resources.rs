@@ -13,6 +13,7 @@ mod gateway;
 mod import;
 mod parts;
 mod protocol;
+pub mod proxyless;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

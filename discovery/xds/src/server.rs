@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Extensions, Request, Response, Status, Streaming};
 
 use crate::kind::Kind;
-use crate::node::{Node, NodeError, Workload};
+use crate::node::{ClientKind, Node, NodeError, Workload};
 use crate::session::{DeltaSession, Session, SessionError, Verdict, WorldSession};
 use crate::view::View;
 
@@ -91,9 +91,13 @@ pub trait Observer: Send + Sync + 'static {
     fn cut(&self, client: &str, why: &Cut);
 }
 
-/// Serves one view to all clients.
+/// The newest view; `None`: there is none yet.
+pub type Views = watch::Receiver<Option<Arc<View>>>;
+
+/// Serves one view to all clients of a kind.
 pub struct Server {
-    views: watch::Receiver<Option<Arc<View>>>,
+    views: Views,
+    proxyless: Option<(Views, watch::Sender<bool>)>,
     admit: Admit,
     observer: Arc<dyn Observer>,
     clients: Arc<Clients>,
@@ -117,7 +121,7 @@ impl Server {
     /// earlier process.
     #[must_use]
     pub fn new(
-        views: watch::Receiver<Option<Arc<View>>>,
+        views: Views,
         admit: Admit,
         observer: Arc<dyn Observer>,
         limits: Limits,
@@ -126,7 +130,13 @@ impl Server {
     ) -> Self {
         let room = Arc::new(Semaphore::new(limits.streams));
         let (clients, streams) = (Arc::new(Clients::default()), AtomicU64::new(0));
-        Self { views, admit, observer, clients, limits, room, epoch, streams, stop }
+        Self { views, proxyless: None, admit, observer, clients, limits, room, epoch, streams, stop }
+    }
+
+    /// Clients without a proxy are served `views`, and `wanted` becomes true with the first of them.
+    #[must_use]
+    pub fn with_proxyless(self, views: Views, wanted: watch::Sender<bool>) -> Self {
+        Self { proxyless: Some((views, wanted)), ..self }
     }
 
     /// Who is connected.
@@ -157,6 +167,7 @@ impl Server {
             session: Arc::new(Mutex::new(S::new(format!("{:x}.{number}", self.epoch)))),
             caller,
             views: self.views.clone(),
+            proxyless: self.proxyless.clone(),
             requests: request.into_inner(),
             sender,
             observer: Arc::clone(&self.observer),
@@ -213,7 +224,8 @@ struct Task<S: Session> {
     /// Locked for a moment, and by those who ask what the client was told.
     session: Arc<Mutex<S>>,
     caller: Caller,
-    views: watch::Receiver<Option<Arc<View>>>,
+    views: Views,
+    proxyless: Option<(Views, watch::Sender<bool>)>,
     requests: Streaming<S::Request>,
     sender: mpsc::Sender<Result<S::Response, Status>>,
     observer: Arc<dyn Observer>,
@@ -301,6 +313,10 @@ where
             Ok(node) => node,
             Err(error) => return error.into(),
         };
+        if let (ClientKind::Proxyless, Some((views, wanted))) = (node.kind, self.proxyless.take()) {
+            self.views = views;
+            wanted.send_if_modified(|wanted| !std::mem::replace(wanted, true));
+        }
         // Taken out of the list when this ends, however it ends.
         let session = Arc::clone(&self.session) as Arc<dyn clients::Told>;
         let entry = self.clients.enter(&node, &self.caller, session, Arc::clone(&self.observer));

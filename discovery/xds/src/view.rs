@@ -21,7 +21,12 @@ pub struct View {
     kinds: BTreeMap<Kind, Arc<Collection>>,
     /// What each of the last generations changed; oldest first.
     history: VecDeque<(u64, Arc<[Name]>)>,
+    /// What stands for a resource that is asked for and not there.
+    instead: Option<Instead>,
 }
+
+/// Makes what stands for a resource that does not exist; `None`: nothing does.
+pub type Instead = fn(Kind, &str) -> Option<Arc<Resource>>;
 
 /// A resource's kind and name.
 pub type Name = (Kind, Arc<str>);
@@ -36,6 +41,12 @@ pub enum Edit {
 }
 
 impl View {
+    /// An empty view that answers with `instead` of what is asked for by name and not there.
+    #[must_use]
+    pub fn answering(instead: Instead) -> Self {
+        Self { instead: Some(instead), ..Self::default() }
+    }
+
     /// Counts views, from 0, which is empty.
     #[must_use]
     pub fn generation(&self) -> u64 {
@@ -46,6 +57,12 @@ impl View {
     #[must_use]
     pub fn get(&self, kind: Kind, name: &str) -> Option<&Arc<Resource>> {
         self.kinds.get(&kind)?.get(name)
+    }
+
+    /// A resource by kind and name, or what stands for it.
+    #[must_use]
+    pub fn find(&self, kind: Kind, name: &str) -> Option<Arc<Resource>> {
+        self.get(kind, name).cloned().or_else(|| self.instead.and_then(|instead| instead(kind, name)))
     }
 
     /// All resources of a kind, by name.
@@ -107,7 +124,7 @@ impl View {
             history.pop_front();
         }
         history.push_back((generation, changed.into_iter().collect()));
-        Some(Self { generation, kinds, history })
+        Some(Self { generation, kinds, history, instead: self.instead })
     }
 }
 

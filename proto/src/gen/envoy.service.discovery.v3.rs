@@ -112,6 +112,9 @@ pub struct Node {
     pub metadata: ::core::option::Option<Hints>,
     #[prost(string, tag = "6")]
     pub user_agent_name: ::prost::alloc::string::String,
+    /// What gRPC has instead of a build version.
+    #[prost(string, tag = "7")]
+    pub user_agent_version: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "8")]
     pub user_agent_build_version: ::core::option::Option<BuildVersion>,
 }

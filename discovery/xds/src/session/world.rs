@@ -224,9 +224,9 @@ impl Subscription {
                 continue;
             }
             let known = self.known.get(&name);
-            match view.get(kind, &name) {
+            match view.find(kind, &name) {
                 Some(resource) if known.is_none_or(|known| known.version() != resource.version()) => {
-                    changes.put.push(Arc::clone(resource));
+                    changes.put.push(resource);
                 }
                 Some(_) => {}
                 None if known.is_some() => changes.gone.push(name),

@@ -1,0 +1,220 @@
+//! What clients without a proxy are told: programs whose gRPC library reads this protocol itself, by targets such as
+//! `xds:///reviews.bookinfo.svc.clusterset.local:9080`.
+//!
+//! They dial addresses, and there is no sidecar that could name an endpoint of another cloud to the gateway. So each peer
+//! and each set of labels that a policy tells apart is **one address**: a virtual one that leads to that share and to
+//! nothing else; endpoints of this cluster are dialled where they are. How much goes where is what
+//! [`eastway_model::routing`] says of connections, so that they and plain clients are shared out alike: the shares are the
+//! localities of one priority, and what takes over when they fail is the next one.
+//!
+//! What three libraries (C-core, Go, JavaScript) refuse or need: no address twice, weights of localities, no transport
+//! socket, limits of requests that are told (it is 1,024 otherwise). A listener that does not exist is waited for, 15 s by
+//! default: [`nobody`] makes one that says at once that there is nothing.
+
+mod parts;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use eastway_model::routing::{self, Candidate, RouteRequest, Weighted};
+use eastway_model::store::Snapshot;
+use eastway_model::{ClusterName, Import, PortNumber, Protocol, ServiceKey, ServicePort, Subset};
+
+use super::{Addresses, Generated, is_served, share_cluster_name, share_name};
+use crate::kind::Kind;
+use crate::resource::Resource;
+use crate::view::{Edit, View};
+use parts::{Locality, NOBODY, assignment, cluster, listener, routes};
+
+pub use parts::nobody;
+
+/// A peer, and labels of its endpoints.
+pub type Share = (ClusterName, Arc<Subset>);
+/// Virtual addresses that lead to one share each, by service.
+pub type ShareAddresses = BTreeMap<ServiceKey, BTreeMap<Share, Vec<IpAddr>>>;
+
+/// Generates views. What did not change between two snapshots is not made again.
+#[derive(Debug)]
+pub struct Generator {
+    view: Arc<View>,
+    seen: Option<u64>,
+    made: BTreeMap<ServiceKey, Made>,
+}
+
+/// What was made of one import.
+#[derive(Debug, Default)]
+struct Made {
+    addresses: Vec<IpAddr>,
+    shares: BTreeMap<Share, Vec<IpAddr>>,
+    names: BTreeSet<(Kind, Arc<str>)>,
+}
+
+/// An import, and where it can be reached.
+struct Reachable<'a> {
+    snapshot: &'a Snapshot,
+    import: &'a Import,
+    addresses: &'a [IpAddr],
+    shares: &'a BTreeMap<Share, Vec<IpAddr>>,
+}
+
+impl Default for Generator {
+    fn default() -> Self {
+        let empty = View::answering(nobody);
+        let cluster = Resource::new(Kind::Cluster, NOBODY, &cluster(NOBODY));
+        let endpoints = Resource::new(Kind::Endpoints, NOBODY, &assignment(NOBODY, Vec::new()));
+        let view = empty.edited([Edit::Put(Kind::Cluster, cluster), Edit::Put(Kind::Endpoints, endpoints)]);
+        Self { view: Arc::new(view.unwrap_or(empty)), seen: None, made: BTreeMap::new() }
+    }
+}
+
+impl Generator {
+    /// The view of this snapshot, which is the last one if nothing differs.
+    pub fn update(&mut self, snapshot: &Snapshot, addresses: &Addresses, shares: &ShareAddresses) -> Arc<View> {
+        let mut edits = Vec::new();
+        for key in self.changed(snapshot, addresses, shares) {
+            self.remake(snapshot, &key, addresses, shares, &mut edits);
+        }
+        self.seen = Some(snapshot.version());
+        if let Some(view) = self.view.edited(edits) {
+            self.view = Arc::new(view);
+        }
+        Arc::clone(&self.view)
+    }
+
+    /// The services whose resources may differ.
+    fn changed(&self, snapshot: &Snapshot, addresses: &Addresses, shares: &ShareAddresses) -> BTreeSet<ServiceKey> {
+        let changes = self.seen.and_then(|seen| snapshot.changes_since(seen));
+        let mut changed: BTreeSet<ServiceKey> = match changes {
+            Some(changes) => changes.into_iter().collect(),
+            None => snapshot.imports().map(|import| import.key.clone()).chain(self.made.keys().cloned()).collect(),
+        };
+        let (no_addresses, no_shares) = (Vec::new(), BTreeMap::new());
+        let readdressed = self.made.iter().filter(|(key, made)| {
+            made.addresses != *addresses.get(*key).unwrap_or(&no_addresses)
+                || made.shares != *shares.get(*key).unwrap_or(&no_shares)
+        });
+        changed.extend(readdressed.map(|(key, _)| key.clone()));
+        changed
+    }
+
+    fn remake(
+        &mut self,
+        snapshot: &Snapshot,
+        key: &ServiceKey,
+        addresses: &Addresses,
+        shares: &ShareAddresses,
+        edits: &mut Vec<Edit>,
+    ) {
+        let before = self.made.remove(key).unwrap_or_default().names;
+        let import = snapshot.import(key).filter(|import| is_served(import));
+        let Some(import) = import else {
+            edits.extend(before.into_iter().map(|(kind, name)| Edit::Remove(kind, name)));
+            return;
+        };
+        let addresses = addresses.get(key).cloned().unwrap_or_default();
+        let shares = shares.get(key).cloned().unwrap_or_default();
+        let reachable = Reachable { snapshot, import, addresses: &addresses, shares: &shares };
+        let resources = reachable.resources();
+        let names: BTreeSet<_> =
+            resources.iter().map(|(kind, resource)| (*kind, Arc::clone(resource.name()))).collect();
+        let gone = before.difference(&names).map(|(kind, name)| Edit::Remove(*kind, Arc::clone(name)));
+        edits.extend(gone);
+        edits.extend(resources.into_iter().map(|(kind, resource)| Edit::Put(kind, resource)));
+        self.made.insert(key.clone(), Made { addresses, shares, names });
+    }
+}
+
+impl Reachable<'_> {
+    /// For each port the names by which it is asked for, and the clusters that they lead to.
+    fn resources(&self) -> Vec<Generated> {
+        let key = &self.import.key;
+        let own_name = format!("{}.{}.svc.clusterset.local", key.name, key.namespace);
+        let rules = self.snapshot.rules();
+        let rules = rules.names.iter().filter(|rule| rule.service == *key);
+        let mut names: Vec<(&str, Option<&ClusterName>)> = vec![(&own_name, None)];
+        names.extend(rules.map(|rule| (&*rule.fqdn, rule.cluster.as_ref())));
+        let mut resources = Vec::new();
+        for port in self.import.ports.iter().filter(|port| port.protocol == Protocol::Tcp) {
+            let mut made = BTreeSet::new();
+            for (name, only) in &names {
+                let share = share_name(*only, &Subset::default());
+                let target = share_cluster_name(key, port.number, &share);
+                let name = format!("{name}:{}", port.number);
+                resources.push((Kind::Listener, Resource::new(Kind::Listener, &name, &listener(&name, &target))));
+                if made.insert(*only) {
+                    self.cluster(port, &target, *only, &mut resources);
+                }
+            }
+        }
+        resources
+    }
+
+    fn cluster(&self, port: &ServicePort, name: &str, only: Option<&ClusterName>, resources: &mut Vec<Generated>) {
+        resources.push((Kind::Cluster, Resource::new(Kind::Cluster, name, &cluster(name))));
+        resources.push((Kind::Route, Resource::new(Kind::Route, name, &routes(name))));
+        let assignment = assignment(name, self.tiers(port.number, only));
+        resources.push((Kind::Endpoints, Resource::new(Kind::Endpoints, name, &assignment)));
+    }
+
+    /// Where connections go, by priority.
+    fn tiers(&self, port: PortNumber, only: Option<&ClusterName>) -> Vec<Vec<Locality>> {
+        let request = RouteRequest { cluster: only, ..RouteRequest::tcp(port) };
+        let Ok(tiers) = routing::tiers(self.snapshot, &self.import.key, &request) else { return Vec::new() };
+        let mut used = BTreeSet::new();
+        let mut found = Vec::new();
+        for tier in &tiers {
+            let Some(tier) = tier.iter().map(|share| self.locality(share, port, &mut used)).collect::<Option<Vec<_>>>()
+            else {
+                // A share without an address of its own: the gateway chooses, at the address of the whole service.
+                return self.at_the_gateway(port, only);
+            };
+            let tier: Vec<Locality> = tier.into_iter().filter(|locality| !locality.endpoints.is_empty()).collect();
+            found.extend((!tier.is_empty()).then_some(tier));
+        }
+        found
+    }
+
+    /// Everything at the address of the service. One cluster alone cannot be told apart there.
+    fn at_the_gateway(&self, port: PortNumber, only: Option<&ClusterName>) -> Vec<Vec<Locality>> {
+        let Some(address) = self.addresses.first().filter(|_| only.is_none()) else { return Vec::new() };
+        let region = self.snapshot.cluster().to_string();
+        let endpoints = vec![(*address, port.get())];
+        vec![vec![Locality { region, sub_zone: String::new(), weight: 1, endpoints }]]
+    }
+
+    /// `None`: the share has no address.
+    fn locality(&self, share: &Weighted, port: PortNumber, used: &mut BTreeSet<(IpAddr, u16)>) -> Option<Locality> {
+        let Candidate { cluster, subset, .. } = &share.candidate;
+        let mut endpoints = match cluster {
+            None => self.local(subset, port),
+            Some(cluster) => {
+                let addresses = self.shares.get(&(cluster.clone(), Arc::clone(subset)))?;
+                vec![(*addresses.first()?, port.get())]
+            }
+        };
+        endpoints.retain(|endpoint| used.insert(*endpoint));
+        let region = cluster.as_ref().unwrap_or(self.snapshot.cluster()).to_string();
+        Some(Locality { region, sub_zone: share_name(None, subset), weight: share.weight, endpoints })
+    }
+
+    /// Endpoints of this cluster with these labels: the ready ones, else those that drain.
+    fn local(&self, subset: &Subset, port: PortNumber) -> Vec<(IpAddr, u16)> {
+        let endpoints = self.snapshot.local(&self.import.key).into_iter().flat_map(|local| local.endpoints.iter());
+        let (mut ready, mut draining) = (Vec::new(), Vec::new());
+        for local in endpoints {
+            let has_labels = subset.iter().all(|(key, value)| local.endpoint.subset.get(key) == Some(value));
+            let Some(target) = local.target_ports.get(&port).filter(|_| has_labels) else { continue };
+            let condition = local.endpoint.condition;
+            if condition.ready {
+                ready.push((local.address, *target));
+            } else if condition.is_draining() {
+                draining.push((local.address, *target));
+            }
+        }
+        if ready.is_empty() { draining } else { ready }
+    }
+}
+
+#[cfg(test)]
+mod tests;
