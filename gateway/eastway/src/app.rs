@@ -145,6 +145,8 @@ pub struct Gateway {
     pub telemetry: Telemetry,
     /// What the process waits for.
     pub readiness: Readiness,
+    /// Whether a client without a proxy has come, which wants addresses of single shares.
+    pub wants_shares: watch::Sender<bool>,
     /// Sidecars that are connected, once they are served.
     pub sidecars: OnceLock<Arc<eastway_xds::server::Clients>>,
 }
@@ -230,6 +232,7 @@ pub async fn build(
         listeners,
         telemetry,
         readiness: Readiness::new(),
+        wants_shares: watch::Sender::new(false),
         sidecars: OnceLock::new(),
         settings,
     };
@@ -324,8 +327,14 @@ impl Running {
         let limits = VipLimits::within(file_descriptors());
         let listeners = Listeners::new(gateway.router.clone(), limits, self.tasks.clone(), self.accepting.clone());
         let connections = listeners.connections();
-        let frontend =
-            Frontend::new(self.addresses(), listeners, gateway.zone.clone(), gateway.telemetry.clone(), outputs);
+        let frontend = Frontend::new(
+            self.addresses(),
+            listeners,
+            gateway.zone.clone(),
+            gateway.telemetry.clone(),
+            outputs,
+            gateway.wants_shares.subscribe(),
+        );
         self.spawn("virtual addresses", frontend.run(gateway.reader.clone(), self.end.clone()));
         connections
     }

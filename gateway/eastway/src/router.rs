@@ -120,6 +120,7 @@ impl Router {
     fn candidates(&self, target: &Target, client: IpAddr) -> Result<Route, RouteError> {
         let request = RouteRequest {
             cluster: target.cluster.as_ref(),
+            subset: target.subset.as_ref(),
             endpoint: target.endpoint.as_ref(),
             ..RouteRequest::tcp(target.port).from_client(client)
         };

@@ -175,7 +175,7 @@ impl Drop for Running {
 /// A listener on a port that was free a moment ago.
 fn listen(listeners: &mut Listeners) -> SocketAddr {
     let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
-    let target = Target { service: echo(), port: port(), cluster: None, endpoint: None };
+    let target = Target { service: echo(), port: port(), cluster: None, subset: None, endpoint: None };
     let unbound = listeners.set(&echo(), [(address, Wanted { target, peer: None })].into());
     assert!(unbound.failed.is_empty() && unbound.over_limit.is_empty(), "{unbound:?}");
     address

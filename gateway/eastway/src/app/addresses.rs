@@ -13,12 +13,14 @@ use std::time::Duration;
 
 use eastway_kubernetes::allocations;
 use eastway_kubernetes::client::Access;
-use eastway_model::{Allocation, Allocations, ClusterName, EndpointId, PortNumber, Protocol, ServiceKey};
+use eastway_model::{Allocation, Allocations, ClusterName, EndpointId, PortNumber, Protocol, ServiceKey, Subset};
+use eastway_xds::resources::share_name;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::app::vips::VipBook;
+use crate::proxy::outbound::Target;
 
 /// Pause before a client that could not be made is tried again.
 const CLIENT_PAUSE: Duration = Duration::from_secs(5);
@@ -35,16 +37,22 @@ pub enum Purpose {
     Endpoint(ClusterName, EndpointId),
     /// A name of one's own that leads to one cluster.
     Name(Arc<str>, ClusterName),
+    /// A peer's endpoints with these labels, for clients that choose between such shares themselves.
+    Share(ClusterName, Arc<Subset>),
 }
 
 impl Purpose {
-    /// To which cluster and endpoint alone connections go; none: as routes say.
+    /// What connections to a port of `service` go to.
     #[must_use]
-    pub fn only(&self) -> (Option<ClusterName>, Option<EndpointId>) {
+    pub fn target(&self, service: ServiceKey, port: PortNumber) -> Target {
+        let all = Target { service, port, cluster: None, subset: None, endpoint: None };
         match self {
-            Self::Service => (None, None),
-            Self::Endpoint(cluster, id) => (Some(cluster.clone()), Some(id.clone())),
-            Self::Name(_, cluster) => (Some(cluster.clone()), None),
+            Self::Service => all,
+            Self::Endpoint(cluster, id) => Target { cluster: Some(cluster.clone()), endpoint: Some(id.clone()), ..all },
+            Self::Name(_, cluster) => Target { cluster: Some(cluster.clone()), ..all },
+            Self::Share(cluster, subset) => {
+                Target { cluster: Some(cluster.clone()), subset: Some(Arc::clone(subset)), ..all }
+            }
         }
     }
 
@@ -54,6 +62,7 @@ impl Purpose {
             Self::Service => format!("{key}/service"),
             Self::Endpoint(cluster, id) => format!("{key}/endpoint/{cluster}/{id}"),
             Self::Name(name, _) => format!("{key}/name/{name}"),
+            Self::Share(cluster, subset) => format!("{key}/share/{}", share_name(Some(cluster), subset)),
         }
     }
 }
@@ -195,6 +204,7 @@ impl Controller {
             Purpose::Service => service.service.as_ref(),
             Purpose::Endpoint(cluster, id) => service.endpoints.get(&(cluster.clone(), id.clone())),
             Purpose::Name(name, _) => service.names.get(name),
+            Purpose::Share(..) => None,
         });
         match found.filter(|allocation| !allocation.addresses.is_empty() && !allocation.ports.is_empty()) {
             Some(allocation) => Grant::Given(Given {

@@ -1,6 +1,8 @@
 //! Keeps what local workloads see in step with the snapshot: virtual addresses, the listeners behind
 //! them, and the names that lead to them. A name is answered only once its address is listened on.
 
+mod shares;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -11,12 +13,12 @@ use eastway_dns::{Fqdn, HeadlessEndpoint, NameEntry, PendingPeer, PortEntry, Ser
 use eastway_model::rules::NameRule;
 use eastway_model::store::{Reader, Snapshot};
 use eastway_model::{ClusterName, EndpointId, Import, Label, Protocol, ServiceKey, ServiceKind};
+use eastway_xds::resources::proxyless::ShareAddresses;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::app::addresses::{Addresses, Grant, Purpose};
-use crate::proxy::outbound::Target;
 use crate::proxy::vip::{Listeners, Wanted};
 use crate::telemetry::{Refusal, Telemetry};
 
@@ -34,6 +36,8 @@ pub struct FrontendView {
     pub follows: Option<u64>,
     /// Addresses of each import.
     pub vips: BTreeMap<ServiceKey, Vec<IpAddr>>,
+    /// Addresses that lead to one share of an import each; `None`: nobody wants any.
+    pub shares: Option<ShareAddresses>,
     /// Imports without an address, or without some port of it, because there is no room.
     pub exhausted: BTreeMap<ServiceKey, Shortage>,
     /// Addresses that could not be listened on, and why.
@@ -75,6 +79,8 @@ pub struct Frontend {
     /// Addresses of `current.failed` by service.
     failing: BTreeMap<ServiceKey, BTreeSet<SocketAddr>>,
     pending_since: BTreeMap<ClusterName, Instant>,
+    /// Whether there are clients that choose between shares themselves.
+    wants_shares: watch::Receiver<bool>,
 }
 
 /// Where the frontend publishes.
@@ -95,8 +101,10 @@ impl Frontend {
         zone: Arc<ZoneStore>,
         telemetry: Telemetry,
         outputs: Outputs,
+        wants_shares: watch::Receiver<bool>,
     ) -> Self {
         Self {
+            wants_shares,
             addresses,
             listeners,
             zone,
@@ -124,12 +132,16 @@ impl Frontend {
                 () = stop.cancelled() => return,
                 changed = reader.changed() => if changed.is_err() { return },
                 () = self.addresses.changed() => {}
+                Ok(()) = self.wants_shares.changed() => self.seen = None,
                 () = tokio::time::sleep(RETRY), if retry => self.again = true,
             }
         }
     }
 
     async fn sync(&mut self, snapshot: &Snapshot) {
+        if *self.wants_shares.borrow_and_update() {
+            self.current.shares.get_or_insert_default();
+        }
         self.telemetry.metrics.set_snapshot_version(snapshot.version());
         let was_heard = self.addresses.is_heard();
         let mut given = self.addresses.take_changes();
@@ -185,6 +197,8 @@ impl Frontend {
             }
             Some(_) | None => Vec::new(),
         };
+        let with_address = import.filter(|import| import.kind == ServiceKind::ClusterSetIp);
+        self.shares(&mut plan, snapshot, with_address.map(AsRef::as_ref));
         let endpoints = match import {
             Some(import) if import.kind == ServiceKind::Headless => self.headless(&mut plan, snapshot, import),
             Some(_) | None => {
@@ -267,22 +281,16 @@ impl Frontend {
                 return Vec::new();
             }
         };
-        let (cluster, endpoint) = purpose.only();
-        plan.keep.push(purpose);
         let tcp = import.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
         for port in tcp {
             let peer = import.parts.iter().find(|part| part.serves(port.protocol, port.number));
             let peer = peer.and_then(|part| part.cluster.clone());
             for socket in given.sockets(port.number) {
-                let target = Target {
-                    service: plan.key.clone(),
-                    port: port.number,
-                    cluster: cluster.clone(),
-                    endpoint: endpoint.clone(),
-                };
+                let target = purpose.target(plan.key.clone(), port.number);
                 plan.wanted.insert(socket, Wanted { target, peer: peer.clone() });
             }
         }
+        plan.keep.push(purpose);
         given.addresses
     }
 

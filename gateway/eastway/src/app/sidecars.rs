@@ -8,7 +8,7 @@ use eastway_identity::SpiffeIdError;
 use eastway_model::store::{Reader, Snapshot};
 use eastway_model::{Label, ServiceKey};
 use eastway_xds::node::Workload;
-use eastway_xds::resources::{self, GatewayAddress, Generator};
+use eastway_xds::resources::{self, GatewayAddress, Generator, proxyless};
 use eastway_xds::server::{Admit, Caller, Cut, Limits, Observer, Server};
 use eastway_xds::{Kind, View};
 use tokio::sync::watch;
@@ -54,7 +54,9 @@ pub fn serve(
     let observer = Arc::new(Counting(gateway.telemetry.clone()));
     let limits = Limits { streams: MAX_SIDECARS, ..Limits::default() };
     let admit = admit(all.system_namespace(), gateway.telemetry.clone());
-    let server = Server::new(views, admit, observer, limits, gateway.clock.started_at().0, end.clone());
+    let (proxyless, proxyless_views) = watch::channel(None);
+    let server = Server::new(views, admit, observer, limits, gateway.clock.started_at().0, end.clone())
+        .with_proxyless(proxyless_views, gateway.wants_shares.clone());
     // Set here and nowhere else.
     let _set = gateway.sidecars.set(server.clients());
     let publisher = Publisher {
@@ -63,6 +65,7 @@ pub fn serve(
         frontend: gateway.frontend.clone(),
         generator: Generator::new(&settings),
         views: sender,
+        proxyless: Proxyless { generator: proxyless::Generator::default(), views: proxyless },
     };
     let publish = async move {
         // Nothing to run is left when the process ends.
@@ -78,6 +81,33 @@ struct Publisher {
     frontend: watch::Receiver<Arc<FrontendView>>,
     generator: Generator,
     views: watch::Sender<Option<Arc<View>>>,
+    proxyless: Proxyless,
+}
+
+/// What clients without a proxy are told, once there is one.
+struct Proxyless {
+    generator: proxyless::Generator,
+    views: watch::Sender<Option<Arc<View>>>,
+}
+
+impl Proxyless {
+    fn publish(&mut self, snapshot: &Snapshot, addresses: &FrontendView) {
+        // Until all shares have addresses there is nothing to say: it would change at once.
+        let Some(shares) = &addresses.shares else { return };
+        let view = self.generator.update(snapshot, &addresses.vips, shares);
+        publish(&self.views, view);
+    }
+}
+
+/// Makes `view` the newest one, unless it is already.
+fn publish(views: &watch::Sender<Option<Arc<View>>>, view: Arc<View>) {
+    views.send_if_modified(|current| {
+        let is_new = current.as_ref().is_none_or(|current| current.generation() != view.generation());
+        if is_new {
+            *current = Some(view);
+        }
+        is_new
+    });
 }
 
 impl Publisher {
@@ -90,13 +120,8 @@ impl Publisher {
             let snapshot = self.reader.load_full();
             let addresses = self.frontend.borrow_and_update().clone();
             let view = self.generator.update(&snapshot, &addresses.vips);
-            self.views.send_if_modified(|current| {
-                let is_new = current.as_ref().is_none_or(|current| current.generation() != view.generation());
-                if is_new {
-                    *current = Some(view);
-                }
-                is_new
-            });
+            publish(&self.views, view);
+            self.proxyless.publish(&snapshot, &addresses);
             tokio::select! {
                 changed = self.reader.changed() => if changed.is_err() { return },
                 changed = self.frontend.changed() => if changed.is_err() { return },

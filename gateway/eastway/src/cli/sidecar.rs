@@ -18,7 +18,10 @@ use crate::telemetry::LogFormat;
 Examples:
   eastway sidecar --config sidecar.yaml                    get a certificate, start Envoy, keep both running
   eastway sidecar --config sidecar.yaml --check            only check the file, as `eastway config check`
-  eastway sidecar --config sidecar.yaml --print-bootstrap  what Envoy is started with
+  eastway sidecar --config sidecar.yaml --print-bootstrap  what Envoy, or a gRPC library, is started with
+
+With `mode: agent` in the file it starts no Envoy, and prints GRPC_XDS_BOOTSTRAP=FILE once programs whose
+gRPC library speaks xDS can be started with that variable; their targets are xds:///NAME:PORT.
 
 It runs until SIGTERM or Ctrl-C, then lets connections finish; a second signal ends it at once.
 Envoy is 1.36 or newer, and ends whenever this does.")]
@@ -29,7 +32,7 @@ pub(super) struct SidecarArgs {
     /// Check the file and end
     #[arg(long)]
     check: bool,
-    /// Print the configuration that Envoy is started with, and end
+    /// Print the configuration that Envoy, or a gRPC library, is started with, and end
     #[arg(long, conflicts_with = "check")]
     print_bootstrap: bool,
     /// error, warn, info, debug, trace, or target=level,…; overrides the file

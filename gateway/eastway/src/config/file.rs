@@ -17,7 +17,7 @@ pub use policy::{
     TrafficPolicySpec,
 };
 pub use sidecar::{
-    EnvoyLogWord, EnvoySection, SidecarConfig, SidecarLogSection, SidecarTrustSection, WorkloadNameSection,
+    EnvoyLogWord, EnvoySection, SidecarConfig, SidecarLogSection, SidecarMode, SidecarTrustSection, WorkloadNameSection,
 };
 
 pub use eastway_registry::yaml::API_VERSION;

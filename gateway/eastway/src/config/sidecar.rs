@@ -11,7 +11,7 @@ use eastway_registry::diagnostic::{Code, Diagnostics, Source};
 use eastway_registry::yaml::{self, At, Context, Field, MAX_CONFIG_BYTES};
 use serde::Serialize;
 
-use super::file::{EnvoyLogWord, EnvoySection, SidecarConfig, SidecarTrustSection, WorkloadNameSection};
+use super::file::{EnvoyLogWord, EnvoySection, SidecarConfig, SidecarMode, SidecarTrustSection, WorkloadNameSection};
 use super::load::ConfigErrors;
 use super::settings::{CaAddress, SYSTEM_NAMESPACE, ca_address, duration_in, folder_of, log_level, path, path_or};
 use super::value::{Fqdn, HostPort, trust_domain};
@@ -43,6 +43,8 @@ const OURS: [&str; 13] = [
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SidecarSettings {
+    /// What it does.
+    pub mode: SidecarMode,
     /// The workload's namespace.
     pub namespace: Label,
     /// Its service account.
@@ -55,7 +57,7 @@ pub struct SidecarSettings {
     pub gateway: HostPort,
     /// Folder for sockets, short enough for them.
     pub state: PathBuf,
-    /// Envoy.
+    /// Envoy, if there is one.
     pub envoy: EnvoySettings,
     /// How long connections may go on at the end.
     pub drain: Duration,
@@ -148,6 +150,13 @@ pub(super) fn settings_of(file: &Path, source: &Arc<Source>, sink: &mut Diagnost
 
 fn convert(base: &Path, config: &SidecarConfig, cx: &mut Context<'_>) -> Option<SidecarSettings> {
     let root = cx.root();
+    let mode = config.mode.value().copied().unwrap_or_default();
+    if mode == SidecarMode::Agent {
+        let (envoy, drain) = (config.envoy.get().map(|at| at.at), config.drain.get().map(|at| at.at));
+        for at in envoy.into_iter().chain(drain) {
+            cx.error(at, Code::Value, "has no effect with `mode: agent`, which starts no Envoy");
+        }
+    }
     let workload = cx.required(root, "workload", &config.workload, "namespace, serviceAccount and name");
     let workload = workload.map(|section| workload_name(section, cx));
     let trust = cx.required(root, "trust", &config.trust, "at least trust.domain and trust.ca");
@@ -163,6 +172,7 @@ fn convert(base: &Path, config: &SidecarConfig, cx: &mut Context<'_>) -> Option<
     let log_format = log.and_then(|log| log.format.value().copied()).unwrap_or_default();
     let (namespace, service_account, name) = workload?;
     Some(SidecarSettings {
+        mode,
         namespace: namespace?,
         service_account: service_account?,
         name: name?,

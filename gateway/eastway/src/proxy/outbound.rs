@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use eastway_model::routing::{Candidate, RouteError};
-use eastway_model::{ClusterName, EndpointId, PortNumber, ServiceKey};
+use eastway_model::{ClusterName, EndpointId, PortNumber, ServiceKey, Subset};
 use eastway_tunnel::header::StreamHeader;
 use eastway_tunnel::{Link, OpenError, ResetCode, StreamError, TunnelStream};
 use tokio::net::TcpStream;
@@ -42,6 +42,8 @@ pub struct Target {
     pub port: PortNumber,
     /// Only this cluster's endpoints: a name of the user's own that is pinned to a cluster.
     pub cluster: Option<ClusterName>,
+    /// Only endpoints with these labels, whatever the policy says.
+    pub subset: Option<Arc<Subset>>,
     /// Only this endpoint: a headless name.
     pub endpoint: Option<EndpointId>,
 }
@@ -356,7 +358,8 @@ mod tests {
         let client = listener.local_addr().unwrap();
         let tcp = TcpStream::connect(client).await.unwrap();
         let service = ServiceKey::parse("shop", "web").unwrap();
-        let target = Target { service, port: PortNumber::new(80).unwrap(), cluster: None, endpoint: None };
+        let target =
+            Target { service, port: PortNumber::new(80).unwrap(), cluster: None, subset: None, endpoint: None };
         let size = size_of_val(&serve(Arc::new(router), tcp, client, Arc::new(target)));
         assert!(size <= 1_280, "{size} bytes");
     }

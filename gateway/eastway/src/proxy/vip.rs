@@ -313,7 +313,7 @@ mod tests {
     fn wanted(service: &ServiceKey, port: u16, peer: Option<&str>) -> Wanted {
         let cluster = peer.map(|peer| ClusterName::parse(peer).unwrap());
         let port = PortNumber::new(port).unwrap();
-        let target = Target { service: service.clone(), port, cluster: cluster.clone(), endpoint: None };
+        let target = Target { service: service.clone(), port, cluster: cluster.clone(), subset: None, endpoint: None };
         Wanted { target, peer: cluster }
     }
 

@@ -3,10 +3,13 @@
 //! It makes the workload's key and keeps a certificate for it fresh, hands both to Envoy as secrets ([`secrets`], `sds`),
 //! carries Envoy's stream of configuration to the gateway (`ads`), and runs Envoy ([`program`], `process`), which it
 //! starts with a configuration that leads back here ([`mod@bootstrap`]). All of that is on one Unix socket for this user.
+//! With `mode: agent` there is no Envoy: gRPC libraries of the workload's own programs use the socket (`grpc`).
 
 mod admin;
 mod ads;
+mod authority;
 pub mod bootstrap;
+mod grpc;
 mod output;
 mod process;
 pub mod program;
@@ -14,25 +17,28 @@ mod sds;
 pub mod secrets;
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use eastway_identity::SpiffeIdError;
 use eastway_proto::envoy::service::secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer;
+use futures_util::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 use tracing::{error, info};
 
 use self::ads::AdsProxy;
+use self::authority::Readable;
 use self::bootstrap::{Files, bootstrap};
 pub use self::process::EnvoyError;
 use self::program::ProgramError;
 use self::sds::SecretService;
 use self::secrets::{SecretError, Secrets};
 use crate::app::disk::write_secret;
+use crate::config::file::SidecarMode;
 use crate::config::settings::CaAddress;
 use crate::config::{ConfigErrors, SidecarSettings, load_sidecar};
 use crate::local::socket::{SocketError, SocketFile, UserSocket};
@@ -40,8 +46,9 @@ use crate::roles::enroll::{CaClient, NetworkCa, keep_fresh, until_certified};
 use crate::roles::{CA_ACCOUNT, GATEWAY_ACCOUNT, on_signals, raise_file_limit};
 use crate::telemetry::{LogError, LogFormat, LogSettings, log};
 
-/// Connections of the agent's socket. Envoy has one for all its streams, and for a moment the one of before.
-const MAX_CONNECTIONS: usize = 16;
+/// Connections of the agent's socket. Envoy has one for all its streams, and for a moment the one of before; gRPC
+/// libraries have one for each target, in each program.
+const MAX_CONNECTIONS: usize = 256;
 /// Streams of a connection: one of configuration, one for each secret.
 const MAX_STREAMS: u32 = 256;
 /// Largest request for secrets.
@@ -102,7 +109,16 @@ pub enum SidecarError {
 /// The file is not usable.
 pub fn print_bootstrap(config: &Path) -> Result<String, ConfigErrors> {
     let settings = load_sidecar(config)?;
-    Ok(format!("{:#}\n", bootstrap(&settings, &Files::of(&settings.state))))
+    Ok(first_configuration(&settings, &Files::of(&settings.state)))
+}
+
+/// What Envoy, or gRPC libraries, are started with.
+fn first_configuration(settings: &SidecarSettings, files: &Files) -> String {
+    let contents = match settings.mode {
+        SidecarMode::Envoy => bootstrap(settings, files),
+        SidecarMode::Agent => grpc::bootstrap(settings, files),
+    };
+    format!("{contents:#}\n")
 }
 
 /// Runs the sidecar until it is told to stop.
@@ -129,8 +145,16 @@ pub fn run(options: &SidecarOptions) -> Result<(), SidecarError> {
 
 async fn serve(settings: &SidecarSettings) -> Result<(), SidecarError> {
     let identity = settings.identity()?;
-    let version = program::version(&settings.envoy.path).await?;
-    info!(version = env!("CARGO_PKG_VERSION"), envoy = %version, %identity, gateway = %settings.gateway, "sidecar starts");
+    let gateway = &settings.gateway;
+    match settings.mode {
+        SidecarMode::Envoy => {
+            let envoy = program::version(&settings.envoy.path).await?;
+            info!(version = env!("CARGO_PKG_VERSION"), %envoy, %identity, %gateway, "sidecar starts");
+        }
+        SidecarMode::Agent => {
+            info!(version = env!("CARGO_PKG_VERSION"), %identity, %gateway, "sidecar starts, without Envoy");
+        }
+    }
     let files = prepare(settings)?;
     let socket = UserSocket::bind(&files.agent, None)?;
     let file = socket.file();
@@ -146,14 +170,20 @@ async fn serve(settings: &SidecarSettings) -> Result<(), SidecarError> {
         info!(not_after = %humantime::format_rfc3339_seconds(secrets.identity().current().not_after()), "certificate received");
         tasks.spawn(keep_fresh(client, ttl, Arc::clone(&secrets), end.clone()));
         tasks.spawn(serve_agent(settings, socket, &secrets, end.clone())?);
-        process::supervise(settings, &files, &stop, &now).await?;
+        match settings.mode {
+            SidecarMode::Envoy => process::supervise(settings, &files, &stop, &now).await?,
+            SidecarMode::Agent => {
+                say_variable(&settings.state);
+                stop.cancelled().await;
+            }
+        }
         Ok(())
     }
     .await;
     end.cancel();
     tasks.close();
     tasks.wait().await;
-    clean_up(file, &files);
+    clean_up(file, &files, &settings.state);
     signals.abort();
     result
 }
@@ -166,9 +196,21 @@ fn prepare(settings: &SidecarSettings) -> Result<Files, SidecarError> {
     // One that was there already may have been open to others.
     fs::set_permissions(state, fs::Permissions::from_mode(0o700)).map_err(|source| failed(state, source))?;
     let files = Files::of(state);
-    let text = format!("{:#}\n", bootstrap(settings, &files));
-    write_secret(&files.bootstrap, text.as_bytes()).map_err(|source| failed(&files.bootstrap, source))?;
+    let file = match settings.mode {
+        SidecarMode::Envoy => files.bootstrap.clone(),
+        SidecarMode::Agent => grpc::file(state),
+    };
+    let text = first_configuration(settings, &files);
+    write_secret(&file, text.as_bytes()).map_err(|source| failed(&file, source))?;
     Ok(files)
+}
+
+/// Tells on standard output what programs are to be started with: once they would be served.
+fn say_variable(state: &Path) {
+    let line = format!("{}={}\n", grpc::VARIABLE, grpc::file(state).display());
+    // Who has closed it does not want to know.
+    let _said = io::stdout().lock().write_all(line.as_bytes());
+    info!(file = %grpc::file(state).display(), "gRPC libraries are served: start programs with {} naming this file", grpc::VARIABLE);
 }
 
 fn ca_client(settings: &SidecarSettings) -> Result<CaClient, SpiffeIdError> {
@@ -193,12 +235,13 @@ fn serve_agent(
     let gateway = settings.system_account(GATEWAY_ACCOUNT)?;
     let proxy = AdsProxy::new(settings.gateway.clone(), gateway, Arc::clone(secrets), end.clone());
     let service = SecretService { secrets: secrets.subscribe(), stop: end.clone() };
+    let connections = socket.connections(MAX_CONNECTIONS).map(|connection| connection.map(Readable::new));
     let server = Server::builder()
         .max_concurrent_streams(Some(MAX_STREAMS))
         .http2_max_header_list_size(Some(16 << 10))
         .add_service(SecretDiscoveryServiceServer::new(service).max_decoding_message_size(MAX_REQUEST))
         .add_service(proxy)
-        .serve_with_incoming_shutdown(socket.connections(MAX_CONNECTIONS), end.cancelled_owned());
+        .serve_with_incoming_shutdown(connections, end.cancelled_owned());
     Ok(async move {
         if let Err(error) = server.await {
             error!(%error, "Envoy is served no more");
@@ -207,9 +250,9 @@ fn serve_agent(
 }
 
 /// What the next start makes anew anyway.
-fn clean_up(socket: SocketFile, files: &Files) {
+fn clean_up(socket: SocketFile, files: &Files, state: &Path) {
     socket.remove();
-    for file in [&files.admin, &files.bootstrap] {
+    for file in [&files.admin, &files.bootstrap, &grpc::file(state)] {
         // Of a process that ends nobody wants to hear that a file was not there.
         let _gone = fs::remove_file(file);
     }

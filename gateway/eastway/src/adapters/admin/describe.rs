@@ -73,10 +73,12 @@ fn find(
     let exists = |key: &ServiceKey| snapshot.import(key).is_some() || snapshot.local(key).is_some();
     if let Ok(address) = target.parse::<IpAddr>() {
         let frontend = gateway.frontend.borrow();
-        let found = frontend.vips.iter().find(|(_, vips)| vips.contains(&address));
-        return found
-            .map(|(key, _)| (key.clone(), None))
-            .ok_or_else(|| SourceError::NotFound(target.to_owned(), Vec::new()));
+        let found = frontend.vips.iter().find(|(_, vips)| vips.contains(&address)).map(|(key, _)| (key.clone(), None));
+        let shares = frontend.shares.iter().flatten();
+        let mut shares = shares.flat_map(|(key, shares)| shares.iter().map(move |share| (key, share)));
+        let mut share = || shares.find(|(_, (_, vips))| vips.contains(&address));
+        let found = found.or_else(|| share().map(|(key, ((cluster, _), _))| (key.clone(), Some(cluster.clone()))));
+        return found.ok_or_else(|| SourceError::NotFound(target.to_owned(), Vec::new()));
     }
     let name = target.trim_end_matches('.').to_ascii_lowercase();
     if let Some(rule) = snapshot.rules().names.iter().find(|rule| *rule.fqdn == *name) {

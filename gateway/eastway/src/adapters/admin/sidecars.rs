@@ -19,8 +19,6 @@ use crate::admin::sidecars::{
 };
 use crate::app::Gateway;
 
-/// What the ids of nodes begin with; people may leave it out.
-const ROLE: &str = "sidecar~";
 /// Nodes that are named to who asks for another one.
 const NAMED: usize = 10;
 /// The secret that is the workload's own certificate, as its agent calls it.
@@ -56,12 +54,17 @@ fn clients(gateway: &Gateway) -> Result<Vec<Client>, SourceError> {
 
 fn is(client: &Client, node: &str) -> bool {
     let id = client.node.id.as_str();
-    id == node || id.strip_prefix(ROLE) == Some(node)
+    id == node || short(id) == node
+}
+
+/// A node's id without its role, which people may leave out.
+fn short(id: &str) -> &str {
+    id.split_once('~').map_or(id, |(_, name)| name)
 }
 
 fn unknown(node: &str, clients: &[Client]) -> SourceError {
     let names = clients.iter().map(|client| client.node.id.as_str());
-    let mut names: Vec<_> = names.map(|id| id.strip_prefix(ROLE).unwrap_or(id).to_owned()).collect();
+    let mut names: Vec<_> = names.map(|id| short(id).to_owned()).collect();
     names.sort();
     names.dedup();
     let more = names.len().saturating_sub(NAMED);

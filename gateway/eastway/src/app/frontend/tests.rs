@@ -67,8 +67,9 @@ async fn i5_in_kubernetes_an_import_is_named_once_the_controller_gave_it_an_addr
     let addresses = Addresses::of_controller(latest, state.path().to_owned());
     let outputs = Outputs { view: watch::Sender::default(), subscriptions: watch::Sender::default() };
     let mut view = outputs.view.subscribe();
+    let (_shares, wanted) = watch::channel(false);
     let frontend =
-        tokio::spawn(Frontend::new(addresses, listeners, zone, telemetry, outputs).run(reader, stop.clone()));
+        tokio::spawn(Frontend::new(addresses, listeners, zone, telemetry, outputs, wanted).run(reader, stop.clone()));
 
     let waiting = view.wait_for(|view| view.exhausted.get(&key) == Some(&Shortage::Waiting));
     drop(tokio::time::timeout(DEADLINE, waiting).await.unwrap().unwrap());

@@ -53,6 +53,7 @@ impl Rig {
             frontend: self.frontend.subscribe(),
             generator: Generator::new(&settings),
             views,
+            proxyless: Proxyless { generator: proxyless::Generator::default(), views: watch::Sender::default() },
         };
         (publisher, latest)
     }

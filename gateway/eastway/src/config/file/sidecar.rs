@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::telemetry::LogFormat;
 
 /// Configuration of `eastway sidecar`, which runs beside one workload: it gets the workload's certificate, and starts an
-/// Envoy that the gateway configures. Relative paths start at the folder of this file.
+/// Envoy that the gateway configures, or leaves that to the workload's gRPC library. Relative paths start at the folder of this file.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SidecarConfig {
@@ -17,6 +17,10 @@ pub struct SidecarConfig {
     /// Always `SidecarConfig`.
     #[schemars(extend("const" = "SidecarConfig"))]
     pub kind: Field<String>,
+    /// `envoy`: it starts an Envoy. `agent`: it starts nothing, and programs whose gRPC library speaks xDS get their
+    /// configuration through it. Default: `envoy`.
+    #[serde(default)]
+    pub mode: Field<SidecarMode>,
     /// Which workload it stands beside.
     pub workload: Field<WorkloadNameSection>,
     /// Where its certificate comes from.
@@ -37,6 +41,18 @@ pub struct SidecarConfig {
     /// Logs, those of Envoy among them.
     #[serde(default)]
     pub log: Field<SidecarLogSection>,
+}
+
+/// What a sidecar does for its workload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, serde::Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline)]
+pub enum SidecarMode {
+    /// Runs Envoy, which connections go through.
+    #[default]
+    Envoy,
+    /// Tells gRPC libraries where to connect to.
+    Agent,
 }
 
 /// A workload. Namespace and service account are those that its certificate is for.

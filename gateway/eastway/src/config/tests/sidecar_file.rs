@@ -1,7 +1,7 @@
 //! `kind: SidecarConfig`, good and with mistakes.
 
 use super::Folder;
-use crate::config::file::EnvoyLogWord;
+use crate::config::file::{EnvoyLogWord, SidecarMode};
 use crate::config::{CaAddress, load_sidecar};
 
 const MINIMAL: &str = "\
@@ -58,6 +58,18 @@ drain: 2h
 log: {level: inof}
 ";
     insta::assert_snapshot!(errors(&text.replace("LONG", &format!("/{}", "a".repeat(91)))));
+}
+
+#[test]
+fn without_envoy_nothing_is_said_of_it() {
+    let folder = Folder::new(&[("sidecar.yaml", &format!("{MINIMAL}mode: agent\n"))]);
+    let settings = load_sidecar(&folder.path("sidecar.yaml")).unwrap();
+    assert_eq!(settings.mode, SidecarMode::Agent);
+    let said = errors(&format!("{MINIMAL}mode: agent\nenvoy: {{path: ./envoy}}\ndrain: 5s\n"));
+    assert!(said.contains("sidecar.yaml:7:8: envoy: has no effect with `mode: agent`"), "{said}");
+    assert!(said.contains("sidecar.yaml:8:8: drain: has no effect"), "{said}");
+    let said = errors(&format!("{MINIMAL}mode: proxy\n"));
+    assert!(said.contains("sidecar.yaml:6:7: mode: ") && said.contains("agent"), "{said}");
 }
 
 #[test]

@@ -81,7 +81,7 @@ impl fmt::Display for Authority {
 
 impl From<Authority> for Target {
     fn from(Authority { endpoint, service, cluster, port }: Authority) -> Self {
-        Self { service, port, cluster: Some(cluster), endpoint }
+        Self { service, port, cluster: Some(cluster), subset: None, endpoint }
     }
 }
 

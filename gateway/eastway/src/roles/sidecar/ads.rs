@@ -1,4 +1,4 @@
-//! Envoy's configuration, fetched for it: each ADS stream on the agent's socket is one of its own to the gateway, with
+//! The configuration of Envoy, or of gRPC libraries, fetched for them: each ADS stream on the agent's socket is one of its own to the gateway, with
 //! the workload's certificate. Messages go through as the bytes they are. Nothing is kept here: while Envoy does not
 //! read, the gateway is not read either.
 
@@ -36,8 +36,9 @@ const METHODS: [&str; 2] = [
 const MAX_REQUEST: usize = 16 << 20;
 /// Longest message of the gateway.
 const MAX_RESPONSE: usize = 64 << 20;
-/// Streams at once: an Envoy has one, and for a moment the one of before.
-const MAX_STREAMS: usize = 4;
+/// Streams at once: an Envoy has one, and for a moment the one of before; gRPC libraries one for each target, in each
+/// program.
+const MAX_STREAMS: usize = 256;
 /// Shortest time between two lines about a gateway that gives no configuration.
 const INTERVAL: Duration = Duration::from_secs(10);
 
@@ -80,7 +81,7 @@ impl Upstream {
             return Err(Status::resource_exhausted("too many streams at once"));
         };
         let responses = self.open(method, requests).await.inspect_err(|status| self.failed(status))?;
-        info!(gateway = %self.gateway, "Envoy is configured by the gateway");
+        info!(gateway = %self.gateway, "the gateway configures a client");
         let stop = self.stop.clone();
         let responses = responses.take_until(stop.cancelled_owned()).map(move |message| {
             // As long as the stream lives.
@@ -94,7 +95,7 @@ impl Upstream {
         if let Some(suppressed) = self.lines.admit((), Instant::now()) {
             let reason = Escaped(status.message()).to_string();
             let gateway = &self.gateway;
-            warn!(%gateway, %reason, suppressed, "no configuration from the gateway; Envoy goes on with what it has");
+            warn!(%gateway, %reason, suppressed, "no configuration from the gateway; clients go on with what they have");
         }
     }
 
