@@ -39,10 +39,10 @@ model: ## The federation simulator: 10,000 seeds of at least 300 events
 	$(CARGO) test --locked --release -q -p eastway-federation --test model -- --nocapture
 
 # The whole workspace is selected so that features are those of `make unit`, and nothing is built twice.
-system: ## Clouds as network namespaces, real CoreDNS and Envoys, the demo and the documents as a user runs them
+system: ## Clouds as network namespaces, real CoreDNS, Envoys and gRPC libraries, the demo and the documents as a user runs them
 	$(CARGO) build --release --locked -q -p eastway
 	EASTWAY_BIN=$(TARGET)/release/eastway $(CARGO) test --locked -q --workspace \
-		--test system --test envoy --test xds_envoy --test documents --test dns_coredns --test chart --test image --example budgets -- --test-threads=1
+		--test system --test envoy --test xds_envoy --test grpc_xds --test documents --test dns_coredns --test chart --test image --example budgets -- --test-threads=1
 	$(CARGO) test --locked -q --workspace --lib -- relay:: load::
 
 demo-check: ## The demo's script, as a user without privileges, in real namespaces
@@ -104,6 +104,7 @@ bench-xds: ## Pushes to 1,000 sidecars beside go-control-plane's snapshot cache 
 
 deps: ## What the tests need beside the Rust toolchain
 	@./tests/tools/install $(TOOLS) $(COREDNS_VERSION) $(HELM_VERSION)
+	@./tests/tools/install-grpc $(TOOLS)
 
 deps-e2e: deps ## What `make e2e` needs beside: containerd and others from Debian, Kubernetes, etcd and Helm from their Go modules
 	@./tests/tools/install-e2e $(TOOLS)

@@ -23,6 +23,7 @@ pub mod coredns;
 pub mod documents;
 pub mod envoy;
 pub mod flood;
+pub mod grpc;
 pub mod kube;
 pub mod load;
 pub mod mesh;
