@@ -57,6 +57,7 @@ async fn serve(listen: &str, mut world: World) -> Outcome<()> {
             address: "a client".to_owned(),
             identity: "spiffe://a.example/ns/bench/sa/client".into(),
             workload: workload.clone(),
+            serial: "1".into(),
             not_after: SystemTime::now() + Duration::from_secs(86_400),
         })
     };
