@@ -32,4 +32,5 @@ pub const TARGETS: &[Target] = &[
     ("replica_envelope", replicas::envelope),
     ("xds_requests", xds::requests),
     ("hbone_authority", sidecars::authority),
+    ("client_hello", sidecars::client_hello),
 ];

@@ -24,6 +24,7 @@ pub mod replica;
 pub mod replicas;
 pub mod sidecars;
 pub mod signals;
+mod sni;
 pub mod store;
 pub mod vips;
 
@@ -58,6 +59,7 @@ use crate::app::vips::VipBook;
 use crate::config::{Loaded, ReloadStatus, Settings};
 use crate::local::listener::{BindError as BindLocalError, LocalListener};
 use crate::proxy::inbound::Inbound;
+use crate::proxy::sni::SniListener;
 use crate::proxy::vip::{Listeners, VipLimits};
 use crate::roles::enroll::{self, CaClient};
 use crate::router::Router;
@@ -84,6 +86,9 @@ pub enum BuildError {
     /// The local port.
     #[error(transparent)]
     Local(#[from] BindLocalError),
+    /// A port for Istio's sidecars cannot be listened on.
+    #[error(transparent)]
+    Sni(#[from] sni::BindError),
     /// A zone of one's own is none.
     #[error("dns.zones: {0}")]
     Zone(#[from] eastway_dns::NameError),
@@ -159,6 +164,7 @@ pub struct Bound {
     dns: eastway_dns::Server,
     local: Option<LocalListener>,
     hbone: Option<LocalListener>,
+    sni: Vec<SniListener>,
     health: HealthPort,
     metrics: MetricsPort,
     admin: AdminPort,
@@ -191,6 +197,7 @@ pub async fn build(
         None => None,
     };
     let hbone = hbone::bind(&settings).await?;
+    let sni = sni::bind(&settings)?;
     let health = HealthPort::bind(settings.listen.health).await?;
     let metrics = MetricsPort::bind(settings.listen.metrics).await?;
     let admin = AdminPort::bind(settings.listen.admin).await?;
@@ -202,6 +209,8 @@ pub async fn build(
         ("link".to_owned(), vec![settings.listen.link]),
     ]);
     listeners.extend(local.iter().map(|local| ("local".to_owned(), vec![local.local_addr()])));
+    let names = sni.iter().filter_map(SniListener::local_addr).collect::<Vec<_>>();
+    listeners.extend((!names.is_empty()).then(|| ("sni".to_owned(), names)));
     listeners.extend(hbone.iter().map(|hbone| ("hbone".to_owned(), vec![hbone.local_addr()])));
 
     // Peers that contradict each other are an error of the start. None is trusted before the revocation
@@ -236,7 +245,7 @@ pub async fn build(
         sidecars: OnceLock::new(),
         settings,
     };
-    Ok(Bound { gateway: Arc::new(gateway), writer, outputs, dns, local, hbone, health, metrics, admin, log })
+    Ok(Bound { gateway: Arc::new(gateway), writer, outputs, dns, local, hbone, sni, health, metrics, admin, log })
 }
 
 impl Bound {
@@ -251,7 +260,7 @@ impl Bound {
     /// # Errors
     /// [`BuildError`] if the tunnel cannot be opened once there is a certificate.
     pub async fn run(self, client: CaClient, stop: CancellationToken) -> Result<(), BuildError> {
-        let Self { gateway, writer, outputs, dns, local, hbone, health, metrics, admin, log } = self;
+        let Self { gateway, writer, outputs, dns, local, hbone, sni, health, metrics, admin, log } = self;
         let end = CancellationToken::new();
         let sessions = end.child_token();
         let accepting = end.child_token();
@@ -278,6 +287,7 @@ impl Bound {
             running.spawn("peers", peers.run());
             running.serve_local_port(local)?;
             hbone::serve(&running, hbone, &connections);
+            sni::serve(&running, sni, &connections);
             info!(cluster = %running.gateway.settings.cluster, "gateway is up");
             running.stop.cancelled().await;
         }

@@ -1,7 +1,8 @@
 //! Bytes between local connections and links.
 //!
 //! [`outbound`] takes a local connection to a service, wherever that is; [`inbound`] serves the
-//! streams that peers open; [`vip`] listens on the virtual addresses of imports, and [`hbone`] serves sidecars. No
+//! streams that peers open; [`vip`] listens on the virtual addresses of imports, [`hbone`] serves sidecars, and
+//! [`sni`] those of Istio. No
 //! module here decides where to go: that is [`crate::router`].
 
 pub mod anyip;
@@ -13,4 +14,5 @@ pub mod hbone;
 pub mod inbound;
 pub mod outbound;
 pub mod reach;
+pub mod sni;
 pub mod vip;

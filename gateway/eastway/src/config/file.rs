@@ -9,7 +9,7 @@ mod sidecar;
 pub use gateway::{
     ApiServerSection, AuthorizationWord, ClusterRegistrySection, DnsSection, ExportMarkWord, GatewayConfig,
     KubernetesSection, LimitsSection, LinkSection, ListenSection, LogSection, NameSection, RegistrySection,
-    ReplicasSection, SidecarsSection, TrustSection, VipSection, WorkloadSection,
+    ReplicasSection, SidecarsSection, SniSection, TrustSection, VipSection, WorkloadSection,
 };
 pub use peer::{NameFilterSection, Peer, PeerMetadata, PeerSpec};
 pub use policy::{

@@ -2,6 +2,7 @@
 
 mod convert;
 mod registries;
+mod sni;
 mod workloads;
 
 use std::net::SocketAddr;
@@ -139,12 +140,24 @@ pub struct ListenSettings {
     pub local: Option<SocketAddr>,
     /// Sidecars, TCP; `None`: none are served.
     pub hbone: Option<SocketAddr>,
+    /// Istio's sidecars, TCP.
+    pub sni: Vec<SniSettings>,
     /// The ca role, TCP; `None`: not on the network.
     pub ca: Option<SocketAddr>,
     /// Prometheus metrics.
     pub metrics: SocketAddr,
     /// Health checks.
     pub health: SocketAddr,
+}
+
+/// A port at which the name in TLS says what is wanted of a peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SniSettings {
+    /// The peer.
+    pub cluster: ClusterName,
+    /// Where it listens.
+    pub address: SocketAddr,
 }
 
 /// The Kubernetes cluster that a process works in.

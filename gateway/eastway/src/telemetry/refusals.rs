@@ -52,6 +52,8 @@ pub enum Refusal {
     Sidecar,
     /// A request of a sidecar: no CONNECT, malformed, or to what is not imported.
     Hbone,
+    /// A connection by the name in TLS: none, malformed, or of what is not imported.
+    Sni,
     /// Work above a limit: connections, streams, bytes, updates.
     Overload,
 }
@@ -76,6 +78,7 @@ impl Refusal {
             Self::Signing => "signing",
             Self::Sidecar => "sidecar",
             Self::Hbone => "hbone",
+            Self::Sni => "sni",
             Self::Overload => "overload",
         }
     }

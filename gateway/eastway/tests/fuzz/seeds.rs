@@ -21,6 +21,7 @@ pub(crate) fn all() -> Vec<Seed> {
     texts(&mut seeds);
     identities(&mut seeds);
     authorities(&mut seeds);
+    client_hellos(&mut seeds);
     envelopes(&mut seeds);
     xds_requests(&mut seeds);
     seeds
@@ -491,4 +492,38 @@ fn authorities(seeds: &mut Vec<Seed>) {
         ("control", "re\u{0}iews.bookinfo.\u{202e}:80"),
     ];
     seeds.extend(texts.map(|(name, text)| ("hbone_authority", name.to_owned(), text.as_bytes().to_vec())));
+}
+
+/// What Istio's sidecars begin with, and others.
+fn client_hellos(seeds: &mut Vec<Seed>) {
+    let two = |length: usize| u16::try_from(length).unwrap().to_be_bytes();
+    let hello = |name: &str, record: usize| {
+        let list = [&[0][..], &two(name.len()), name.as_bytes()].concat();
+        let extensions =
+            [&[0, 10, 0, 4, 0, 2, 0x11, 0xec, 0, 0][..], &two(list.len() + 2), &two(list.len()), &list].concat();
+        let body = [&[3, 3][..], &[7; 32], &[0, 0, 2, 0x13, 1, 1, 0], &two(extensions.len()), &extensions].concat();
+        let handshake = [&[1, 0][..], &two(body.len()), &body].concat();
+        handshake
+            .chunks(record)
+            .flat_map(|part| [&[22, 3, 1][..], &two(part.len()), part].concat())
+            .collect::<Vec<u8>>()
+    };
+    let name = "outbound_.9080_._.reviews.bookinfo.svc.cluster.local";
+    let mut short = hello(name, 4_096);
+    short.truncate(60);
+    let all = [
+        ("whole", hello(name, 4_096)),
+        ("subset", hello("outbound_.80_.v2_.Reviews.bookinfo.svc.clusterset.local", 4_096)),
+        ("many_records", hello(name, 20)),
+        ("cut", short),
+        ("another_name", hello("reviews.bookinfo", 4_096)),
+        ("no_name", hello("", 4_096)),
+        ("http", b"GET / HTTP/1.1\r\n\r\n".to_vec()),
+        ("too_long", vec![22, 3, 1, 0, 4, 1, 0xff, 0xff, 0xff]),
+        (
+            "endless",
+            [22, 3, 1, 0, 1, 1].into_iter().chain([22, 3, 1, 0, 1, 0].into_iter().cycle()).take(20_000).collect(),
+        ),
+    ];
+    seeds.extend(all.map(|(name, bytes)| ("client_hello", name.to_owned(), bytes)));
 }

@@ -164,6 +164,10 @@ pub struct ListenSection {
     /// the cluster's own CA, e.g. `0.0.0.0:15008`. Default: not at all.
     #[serde(default)]
     pub hbone: Field<Text>,
+    /// Istio's sidecars of this cluster (TCP), whose mesh calls this gateway that of another network: a port for each peer.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub sni: List<SniSection>,
     /// The ca role (TCP), for `trust.ca: https://…`, e.g. `0.0.0.0:15012`. It asks an API server whom a token belongs
     /// to. Default: on the Unix socket of `trust.ca` only.
     #[serde(default)]
@@ -174,6 +178,18 @@ pub struct ListenSection {
     /// Health checks. Default: `127.0.0.1:15021`.
     #[serde(default)]
     pub health: Field<Text>,
+}
+
+/// A port where the name in TLS says what is wanted of a peer, as Istio writes it; what is said is not read.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SniSection {
+    /// The peer that stands for the other network.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub cluster: Field<String>,
+    /// Where it listens, e.g. `0.0.0.0:15444`.
+    #[schemars(length(min = 1))]
+    pub address: Field<Text>,
 }
 
 /// Links to peers.

@@ -14,6 +14,7 @@ use eastway_registry::value::duration;
 use eastway_registry::yaml::{At, Context, Field, Text};
 
 use super::registries::registries;
+use super::sni::sni;
 use super::workloads::workloads;
 use super::{
     CaAddress, DnsSettings, Folder, KubernetesAccess, KubernetesSettings, Limits, LinkSettings, ListenSettings,
@@ -159,6 +160,7 @@ fn listen_settings(section: Option<&ListenSection>, cx: &mut Context<'_>) -> Lis
         admin: local(15000),
         local: None,
         hbone: None,
+        sni: Vec::new(),
         ca: None,
         metrics: local(15020),
         health: local(15021),
@@ -196,6 +198,7 @@ fn listen_settings(section: Option<&ListenSection>, cx: &mut Context<'_>) -> Lis
         take(&address, "listen.hbone", &mut taken, cx);
         settings.hbone = Some(address.value);
     }
+    settings.sni = sni(&listen.sni, &mut taken, cx);
     // Not compared with the others: it is another role's, usually in another pod.
     settings.ca = socket_addr(&listen.ca, cx).map(|address| address.value);
     if let Some(address) = socket_addr(&listen.metrics, cx) {
@@ -209,7 +212,7 @@ fn listen_settings(section: Option<&ListenSection>, cx: &mut Context<'_>) -> Lis
     settings
 }
 
-fn take(address: &At<SocketAddr>, name: &str, taken: &mut Vec<(SocketAddr, String)>, cx: &mut Context<'_>) {
+pub(super) fn take(address: &At<SocketAddr>, name: &str, taken: &mut Vec<(SocketAddr, String)>, cx: &mut Context<'_>) {
     let earlier = taken.iter().find(|(other, _)| *other == address.value && other.port() != 0);
     if let Some((_, earlier)) = earlier {
         cx.error(address.at, Code::Duplicate, format!("{} is already used by {earlier}", address.value));
@@ -222,7 +225,7 @@ fn socket_addr(field: &Field<Text>, cx: &mut Context<'_>) -> Option<At<SocketAdd
     Some(At { value: cx.parse(text, parse_socket_addr)?, at: text.at })
 }
 
-fn parse_socket_addr(text: &str) -> Result<SocketAddr, String> {
+pub(super) fn parse_socket_addr(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| match HostPort::parse(text) {
         Ok(address) => format!("must be an IP address of this machine and a port, e.g. 0.0.0.0:{}", address.port),
         Err(_) => "must be address:port, e.g. 127.0.0.1:15053 or [::1]:15053".to_owned(),

@@ -40,6 +40,7 @@ refused! {
     a_ca_at_no_port: "listen: {ca: '0.0.0.0', local: 'gateway:1'}\n";
     sidecars_without_a_port_to_ask_at: "sidecars: {gateway: '10.0.0.5:15008'}\n";
     sidecars_that_lead_nowhere: "listen: {local: '0.0.0.0:15012'}\nsidecars: {gatway: '10.0.0.5'}\n";
+    names_to_listen_for_with_mistakes: "listen: {hbone: '0.0.0.0:15444', sni: [{cluster: b, address: '0.0.0.0:15444'}, {cluster: B, address: '0.0.0.0'}, {adress: '0.0.0.0:1'}]}\n";
     unknown_words: "log: {format: jsn, access: al, level: inof}\nauthorization: dry_run\n";
     connection_times_out_of_bounds: "limits: {connectionIdle: 0s, connectionHalfClosed: 169h}\n";
     numbers_out_of_bounds: "limits: {servicesPerPeer: 0, endpointsPerPeer: -1, streamsPerPeer: 1.5, dnsConnections: many, bufferBytes: 1MB}\n";
