@@ -12,6 +12,7 @@
 mod bodies;
 mod gateway;
 mod host;
+mod istio;
 mod told;
 mod whole_path;
 mod workloads;
