@@ -4,10 +4,12 @@
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, AttachParams, ListParams};
+use kube::api::{Api, AttachParams, DynamicObject, ListParams};
+use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
 
 use super::cluster::Client;
+use crate::client::objects;
 
 /// Pods that have our program.
 const GATEWAYS: &str = "app.kubernetes.io/name=eastway,app.kubernetes.io/component=gateway";
@@ -39,11 +41,10 @@ impl Asker {
     /// # Errors
     /// [`AskError`]
     pub async fn find(client: &Client, namespace: &str) -> Result<Self, AskError> {
-        let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-        let found = pods.list(&ListParams::default().labels(GATEWAYS)).await?;
+        let found = objects::<Pod>(client, namespace).list(&ListParams::default().labels(GATEWAYS)).await?;
         let ready = found.items.into_iter().find(is_ready).and_then(|pod| pod.metadata.name);
         let pod = ready.ok_or_else(|| AskError::NoPod(namespace.to_owned()))?;
-        Ok(Self { pods, pod })
+        Ok(Self { pods: Api::namespaced(client.clone(), namespace), pod })
     }
 
     /// Whether the resolver at `server` has an answer of this type for `name`.
@@ -68,10 +69,10 @@ impl Asker {
     }
 }
 
-fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    let ready = conditions.filter(|condition| condition.type_ == "Ready").any(|condition| condition.status == "True");
-    ready && pod.metadata.deletion_timestamp.is_none()
+fn is_ready(pod: &DynamicObject) -> bool {
+    let conditions = pod.data.pointer("/status/conditions").and_then(Value::as_array);
+    let says_so = |condition: &Value| condition["type"] == "Ready" && condition["status"] == "True";
+    conditions.is_some_and(|conditions| conditions.iter().any(says_so)) && pod.metadata.deletion_timestamp.is_none()
 }
 
 #[cfg(test)]
@@ -88,7 +89,7 @@ mod tests {
                 "metadata": { "name": name }, "status": { "conditions": [{ "type": "Ready", "status": ready }] },
             })
         };
-        let found = async |pods: Vec<serde_json::Value>| {
+        let found = async |pods: Vec<Value>| {
             let list = json!({ "apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": pods });
             let (client, requests) = client(move |_| Reply::Whole(200, list.clone()));
             let asker = Asker::find(&client, "eastway-system").await;
