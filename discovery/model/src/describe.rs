@@ -3,9 +3,9 @@
 use std::fmt;
 
 use crate::endpoint::Subset;
-use crate::import::Conflict;
+use crate::import::{Conflict, Import};
 use crate::name::{ClusterName, ServiceKey};
-use crate::routing::plan::{Level, Plan, Row, Standing};
+use crate::routing::plan::{self, Level, Plan, Row, Standing};
 use crate::routing::{self, PickReject, PickRequest, RouteError, RouteRequest};
 use crate::service::SessionAffinity;
 use crate::store::Snapshot;
@@ -23,7 +23,7 @@ pub struct Explanation {
     pub port: u16,
     /// Version of the snapshot.
     pub version: u64,
-    /// `namespace/name` of the traffic policy that applies.
+    /// What shares connections out, e.g. `TrafficPolicy bookinfo/reviews`.
     pub policy: Option<String>,
     /// Why there is no route at all.
     pub error: Option<String>,
@@ -148,7 +148,7 @@ pub fn explain(snapshot: &Snapshot, key: &ServiceKey, request: &RouteRequest<'_>
         return explanation;
     };
     explanation.conflicts.clone_from(&import.conflicts);
-    explanation.policy = import.policy.as_ref().map(|policy| format!("{}/{}", key.namespace, policy.name));
+    explanation.policy = policy(import, request);
     explanation.sticky = import.session_affinity != SessionAffinity::None;
     let mut plan = match Plan::new(snapshot.cluster(), import, request) {
         Ok(plan) => plan,
@@ -167,6 +167,14 @@ pub fn explain(snapshot: &Snapshot, key: &ServiceKey, request: &RouteRequest<'_>
     }
     explanation.rejected = rejected(snapshot, &plan, &explanation.candidates);
     explanation
+}
+
+fn policy(import: &Import, request: &RouteRequest<'_>) -> Option<String> {
+    let port = import.port(request.protocol, request.port);
+    if let Some(entry) = port.and_then(|port| plan::by_rule(import, port)) {
+        return Some(format!("{} {} rules[{}]", entry.route.kind, entry.route.name, entry.rule));
+    }
+    import.policy.as_ref().map(|policy| format!("TrafficPolicy {}/{}", import.key.namespace, policy.name))
 }
 
 fn candidates(snapshot: &Snapshot, plan: &Plan<'_>, level: Level) -> Vec<ExplainedCandidate> {

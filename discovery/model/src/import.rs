@@ -14,7 +14,8 @@ use std::sync::Arc;
 
 use crate::endpoint::RemoteEndpoints;
 use crate::name::{ClusterName, PortName, ServiceKey};
-use crate::rules::TrafficPolicy;
+use crate::rules::route::{RouteTable, Wanted};
+use crate::rules::{Rules, TrafficPolicy};
 use crate::service::{
     InternalTrafficPolicy, IpFamily, PortNumber, Protocol, ServiceKind, ServicePort, ServiceRecord, SessionAffinity,
 };
@@ -51,6 +52,12 @@ pub struct Import {
     pub conflicts: Vec<Conflict>,
     /// How connections are shared out, if an operator said so.
     pub policy: Option<Arc<TrafficPolicy>>,
+    /// The rules for its traffic, if there are any.
+    #[serde(skip)]
+    pub routes: Option<Arc<RouteTable>>,
+    /// Parts of it that rules, its own or those of other services, lead to.
+    #[serde(skip)]
+    pub wanted: Option<Arc<BTreeSet<Wanted>>>,
 }
 
 /// What one cluster contributes to an import.
@@ -142,12 +149,7 @@ struct Export<'a> {
 
 /// Merges the parts of one service; `None` if there is none. The result does not depend on the
 /// order of `parts`.
-pub(crate) fn merge(
-    own: &ClusterName,
-    key: &ServiceKey,
-    mut parts: Vec<ImportPart>,
-    policy: Option<Arc<TrafficPolicy>>,
-) -> Option<Import> {
+pub(crate) fn merge(own: &ClusterName, key: &ServiceKey, mut parts: Vec<ImportPart>, rules: &Rules) -> Option<Import> {
     parts.sort_by(|a, b| a.cluster.cmp(&b.cluster));
     let mut exports: Vec<Export<'_>> =
         parts.iter().map(|part| Export { name: part.cluster.as_ref().unwrap_or(own), record: &part.record }).collect();
@@ -178,7 +180,9 @@ pub(crate) fn merge(
         annotations: winner.annotations.clone(),
         exported_at: winner.exported_at,
         conflicts: found,
-        policy,
+        policy: rules.traffic.get(key).cloned(),
+        routes: rules.routes.table(key).cloned(),
+        wanted: rules.routes.wanted(key).cloned(),
         parts,
     })
 }

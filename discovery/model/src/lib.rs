@@ -7,6 +7,7 @@
 pub mod access;
 pub mod address;
 pub mod allocation;
+pub mod app_protocol;
 pub mod change;
 pub mod describe;
 pub mod endpoint;
@@ -23,6 +24,7 @@ pub mod vip;
 
 pub use access::SourceIdentity;
 pub use allocation::{Allocation, Allocations, ServiceAllocation};
+pub use app_protocol::AppProtocol;
 pub use change::{Change, LocalChange, Origin, PeerChange, PeerState, Workload};
 pub use endpoint::{
     Endpoint, EndpointCondition, EndpointId, EndpointRef, LocalEndpoint, LocalEndpoints, Pairs, RemoteEndpoints, Shape,

@@ -3,10 +3,12 @@
 
 mod access;
 mod filter;
+pub mod route;
 mod traffic;
 
 pub use access::{AccessMode, AccessPolicy, AccessRule, Match};
 pub use filter::{FilterError, Glob, GlobError, NEVER_SHARED, NameFilter, NameFilterEntry, never_shared};
+pub use route::{Route, RouteBook, RouteTable, ServiceShare};
 pub use traffic::{ClusterRef, Locality, MAX_SPLITS, MAX_WEIGHT, Split, TrafficPolicy, TrafficPolicyError};
 
 use std::collections::BTreeMap;
@@ -27,6 +29,8 @@ pub struct Rules {
     pub peers: BTreeMap<ClusterName, Arc<PeerRules>>,
     /// How connections to a service are shared out; none: local first, then any cluster.
     pub traffic: BTreeMap<ServiceKey, Arc<TrafficPolicy>>,
+    /// Which request or connection to a service goes where, by Gateway API objects.
+    pub routes: Arc<RouteBook>,
     /// Who may call whom, of all namespaces.
     pub access: Vec<Arc<AccessPolicy>>,
     /// Whether a refusal is carried out at all.

@@ -9,11 +9,15 @@
 //! may reach is decided where the connection arrives.
 
 mod assignment;
+mod connections;
 mod gateway;
 mod import;
+mod matching;
 mod parts;
-mod protocol;
 pub mod proxyless;
+mod rewriting;
+mod routes;
+mod subset;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -26,8 +30,8 @@ use crate::kind::Kind;
 use crate::resource::Resource;
 use crate::view::{Edit, View};
 
+pub use eastway_model::AppProtocol;
 pub use gateway::GatewayAddress;
-pub use protocol::AppProtocol;
 
 /// Name of the internal listener that leads to the gateway.
 pub const HBONE: &str = "hbone";
@@ -91,7 +95,7 @@ impl Generator {
 
     /// The services whose resources may differ.
     fn changed(&self, snapshot: &Snapshot, addresses: &Addresses) -> BTreeSet<ServiceKey> {
-        let changes = self.seen.and_then(|seen| snapshot.changes_since(seen));
+        let changes = self.seen.and_then(|seen| snapshot.services_changed_since(seen));
         let mut changed: BTreeSet<ServiceKey> = match changes {
             Some(changes) => changes.into_iter().collect(),
             None => snapshot.imports().map(|import| import.key.clone()).chain(self.made.keys().cloned()).collect(),
@@ -100,6 +104,10 @@ impl Generator {
         let readdressed =
             self.made.iter().filter(|(key, made)| made.addresses != *addresses.get(*key).unwrap_or(&none));
         changed.extend(readdressed.map(|(key, _)| key.clone()));
+        // Rules that lead to a service depend on whether it is there, and has endpoints.
+        let book = &snapshot.rules().routes;
+        let referrers: Vec<_> = changed.iter().flat_map(|key| book.referrers(key)).cloned().collect();
+        changed.extend(referrers);
         changed
     }
 

@@ -31,6 +31,9 @@ use crate::view::View;
 
 /// Largest request: 20,000 names with a version each are some 2 MiB.
 const MAX_REQUEST: usize = 4 << 20;
+/// How long routes wait for clusters to be acknowledged. They are warm within milliseconds, unless something that they
+/// need is missing.
+const WARMING: Duration = Duration::from_secs(5);
 
 /// Who opened a stream, as its connection proves.
 #[derive(Clone, Debug)]
@@ -325,8 +328,10 @@ where
             self.session().update(view);
         }
         let mut next = Some(first);
+        let (mut held_until, mut release): (Option<Instant>, bool) = (None, false);
         loop {
             let responses = match next.take() {
+                None if std::mem::take(&mut release) => self.session().release(),
                 Some(request) => match self.take(request, &node) {
                     Ok(responses) => responses,
                     Err(end) => return end,
@@ -343,8 +348,11 @@ where
                     return end;
                 }
             }
+            let is_holding = self.session().is_holding();
+            held_until = held_until.or_else(|| Some(Instant::now() + WARMING)).filter(|_| is_holding);
             tokio::select! {
                 () = self.sender.closed() => return End::Gone,
+                () = sleep_until(held_until.unwrap_or_else(Instant::now)), if is_holding => release = true,
                 changed = self.views.changed() => if changed.is_err() { return End::Gone },
                 request = self.requests.message() => match request {
                     Ok(Some(request)) => next = Some(request),

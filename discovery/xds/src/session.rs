@@ -6,6 +6,8 @@
 //! - What a client refuses is remembered and not sent again until it changes.
 //! - A response is not held back until the one before is acknowledged: Envoy acknowledges clusters only when they are
 //!   warm, for which it needs endpoints.
+//! - But routes and listeners that come with new clusters wait until those are acknowledged, and what is gone with them:
+//!   Envoy uses a route at once, and answers with errors until its cluster is warm.
 //! - Before there is a view nothing is answered: an empty answer would mean that there is nothing.
 
 mod answers;
@@ -96,6 +98,16 @@ pub trait Session: fmt::Debug + Send + 'static {
 
     /// Takes a newer view.
     fn update(&mut self, view: Arc<View>) -> Vec<Self::Response>;
+
+    /// Whether something waits for an acknowledgement. Who does not give one is not waited for forever.
+    fn is_holding(&self) -> bool {
+        false
+    }
+
+    /// Waits no longer.
+    fn release(&mut self) -> Vec<Self::Response> {
+        Vec::new()
+    }
 
     /// What was sent, acknowledged and refused, by kind.
     fn status(&self) -> BTreeMap<Kind, Status>;

@@ -5,6 +5,15 @@ pub struct ClusterLoadAssignment {
     pub cluster_name: ::prost::alloc::string::String,
     #[prost(message, repeated, tag = "2")]
     pub endpoints: ::prost::alloc::vec::Vec<LocalityEndpoints>,
+    #[prost(message, optional, tag = "4")]
+    pub policy: ::core::option::Option<Policy>,
+}
+/// `envoy.config.endpoint.v3.ClusterLoadAssignment.Policy`
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Policy {
+    /// How much of a priority has to be healthy to get all requests: 100 / this.
+    #[prost(message, optional, tag = "3")]
+    pub overprovisioning_factor: ::core::option::Option<UInt32>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LocalityEndpoints {

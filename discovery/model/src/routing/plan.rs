@@ -6,7 +6,9 @@ use super::{Candidate, RouteError, RouteRequest, any_subset};
 use crate::endpoint::Subset;
 use crate::import::{Import, ImportPart};
 use crate::name::ClusterName;
-use crate::rules::{ClusterRef, Locality, MAX_WEIGHT, TrafficPolicy};
+use crate::rules::route::{Entry, Target};
+use crate::rules::{ClusterRef, Locality, MAX_WEIGHT, Split};
+use crate::service::ServicePort;
 
 /// A weight of 1 in a policy, in the units of [`Share::weight`]. Leaves room below for dividing it
 /// among clusters, and above for 32 splits of a million.
@@ -95,11 +97,9 @@ impl<'a> Plan<'a> {
         import: &'a Import,
         request: &RouteRequest<'a>,
     ) -> Result<Self, RouteError> {
-        if import.port(request.protocol, request.port).is_none() {
-            return Err(RouteError::UnknownPort);
-        }
+        let port = import.port(request.protocol, request.port).ok_or(RouteError::UnknownPort)?;
         let policy = import.policy.as_deref();
-        let (rows, splits) = rows(policy, request);
+        let (rows, splits) = rows(import, port, request);
         let mut plan = Self {
             own,
             import,
@@ -344,21 +344,42 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// The splits that a request goes by, and how many they are; a row for any endpoint may follow.
-fn rows<'a>(policy: Option<&'a TrafficPolicy>, request: &RouteRequest<'a>) -> (Vec<Row<'a>>, usize) {
+/// The shares that a request goes by, and how many they are; a row for any endpoint may follow. They are the splits of
+/// the traffic policy, else the backends of the rule for everything that comes to this port.
+fn rows<'a>(import: &'a Import, port: &ServicePort, request: &RouteRequest<'a>) -> (Vec<Row<'a>>, usize) {
     let one = |subset| vec![Row { weight: 1, pin: None, subset }];
     if let Some(subset) = request.subset {
         return (one(subset), 1);
     }
-    let Some(policy) = policy.filter(|policy| !policy.split.is_empty()) else { return (one(any_subset()), 1) };
-    let split = policy.split.iter();
-    let mut rows: Vec<Row<'a>> = Vec::with_capacity(policy.split.len() + 1);
-    rows.extend(split.map(|split| Row { weight: split.weight, pin: split.cluster.as_ref(), subset: &split.subset }));
+    let policy = import.policy.as_deref();
+    let mut rows: Vec<Row<'a>> = match by_rule(import, port) {
+        None => policy.map(|policy| policy.split.as_slice()).unwrap_or_default().iter().map(Row::of_split).collect(),
+        Some(entry) => entry.weighted().filter_map(|(target, weight)| Some(Row::of_target(target?, weight))).collect(),
+    };
+    if rows.is_empty() {
+        return (one(any_subset()), 1);
+    }
     let splits = rows.len();
-    if !policy.failover.is_empty() {
+    if policy.is_some_and(|policy| !policy.failover.is_empty()) {
         rows.push(Row { weight: 0, pin: None, subset: any_subset() });
     }
     (rows, splits)
+}
+
+/// The rule whose weights count for connections to this port: a split of the traffic policy is asked first.
+pub(crate) fn by_rule<'a>(import: &'a Import, port: &ServicePort) -> Option<&'a Entry> {
+    let has_split = import.policy.as_ref().is_some_and(|policy| !policy.split.is_empty());
+    import.routes.as_deref().filter(|_| !has_split)?.for_addresses(&import.key, port)
+}
+
+impl<'a> Row<'a> {
+    fn of_split(split: &'a Split) -> Self {
+        Self { weight: split.weight, pin: split.cluster.as_ref(), subset: &split.subset }
+    }
+
+    fn of_target(target: &'a Target, weight: u32) -> Self {
+        Self { weight, pin: target.share.cluster.as_ref(), subset: &target.share.subset }
+    }
 }
 
 fn standing(part: &ImportPart, subset: &Subset, request: &RouteRequest<'_>) -> Standing {

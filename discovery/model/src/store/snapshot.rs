@@ -27,8 +27,9 @@ pub struct Snapshot {
     pub(super) rules: Arc<Rules>,
     /// Registries that did not send their contents yet; none: nobody said yet which there are.
     pub(super) unsynced: Option<Arc<[Label]>>,
-    /// Changes are known from this version on.
+    /// Changes are known from this version on: of what is decided by rules too, and of services alone.
     pub(super) changes_from: u64,
+    pub(super) services_from: u64,
 }
 
 /// All about one service. One without local service and import is remembered for a while, so that
@@ -90,6 +91,7 @@ impl Snapshot {
             rules: Arc::default(),
             unsynced: None,
             changes_from: 0,
+            services_from: 0,
         }
     }
 
@@ -190,7 +192,14 @@ impl Snapshot {
     /// name. `None` if that is not known any more, or rules changed: compare everything.
     #[must_use]
     pub fn changes_since(&self, version: u64) -> Option<Vec<ServiceKey>> {
-        if version < self.changes_from || version > self.version {
+        if version < self.changes_from { None } else { self.services_changed_since(version) }
+    }
+
+    /// As [`Self::changes_since`], for those who decide by local services and imports alone, which hold the rules that
+    /// they are subject to: other rules may have changed meanwhile.
+    #[must_use]
+    pub fn services_changed_since(&self, version: u64) -> Option<Vec<ServiceKey>> {
+        if version < self.services_from || version > self.version {
             return None;
         }
         let changed = self.services.iter_changed_after(version).filter(|entry| entry.changed_at > version);

@@ -89,6 +89,7 @@ impl Writer {
         let mut dirty = self.peers.take_dirty();
         let policies = old.traffic.keys().chain(rules.traffic.keys());
         dirty.extend(policies.filter(|key| old.traffic.get(key) != rules.traffic.get(key)).cloned());
+        dirty.extend(old.routes.differences(&rules.routes));
         self.publish(rules, dirty, false)
     }
 
@@ -141,6 +142,7 @@ impl Writer {
         }
         let rules_changed = !Arc::ptr_eq(&rules, &last.rules);
         let forgotten = self.forget(&mut edits);
+        let services_from = last.services_from.max(forgotten);
         let changes_from = if rules_changed { version } else { last.changes_from.max(forgotten) };
         let snapshot = Arc::new(Snapshot {
             version,
@@ -155,6 +157,7 @@ impl Writer {
             rules,
             unsynced,
             changes_from,
+            services_from,
         });
         self.snapshot = Arc::clone(&snapshot);
         self.publisher.publish(snapshot);
@@ -175,7 +178,7 @@ impl Writer {
             });
         }
         parts.extend(self.peers.parts(&key, rules));
-        let import = import::merge(own, &key, parts, rules.traffic.get(&key).cloned());
+        let import = import::merge(own, &key, parts, rules);
         let registry_conflicts = self.local.conflicts(&key).to_vec();
         match self.snapshot.services.get(&key) {
             None if local.is_none() && import.is_none() => return None,

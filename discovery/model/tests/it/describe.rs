@@ -128,7 +128,7 @@ fn errors_are_part_of_the_explanation() {
     let (mut writer, reader) = bookinfo(&[(1, "v9")], None);
     let error = |reader: &Reader, request: &RouteRequest<'_>| explained(reader, request).error;
     assert_eq!(error(&reader, &http()).as_deref(), Some("no endpoint is left"));
-    assert_eq!(explained(&reader, &http()).policy.as_deref(), Some("bookinfo/reviews"));
+    assert_eq!(explained(&reader, &http()).policy.as_deref(), Some("TrafficPolicy bookinfo/reviews"));
     let odd = RouteRequest::tcp(port_number(1));
     assert_eq!(error(&reader, &odd).as_deref(), Some("the service has no such port"));
     writer.apply([peer("gke", PeerChange::Removed)], NOW);

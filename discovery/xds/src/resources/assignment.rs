@@ -1,4 +1,4 @@
-//! The endpoints of one port of an import.
+//! The endpoints of one port of an import, or of a share of it.
 //!
 //! Preference is that of `eastway_model::routing`: ready endpoints of clusters that are up, then draining ones, then
 //! what clusters that are down last said. Envoy sends to healthy endpoints only, so those of the best level that has
@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use eastway_model::rules::route::Share;
 use eastway_model::rules::{ClusterRef, Locality, MAX_WEIGHT};
 use eastway_model::store::Snapshot;
 use eastway_model::{ClusterName, EndpointCondition, Import, ImportPart, ServicePort, Subset};
@@ -17,15 +18,20 @@ use super::{HBONE, METADATA};
 /// Key of the labels that subsets are chosen by.
 const LABELS: &str = "envoy.lb";
 
+/// A priority gets all requests as long as one of a thousand of its endpoints is healthy, as connections are routed;
+/// Envoy's own rule sends some of them on when more than two of seven are not.
+const OVERPROVISIONING: u32 = 100_000;
+
 /// The assignment named `name`.
 pub(super) fn assignment(
     snapshot: &Snapshot,
     import: &Import,
     port: &ServicePort,
+    share: &Share,
     name: &str,
 ) -> wire::ClusterLoadAssignment {
-    let candidates = candidates(snapshot, import, port);
-    let level = Level::of(&candidates);
+    let candidates = candidates(snapshot, import, port, share);
+    let level = Level::of(&candidates).unwrap_or(Level::Stale);
     let ranks: BTreeSet<u32> = candidates.iter().map(|candidate| candidate.rank).collect();
     // Envoy wants priorities without gaps.
     let priority = |rank: u32| u32::try_from(ranks.range(..rank).count()).unwrap_or(u32::MAX);
@@ -41,7 +47,17 @@ pub(super) fn assignment(
         load_balancing_weight: None,
         priority,
     });
-    wire::ClusterLoadAssignment { cluster_name: name.to_owned(), endpoints: endpoints.collect() }
+    let factor = wire::UInt32 { value: OVERPROVISIONING };
+    wire::ClusterLoadAssignment {
+        cluster_name: name.to_owned(),
+        endpoints: endpoints.collect(),
+        policy: Some(wire::Policy { overprovisioning_factor: Some(factor) }),
+    }
+}
+
+/// What the best endpoints of a share are worth; `None`: it has none that could be tried.
+pub(super) fn level(snapshot: &Snapshot, import: &Import, port: &ServicePort, share: &Share) -> Option<Level> {
+    Level::of(&candidates(snapshot, import, port, share))
 }
 
 /// One endpoint, before it is known how it compares with the others.
@@ -67,11 +83,14 @@ enum State {
     Down,
 }
 
-/// What is good enough.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Level {
+/// What is good enough; the best is the smallest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Level {
+    /// Ready endpoints of clusters that are up.
     Ready,
+    /// Draining ones too.
     Draining,
+    /// Clusters that are down too.
     Stale,
 }
 
@@ -88,15 +107,14 @@ impl State {
 }
 
 impl Level {
-    fn of(candidates: &[Candidate]) -> Self {
-        let up = |state: State| candidates.iter().any(|candidate| !candidate.stale && candidate.state == state);
-        if up(State::Ready) {
-            Self::Ready
-        } else if up(State::Draining) {
-            Self::Draining
-        } else {
-            Self::Stale
-        }
+    fn of(candidates: &[Candidate]) -> Option<Self> {
+        let of = |candidate: &Candidate| match candidate.state {
+            State::Down => None,
+            State::Ready | State::Draining if candidate.stale => Some(Self::Stale),
+            State::Ready => Some(Self::Ready),
+            State::Draining => Some(Self::Draining),
+        };
+        candidates.iter().filter_map(of).min()
     }
 }
 
@@ -128,47 +146,68 @@ fn scaled(weight: u32, total: u64) -> u32 {
     u32::try_from(part).unwrap_or(u32::MAX).max(1)
 }
 
-fn candidates(snapshot: &Snapshot, import: &Import, port: &ServicePort) -> Vec<Candidate> {
+fn candidates(snapshot: &Snapshot, import: &Import, port: &ServicePort, share: &Share) -> Vec<Candidate> {
     let mut candidates = Vec::new();
     for part in import.parts.iter().filter(|part| part.serves(port.protocol, port.number)) {
-        let Some(rank) = rank(import, part, snapshot.cluster()) else { continue };
+        let ranks = Ranks::of(import, part, snapshot.cluster(), share);
         match &part.cluster {
-            None => local(snapshot, import, port, rank, &mut candidates),
+            None => local(snapshot, import, port, &ranks, &mut candidates),
             Some(cluster) if part.endpoints.is_empty() => {
-                candidates.extend(whole(import, part, cluster, port, rank));
+                candidates.extend(whole(import, part, cluster, port, &ranks));
             }
-            Some(cluster) => remote(import, part, cluster, port, rank, &mut candidates),
+            Some(cluster) => remote(import, part, cluster, port, &ranks, &mut candidates),
         }
     }
     candidates
 }
 
-/// Which clusters come first; `None`: the policy leaves it out. Shares by version and cluster are not among what
-/// sidecars do yet.
-fn rank(import: &Import, part: &ImportPart, own: &ClusterName) -> Option<u32> {
-    let (locality, failover) = match import.policy.as_deref() {
-        Some(policy) => (policy.locality, policy.failover.as_slice()),
-        None => (Locality::PreferLocal, [].as_slice()),
-    };
-    if locality == Locality::Any || part.cluster.is_none() {
-        return Some(0);
+/// When endpoints of one cluster are tried; `None`: never. As `eastway_model::routing` gives connections of a share
+/// without endpoints to others.
+#[derive(Clone, Copy, Debug)]
+struct Ranks<'a> {
+    subset: &'a Subset,
+    /// Those with the labels.
+    with: Option<u32>,
+    /// Those without: the last resort of a failover order.
+    without: Option<u32>,
+}
+
+/// Before the last resort stand all clusters of a failover order.
+const LAST_RESORT: u32 = 1 << 16;
+
+impl<'a> Ranks<'a> {
+    fn of(import: &Import, part: &ImportPart, own: &ClusterName, share: &'a Share) -> Self {
+        let (locality, failover) = match import.policy.as_deref() {
+            Some(policy) => (policy.locality, policy.failover.as_slice()),
+            None => (Locality::PreferLocal, [].as_slice()),
+        };
+        let is = |cluster: &ClusterRef| match cluster {
+            ClusterRef::Local => part.cluster.is_none(),
+            ClusterRef::Named(name) => part.cluster.as_ref().unwrap_or(own) == name,
+        };
+        let place = failover.iter().position(is).and_then(|place| u32::try_from(place + 1).ok());
+        let nearness = u32::from(locality == Locality::PreferLocal && part.cluster.is_some());
+        let with = match &share.cluster {
+            Some(pin) if is(pin) => Some(0),
+            None if nearness == 0 => Some(0),
+            Some(_) | None if !failover.is_empty() => place,
+            Some(_) => Some(1 + nearness),
+            None => Some(nearness),
+        };
+        Self { subset: &share.subset, with, without: place.map(|place| LAST_RESORT + place) }
     }
-    if failover.is_empty() {
-        return Some(1);
+
+    fn of_labels(&self, labels: &Subset) -> Option<u32> {
+        if self.subset.iter().all(|(key, value)| labels.get(key) == Some(value)) { self.with } else { self.without }
     }
-    let is_it = |cluster: &ClusterRef| match cluster {
-        ClusterRef::Local => false,
-        ClusterRef::Named(name) => part.cluster.as_ref().unwrap_or(own) == name,
-    };
-    let place = failover.iter().position(is_it)?;
-    u32::try_from(place + 1).ok()
 }
 
 /// Endpoints of this cluster, at their addresses.
-fn local(snapshot: &Snapshot, import: &Import, port: &ServicePort, rank: u32, candidates: &mut Vec<Candidate>) {
+fn local(snapshot: &Snapshot, import: &Import, port: &ServicePort, ranks: &Ranks<'_>, candidates: &mut Vec<Candidate>) {
     let Some(service) = snapshot.local(&import.key) else { return };
     for local in service.endpoints.iter() {
         let Some(target) = local.target_ports.get(&port.number) else { continue };
+        let Some(rank) = ranks.of_labels(&local.endpoint.subset) else { continue };
         let endpoint = &local.endpoint;
         let place = wire::SocketAddress { address: local.address.to_string(), port_value: u32::from(*target) };
         candidates.push(Candidate {
@@ -190,11 +229,12 @@ fn remote(
     part: &ImportPart,
     cluster: &ClusterName,
     port: &ServicePort,
-    rank: u32,
+    ranks: &Ranks<'_>,
     candidates: &mut Vec<Candidate>,
 ) {
     let service = service_authority(import, cluster, port);
     for endpoint in part.endpoints.iter() {
+        let Some(rank) = ranks.of_labels(&endpoint.shape.subset) else { continue };
         let mut metadata = labels(&endpoint.shape.subset);
         let authority = format!("{}.{service}", endpoint.id);
         metadata.insert(METADATA.to_owned(), named(authority, import));
@@ -211,15 +251,18 @@ fn remote(
     }
 }
 
-/// A peer whose endpoints are not known: the service as a whole, and its gateway chooses. Its weight is that of all its
-/// ready endpoints together, so that it gets their share beside single ones.
+/// A peer whose endpoints are not known: the service as a whole, and its gateway chooses, so that all of them have to
+/// have the labels. Its weight is that of all its ready endpoints together, so that it gets their share beside single
+/// ones.
 fn whole(
     import: &Import,
     part: &ImportPart,
     cluster: &ClusterName,
     port: &ServicePort,
-    rank: u32,
+    ranks: &Ranks<'_>,
 ) -> Option<Candidate> {
+    let of_all: Option<BTreeSet<u32>> = part.record.groups.iter().map(|group| ranks.of_labels(&group.subset)).collect();
+    let rank = of_all?.last().copied()?;
     let (mut ready, mut weight, mut draining) = (0_u64, 0_u64, 0_u64);
     for group in &part.record.groups {
         let most = u64::from(group.ready).saturating_mul(u64::from(MAX_WEIGHT));

@@ -4,15 +4,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use eastway_model::store::Snapshot;
-use eastway_model::{Import, Protocol, ServicePort};
+use eastway_model::{AppProtocol, Import, Protocol, ServicePort};
 use eastway_proto::envoy::config::cluster::v3 as cluster;
 use eastway_proto::envoy::config::core::v3 as core;
 use eastway_proto::envoy::config::listener::v3 as listener;
-use eastway_proto::envoy::config::route::v3 as route;
 use eastway_proto::envoy::extensions::filters::http::router::v3 as router;
+use eastway_proto::envoy::extensions::filters::http::stateful_session::v3 as session;
 use eastway_proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
 use eastway_proto::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
-use eastway_proto::envoy::extensions::retry::host::previous_hosts::v3 as previous;
 use eastway_proto::envoy::extensions::transport_sockets::internal_upstream::v3 as internal;
 use eastway_proto::envoy::extensions::transport_sockets::raw_buffer::v3 as raw;
 use eastway_proto::envoy::extensions::upstreams::http::v3 as http;
@@ -22,8 +21,7 @@ use prost::Name;
 
 use super::assignment::assignment;
 use super::parts::{ads, any, duration, filter_chain, number, seconds, socket, transport_socket};
-use super::protocol::AppProtocol;
-use super::{Generated, METADATA, cluster_name};
+use super::{Generated, METADATA, cluster_name, connections, routes, subset};
 use crate::kind::Kind;
 use crate::resource::Resource;
 
@@ -34,10 +32,6 @@ const UNLIMITED: u32 = 100_000;
 /// Errors in a row that take an endpoint out: answers of 5xx, and connections that failed.
 const ERRORS: u32 = 5;
 const FAILURES: u32 = 3;
-/// Tries of a request, each at another endpoint.
-const RETRIES: u32 = 2;
-/// Choices made to find an endpoint that was not tried yet.
-const CHOICES: i64 = 5;
 /// Dials of a connection of bytes, each of another endpoint.
 const DIALS: u32 = 3;
 
@@ -45,18 +39,22 @@ const DIALS: u32 = 3;
 pub(super) fn resources(snapshot: &Snapshot, import: &Import, addresses: &[IpAddr]) -> Vec<Generated> {
     let mut resources = Vec::new();
     for port in import.ports.iter().filter(|port| port.protocol == Protocol::Tcp) {
-        let name = cluster_name(&import.key, port.number);
         let protocol = AppProtocol::of(port);
-        let cluster = cluster(&name, protocol);
-        resources.push((Kind::Cluster, Resource::new(Kind::Cluster, &name, &cluster)));
-        let endpoints = assignment(snapshot, import, port, &name);
-        resources.push((Kind::Endpoints, Resource::new(Kind::Endpoints, &name, &endpoints)));
+        for share in subset::shares(import, port) {
+            let name = subset::name(snapshot.cluster(), &import.key, port.number, &share);
+            let cluster = cluster(&name, protocol);
+            resources.push((Kind::Cluster, Resource::new(Kind::Cluster, &name, &cluster)));
+            let endpoints = assignment(snapshot, import, port, &share, &name);
+            resources.push((Kind::Endpoints, Resource::new(Kind::Endpoints, &name, &endpoints)));
+        }
+        let name = cluster_name(&import.key, port.number);
         if protocol.is_http() {
-            resources.push((Kind::Route, Resource::new(Kind::Route, &name, &routes(&name))));
+            let routes = routes::configuration(snapshot, import, port, &name);
+            resources.push((Kind::Route, Resource::new(Kind::Route, &name, &routes)));
         }
         // One each: a family that the host does not have must not cost the other.
         for address in addresses {
-            let listener = listener(*address, port, &name, protocol);
+            let listener = listener(snapshot, import, *address, port, &name);
             resources.push((Kind::Listener, Resource::new(Kind::Listener, &listener.name, &listener)));
         }
     }
@@ -139,94 +137,71 @@ fn named_to_the_gateway() -> internal::InternalUpstreamTransport {
     }
 }
 
-fn listener(address: IpAddr, port: &ServicePort, name: &str, protocol: AppProtocol) -> listener::Listener {
+fn listener(
+    snapshot: &Snapshot,
+    import: &Import,
+    address: IpAddr,
+    port: &ServicePort,
+    name: &str,
+) -> listener::Listener {
     let at = SocketAddr::new(address, port.number.get());
-    let chain = if protocol.is_http() {
-        filter_chain("envoy.filters.network.http_connection_manager", &http_proxy(name))
+    let mut filters = Vec::new();
+    let chains = if AppProtocol::of(port).is_http() {
+        vec![filter_chain("envoy.filters.network.http_connection_manager", &http_proxy(name))]
     } else {
-        filter_chain("envoy.filters.network.tcp_proxy", &tcp_proxy(name))
+        let chains = connections::chains(snapshot, import, port);
+        if chains.iter().any(|chain| !chain.server_names.is_empty()) {
+            filters.push(connections::tls_inspector());
+        }
+        chains.into_iter().map(|chain| bytes_chain(name, chain)).collect()
     };
     listener::Listener {
         name: at.to_string(),
         address: Some(socket(&address.to_string(), port.number.get())),
-        filter_chains: vec![chain],
+        listener_filters: filters,
+        filter_chains: chains,
         traffic_direction: core::TrafficDirection::Outbound.into(),
         ..listener::Listener::default()
     }
 }
 
-fn tcp_proxy(name: &str) -> tcp::TcpProxy {
-    tcp::TcpProxy {
+fn bytes_chain(name: &str, chain: connections::Chain) -> listener::FilterChain {
+    let proxy = tcp::TcpProxy {
         stat_prefix: name.to_owned(),
-        cluster_specifier: Some(tcp::tcp_proxy::ClusterSpecifier::Cluster(name.to_owned())),
+        cluster_specifier: Some(chain.clusters),
         // How long a connection may stand still is the gateway's to say.
         idle_timeout: seconds(0),
         max_connect_attempts: number(DIALS),
         ..tcp::TcpProxy::default()
-    }
+    };
+    let server_names = chain.server_names;
+    let only = listener::FilterChainMatch { server_names, ..listener::FilterChainMatch::default() };
+    let filter_chain_match = (!only.server_names.is_empty()).then_some(only);
+    listener::FilterChain { filter_chain_match, ..filter_chain("envoy.filters.network.tcp_proxy", &proxy) }
 }
 
 fn http_proxy(name: &str) -> hcm::HttpConnectionManager {
     use hcm::http_connection_manager::{RouteSpecifier, ServerHeaderTransformation, UpgradeConfig};
-    let router = hcm::HttpFilter {
-        name: "envoy.filters.http.router".to_owned(),
-        config_type: Some(hcm::http_filter::ConfigType::TypedConfig(any(&router::Router::default()))),
+    let filter = |name: &str, config| hcm::HttpFilter {
+        name: name.to_owned(),
+        config_type: Some(hcm::http_filter::ConfigType::TypedConfig(config)),
         ..hcm::HttpFilter::default()
     };
+    // It does nothing unless a route says so. A filter that came with the first such route would change the listener,
+    // which closes connections.
+    let sessions = filter(routes::SESSIONS, any(&session::StatefulSession::default()));
+    let router = filter("envoy.filters.http.router", any(&router::Router::default()));
     hcm::HttpConnectionManager {
         stat_prefix: name.to_owned(),
         route_specifier: Some(RouteSpecifier::Rds(hcm::Rds {
             config_source: Some(ads()),
             route_config_name: name.to_owned(),
         })),
-        http_filters: vec![router],
+        http_filters: vec![sessions, router],
         upgrade_configs: vec![UpgradeConfig { upgrade_type: "websocket".to_owned(), ..UpgradeConfig::default() }],
         server_header_transformation: ServerHeaderTransformation::PassThrough.into(),
         // A request may take as long as its two ends like.
         stream_idle_timeout: seconds(0),
         ..hcm::HttpConnectionManager::default()
-    }
-}
-
-/// Everything goes to the one cluster.
-fn routes(name: &str) -> route::RouteConfiguration {
-    let predicate = route::retry_policy::RetryHostPredicate {
-        name: "envoy.retry_host_predicates.previous_hosts".to_owned(),
-        config_type: Some(route::retry_policy::retry_host_predicate::ConfigType::TypedConfig(any(
-            &previous::PreviousHostsPredicate::default(),
-        ))),
-    };
-    let retry = route::RetryPolicy {
-        retry_on: "connect-failure,refused-stream,gateway-error".to_owned(),
-        num_retries: number(RETRIES),
-        retry_host_predicate: vec![predicate],
-        host_selection_retry_max_attempts: CHOICES,
-        ..route::RetryPolicy::default()
-    };
-    let action = route::RouteAction {
-        cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(name.to_owned())),
-        timeout: seconds(0),
-        retry_policy: Some(retry),
-        ..route::RouteAction::default()
-    };
-    let all = route::RouteMatch {
-        path_specifier: Some(route::route_match::PathSpecifier::Prefix("/".to_owned())),
-        ..route::RouteMatch::default()
-    };
-    let route = route::Route {
-        r#match: Some(all),
-        action: Some(route::route::Action::Route(action)),
-        ..route::Route::default()
-    };
-    let host = route::VirtualHost {
-        name: name.to_owned(),
-        domains: vec!["*".to_owned()],
-        routes: vec![route],
-        ..route::VirtualHost::default()
-    };
-    route::RouteConfiguration {
-        name: name.to_owned(),
-        virtual_hosts: vec![host],
-        ..route::RouteConfiguration::default()
     }
 }

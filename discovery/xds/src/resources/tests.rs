@@ -10,8 +10,11 @@ use eastway_model::{
 };
 use eastway_proto::envoy::config::{cluster, endpoint, listener, route};
 use eastway_proto::envoy::extensions::filters::http::router::v3::Router;
+use eastway_proto::envoy::extensions::filters::http::stateful_session::v3::{StatefulSession, StatefulSessionPerRoute};
+use eastway_proto::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use eastway_proto::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use eastway_proto::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
+use eastway_proto::envoy::extensions::http::stateful_session::cookie::v3::CookieBasedSessionState;
 use eastway_proto::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
 use eastway_proto::envoy::extensions::transport_sockets::internal_upstream::v3::InternalUpstreamTransport;
 use eastway_proto::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
@@ -21,6 +24,8 @@ use eastway_proto::xds::discovery as wire;
 use prost::{Message, Name};
 
 use super::*;
+
+mod routes;
 
 fn settings(host: &str) -> Settings {
     Settings {
@@ -227,6 +232,10 @@ fn nested(url: &str, bytes: &[u8]) -> String {
         of::<RawBuffer>,
         of::<UpstreamTlsContext>,
         of::<HttpProtocolOptions>,
+        of::<StatefulSession>,
+        of::<StatefulSessionPerRoute>,
+        of::<CookieBasedSessionState>,
+        of::<TlsInspector>,
     ];
     known.iter().find_map(|show| show(url, bytes)).unwrap_or_else(|| panic!("{url}"))
 }

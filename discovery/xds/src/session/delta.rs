@@ -23,6 +23,8 @@ pub struct DeltaSession {
     nonces: Nonces,
     view: Option<Arc<View>>,
     kinds: BTreeMap<Kind, Subscription>,
+    /// The response with new clusters whose acknowledgement routes, listeners and removals wait for.
+    held: Option<u64>,
 }
 
 /// What the client wants of one kind, and what it has.
@@ -52,7 +54,7 @@ impl Session for DeltaSession {
     type Response = DeltaDiscoveryResponse;
 
     fn new(stream: String) -> Self {
-        Self { nonces: Nonces::new(stream), view: None, kinds: BTreeMap::new() }
+        Self { nonces: Nonces::new(stream), view: None, kinds: BTreeMap::new(), held: None }
     }
 
     fn node(request: &Self::Request) -> &Bytes {
@@ -65,6 +67,8 @@ impl Session for DeltaSession {
         check_names(kind, subscribed.chain(&request.resource_names_unsubscribe))?;
         let is_first = !self.kinds.contains_key(&kind);
         let verdict = self.verdict(kind, &request);
+        let number = self.nonces.number(&request.response_nonce).filter(|_| kind == Kind::Cluster);
+        let is_awaited = self.held.is_some_and(|held| number.is_some_and(|number| number >= held));
         let mut again = BTreeSet::new();
         let subscription = self.kinds.entry(kind).or_default();
         let before = subscription.wildcard;
@@ -84,7 +88,11 @@ impl Session for DeltaSession {
         if is_first {
             self.claim(kind, &request.initial_resource_versions, &mut again);
         }
-        let responses = self.answer(kind, &again, compare_all);
+        let runs = is_first && kind == Kind::Cluster && !request.initial_resource_versions.is_empty();
+        let mut responses = self.answer(kind, &again, compare_all, runs);
+        if is_awaited {
+            responses.extend(self.release());
+        }
         Ok(Answer { responses, verdict })
     }
 
@@ -101,6 +109,23 @@ impl Session for DeltaSession {
             };
             changes.insert(*kind, subscription.changes(&view, *kind, candidates, &BTreeSet::new()));
         }
+        self.add_endpoints(&view, &mut changes);
+        self.hold_back(&mut changes, false);
+        self.respond(&view, changes)
+    }
+
+    fn is_holding(&self) -> bool {
+        self.held.is_some()
+    }
+
+    fn release(&mut self) -> Vec<Self::Response> {
+        let (Some(_), Some(view)) = (self.held.take(), self.view.clone()) else { return Vec::new() };
+        let none = BTreeSet::new();
+        let changes = self.kinds.iter().map(|(kind, subscription)| {
+            let candidates = subscription.candidates(&view, *kind);
+            (*kind, subscription.changes(&view, *kind, candidates, &none))
+        });
+        let mut changes = changes.collect();
         self.add_endpoints(&view, &mut changes);
         self.respond(&view, changes)
     }
@@ -152,14 +177,44 @@ impl DeltaSession {
         }
     }
 
-    /// The answer to a request: what was asked for `again`, and what is new to the client.
-    fn answer(&mut self, kind: Kind, again: &BTreeSet<Arc<str>>, compare_all: bool) -> Vec<DeltaDiscoveryResponse> {
+    /// The answer to a request: what was asked for `again`, and what is new to the client, which `runs` if it has clusters
+    /// from an earlier stream.
+    fn answer(
+        &mut self,
+        kind: Kind,
+        again: &BTreeSet<Arc<str>>,
+        compare_all: bool,
+        runs: bool,
+    ) -> Vec<DeltaDiscoveryResponse> {
         let Some(view) = self.view.clone() else { return Vec::new() };
         let Some(subscription) = self.kinds.get_mut(&kind) else { return Vec::new() };
         let candidates = if compare_all { subscription.candidates(&view, kind) } else { again.clone() };
         let mut changes = BTreeMap::from([(kind, subscription.changes(&view, kind, candidates, again))]);
         self.add_endpoints(&view, &mut changes);
+        if runs || self.held.is_some() {
+            self.hold_back(&mut changes, true);
+        }
         self.respond(&view, changes)
+    }
+
+    /// Takes out what has to wait, if there are new clusters or some are still awaited.
+    fn hold_back(&mut self, changes: &mut BTreeMap<Kind, Changes>, is_answer: bool) {
+        let clusters = self.kinds.get(&Kind::Cluster);
+        let is_known = |name: &Arc<str>| clusters.is_some_and(|clusters| clusters.known.contains_key(name));
+        let put = changes.get(&Kind::Cluster).map(|changes| changes.put.as_slice()).unwrap_or_default();
+        let has_some = clusters.is_some_and(|clusters| !clusters.known.is_empty());
+        if has_some && put.iter().any(|cluster| !is_known(cluster.name())) {
+            // Its number follows when it is made.
+            self.held = Some(u64::MAX);
+        }
+        if self.held.is_none() {
+            return;
+        }
+        changes.retain(|kind, _| !matches!(kind, Kind::Listener | Kind::Route));
+        // Who asks for something that is not there is told so: it may wait for that with the clusters.
+        for (_, changes) in changes.iter_mut().filter(|(kind, _)| !is_answer || **kind == Kind::Cluster) {
+            changes.gone.clear();
+        }
     }
 
     /// Endpoints of clusters that are sent, if the client has asked for them.
@@ -179,12 +234,16 @@ impl DeltaSession {
     /// What is new first, what is gone last.
     fn respond(&mut self, view: &View, mut changes: BTreeMap<Kind, Changes>) -> Vec<DeltaDiscoveryResponse> {
         let mut responses = Vec::new();
+        let waits = self.held == Some(u64::MAX);
         for kind in Kind::ALL {
             let Some(Changes { put, gone }) = changes.get_mut(&kind) else { continue };
             let put = std::mem::take(put);
             let unanswered = self.kinds.get(&kind).is_some_and(|one| !one.answered && one.wants_something());
             for part in parts(&put, |resource| resource.delta().len()) {
                 responses.extend(self.response(kind, view, part, &[]));
+                if waits && kind == Kind::Cluster {
+                    self.held = Some(self.nonces.last);
+                }
             }
             // A request for what nobody has, or has already, is answered as well.
             if put.is_empty() && unanswered && gone.is_empty() {

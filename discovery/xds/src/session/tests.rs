@@ -88,9 +88,71 @@ fn what_is_new_comes_in_the_order_of_reference_and_what_goes_in_the_other() {
         ])
         .unwrap(),
     );
-    let pushed = push(&mut session, &view);
-    assert_eq!(pushed, ["cds b=1", "eds b=1", "lds m=1", "rds s=1", "lds -l", "rds -r", "cds -a", "eds -a"]);
+    let pushed = session.update(Arc::clone(&view));
+    assert_eq!(pushed.iter().map(short).collect::<Vec<_>>(), ["cds b=1", "eds b=1"]);
     assert!(push(&mut session, &view).is_empty(), "nothing twice");
+    // Envoy would use the route before the cluster is warm, which is what it acknowledges.
+    assert!(session.is_holding());
+    let acknowledged = ask(&mut session, C, answer(&pushed[0].nonce, None));
+    assert_eq!(acknowledged, ["lds m=1", "rds s=1", "lds -l", "rds -r", "cds -a", "eds -a"]);
+    assert!(!session.is_holding() && push(&mut session, &view).is_empty(), "nothing twice");
+}
+
+#[test]
+fn routes_wait_for_new_clusters_and_not_forever() {
+    let mut session = new();
+    let first = view(vec![put(C, "a", "1"), put(E, "a", "1"), put(R, "r", "a")]);
+    push(&mut session, &first);
+    ask(&mut session, C, delta(&[]));
+    ask(&mut session, E, delta(&["a"]));
+    ask(&mut session, R, delta(&["r"]));
+    let second = Arc::new(first.edited([put(C, "b", "1"), put(E, "b", "1"), put(R, "r", "b"), gone(C, "a")]).unwrap());
+    assert_eq!(push(&mut session, &second), ["cds b=1"]);
+    assert_eq!(ask(&mut session, E, delta(&["b", "z"])), ["eds b=1", "eds -z"], "what it needs to be warm");
+    // Another new cluster: its route waits for that too.
+    let third = Arc::new(second.edited([put(C, "c", "1"), put(E, "c", "1"), put(R, "r", "c"), gone(C, "b")]).unwrap());
+    let pushed = session.update(Arc::clone(&third));
+    assert_eq!(pushed.iter().map(short).collect::<Vec<_>>(), ["cds c=1"]);
+    assert!(ask(&mut session, R, delta(&["s"])).is_empty(), "a new listener's route too");
+    let after = ask(&mut session, C, answer(&pushed[0].nonce, Some("no")));
+    assert_eq!(after, ["rds r=c", "rds -s", "cds -a -b"], "who refuses it is not waited for either");
+    // Changed clusters serve on while they warm.
+    let fourth = Arc::new(third.edited([put(C, "c", "2"), put(R, "r", "d")]).unwrap());
+    assert_eq!(push(&mut session, &fourth), ["cds c=2", "rds r=d"]);
+    // Somebody who never acknowledges anything.
+    let fifth = Arc::new(fourth.edited([put(C, "e", "1"), put(R, "r", "e")]).unwrap());
+    assert_eq!(push(&mut session, &fifth), ["cds e=1"]);
+    assert_eq!(session.release().iter().map(short).collect::<Vec<_>>(), ["rds r=e"]);
+    assert!(session.release().is_empty());
+}
+
+#[test]
+fn new_clusters_in_several_parts_are_all_waited_for() {
+    let mut session = new();
+    let first = view(vec![put(C, "a", "1"), put(R, "r", "a")]);
+    push(&mut session, &first);
+    ask(&mut session, C, delta(&[]));
+    ask(&mut session, R, delta(&["r"]));
+    let large = "x".repeat(MAX_RESPONSE);
+    let second = Arc::new(first.edited([put(C, "b", &large), put(C, "c", &large), put(R, "r", "c")]).unwrap());
+    let pushed = session.update(second);
+    assert_eq!(pushed.len(), 2);
+    assert!(ask(&mut session, C, answer(&pushed[0].nonce, None)).is_empty());
+    assert_eq!(ask(&mut session, C, answer(&pushed[1].nonce, None)), ["rds r=c"]);
+}
+
+#[test]
+fn who_comes_back_waits_for_new_clusters_too() {
+    let mut session = new();
+    let old = view(vec![put(C, "a", "1"), put(E, "a", "1"), put(R, "r", "a")]);
+    let now = Arc::new(old.edited([put(C, "b", "1"), put(E, "b", "1"), put(R, "r", "b")]).unwrap());
+    push(&mut session, &now);
+    let mut sent = wire::DeltaDiscoveryRequest { type_url: C.url().into(), ..claims(&[(C, "a")], &now, &[]) };
+    let answered = session.handle(sent).unwrap().responses;
+    assert_eq!(answered.iter().map(short).collect::<Vec<_>>(), ["cds b=1"]);
+    sent = merge(delta(&["r"]), claims(&[(R, "r")], &old, &[]));
+    assert!(ask(&mut session, R, sent).is_empty());
+    assert_eq!(ask(&mut session, C, answer(&answered[0].nonce, None)), ["rds r=b"]);
 }
 
 #[test]
@@ -136,7 +198,9 @@ fn what_is_large_comes_in_parts_of_a_bounded_size_that_are_refused_one_by_one() 
     // Names that go are bounded as well.
     let names: Vec<_> = (0..2_000).map(|number| format!("{number:0>64}")).collect();
     let many = Arc::new(first.edited(names.iter().map(|name| put(C, name, "1"))).unwrap());
-    push(&mut session, &many);
+    for response in session.update(Arc::clone(&many)) {
+        session.handle(refuse(&response, None)).unwrap();
+    }
     let none = Arc::new(many.edited(names.iter().map(|name| gone(C, name))).unwrap());
     let told: Vec<_> = session.update(none).iter().map(|response| response.removed_resources.len()).collect();
     assert_eq!(told, [512, 512, 512, 464]);

@@ -45,10 +45,7 @@ pub(super) fn describe(gateway: &Gateway, query: &DescribeQuery) -> Result<Descr
         source: source.to_string(),
         dns_names: if import.is_some() { services::dns_names(&snapshot, &key) } else { Vec::new() },
         vips: gateway.frontend.borrow().vips.get(&key).cloned().unwrap_or_default(),
-        policy: explanation
-            .policy
-            .as_ref()
-            .map_or_else(|| "default".to_owned(), |name| format!("TrafficPolicy {name}")),
+        policy: explanation.policy.clone().unwrap_or_else(|| "default".to_owned()),
         candidates: explanation.candidates.iter().map(|one| candidate(gateway, &snapshot, &key, one)).collect(),
         rejected: explanation
             .rejected

@@ -1,6 +1,6 @@
 //! What a port speaks.
 
-use eastway_model::ServicePort;
+use crate::service::ServicePort;
 
 /// The protocol of a port, as far as a proxy has to know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,8 @@ impl AppProtocol {
 mod tests {
     use std::num::NonZeroU16;
 
-    use eastway_model::{PortName, Protocol};
+    use crate::name::PortName;
+    use crate::service::Protocol;
 
     use super::*;
 
