@@ -16,6 +16,7 @@ pub mod objects;
 pub mod peer;
 pub mod policy;
 mod report;
+mod route;
 mod schema;
 pub mod settings;
 pub mod sidecar;

@@ -13,6 +13,7 @@ mod bodies;
 mod gateway;
 mod host;
 mod istio;
+mod routing;
 mod told;
 mod whole_path;
 mod workloads;

@@ -4,6 +4,7 @@
 mod gateway;
 mod peer;
 mod policy;
+pub mod route;
 mod sidecar;
 
 pub use gateway::{

@@ -53,6 +53,7 @@ impl Loaded {
         Rules {
             peers: peers.collect(),
             traffic: self.policies.traffic.clone(),
+            routes: Arc::clone(&self.policies.routes),
             access: self.policies.access.clone(),
             access_mode: self.settings.authorization,
             names: self.settings.dns.names.clone(),

@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use eastway_model::rules::{
-    AccessPolicy, AccessRule, ClusterRef, Locality, MAX_WEIGHT, Match, Split, TrafficPolicy, TrafficPolicyError,
+    AccessPolicy, AccessRule, ClusterRef, Locality, MAX_WEIGHT, Match, RouteBook, Split, TrafficPolicy,
+    TrafficPolicyError,
 };
 use eastway_model::{Label, ServiceKey, Subset};
 use eastway_registry::diagnostic::{Code, Diagnostics, quoted};
 use eastway_registry::yaml::{At, Context, Document, Field, List, NodeId, Place};
 
 use super::file::{self, AccessAllow, LocalityWord, PolicyMetadata, SplitSection};
+use super::route::{self, CollectedRoutes};
 
 /// Most label pairs of a subset.
 const MAX_LABELS: usize = 16;
@@ -19,11 +21,16 @@ const MAX_LABELS: usize = 16;
 const MAX_SUBSET_BYTES: usize = 256;
 const PAIR_OVERHEAD: usize = 8;
 
+/// What a file of the folder may be.
+const KINDS: &str = "TrafficPolicy, AccessPolicy, HTTPRoute, GRPCRoute, TCPRoute, TLSRoute or ServiceShare";
+
 /// All policies of a folder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policies {
     /// By service; one each.
     pub traffic: BTreeMap<ServiceKey, Arc<TrafficPolicy>>,
+    /// Routes of the Gateway API.
+    pub routes: Arc<RouteBook>,
     /// In the order of namespace and name.
     pub access: Vec<Arc<AccessPolicy>>,
 }
@@ -45,12 +52,14 @@ pub(super) struct Collected {
     traffic_names: BTreeMap<(Label, Label), Place>,
     /// Clusters that policies name, to be compared with the Peers.
     pub(super) clusters: Vec<(Label, Place)>,
+    pub(super) routes: CollectedRoutes,
 }
 
 impl Collected {
     pub(super) fn finish(self) -> Policies {
         Policies {
             traffic: self.traffic.into_iter().map(|(key, (policy, _))| (key, policy)).collect(),
+            routes: Arc::new(self.routes.finish()),
             access: self.access.into_values().map(|(policy, _)| policy).collect(),
         }
     }
@@ -69,15 +78,16 @@ impl Collected {
                     self.access_policy(&policy, reach, &mut Context::new(document, sink));
                 }
             }
+            _ if route::KINDS.contains(&kind) => self.routes.document(kind, document, sink),
             _ => {
                 let mut cx = Context::new(document, sink);
                 let root = cx.root();
                 match document.child(root, "kind") {
                     Some(at) => {
-                        let message = format!("must be TrafficPolicy or AccessPolicy, not {}", quoted(kind));
+                        let message = format!("must be {KINDS}, not {}", quoted(kind));
                         cx.error(at, Code::Kind, message);
                     }
-                    None => cx.error(root, Code::Missing, "kind is required (TrafficPolicy or AccessPolicy)"),
+                    None => cx.error(root, Code::Missing, format!("kind is required ({KINDS})")),
                 }
             }
         }
@@ -92,7 +102,8 @@ impl Collected {
         let service = cx.required(section.at, "service", &spec.service, "the name of a service");
         let service = service.and_then(|text| Some(At { value: cx.parse(text, Label::parse_service)?, at: text.at }));
         let split: Vec<Split> = spec.split.items().filter_map(|section| self.split(section, cx)).collect();
-        let failover: Vec<ClusterRef> = spec.failover.items().filter_map(|text| self.cluster_ref(text, cx)).collect();
+        let failover: Vec<ClusterRef> =
+            spec.failover.items().filter_map(|text| cluster_ref(text, &mut self.clusters, cx)).collect();
         let locality = spec.locality.value().map(|word| match word {
             LocalityWord::PreferLocal => Locality::PreferLocal,
             LocalityWord::Any => Locality::Any,
@@ -127,17 +138,8 @@ impl Collected {
             }
             number
         });
-        let cluster = split.cluster.get().and_then(|text| self.cluster_ref(text, cx));
+        let cluster = split.cluster.get().and_then(|text| cluster_ref(text, &mut self.clusters, cx));
         Some(Split { weight: weight?, cluster, subset: Arc::new(subset(&split.subset, cx)) })
-    }
-
-    fn cluster_ref(&mut self, text: &At<String>, cx: &mut Context<'_>) -> Option<ClusterRef> {
-        if text.value == "local" {
-            return Some(ClusterRef::Local);
-        }
-        let name = cx.parse(text, Label::parse)?;
-        self.clusters.push((name.clone(), cx.place(text.at)));
-        Some(ClusterRef::Named(name))
     }
 
     fn access_policy(&mut self, policy: &file::AccessPolicy, reach: Reach, cx: &mut Context<'_>) {
@@ -220,7 +222,21 @@ fn exact_or_any(text: &str) -> Result<Match, String> {
     }
 }
 
-fn subset(field: &Field<BTreeMap<String, Field<String>>>, cx: &mut Context<'_>) -> Subset {
+/// A cluster that is noted, to be compared with the Peers.
+pub(super) fn cluster_ref(
+    text: &At<String>,
+    clusters: &mut Vec<(Label, Place)>,
+    cx: &mut Context<'_>,
+) -> Option<ClusterRef> {
+    if text.value == "local" {
+        return Some(ClusterRef::Local);
+    }
+    let name = cx.parse(text, Label::parse)?;
+    clusters.push((name.clone(), cx.place(text.at)));
+    Some(ClusterRef::Named(name))
+}
+
+pub(super) fn subset(field: &Field<BTreeMap<String, Field<String>>>, cx: &mut Context<'_>) -> Subset {
     let mut subset: BTreeMap<Arc<str>, Arc<str>> = BTreeMap::new();
     let Some(labels) = field.get() else { return Subset::new() };
     if labels.value.len() > MAX_LABELS {
@@ -258,7 +274,7 @@ fn at_of(error: &TrafficPolicyError, spec: &file::TrafficPolicySpec, spec_at: No
 
 /// Warns of clusters in policies that no Peer is named after.
 pub(super) fn unknown_clusters(collected: &Collected, own: &Label, known: &BTreeSet<&Label>, sink: &mut Diagnostics) {
-    for (name, place) in &collected.clusters {
+    for (name, place) in collected.clusters.iter().chain(&collected.routes.clusters) {
         if name != own && !known.contains(name) {
             let mut message = format!("no Peer is named {name}");
             let names = known.iter().map(|known| known.as_str());

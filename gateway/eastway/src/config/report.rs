@@ -51,6 +51,8 @@ pub struct Summary {
     pub peers: usize,
     /// How many traffic and access policies.
     pub policies: usize,
+    /// How many routes of the Gateway API.
+    pub routes: usize,
     /// How many services its registries have.
     pub services: usize,
 }
@@ -130,6 +132,7 @@ fn check_gateway(path: &Path) -> Report {
         cluster: loaded.settings.cluster.clone(),
         peers: loaded.peers.len(),
         policies: loaded.policies.traffic.len() + loaded.policies.access.len(),
+        routes: loaded.policies.routes.routes().len(),
         services,
     };
     Report::new(path, Some("GatewayConfig"), Some(summary), sink)
@@ -181,7 +184,7 @@ fn check_source(kind: &str, path: &Path, source: &Arc<Source>) -> Diagnostics {
         "SidecarConfig" => {
             sidecar::settings_of(path, source, &mut sink);
         }
-        "TrafficPolicy" | "AccessPolicy" => {
+        "TrafficPolicy" | "AccessPolicy" | "HTTPRoute" | "GRPCRoute" | "TCPRoute" | "TLSRoute" | "ServiceShare" => {
             let mut policies = policy::Collected::default();
             for document in yaml::read(source, &mut sink) {
                 policies.document(&document, policy::Reach::Any, &mut sink);
@@ -235,11 +238,12 @@ impl fmt::Display for Report {
         let (errors, warnings) = (count(self.errors, "error", "errors"), count(self.warnings, "warning", "warnings"));
         match &self.summary {
             Some(summary) => {
-                let Summary { cluster, peers, policies, services } = summary;
+                let Summary { cluster, peers, policies, routes, services } = summary;
                 let peers = count(*peers, "peer", "peers");
                 let policies = count(*policies, "policy", "policies");
+                let routes = if *routes == 0 { String::new() } else { count(*routes, "route", "routes") + ", " };
                 let services = count(*services, "service", "services");
-                write!(f, "{}: cluster {cluster}, {peers}, {policies}, {services}; {warnings}", self.file)
+                write!(f, "{}: cluster {cluster}, {peers}, {policies}, {routes}{services}; {warnings}", self.file)
             }
             None if self.usable => write!(f, "{}: a good {}; {warnings}", self.file, self.kind.unwrap_or("file")),
             None => write!(f, "{}: cannot be used: {errors}, {warnings}", self.file),

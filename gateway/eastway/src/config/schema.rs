@@ -4,10 +4,23 @@ use eastway_registry::file::list::ServiceList;
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema};
 
+use super::file::route::{GrpcRoute, HttpRoute, ServiceShare, TcpRoute, TlsRoute};
 use super::file::{AccessPolicy, GatewayConfig, Peer, SidecarConfig, TrafficPolicy};
 
 /// Every kind of file with a schema.
-pub const KINDS: [&str; 6] = ["GatewayConfig", "Peer", "TrafficPolicy", "AccessPolicy", "ServiceList", "SidecarConfig"];
+pub const KINDS: [&str; 11] = [
+    "GatewayConfig",
+    "Peer",
+    "TrafficPolicy",
+    "AccessPolicy",
+    "HTTPRoute",
+    "GRPCRoute",
+    "TCPRoute",
+    "TLSRoute",
+    "ServiceShare",
+    "ServiceList",
+    "SidecarConfig",
+];
 
 /// The JSON Schema (draft 2020-12) of a kind of file, with a final newline; `None` for an unknown
 /// kind. Capitals do not matter.
@@ -20,6 +33,11 @@ pub fn schema(kind: &str) -> Option<String> {
         "TrafficPolicy" => generate::<TrafficPolicy>(),
         "AccessPolicy" => generate::<AccessPolicy>(),
         "SidecarConfig" => generate::<SidecarConfig>(),
+        "HTTPRoute" => generate::<HttpRoute>(),
+        "GRPCRoute" => generate::<GrpcRoute>(),
+        "TCPRoute" => generate::<TcpRoute>(),
+        "TLSRoute" => generate::<TlsRoute>(),
+        "ServiceShare" => generate::<ServiceShare>(),
         _ => generate::<ServiceList>(),
     };
     // A schema is a JSON value already.
@@ -38,6 +56,7 @@ mod tests {
 
     fn file(kind: &str) -> PathBuf {
         let mut name = String::new();
+        let kind = kind.replace("HTTP", "Http").replace("GRPC", "Grpc").replace("TCP", "Tcp").replace("TLS", "Tls");
         for (index, letter) in kind.char_indices() {
             if letter.is_ascii_uppercase() && index > 0 {
                 name.push('-');

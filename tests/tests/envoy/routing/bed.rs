@@ -1,0 +1,225 @@
+//! Two clouds, a workload with an Envoy in a, and rules for it.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use eastway_tests::lab::files::{self, ServiceSpec, trust_domain};
+use eastway_tests::lab::place::Place;
+use eastway_tests::load::connect;
+use eastway_tests::mesh::{Mesh, MeshBuilder, NAMESPACE, PORT};
+use eastway_tests::{envoy, within};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+use super::server::Server;
+
+/// Longest wait for what takes a second or two.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+/// The service account of the workload with the Envoy.
+const ACCOUNT: &str = "shopper";
+/// Port for HBONE, and for xDS.
+const HBONE: u16 = 15008;
+const XDS: u16 = 15012;
+/// Cloud, pod and version of each server.
+const SERVERS: [(&str, u8, &str); 4] = [("a", 11, "v1"), ("b", 11, "v1"), ("b", 12, "v2"), ("b", 13, "v3")];
+
+pub(super) struct Bed {
+    pub(super) mesh: Mesh,
+    pub(super) target: SocketAddr,
+    place: Place,
+    source: IpAddr,
+    servers: Vec<Server>,
+}
+
+/// An answer.
+#[derive(Debug, Default)]
+pub(super) struct Answer {
+    pub(super) status: u16,
+    /// Lower case names.
+    pub(super) headers: BTreeMap<String, String>,
+    pub(super) body: String,
+}
+
+impl Answer {
+    /// The version that answered: `a-v1` is v1 of a.
+    pub(super) fn server(&self) -> &str {
+        self.headers.get("server").map_or("", String::as_str)
+    }
+
+    fn version(&self) -> &str {
+        self.server().split('-').nth(1).unwrap_or("nobody")
+    }
+}
+
+impl Bed {
+    pub(super) async fn start(version: &str) -> Result<Self> {
+        let inside = "10.244.0.1";
+        let settings = json!({
+            "listen": {"hbone": format!("0.0.0.0:{HBONE}"), "local": format!("0.0.0.0:{XDS}")},
+            "sidecars": {"gateway": format!("{inside}:{HBONE}")},
+            "trust": {"workloads": [{"namespace": NAMESPACE, "serviceAccount": ACCOUNT, "socket": "./run/shopper.sock"}]},
+        });
+        let mut mesh = MeshBuilder::of(&["a", "b"]).settings("a", &settings).prepare().await?;
+        ensure!(mesh.cloud("a").net().gateways()[0].inside.to_string() == inside, "the gateway has another address");
+        for version in ["v1", "v2", "v3"] {
+            mesh.cloud("a").write_policy(
+                &format!("share-{version}"),
+                &share_file(version, json!({"subset": {"version": version}})),
+            )?;
+        }
+        for cloud in ["a", "b"] {
+            mesh.cloud("a").write_policy(&format!("share-{cloud}"), &share_file(cloud, json!({"cluster": cloud})))?;
+        }
+        mesh.start_gateways().await?;
+        mesh.wait_up("a", "b", PATIENCE).await?;
+        let mut servers = Vec::new();
+        for (cloud, pod, version) in SERVERS {
+            let net = mesh.cloud(cloud).net();
+            let address = SocketAddr::new(net.pod(pod), PORT);
+            servers.push(Server::start(net.pods(), address, &format!("{cloud}-{version}")).await?);
+        }
+        for cloud in ["a", "b"] {
+            publish(&mut mesh, cloud, |_| true)?;
+        }
+        let target = sidecar(&mut mesh, version).await?;
+        let (place, source) = mesh.client("a");
+        let bed = Self { mesh, target, place, source, servers };
+        within(PATIENCE, "an answer through Envoy", async || Ok(bed.get("/", &[]).await?.status == 200)).await?;
+        Ok(bed)
+    }
+
+    /// Writes a file of a's policies folder.
+    pub(super) fn route(&self, name: &str, file: &Value) -> Result<()> {
+        self.mesh.cloud("a").write_policy(name, file)
+    }
+
+    pub(super) fn server(&self, name: &str) -> &Server {
+        self.servers.iter().find(|server| server.name == name).expect("a server of this name")
+    }
+
+    /// Only the endpoints of a cloud that are `kept` are left in its registry.
+    pub(super) fn keep(&mut self, cloud: &str, kept: impl Fn(&str) -> bool) -> Result<()> {
+        publish(&mut self.mesh, cloud, kept)
+    }
+
+    /// One request on a connection of its own.
+    pub(super) async fn get(&self, path: &str, headers: &[(&str, &str)]) -> Result<Answer> {
+        self.send("GET", path, headers).await
+    }
+
+    pub(super) async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Result<Answer> {
+        let (source, target) = (self.source, self.target);
+        let mut request = format!("{method} {path} HTTP/1.1\r\nhost: web\r\nconnection: close\r\n");
+        for (name, value) in headers {
+            request.push_str(&format!("{name}: {value}\r\n"));
+        }
+        request.push_str("\r\n");
+        self.place.run(async move { timeout(PATIENCE, ask(source, target, request)).await? }).await
+    }
+
+    /// How often each version answered.
+    pub(super) async fn look(&self, requests: usize, headers: &[(&str, &str)]) -> Result<BTreeMap<String, usize>> {
+        let mut seen = BTreeMap::new();
+        for _ in 0..requests {
+            let answer = self.get("/", headers).await?;
+            ensure!(answer.status == 200, "{answer:?}");
+            *seen.entry(answer.version().to_owned()).or_default() += 1;
+        }
+        Ok(seen)
+    }
+
+    /// Waits until a request is answered by such a version.
+    pub(super) async fn until(
+        &self,
+        headers: &[(&str, &str)],
+        what: &str,
+        is_it: impl Fn(&str) -> bool,
+    ) -> Result<Duration> {
+        // New rules are at work from one moment on; one answer by the old ones may have been lucky.
+        within(PATIENCE, what, async || {
+            for _ in 0..20 {
+                if is_it(self.get("/", headers).await?.version()) {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        })
+        .await
+    }
+
+    pub(super) async fn stop(self) -> Result<()> {
+        self.mesh.stop().await
+    }
+}
+
+fn publish(mesh: &mut Mesh, cloud: &str, kept: impl Fn(&str) -> bool) -> Result<()> {
+    let net = mesh.cloud(cloud).net();
+    let mut spec = ServiceSpec::new(NAMESPACE, "web", PORT);
+    for (_, pod, version) in SERVERS.into_iter().filter(|(of, _, version)| *of == cloud && kept(version)) {
+        spec = spec.endpoint(net.pod(pod), version);
+    }
+    mesh.change_services(cloud, |services| *services = vec![spec])
+}
+
+async fn sidecar(mesh: &mut Mesh, version: &str) -> Result<SocketAddr> {
+    let target = mesh.target("a", "web").await?;
+    let (place, _) = mesh.client("a");
+    place.ip(&format!("route add local {}/32 dev lo", target.ip())).await?;
+    let cloud = mesh.cloud_mut("a");
+    let file = cloud.folder().join("sidecar.yaml");
+    let gateway = cloud.net().gateways()[0].inside;
+    let config = json!({
+        "apiVersion": "eastway.dev/v1alpha1",
+        "kind": "SidecarConfig",
+        "workload": {"namespace": NAMESPACE, "serviceAccount": ACCOUNT, "name": "shopper-1"},
+        "trust": {"domain": trust_domain("a"), "ca": "unix:./run/shopper.sock"},
+        "gateway": format!("{gateway}:{XDS}"),
+        "state": "./shopper",
+        "envoy": {"path": envoy::binary(version)?, "concurrency": 1},
+    });
+    files::write(&file, &config)?;
+    cloud.start_workload("shopper", vec!["sidecar".into(), "--config".into(), file.into()]).await?;
+    Ok(target)
+}
+
+async fn ask(source: IpAddr, target: SocketAddr, request: String) -> Result<Answer> {
+    let mut stream = connect(source, target).await?;
+    stream.write_all(request.as_bytes()).await?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await?;
+    let (head, body) = text.split_once("\r\n\r\n").with_context(|| format!("no answer: {text:?}"))?;
+    let mut lines = head.lines();
+    let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok()).context("no status")?;
+    let headers = lines.filter_map(|line| line.split_once(": "));
+    let headers = headers.map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())).collect();
+    Ok(Answer { status, headers, body: body.to_owned() })
+}
+
+fn share_file(name: &str, part: Value) -> Value {
+    let mut spec = part;
+    spec["service"] = json!("web");
+    json!({
+        "apiVersion": "eastway.dev/v1alpha1",
+        "kind": "ServiceShare",
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": spec,
+    })
+}
+
+/// A backend: the share of this name.
+pub(super) fn share(name: &str, weight: u32) -> Value {
+    json!({"group": "eastway.dev", "kind": "ServiceShare", "name": name, "weight": weight})
+}
+
+/// The HTTPRoute of `web`.
+pub(super) fn http_route(rules: &[Value]) -> Value {
+    json!({
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": {"name": "web", "namespace": NAMESPACE},
+        "spec": {"parentRefs": [{"group": "", "kind": "Service", "name": "web"}], "rules": rules},
+    })
+}
