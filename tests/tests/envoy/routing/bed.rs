@@ -1,6 +1,6 @@
 //! Two clouds, a workload with an Envoy in a, and rules for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
-use super::server::Server;
+use super::server::{Seen, Server};
 
 /// Longest wait for what takes a second or two.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -23,8 +23,10 @@ const ACCOUNT: &str = "shopper";
 /// Port for HBONE, and for xDS.
 const HBONE: u16 = 15008;
 const XDS: u16 = 15012;
-/// Cloud, pod and version of each server.
-const SERVERS: [(&str, u8, &str); 4] = [("a", 11, "v1"), ("b", 11, "v1"), ("b", 12, "v2"), ("b", 13, "v3")];
+/// Cloud, pod and version of a server.
+pub(super) type Placed = (&'static str, u8, &'static str);
+/// Where the servers are if nothing else is said.
+const SERVERS: [Placed; 4] = [("a", 11, "v1"), ("b", 11, "v1"), ("b", 12, "v2"), ("b", 13, "v3")];
 
 pub(super) struct Bed {
     pub(super) mesh: Mesh,
@@ -32,6 +34,7 @@ pub(super) struct Bed {
     place: Place,
     source: IpAddr,
     servers: Vec<Server>,
+    placed: Vec<Placed>,
 }
 
 /// An answer.
@@ -40,7 +43,6 @@ pub(super) struct Answer {
     pub(super) status: u16,
     /// Lower case names.
     pub(super) headers: BTreeMap<String, String>,
-    pub(super) body: String,
 }
 
 impl Answer {
@@ -49,13 +51,17 @@ impl Answer {
         self.headers.get("server").map_or("", String::as_str)
     }
 
-    fn version(&self) -> &str {
+    pub(super) fn version(&self) -> &str {
         self.server().split('-').nth(1).unwrap_or("nobody")
     }
 }
 
 impl Bed {
     pub(super) async fn start(version: &str) -> Result<Self> {
+        Self::with(version, &SERVERS).await
+    }
+
+    pub(super) async fn with(version: &str, placed: &[Placed]) -> Result<Self> {
         let inside = "10.244.0.1";
         let settings = json!({
             "listen": {"hbone": format!("0.0.0.0:{HBONE}"), "local": format!("0.0.0.0:{XDS}")},
@@ -76,19 +82,30 @@ impl Bed {
         mesh.start_gateways().await?;
         mesh.wait_up("a", "b", PATIENCE).await?;
         let mut servers = Vec::new();
-        for (cloud, pod, version) in SERVERS {
+        for (cloud, pod, version) in placed.iter().copied() {
             let net = mesh.cloud(cloud).net();
             let address = SocketAddr::new(net.pod(pod), PORT);
             servers.push(Server::start(net.pods(), address, &format!("{cloud}-{version}")).await?);
         }
         for cloud in ["a", "b"] {
-            publish(&mut mesh, cloud, |_| true)?;
+            publish(&mut mesh, placed, cloud, |_| true)?;
         }
         let target = sidecar(&mut mesh, version).await?;
         let (place, source) = mesh.client("a");
-        let bed = Self { mesh, target, place, source, servers };
+        let bed = Self { mesh, target, place, source, servers, placed: placed.to_vec() };
         within(PATIENCE, "an answer through Envoy", async || Ok(bed.get("/", &[]).await?.status == 200)).await?;
         Ok(bed)
+    }
+
+    /// Writes the HTTPRoute of `web`, and waits until Envoy goes by it.
+    pub(super) async fn apply(&self, rules: &[Value]) -> Result<()> {
+        // A rule that shows: each time another.
+        let path = format!("/rules-{:x}", fastrand::u64(..));
+        let redirect = json!({"type": "RequestRedirect", "requestRedirect": {"hostname": "applied.example"}});
+        let marker = json!({"matches": [{"path": {"type": "Exact", "value": path}}], "filters": [redirect]});
+        self.route("web", &http_route(&[rules, &[marker]].concat()))?;
+        within(PATIENCE, "the new rules", async || Ok(self.get(&path, &[]).await?.status == 302)).await?;
+        Ok(())
     }
 
     /// Writes a file of a's policies folder.
@@ -100,9 +117,23 @@ impl Bed {
         self.servers.iter().find(|server| server.name == name).expect("a server of this name")
     }
 
+    /// What the server that gave this answer was asked last.
+    pub(super) fn asked(&self, answer: &Answer) -> Seen {
+        self.server(answer.server()).last()
+    }
+
+    /// Names of the servers that answer.
+    pub(super) async fn servers_seen(&self, requests: usize) -> Result<BTreeSet<String>> {
+        let mut seen = BTreeSet::new();
+        for _ in 0..requests {
+            seen.insert(self.get("/", &[]).await?.server().to_owned());
+        }
+        Ok(seen)
+    }
+
     /// Only the endpoints of a cloud that are `kept` are left in its registry.
     pub(super) fn keep(&mut self, cloud: &str, kept: impl Fn(&str) -> bool) -> Result<()> {
-        publish(&mut self.mesh, cloud, kept)
+        publish(&mut self.mesh, &self.placed, cloud, kept)
     }
 
     /// One request on a connection of its own.
@@ -131,35 +162,16 @@ impl Bed {
         Ok(seen)
     }
 
-    /// Waits until a request is answered by such a version.
-    pub(super) async fn until(
-        &self,
-        headers: &[(&str, &str)],
-        what: &str,
-        is_it: impl Fn(&str) -> bool,
-    ) -> Result<Duration> {
-        // New rules are at work from one moment on; one answer by the old ones may have been lucky.
-        within(PATIENCE, what, async || {
-            for _ in 0..20 {
-                if is_it(self.get("/", headers).await?.version()) {
-                    return Ok(true);
-                }
-            }
-            Ok(false)
-        })
-        .await
-    }
-
     pub(super) async fn stop(self) -> Result<()> {
         self.mesh.stop().await
     }
 }
 
-fn publish(mesh: &mut Mesh, cloud: &str, kept: impl Fn(&str) -> bool) -> Result<()> {
+fn publish(mesh: &mut Mesh, placed: &[Placed], cloud: &str, kept: impl Fn(&str) -> bool) -> Result<()> {
     let net = mesh.cloud(cloud).net();
     let mut spec = ServiceSpec::new(NAMESPACE, "web", PORT);
-    for (_, pod, version) in SERVERS.into_iter().filter(|(of, _, version)| *of == cloud && kept(version)) {
-        spec = spec.endpoint(net.pod(pod), version);
+    for (_, pod, version) in placed.iter().filter(|(of, _, version)| *of == cloud && kept(version)) {
+        spec = spec.endpoint(net.pod(*pod), version);
     }
     mesh.change_services(cloud, |services| *services = vec![spec])
 }
@@ -190,12 +202,12 @@ async fn ask(source: IpAddr, target: SocketAddr, request: String) -> Result<Answ
     stream.write_all(request.as_bytes()).await?;
     let mut text = String::new();
     stream.read_to_string(&mut text).await?;
-    let (head, body) = text.split_once("\r\n\r\n").with_context(|| format!("no answer: {text:?}"))?;
+    let (head, _) = text.split_once("\r\n\r\n").with_context(|| format!("no answer: {text:?}"))?;
     let mut lines = head.lines();
     let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok()).context("no status")?;
     let headers = lines.filter_map(|line| line.split_once(": "));
     let headers = headers.map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())).collect();
-    Ok(Answer { status, headers, body: body.to_owned() })
+    Ok(Answer { status, headers })
 }
 
 fn share_file(name: &str, part: Value) -> Value {

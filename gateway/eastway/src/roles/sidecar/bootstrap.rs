@@ -52,6 +52,11 @@ pub fn bootstrap(settings: &SidecarSettings, files: &Files) -> Value {
             },
         }],
         "admin": {"address": admin_address(settings, files)},
+        // By default Envoy refuses a rule whose regular expression is longer than a few words.
+        "layered_runtime": {"layers": [{
+            "name": "eastway",
+            "static_layer": {"re2.max_program_size.error_level": 32_768, "re2.max_program_size.warn_level": 32_768},
+        }]},
         "dynamic_resources": {
             "ads_config": {
                 "api_type": "DELTA_GRPC",
