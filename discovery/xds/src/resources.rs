@@ -10,6 +10,7 @@
 
 mod assignment;
 mod connections;
+mod fault;
 mod gateway;
 mod import;
 mod matching;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::endpoint::Subset;
 use crate::name::{ClusterName, ServiceKey};
@@ -64,6 +65,87 @@ pub struct TrafficPolicy {
     pub failover: Vec<ClusterRef>,
     /// Which cluster serves a share that is not pinned to one.
     pub locality: Locality,
+    /// What only sidecars do.
+    #[serde(flatten)]
+    pub sidecars: SidecarPolicy,
+}
+
+/// What only a proxy beside the client can do to the traffic to a service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SidecarPolicy {
+    /// When a single endpoint is left alone for a while.
+    pub outliers: Outliers,
+    /// How much one client may have under way.
+    pub limits: ConnectionLimits,
+    /// Failures that are made on purpose.
+    pub fault: Option<Fault>,
+}
+
+/// When an endpoint is ejected, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Outliers {
+    /// Answers of 5xx in a row; 0: they do not count.
+    pub errors: u32,
+    /// Connections that failed in a row; 0: they do not count.
+    pub failures: u32,
+    /// How often it is looked.
+    pub interval: Duration,
+    /// The shortest ejection; each further one is longer.
+    pub ejection: Duration,
+    /// Most endpoints that are ejected at once, percent.
+    pub most_percent: u32,
+}
+
+impl Default for Outliers {
+    fn default() -> Self {
+        let (interval, ejection) = (Duration::from_secs(10), Duration::from_secs(30));
+        Self { errors: 5, failures: 3, interval, ejection, most_percent: 100 }
+    }
+}
+
+/// Limits of one client; `None`: as good as none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConnectionLimits {
+    /// Connections to one cluster or version.
+    pub connections: Option<u32>,
+    /// Requests that wait for a connection.
+    pub pending: Option<u32>,
+    /// Requests under way.
+    pub requests: Option<u32>,
+}
+
+/// Failures that are made on purpose, between a sidecar and the endpoint it chose: timeouts and retries see them as if
+/// the endpoint had failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Fault {
+    /// Some requests wait.
+    pub delay: Option<Delay>,
+    /// Some requests are not sent on.
+    pub abort: Option<Abort>,
+}
+
+/// Some requests wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Delay {
+    /// For so long.
+    pub duration: Duration,
+    /// Of 100 requests.
+    pub percent: u32,
+}
+
+/// Some requests are answered in place of the endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Abort {
+    /// The answer's status, 200 to 599.
+    pub status: u16,
+    /// Of 100 requests.
+    pub percent: u32,
 }
 
 /// Why a policy is refused.
@@ -119,7 +201,13 @@ impl TrafficPolicy {
             return Err(TrafficPolicyError::DuplicateFailover(index));
         }
         let locality = locality.unwrap_or(if split.is_empty() { Locality::PreferLocal } else { Locality::Any });
-        Ok(Self { name: Arc::from(name), service, split, failover, locality })
+        Ok(Self { name: Arc::from(name), service, split, failover, locality, sidecars: SidecarPolicy::default() })
+    }
+
+    /// With what only sidecars do.
+    #[must_use]
+    pub fn with_sidecars(self, sidecars: SidecarPolicy) -> Self {
+        Self { sidecars, ..self }
     }
 }
 

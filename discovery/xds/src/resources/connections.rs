@@ -8,7 +8,6 @@ use eastway_proto::envoy::extensions::filters::listener::tls_inspector::v3 as in
 use eastway_proto::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
 use tcp::tcp_proxy::ClusterSpecifier;
 
-use super::cluster_name;
 use super::parts::any;
 use super::subset::{NOWHERE, Weighted, splits, weighted};
 
@@ -41,13 +40,7 @@ pub(super) fn chains(snapshot: &Snapshot, import: &Import, port: &ServicePort) -
             let first = routes.entries.first().map(|entry| of_entry(snapshot, port, entry));
             vec![chain(Vec::new(), first.unwrap_or_default())]
         }
-        None => {
-            let mut weighted = splits(snapshot, import, port);
-            if weighted.is_empty() {
-                weighted = vec![Weighted { index: 0, name: cluster_name(&import.key, port.number), weight: 1 }];
-            }
-            vec![chain(Vec::new(), weighted)]
-        }
+        None => vec![chain(Vec::new(), splits(snapshot, import, port))],
     }
 }
 

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use eastway_model::rules::SidecarPolicy;
 use eastway_model::store::Snapshot;
 use eastway_model::{AppProtocol, Import, Protocol, ServicePort};
 use eastway_proto::envoy::config::cluster::v3 as cluster;
@@ -21,29 +22,30 @@ use prost::Name;
 
 use super::assignment::assignment;
 use super::parts::{ads, any, duration, filter_chain, number, seconds, socket, transport_socket};
-use super::{Generated, METADATA, cluster_name, connections, routes, subset};
+use super::{Generated, METADATA, cluster_name, connections, fault, routes, subset};
 use crate::kind::Kind;
 use crate::resource::Resource;
 
 /// Longest dial of an endpoint: the CONNECT stream, the other cluster's dial, and TLS in it once there is some.
 const CONNECT: u64 = 5;
 /// More than are ever wanted: the defaults of 1,024 are a limit on connections.
-const UNLIMITED: u32 = 100_000;
-/// Errors in a row that take an endpoint out: answers of 5xx, and connections that failed.
-const ERRORS: u32 = 5;
-const FAILURES: u32 = 3;
+pub(super) const UNLIMITED: u32 = 100_000;
 /// Dials of a connection of bytes, each of another endpoint.
 const DIALS: u32 = 3;
 
 /// What is told of an import that listens at these addresses.
 pub(super) fn resources(snapshot: &Snapshot, import: &Import, addresses: &[IpAddr]) -> Vec<Generated> {
     let mut resources = Vec::new();
+    let policy = import.policy.as_ref().map(|policy| policy.sidecars).unwrap_or_default();
     for port in import.ports.iter().filter(|port| port.protocol == Protocol::Tcp) {
         let protocol = AppProtocol::of(port);
         for share in subset::shares(import, port) {
             let name = subset::name(snapshot.cluster(), &import.key, port.number, &share);
-            let cluster = cluster(&name, protocol);
+            let cluster = cluster(&name, protocol, policy);
             resources.push((Kind::Cluster, Resource::new(Kind::Cluster, &name, &cluster)));
+            if let Some(fault) = fault::of(import, port) {
+                resources.extend(fault::resources(&name, protocol, fault));
+            }
             let endpoints = assignment(snapshot, import, port, &share, &name);
             resources.push((Kind::Endpoints, Resource::new(Kind::Endpoints, &name, &endpoints)));
         }
@@ -61,11 +63,12 @@ pub(super) fn resources(snapshot: &Snapshot, import: &Import, addresses: &[IpAdd
     resources
 }
 
-fn cluster(name: &str, protocol: AppProtocol) -> cluster::Cluster {
+fn cluster(name: &str, protocol: AppProtocol, policy: SidecarPolicy) -> cluster::Cluster {
+    let SidecarPolicy { outliers, limits, fault: _ } = policy;
     let thresholds = cluster::circuit_breakers::Thresholds {
-        max_connections: number(UNLIMITED),
-        max_pending_requests: number(UNLIMITED),
-        max_requests: number(UNLIMITED),
+        max_connections: number(limits.connections.unwrap_or(UNLIMITED)),
+        max_pending_requests: number(limits.pending.unwrap_or(UNLIMITED)),
+        max_requests: number(limits.requests.unwrap_or(UNLIMITED)),
         ..cluster::circuit_breakers::Thresholds::default()
     };
     let common = cluster::cluster::CommonLbConfig {
@@ -77,9 +80,13 @@ fn cluster(name: &str, protocol: AppProtocol) -> cluster::Cluster {
     };
     let outliers = cluster::OutlierDetection {
         split_external_local_origin_errors: true,
-        consecutive_5xx: number(ERRORS),
-        consecutive_local_origin_failure: number(FAILURES),
-        max_ejection_percent: number(100),
+        consecutive_5xx: number(outliers.errors.max(1)),
+        enforcing_consecutive_5xx: (outliers.errors == 0).then(|| number(0)).flatten(),
+        consecutive_local_origin_failure: number(outliers.failures.max(1)),
+        enforcing_consecutive_local_origin_failure: (outliers.failures == 0).then(|| number(0)).flatten(),
+        interval: duration(outliers.interval),
+        base_ejection_time: duration(outliers.ejection),
+        max_ejection_percent: number(outliers.most_percent),
         ..cluster::OutlierDetection::default()
     };
     let options = protocol_options(protocol).map(|options| (http::HttpProtocolOptions::full_name(), any(&options)));
@@ -107,7 +114,7 @@ fn cluster(name: &str, protocol: AppProtocol) -> cluster::Cluster {
 }
 
 /// There is no TLS inside that could choose between them.
-fn protocol_options(protocol: AppProtocol) -> Option<http::HttpProtocolOptions> {
+pub(super) fn protocol_options(protocol: AppProtocol) -> Option<http::HttpProtocolOptions> {
     use http::http_protocol_options::explicit_http_config::ProtocolConfig;
     use http::http_protocol_options::{ExplicitHttpConfig, UpstreamProtocolOptions};
     let config = match protocol {

@@ -18,7 +18,6 @@ use eastway_proto::envoy::r#type::v3::FractionalPercent;
 use eastway_proto::envoy::r#type::v3::fractional_percent::DenominatorType;
 use prost::{Message, Name};
 
-use super::cluster_name;
 use super::matching::request_match;
 use super::parts::{any, duration, number};
 use super::rewriting::{redirect, rewrite};
@@ -67,10 +66,7 @@ pub(super) fn configuration(
 }
 
 fn without_rules(snapshot: &Snapshot, import: &Import, port: &ServicePort) -> route::Route {
-    let mut weighted = splits(snapshot, import, port);
-    if weighted.is_empty() {
-        weighted = vec![Weighted { index: 0, name: cluster_name(&import.key, port.number), weight: 1 }];
-    }
+    let weighted = splits(snapshot, import, port);
     let action = route::RouteAction {
         cluster_specifier: Some(clusters(&Rule::default(), &weighted)),
         timeout: duration(Duration::ZERO),

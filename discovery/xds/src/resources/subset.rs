@@ -9,7 +9,7 @@ use eastway_model::store::Snapshot;
 use eastway_model::{ClusterName, Import, PortNumber, ServiceKey, ServicePort};
 
 use super::assignment::{Level, level};
-use super::{is_served, share_cluster_name, share_name};
+use super::{fault, is_served, share_cluster_name, share_name};
 
 /// A cluster that does not exist: what is sent to it is answered with an error.
 pub(super) const NOWHERE: &str = "no-such-backend";
@@ -71,10 +71,14 @@ pub(super) fn weighted<'a>(
     share_out(snapshot, &ways.collect::<Vec<_>>())
 }
 
-/// The clusters of the splits of the service's own policy; empty: it has none.
+/// The clusters of the splits of the service's own policy; if it has none, all of it.
 pub(super) fn splits(snapshot: &Snapshot, import: &Import, port: &ServicePort) -> Vec<Weighted> {
-    let splits = import.policy.iter().flat_map(|policy| &policy.split);
-    let ways = splits.enumerate().filter(|(_, split)| split.weight > 0).map(|(index, split)| {
+    let splits = import.policy.as_ref().map(|policy| policy.split.as_slice()).unwrap_or_default();
+    if splits.is_empty() {
+        let whole = Way { index: 0, weight: 1, target: Some((import, port, Share::whole())), level: None };
+        return share_out(snapshot, &[whole]);
+    }
+    let ways = splits.iter().enumerate().filter(|(_, split)| split.weight > 0).map(|(index, split)| {
         let share = Share { cluster: split.cluster.clone(), subset: split.subset.clone() };
         let level = Some(level(snapshot, import, port, &share));
         Way { index, weight: split.weight, target: Some((import, port, share)), level }
@@ -95,7 +99,10 @@ fn share_out(snapshot: &Snapshot, ways: &[Way<'_>]) -> Vec<Weighted> {
         let more = if way.level.is_some() && kept > 0 { u64::from(way.weight) * lost / kept } else { 0 };
         let weight = u32::try_from(u64::from(way.weight) + more).unwrap_or(u32::MAX);
         let name = match &way.target {
-            Some((import, port, share)) => name(snapshot.cluster(), &import.key, port.number, share),
+            Some((import, port, share)) => {
+                let name = name(snapshot.cluster(), &import.key, port.number, share);
+                if fault::of(import, port).is_some() { fault::name_before(&name) } else { name }
+            }
             None => NOWHERE.to_owned(),
         };
         Weighted { index: way.index, name, weight }

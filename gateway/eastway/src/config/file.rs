@@ -14,8 +14,8 @@ pub use gateway::{
 };
 pub use peer::{NameFilterSection, Peer, PeerMetadata, PeerSpec};
 pub use policy::{
-    AccessAllow, AccessPolicy, AccessPolicySpec, LocalityWord, PolicyMetadata, SplitSection, TrafficPolicy,
-    TrafficPolicySpec,
+    AbortSection, AccessAllow, AccessPolicy, AccessPolicySpec, ConnectionLimitsSection, DelaySection, FaultSection,
+    LocalityWord, OutlierSection, PolicyMetadata, SplitSection, TrafficPolicy, TrafficPolicySpec,
 };
 pub use sidecar::{
     EnvoyLogWord, EnvoySection, SidecarConfig, SidecarLogSection, SidecarMode, SidecarTrustSection, WorkloadNameSection,

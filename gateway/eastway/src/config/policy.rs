@@ -1,5 +1,7 @@
 //! Policies after all checks.
 
+pub(super) mod sidecars;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -108,6 +110,7 @@ impl Collected {
             LocalityWord::PreferLocal => Locality::PreferLocal,
             LocalityWord::Any => Locality::Any,
         });
+        let sidecars = sidecars::sidecars(spec, cx);
         let (Some((namespace, name)), Some(service)) = (names, service) else { return };
         let place = cx.place(service.at);
         if let Some(earlier) = self.traffic_names.get(&(namespace.clone(), name.clone())) {
@@ -123,7 +126,7 @@ impl Collected {
         }
         match TrafficPolicy::new(name.as_str(), key.clone(), split, failover, locality) {
             Ok(policy) => {
-                self.traffic.insert(key, (Arc::new(policy), place));
+                self.traffic.insert(key, (Arc::new(policy.with_sidecars(sidecars)), place));
             }
             Err(error) => cx.error(at_of(&error, spec, section.at), Code::Value, error.to_string()),
         }

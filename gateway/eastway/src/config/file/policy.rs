@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use eastway_registry::yaml::{Field, List};
+use eastway_registry::yaml::{Field, List, Text};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -59,6 +59,95 @@ pub struct TrafficPolicySpec {
     /// `PreferLocal`, but `Any` where there is a split.
     #[serde(default)]
     pub locality: Field<LocalityWord>,
+    /// When a sidecar leaves a single endpoint alone for a while. Only sidecars do it.
+    #[serde(default)]
+    pub outlier_detection: Field<OutlierSection>,
+    /// How much one sidecar may have under way to each cluster or version. Only sidecars do it. Default: no limits.
+    #[serde(default)]
+    pub limits: Field<ConnectionLimitsSection>,
+    /// Failures that sidecars make on purpose, for HTTP alone: after a rule's retries and timeouts, so that those see them
+    /// as if the endpoint had failed.
+    #[serde(default)]
+    pub fault: Field<FaultSection>,
+}
+
+/// When an endpoint is ejected.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OutlierSection {
+    /// Answers of 5xx in a row, up to 1000; 0: they do not count. Default: 5.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 1000))]
+    pub consecutive_errors: Field<i64>,
+    /// Connections that failed in a row, up to 1000; 0: they do not count. Default: 3.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 1000))]
+    pub consecutive_failures: Field<i64>,
+    /// How often it is looked who may come back, 100ms to 1h. Default: 10s.
+    #[serde(default)]
+    pub interval: Field<Text>,
+    /// The first ejection, 100ms to 1h; each further one is longer by as much. Default: 30s.
+    #[serde(default)]
+    pub ejection_time: Field<Text>,
+    /// Most endpoints of a cluster or version that are ejected at once. Default: 100.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 100))]
+    pub max_ejected_percent: Field<i64>,
+}
+
+/// Limits of one sidecar.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ConnectionLimitsSection {
+    /// Connections, 1 to 1000000.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub connections: Field<i64>,
+    /// Requests that wait for a connection, 1 to 1000000; others are answered with 503.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub pending_requests: Field<i64>,
+    /// Requests under way, 1 to 1000000; others are answered with 503.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub requests: Field<i64>,
+}
+
+/// Failures on purpose; at least one.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FaultSection {
+    /// Some requests wait.
+    #[serde(default)]
+    pub delay: Field<DelaySection>,
+    /// Some requests are answered in place of the endpoint.
+    #[serde(default)]
+    pub abort: Field<AbortSection>,
+}
+
+/// Some requests wait.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DelaySection {
+    /// For so long, 1ms to 1h.
+    pub duration: Field<Text>,
+    /// Of 100 requests so many. Default: 100.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 100))]
+    pub percent: Field<i64>,
+}
+
+/// Some requests are answered in place of the endpoint.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AbortSection {
+    /// The status of the answer, 200 to 599.
+    #[schemars(range(min = 200, max = 599))]
+    pub status: Field<i64>,
+    /// Of 100 requests so many. Default: 100.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 100))]
+    pub percent: Field<i64>,
 }
 
 /// A share of the connections.

@@ -12,6 +12,8 @@ use super::file;
 use super::{EASTWAY, MULTICLUSTER};
 use crate::config::value::Fqdn;
 
+pub(super) use crate::config::policy::sidecars::number;
+
 /// What backends need to know.
 pub(super) struct Parts<'a> {
     /// The route's.
@@ -110,16 +112,6 @@ pub(super) fn port(field: &Field<i64>, cx: &mut Context<'_>) -> Option<PortNumbe
 
 pub(super) fn weight(field: &Field<i64>, cx: &mut Context<'_>) -> u32 {
     number(field, 0, MAX_BACKEND_WEIGHT, cx).unwrap_or(1)
-}
-
-/// A number within bounds.
-pub(super) fn number(field: &Field<i64>, min: u32, max: u32, cx: &mut Context<'_>) -> Option<u32> {
-    let at = field.get()?;
-    let number = u32::try_from(at.value).ok().filter(|number| (min..=max).contains(number));
-    if number.is_none() {
-        cx.error(at.at, Code::Value, format!("must be {min} to {max}"));
-    }
-    number
 }
 
 /// A name of an object: labels of lower-case letters, digits and dashes, with dots between.
