@@ -1,5 +1,9 @@
 //! Explains a routing decision by the engine that makes it.
 
+mod rules;
+
+pub use rules::{ExplainedRule, ExplainedRules, explain_rules};
+
 use std::fmt;
 
 use crate::endpoint::Subset;

@@ -10,6 +10,7 @@ pub mod dump;
 pub mod health;
 pub mod http;
 pub mod readiness;
+pub mod rules;
 pub mod scrape;
 pub mod sidecars;
 pub mod source;

@@ -531,6 +531,7 @@ async fn tables_show_what_the_gateway_knows() {
         ("services", &["services"][..]),
         ("endpoints", &["endpoints", "bookinfo/reviews"]),
         ("describe", &["describe", "bookinfo/reviews", "--from", "bookinfo/productpage"]),
+        ("describe_request", &["describe", "bookinfo/reviews", "--header", "end-user=jason", "--path", "/x?y=z"]),
         ("check", &["check"]),
     ] {
         let output = ask(gateway.admin, command).await;

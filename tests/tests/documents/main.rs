@@ -44,12 +44,13 @@ const NOT_RUN: [(&str, &str, &str); 5] = [
 ];
 
 /// Every document with blocks that are run, and the test that runs it.
-const RUN: [&str; 5] = [
+const RUN: [&str; 6] = [
     "README.md",
     "docs/dns.md",
     "docs/operations/certificates.md",
     "docs/operations/troubleshooting.md",
     "docs/operations/upgrade.md",
+    "docs/routing.md",
 ];
 
 lab_test! {
@@ -67,6 +68,10 @@ lab_test! {
 
     async fn troubleshooting_works_as_it_stands() {
         run("docs/operations/troubleshooting.md").await
+    }
+
+    async fn routing_works_as_it_stands() {
+        run("docs/routing.md").await
     }
 
     async fn upgrade_works_as_it_stands() {

@@ -9,6 +9,7 @@ use eastway_model::{
     LocalService, PeerChange, PeerState, PortName, Protocol, ServicePort, ServiceRecord, TlsMode, UnixMillis,
 };
 use eastway_proto::envoy::config::{cluster, endpoint, listener, route};
+use eastway_proto::envoy::extensions::filters::http::fault::v3::HttpFault;
 use eastway_proto::envoy::extensions::filters::http::router::v3::Router;
 use eastway_proto::envoy::extensions::filters::http::stateful_session::v3::{StatefulSession, StatefulSessionPerRoute};
 use eastway_proto::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
@@ -133,9 +134,12 @@ impl World {
 
     /// The endpoints of one import as `region/zone p<priority>: place health weight`.
     fn places(&self, service: &str, port: u16) -> Vec<String> {
-        let cluster = cluster_name(&key(service), NonZeroU16::new(port).unwrap());
+        self.places_of(&cluster_name(&key(service), NonZeroU16::new(port).unwrap()))
+    }
+
+    fn places_of(&self, cluster: &str) -> Vec<String> {
         let view = self.view();
-        let resource = view.get(Kind::Endpoints, &cluster).unwrap();
+        let resource = view.get(Kind::Endpoints, cluster).unwrap();
         let assignment: endpoint::v3::ClusterLoadAssignment = decode(resource);
         let mut places = Vec::new();
         for locality in &assignment.endpoints {
@@ -236,6 +240,7 @@ fn nested(url: &str, bytes: &[u8]) -> String {
         of::<StatefulSessionPerRoute>,
         of::<CookieBasedSessionState>,
         of::<TlsInspector>,
+        of::<HttpFault>,
     ];
     known.iter().find_map(|show| show(url, bytes)).unwrap_or_else(|| panic!("{url}"))
 }

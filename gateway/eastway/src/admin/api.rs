@@ -27,7 +27,7 @@ const INDEX: &str = "\
 /peers        [?name=]  each peer: links, certificates, imports and exports
 /services     [?namespace=&service=]  local services and imports, by cluster
 /endpoints    [?namespace=&service=]  single endpoints
-/describe     ?service=NAMESPACE/NAME&port=&cluster=&namespace=&serviceAccount=&zone=  where a connection would go, and why
+/describe     ?service=NAMESPACE/NAME&port=&cluster=&namespace=&serviceAccount=&zone=&method=&path=&headers=  where a connection or a request would go, and why
 /dns          what the DNS server answers
 /proxy-status [?node=]  each sidecar: what it was sent, has acknowledged and has refused
 /proxy-config ?node=&kind=listeners|routes|clusters|endpoints|secrets  what a sidecar was told
@@ -78,6 +78,10 @@ struct DescribeParameters {
     namespace: Option<String>,
     service_account: Option<String>,
     zone: Option<String>,
+    method: Option<String>,
+    path: Option<String>,
+    /// One on each line.
+    headers: Option<String>,
 }
 
 /// Parameters of `/leftovers`.
@@ -228,12 +232,16 @@ fn dropped_lines(context: &AdminContext) -> u64 {
 
 fn describe(head: &Head, context: &AdminContext) -> Response {
     let Ok(Query(parameters)) = Query::<DescribeParameters>::try_from_uri(&head.uri) else {
-        let usage =
-            "the query must be service=NAMESPACE/NAME, and may have port, cluster, namespace, serviceAccount and zone";
+        let usage = "the query must be service=NAMESPACE/NAME, and may have port, cluster, namespace, serviceAccount, zone, method, path and headers";
         return problem(StatusCode::BAD_REQUEST, usage);
     };
-    let DescribeParameters { service, port, cluster, namespace, service_account, zone } = parameters;
-    let query = DescribeQuery { target: service, port, cluster, namespace, service_account, zone };
+    let DescribeParameters { service, port, cluster, namespace, service_account, zone, method, path, headers } =
+        parameters;
+    let request = match super::rules::request(method.as_deref(), path.as_deref(), headers.as_deref()) {
+        Ok(request) => request,
+        Err(error) => return problem(StatusCode::BAD_REQUEST, error),
+    };
+    let query = DescribeQuery { target: service, port, cluster, namespace, service_account, zone, request };
     let names = [&query.cluster, &query.namespace, &query.service_account, &query.zone];
     let texts = names.into_iter().map(Option::as_ref).chain([Some(&query.target)]);
     if texts.flatten().any(|text| text.len() > MAX_NAME) {

@@ -77,6 +77,8 @@ pub struct DescribeQuery {
     pub service_account: Option<String>,
     /// Topology zone of the client.
     pub zone: Option<String>,
+    /// A request, to be followed through the rules.
+    pub request: Option<eastway_model::rules::route::Request>,
 }
 
 /// Why there is nothing to show.

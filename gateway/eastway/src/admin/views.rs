@@ -8,6 +8,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use super::rules::RulesView;
+
 /// Version of all views.
 pub const API_VERSION: &str = "eastway.dev/v1alpha1";
 
@@ -407,6 +409,8 @@ pub struct Description {
     pub rejected: Vec<RejectedView>,
     /// Whether the rules of this cluster let the source in, where this cluster owns the service.
     pub access: Option<String>,
+    /// Routes of the Gateway API, if there are any.
+    pub rules: Option<RulesView>,
     /// What is odd about it, e.g. conflicts or stale records.
     pub warnings: Vec<String>,
 }

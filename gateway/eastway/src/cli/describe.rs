@@ -6,6 +6,7 @@ use super::client::{self, Target, encode};
 use super::exit::Failure;
 use super::output::{Output, Table};
 use super::show::labels;
+use crate::admin::rules::RulesView;
 use crate::admin::views::{CandidateView, Description, EndpointChoice};
 use crate::telemetry::Escaped;
 
@@ -18,6 +19,7 @@ Examples:
   eastway describe 242.0.13.7                        by a virtual address
   eastway describe bookinfo/ratings --from bookinfo/bookinfo-reviews --zone a
   eastway describe bookinfo/ratings --from bookinfo/productpage --from-cluster gke   may it?
+  eastway describe bookinfo/reviews --header end-user=jason --path /   a request's way through the rules
 
 It uses the same rules as connections do, on what the gateway knows now.")]
 pub(super) struct DescribeArgs {
@@ -36,6 +38,15 @@ pub(super) struct DescribeArgs {
     /// The client's topology zone
     #[arg(long)]
     zone: Option<String>,
+    /// A request's header, to follow it through the rules; may be given several times
+    #[arg(long, value_name = "NAME=VALUE")]
+    header: Vec<String>,
+    /// Its path, with its query
+    #[arg(long)]
+    path: Option<String>,
+    /// Its method
+    #[arg(long)]
+    method: Option<String>,
     #[command(flatten)]
     target: Target,
     #[command(flatten)]
@@ -62,6 +73,14 @@ pub(super) fn describe(args: &DescribeArgs) -> Result<(), Failure> {
     }
     if let Some(zone) = &args.zone {
         add("zone", zone);
+    }
+    for (key, value) in [("path", &args.path), ("method", &args.method)] {
+        if let Some(value) = value {
+            add(key, value);
+        }
+    }
+    if !args.header.is_empty() {
+        add("headers", &args.header.join("\n"));
     }
     let answer = args.target.get(&path)?;
     args.output.print(&answer, || Ok(explain(&client::view(&answer)?)))
@@ -102,8 +121,31 @@ fn explain(view: &Description) -> String {
         }
         text.push_str(&format!("\nand not to\n{table}"));
     }
+    if let Some(rules) = &view.rules {
+        text.push_str(&explain_rules(rules));
+    }
     for warning in &view.warnings {
         text.push_str(&format!("\nwarning: {}\n", Escaped(warning)));
+    }
+    text
+}
+
+/// All rules in their order, with a request's way through them if one was asked about.
+fn explain_rules(view: &RulesView) -> String {
+    let mut text = String::new();
+    if !view.rules.is_empty() {
+        let mut table = Table::new(&["RULE", "OF", "DOES", if view.outcome.is_some() { "WHY NOT" } else { "" }]);
+        for rule in &view.rules {
+            let verdict = rule.why_not.clone().unwrap_or_else(|| if rule.chosen { "this one" } else { "" }.to_owned());
+            table.row([rule.rule.clone(), rule.matches.clone(), rule.does.clone(), verdict]);
+        }
+        text.push_str(&format!("\nSidecars try these rules in this order\n{table}"));
+    }
+    if let Some(outcome) = &view.outcome {
+        text.push_str(&format!("\nThe request: {}\n", Escaped(outcome)));
+    }
+    for status in &view.statuses {
+        text.push_str(&format!("{}\n", Escaped(status)));
     }
     text
 }

@@ -14,6 +14,7 @@ mod peer_file;
 mod policy_file;
 mod render;
 mod reports;
+mod route_file;
 mod sidecar_file;
 
 pub(super) const MINIMAL: &str = "\

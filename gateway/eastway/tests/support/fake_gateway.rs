@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use eastway::admin::check::{AddressFacts, CheckFacts, DnsFacts, GatewayFacts, HandshakeFault, PeerFacts, Reach};
+use eastway::admin::rules::{RuleView, RulesView};
 use eastway::admin::sidecars::{
     CertificateView, RefusedView, ResourceKind, ResourceView, SidecarConfigView, SidecarKindView, SidecarState,
     SidecarView,
@@ -224,6 +225,7 @@ impl AdminSource for FakeSource {
                 reason: "no link for 1h; others have endpoints".to_owned(),
             }],
             access: None,
+            rules: query.request.as_ref().map(|_| rules()),
             warnings: Vec::new(),
         })
     }
@@ -413,5 +415,31 @@ impl FakeGateway {
         tasks.spawn(metrics.run(context.clone(), shutdown.clone()));
         tasks.spawn(admin.run(context, shutdown));
         Self { health: addresses.0, metrics: addresses.1, admin: addresses.2, readiness, _tasks: tasks }
+    }
+}
+
+/// What becomes of a request of jason.
+fn rules() -> RulesView {
+    let rule = |number: usize, matches: &str, does: &str, why_not: Option<&str>| RuleView {
+        rule: format!("HTTPRoute bookinfo/reviews rules[{number}]"),
+        matches: matches.to_owned(),
+        does: does.to_owned(),
+        chosen: why_not.is_none(),
+        why_not: why_not.map(str::to_owned),
+    };
+    RulesView {
+        kind: "HTTPRoute".to_owned(),
+        rules: vec![
+            rule(2, "/admin/*", "100 % to version=v3 of bookinfo/reviews", Some("path is not /admin/*")),
+            rule(0, "header end-user: jason", "100 % to version=v2 of bookinfo/reviews", None),
+            rule(
+                1,
+                "everything",
+                "100 % to version=v1 of bookinfo/reviews",
+                Some("HTTPRoute bookinfo/reviews rules[0] is more specific, or older"),
+            ),
+        ],
+        outcome: Some("100 % to version=v2 of bookinfo/reviews".to_owned()),
+        statuses: vec!["HTTPRoute bookinfo/reviews: Accepted: True Accepted (port 9080)".to_owned()],
     }
 }

@@ -5,12 +5,13 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use eastway_model::access::{self, SourceIdentity};
-use eastway_model::describe::{ExplainedCandidate, explain};
+use eastway_model::describe::{ExplainedCandidate, explain, explain_rules};
 use eastway_model::routing::RouteRequest;
 use eastway_model::store::Snapshot;
 use eastway_model::{ClusterName, Label, Protocol, ServiceKey};
 
 use super::services;
+use crate::admin::rules::{RuleView, RulesView};
 use crate::admin::views::{CandidateView, Description, EndpointChoice, RejectedView};
 use crate::admin::{DescribeQuery, SourceError};
 use crate::app::Gateway;
@@ -57,7 +58,26 @@ pub(super) fn describe(gateway: &Gateway, query: &DescribeQuery) -> Result<Descr
             })
             .collect(),
         access,
+        rules: rules(&snapshot, &key, port, query),
         warnings,
+    })
+}
+
+fn rules(snapshot: &Snapshot, key: &ServiceKey, port: NonZeroU16, query: &DescribeQuery) -> Option<RulesView> {
+    let port = snapshot.import(key)?.port(Protocol::Tcp, port)?;
+    let explained = explain_rules(snapshot, key, port, query.request.as_ref())?;
+    let rules = explained.rules.into_iter().map(|rule| RuleView {
+        rule: rule.rule,
+        matches: rule.matches,
+        does: rule.does,
+        chosen: rule.chosen,
+        why_not: rule.why_not,
+    });
+    Some(RulesView {
+        kind: explained.kind.to_string(),
+        rules: rules.collect(),
+        outcome: explained.outcome,
+        statuses: explained.statuses,
     })
 }
 
