@@ -90,6 +90,11 @@ async fn by_what_is_asked(bed: &Bed) -> Result<()> {
         let answer = bed.send(method, path, &[]).await?;
         ensure!(answer.version() == expected, "{method} {path}: {answer:?}");
     }
+    let asked = ["describe", "shop/web", "--header", "end-user=jason", "--path", "/x"];
+    let (code, said) = bed.mesh.cloud("a").command(0, &asked).await?;
+    let tells =
+        ["The request: 100 % to version=v2 of shop/web", "path is not /shop/cart", "AppliesTo: sidecars and virtual"];
+    ensure!(code == Some(0) && tells.iter().all(|line| said.contains(line)), "{said}");
     // Without a rule that matches there is nothing to be had.
     bed.apply(&[to(json!({"path": {"value": "/only"}}), "v2")]).await?;
     ensure!(bed.get("/", &[]).await?.status == 404);
