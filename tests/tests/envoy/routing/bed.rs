@@ -11,7 +11,7 @@ use eastway_tests::load::connect;
 use eastway_tests::mesh::{Mesh, MeshBuilder, NAMESPACE, PORT};
 use eastway_tests::{envoy, within};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::time::timeout;
 
 use super::server::{Seen, Server};
@@ -198,11 +198,14 @@ async fn sidecar(mesh: &mut Mesh, version: &str) -> Result<SocketAddr> {
 }
 
 async fn ask(source: IpAddr, target: SocketAddr, request: String) -> Result<Answer> {
-    let mut stream = connect(source, target).await?;
+    let mut stream = BufReader::new(connect(source, target).await?);
     stream.write_all(request.as_bytes()).await?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).await?;
-    let (head, _) = text.split_once("\r\n\r\n").with_context(|| format!("no answer: {text:?}"))?;
+    // The head says all. What Envoy answers itself ends a second later, in case that somebody still sends.
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        let read = stream.read_line(&mut head).await?;
+        ensure!(read > 0, "no answer: {head:?}");
+    }
     let mut lines = head.lines();
     let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok()).context("no status")?;
     let headers = lines.filter_map(|line| line.split_once(": "));

@@ -11,8 +11,8 @@ use eastway_model::rules::{Abort, Delay, Fault, SidecarPolicy};
 
 use super::*;
 
-fn object(name: &str) -> ObjectName {
-    ObjectName { namespace: super::name("shop"), name: name.into() }
+fn object(text: &str) -> ObjectName {
+    ObjectName { namespace: name("shop"), name: text.into() }
 }
 
 fn labels(version: &str) -> Arc<Subset> {
@@ -20,7 +20,7 @@ fn labels(version: &str) -> Arc<Subset> {
 }
 
 fn shares() -> BTreeMap<ObjectName, Arc<ServiceShare>> {
-    let in_b = Some(ClusterRef::Named(super::name("b")));
+    let in_b = Some(ClusterRef::Named(name("b")));
     let all = [
         ("v1", Share { cluster: None, subset: labels("v1") }),
         ("v2-in-b", Share { cluster: in_b, subset: labels("v2") }),
