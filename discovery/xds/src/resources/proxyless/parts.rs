@@ -41,7 +41,7 @@ pub(super) fn listener(target: &str, name: &str) -> listener::Listener {
     listening(target, routes)
 }
 
-/// The answer to a target that nobody serves: a listener that leads to [`NOBODY`], so that every call fails at once, as
+/// The answer to a target that nobody serves: a listener that leads to the empty cluster, so that every call fails at once, as
 /// UNAVAILABLE, instead of after the time that a client waits for one that may come. It is replaced once there is one.
 #[must_use]
 pub fn nobody(kind: Kind, name: &str) -> Option<Arc<Resource>> {
