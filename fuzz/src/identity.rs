@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use eastway_identity::ca::{Ca, InitOptions};
 use eastway_identity::{
-    CertificateDer, PeerTrust, SpiffeId, SpkiPin, TrustStore, certificates_from_pem, certificates_to_pem, crl,
-    reauth as again,
+    Anchor, AnchorDer, CertificateDer, PeerTrust, SpiffeId, SpkiPin, TrustStore, certificates_from_pem,
+    certificates_to_pem, crl, reauth as again,
 };
 
 /// A leaf and its issuers as they were issued once; the keys are gone.
@@ -16,6 +16,8 @@ const PIN: &str = include_str!("pki/pin");
 /// A moment when [`CHAIN`] is valid, in seconds since the Unix epoch.
 const VALID_AT: &str = include_str!("pki/valid-at");
 const GATEWAY: &str = "spiffe://b.example/ns/eastway-system/sa/eastway-gateway";
+/// A moment when `pki/anchor.der` and its list are valid, in seconds since the Unix epoch.
+const ANCHOR_VALID_AT: &str = include_str!("pki/anchor-valid-at");
 const HOUR: Duration = Duration::from_secs(3_600);
 const FILES: [&str; 4] = ["ca-cert.pem", "ca-key.pem", "cert-chain.pem", "root-cert.pem"];
 
@@ -73,6 +75,22 @@ pub fn ca_folder(bytes: &[u8]) {
     let trust = TrustStore::new(vec![peer(loaded.pins())]).unwrap();
     assert!(trust.verify(issued.chain(), now, Some("b")).is_ok());
     assert_eq!(loaded.pin(), ca.pin(), "one file alone cannot bring another key");
+}
+
+/// An anchor of a peer: the length of the certificate in two bytes, the certificate, the list. What passes is of one
+/// domain.
+pub fn anchor(bytes: &[u8]) {
+    let Some((length, rest)) = bytes.split_first_chunk::<2>() else { return };
+    let (certificate, list) = rest.split_at(usize::from(u16::from_be_bytes(*length)).min(rest.len()));
+    let der = AnchorDer { certificate: certificate.to_vec(), crl: list.to_vec() };
+    // The key is right, whatever it is: the rest has to be.
+    let pins: Vec<_> = SpkiPin::of_certificate(&CertificateDer::from(certificate)).into_iter().collect();
+    let at = SystemTime::UNIX_EPOCH + Duration::from_secs(ANCHOR_VALID_AT.trim().parse().unwrap());
+    let Ok(anchor) = Anchor::check(&der, "gke.example", &pins, at) else { return };
+    assert_eq!(anchor.to_der(), der);
+    assert!(Anchor::check(&der, "onprem.example", &pins, at).is_err(), "it stands for two domains");
+    assert!(Anchor::check(&der, "gke.example", &[pin()], at).is_err(), "any key will do");
+    assert!(Anchor::check(&der, "gke.example", &pins, at + 60 * 24 * HOUR).is_err(), "its list never ends");
 }
 
 /// A file of revocation lists.

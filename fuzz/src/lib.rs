@@ -25,6 +25,7 @@ pub const TARGETS: &[Target] = &[
     ("certificate_bundle", identity::bundle),
     ("certificate_chain", identity::chain),
     ("ca_folder", identity::ca_folder),
+    ("anchor", identity::anchor),
     ("revocation_list", identity::revocation_list),
     ("signing_request", identity::signing_request),
     ("reauth", identity::reauth),

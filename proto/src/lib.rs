@@ -136,3 +136,9 @@ pub mod envoy {
     /// or its values.
     pub const SCHEMA: &str = include_str!("gen/envoy.schema");
 }
+
+/// The API that Envoy's matchers share with others, `xds.core` and `xds.type.matcher`.
+pub mod xds_matcher {
+    pub use envoy_types::pb::xds::core;
+    pub use envoy_types::pb::xds::r#type::matcher;
+}

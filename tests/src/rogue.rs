@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use eastway_identity::ca::Ca;
-use eastway_identity::{IdentityStore, PeerTrust, SpiffeId, SpkiPin, TrustStore};
+use eastway_identity::{AnchorDer, IdentityStore, PeerTrust, SpiffeId, SpkiPin, TrustStore};
 use eastway_tunnel::header::{Label, ServiceHeader, Source, StreamHeader};
 use eastway_tunnel::transport::BoxFuture;
 use eastway_tunnel::{
@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// One more replica of a cloud's gateway, with a certificate of that cloud's CA.
 pub struct Rogue {
-    _tunnel: Tunnel,
+    tunnel: Tunnel,
     link: Link,
 }
 
@@ -89,7 +89,12 @@ impl Rogue {
         })
         .await?;
         let link = tunnel.links().to(target.name()).first().cloned().context("a link")?;
-        Ok(Self { _tunnel: tunnel, link })
+        Ok(Self { tunnel, link })
+    }
+
+    /// Says what its trust domain is to be known by.
+    pub fn say_anchors(&self, anchors: Vec<AnchorDer>) {
+        self.tunnel.set_anchors(anchors.into());
     }
 
     /// What the other side answers to a header: nothing if it reached an endpoint, or a code.
@@ -124,5 +129,6 @@ pub fn header(namespace: &str, service: &str, port: u16, account: &str) -> Resul
         },
         traceparent: None,
         affinity: None,
+        tls: false,
     })
 }

@@ -18,6 +18,8 @@ pub enum Habit {
     /// HTTP/1.1 with keep-alive: answers `GET /<id>/<size>` with its name and a body made from `id`
     /// ([`body`]), anything else with an empty 200.
     Http,
+    /// HTTP/1.1 with keep-alive: answers everything with its name, and with the head of the request as it came.
+    Mirror,
     /// HTTP/1.1 with keep-alive: answers everything with 503.
     Broken,
     /// Greets with its name and a line feed before it has read anything, then echoes.
@@ -101,6 +103,7 @@ async fn converse(stream: TcpStream, name: &str, habit: Habit) -> Result<()> {
     stream.set_nodelay(true)?;
     match habit {
         Habit::Http => http(stream, |request| answer(request, name, false)).await,
+        Habit::Mirror => mirror(stream, name).await,
         Habit::Broken => http(stream, |_| BROKEN.to_vec()).await,
         Habit::Greeter => {
             let mut stream = stream;
@@ -150,6 +153,25 @@ async fn http(stream: TcpStream, answer: impl Fn(&str) -> Vec<u8>) -> Result<()>
     while let Some(request) = lines.next_line().await? {
         while !lines.next_line().await?.context("cut short")?.is_empty() {}
         write.write_all(&answer(&request)).await?;
+    }
+    Ok(())
+}
+
+async fn mirror(stream: TcpStream, name: &str) -> Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut lines = BufReader::new(read).lines();
+    while let Some(request) = lines.next_line().await? {
+        let mut head = format!("{request}\n");
+        loop {
+            let line = lines.next_line().await?.context("cut short")?;
+            if line.is_empty() {
+                break;
+            }
+            head.push_str(&line);
+            head.push('\n');
+        }
+        let answer = format!("HTTP/1.1 200 OK\r\nserver: {name}\r\ncontent-length: {}\r\n\r\n{head}", head.len());
+        write.write_all(answer.as_bytes()).await?;
     }
     Ok(())
 }

@@ -46,11 +46,12 @@ pub const MAX_COUNT: u64 = 1_000_000;
 /// Largest weight of an endpoint.
 pub const MAX_WEIGHT: u64 = 1_000_000;
 
-fn tls_from_wire(value: i32) -> Result<TlsMode, RejectReason> {
+fn tls_from_wire(value: i32, required: bool) -> Result<TlsMode, RejectReason> {
     match wire::TlsMode::try_from(value) {
+        // What it would require is not there.
         Ok(wire::TlsMode::None) => Ok(TlsMode::None),
-        Ok(wire::TlsMode::Mesh) => Ok(TlsMode::Mesh),
-        Ok(wire::TlsMode::Istio) => Ok(TlsMode::Istio),
+        Ok(wire::TlsMode::Mesh) => Ok(if required { TlsMode::MeshStrict } else { TlsMode::Mesh }),
+        Ok(wire::TlsMode::Istio) => Ok(if required { TlsMode::IstioStrict } else { TlsMode::Istio }),
         Ok(wire::TlsMode::Unspecified) | Err(_) => Err(RejectReason::UnknownValue { field: "tls", value }),
     }
 }
@@ -58,8 +59,8 @@ fn tls_from_wire(value: i32) -> Result<TlsMode, RejectReason> {
 fn tls_to_wire(tls: TlsMode) -> wire::TlsMode {
     match tls {
         TlsMode::None => wire::TlsMode::None,
-        TlsMode::Mesh => wire::TlsMode::Mesh,
-        TlsMode::Istio => wire::TlsMode::Istio,
+        TlsMode::Mesh | TlsMode::MeshStrict => wire::TlsMode::Mesh,
+        TlsMode::Istio | TlsMode::IstioStrict => wire::TlsMode::Istio,
     }
 }
 

@@ -1,9 +1,12 @@
 //! What a port speaks.
 
+use serde::{Deserialize, Serialize};
+
 use crate::service::ServicePort;
 
 /// The protocol of a port, as far as a proxy has to know it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum AppProtocol {
     /// HTTP/1.1, and WebSocket by its upgrade.
     Http,

@@ -106,6 +106,8 @@ pub enum RejectReason {
     PeerDown,
     /// No endpoint is ready.
     NoReadyEndpoint,
+    /// Those that are ready take mutual TLS only, and the client speaks none.
+    TlsRequired,
     /// The failover order does not have the cluster.
     NotInFailover,
     /// This cluster, or one nearer, is preferred.
@@ -122,6 +124,7 @@ impl fmt::Display for RejectReason {
             Self::SubsetNotFound => "no endpoint has these labels",
             Self::PeerDown => "no link to the cluster",
             Self::NoReadyEndpoint => "no endpoint is ready",
+            Self::TlsRequired => "its endpoints take mutual TLS only, which needs a sidecar at the client",
             Self::NotInFailover => "the policy's failover order leaves the cluster out",
             Self::FartherAway => "a nearer cluster has ready endpoints",
         })
@@ -163,7 +166,8 @@ pub fn explain(snapshot: &Snapshot, key: &ServiceKey, request: &RouteRequest<'_>
     };
     let level = plan.compute();
     if plan.shares().is_empty() {
-        explanation.error = Some(RouteError::NoEndpoints.to_string());
+        let error = if plan.wants_tls() { RouteError::TlsRequired } else { RouteError::NoEndpoints };
+        explanation.error = Some(error.to_string());
     }
     explanation.candidates = candidates(snapshot, &plan, level);
     for candidate in &mut explanation.candidates {
@@ -222,6 +226,7 @@ fn endpoints(
         protocol: request.protocol,
         zone: request.zone,
         endpoint: request.endpoint,
+        plain: request.plain,
         ..PickRequest::tcp(request.port, &candidate.subset)
     };
     let assessed = routing::assess(service, &request);
@@ -260,6 +265,8 @@ fn reason(row: &Row<'_>, standing: &Standing, fits: bool, left_out: bool) -> Rej
         RejectReason::SubsetNotFound
     } else if standing.stale {
         RejectReason::PeerDown
+    } else if standing.ready == 0 && standing.tls_required {
+        RejectReason::TlsRequired
     } else if standing.ready == 0 {
         RejectReason::NoReadyEndpoint
     } else if !fits {

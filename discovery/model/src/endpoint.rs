@@ -108,15 +108,33 @@ impl serde::Serialize for WorkloadIdentity {
 
 /// What an endpoint speaks, decided by its owner.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum TlsMode {
     /// Its own protocol, in plain text inside the link.
     #[default]
     None,
-    /// Mutual TLS of Eastway's own sidecars.
+    /// Mutual TLS of Eastway's own sidecars; plain text as well.
     Mesh,
-    /// Mutual TLS of Istio's sidecars.
+    /// Mutual TLS of Eastway's own sidecars and nothing else.
+    MeshStrict,
+    /// Mutual TLS of Istio's sidecars; plain text as well.
     Istio,
+    /// Mutual TLS of Istio's sidecars and nothing else.
+    IstioStrict,
+}
+
+impl TlsMode {
+    /// Whether a client that speaks no TLS is refused.
+    #[must_use]
+    pub fn refuses_plain(self) -> bool {
+        matches!(self, Self::MeshStrict | Self::IstioStrict)
+    }
+
+    /// Whether there is mutual TLS, from workload to workload.
+    #[must_use]
+    pub fn is_mutual(self) -> bool {
+        self != Self::None
+    }
 }
 
 /// Kubernetes endpoint conditions.

@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
-use crate::endpoint::{EndpointId, Subset};
+use crate::endpoint::{EndpointId, Subset, TlsMode};
 use crate::import::Import;
 use crate::name::{ClusterName, ServiceKey};
 use crate::service::{PortNumber, Protocol, SessionAffinity};
@@ -44,13 +44,16 @@ pub struct RouteRequest<'a> {
     pub endpoint: Option<&'a EndpointId>,
     /// Address of the client, for session affinity.
     pub client: Option<IpAddr>,
+    /// The client speaks no TLS: endpoints that take nothing else are not for it.
+    pub plain: bool,
 }
 
 impl<'a> RouteRequest<'a> {
     /// A TCP connection to this port, without further wishes.
     #[must_use]
     pub fn tcp(port: PortNumber) -> Self {
-        Self { protocol: Protocol::Tcp, port, zone: None, subset: None, cluster: None, endpoint: None, client: None }
+        let (protocol, client, plain) = (Protocol::Tcp, None, false);
+        Self { protocol, port, zone: None, subset: None, cluster: None, endpoint: None, client, plain }
     }
 
     /// From this client address.
@@ -104,6 +107,9 @@ pub enum RouteError {
     /// No endpoint that the request and the policy admit is left.
     #[error("no endpoint is left")]
     NoEndpoints,
+    /// Those that are left take mutual TLS only, and the client speaks none.
+    #[error("TLS_REQUIRED: its endpoints take mutual TLS only, which needs a sidecar at the client")]
+    TlsRequired,
 }
 
 /// The labels that every endpoint has: none.
@@ -143,7 +149,11 @@ pub fn route(
         candidates.push(plan.candidate(chosen));
         plan.exclude(chosen);
     }
-    if candidates.is_empty() { Err(RouteError::NoEndpoints) } else { Ok(Route { candidates, affinity }) }
+    match candidates.is_empty() {
+        true if plan.wants_tls() => Err(RouteError::TlsRequired),
+        true => Err(RouteError::NoEndpoints),
+        false => Ok(Route { candidates, affinity }),
+    }
 }
 
 /// A candidate and how much of the connections goes there, compared with others of its tier.
@@ -227,12 +237,18 @@ fn to_endpoint(
         return Err(RouteError::UnknownPort);
     }
     let known = match &part.cluster {
-        None => snapshot.local(&import.key).is_some_and(|local| local.endpoints.get(endpoint).is_some()),
+        None => {
+            let local = snapshot.local(&import.key).and_then(|local| local.endpoints.get(endpoint));
+            local.map(|local| local.endpoint.tls)
+        }
         // Without records of its endpoints only the owner can tell.
-        Some(_) => part.endpoints.is_empty() || part.endpoints.get(endpoint.as_str()).is_some(),
+        Some(_) if part.endpoints.is_empty() => Some(TlsMode::None),
+        Some(_) => part.endpoints.get(endpoint.as_str()).map(|endpoint| endpoint.shape.tls),
     };
-    if !known {
-        return Err(RouteError::NoEndpoints);
+    match known {
+        None => return Err(RouteError::NoEndpoints),
+        Some(tls) if request.plain && tls.refuses_plain() => return Err(RouteError::TlsRequired),
+        Some(_) => {}
     }
     let candidate = Candidate {
         cluster: part.cluster.clone(),

@@ -50,6 +50,8 @@ pub struct FileRegistryConfig {
     pub state: Option<PathBuf>,
     /// Accept endpoints on loopback addresses.
     pub allow_loopback: bool,
+    /// Trust domain of the identities of its workloads.
+    pub trust_domain: Arc<str>,
     /// Now, for the time of export.
     pub clock: Clock,
 }
@@ -94,7 +96,7 @@ impl FileRegistry {
         let run = async {
             let (outcomes, results) = mpsc::channel(OUTCOMES);
             let mut running = Running {
-                state: State::new(self.read_kept()),
+                state: State::new(self.read_kept(), Arc::clone(&self.config.trust_domain)),
                 checker: Checker::new(outcomes),
                 watch: Watch::new(),
                 seen: None,

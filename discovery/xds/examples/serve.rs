@@ -89,14 +89,14 @@ fn dump(file: &str, steps: u32, mut world: World) -> Outcome<()> {
         }
     }
     put(&wire::Resource::default().encode_to_vec())?;
-    let mut seen = first.generation();
+    let mut seen = first;
     for _ in 0..steps {
         world.step()?;
         let view = world.view();
-        for (kind, name) in view.changes_since(seen).ok_or("a step is too large")? {
+        for (kind, name) in view.changes_since(&seen).ok_or("a step is too large")? {
             put(view.get(kind, &name).ok_or("nothing goes")?.delta())?;
         }
-        seen = view.generation();
+        seen = view;
     }
     Ok(out.flush()?)
 }

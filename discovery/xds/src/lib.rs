@@ -2,6 +2,7 @@
 //!
 //! - [`resources`]: clusters, endpoints, listeners and routes, generated from a store's snapshot.
 //! - [`view`]: one immutable set of resources, encoded once and shared by all who see it.
+//! - [`mod@inbound`]: where one sidecar takes connections, which is in a view of its own.
 //! - [`session`]: one client's stream as a state machine without I/O, in both forms of the protocol: state of the
 //!   world, and delta.
 //! - [`server`]: the gRPC service around it, and the list of who is connected.
@@ -10,6 +11,7 @@
 //! Not here: who may connect (the caller admits), where virtual addresses come from, and TLS.
 
 pub mod explain;
+pub mod inbound;
 pub mod kind;
 pub mod node;
 pub mod resource;

@@ -5,6 +5,8 @@ use eastway_model::Label;
 use eastway_proto::xds::discovery as wire;
 use prost::Message;
 
+use crate::inbound::{self, Inbound, InboundError};
+
 /// Largest encoded node. Envoy lists all its extensions in it, some 50 kB.
 const MAX_NODE: usize = 256 << 10;
 /// Longest id or cluster of a node.
@@ -43,6 +45,10 @@ pub struct Node {
     pub cluster: String,
     /// What proxy it is, e.g. `envoy 1.40.0`; empty if it does not say.
     pub agent: String,
+    /// Where it takes connections for its workload.
+    pub inbound: Vec<Inbound>,
+    /// It wants no listeners at virtual addresses: its workload connects to nobody.
+    pub only_inbound: bool,
 }
 
 /// Why a node is refused.
@@ -70,6 +76,9 @@ pub enum NodeError {
         /// What it would have to be.
         wanted: String,
     },
+    /// What it says of its own listeners.
+    #[error(transparent)]
+    Inbound(#[from] InboundError),
     /// Another node than that of the first message.
     #[error("the node changed on the stream")]
     Changed,
@@ -119,7 +128,10 @@ impl Node {
         let text = Some(node.user_agent_version).filter(|text| !text.is_empty()).map(|text| format!(" {text}"));
         let agent = node.user_agent_name + &version.or(text).unwrap_or_default();
         let agent = agent.chars().filter(|c| !c.is_control()).take(64).collect();
-        Ok(Self { kind, id: node.id, cluster: node.cluster, agent })
+        let only_inbound = hints.get("LISTEN").and_then(|hint| hint.string_value.as_deref()) == Some("none");
+        let inbound = hints.get(inbound::KEY).and_then(|hint| hint.string_value.as_deref());
+        let inbound = inbound::parse(inbound)?;
+        Ok(Self { kind, id: node.id, cluster: node.cluster, agent, inbound, only_inbound })
     }
 
     /// Checks the node of a later message: none, or the same.

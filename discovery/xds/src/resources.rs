@@ -13,12 +13,15 @@ mod connections;
 mod fault;
 mod gateway;
 mod import;
+mod inbound;
 mod matching;
 mod parts;
 pub mod proxyless;
 mod rewriting;
 mod routes;
+mod secrets;
 mod subset;
+mod tls;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -33,6 +36,9 @@ use crate::view::{Edit, View};
 
 pub use eastway_model::AppProtocol;
 pub use gateway::GatewayAddress;
+pub use inbound::Surroundings;
+pub(crate) use inbound::resources as inbound_resources;
+pub use secrets::{ALL_ANCHORS, Bundle, Trust, bundle_name};
 
 /// Name of the internal listener that leads to the gateway.
 pub const HBONE: &str = "hbone";
@@ -61,6 +67,8 @@ pub type Addresses = BTreeMap<ServiceKey, Vec<IpAddr>>;
 #[derive(Debug)]
 pub struct Generator {
     view: Arc<View>,
+    trust_domain: String,
+    trust: Trust,
     seen: Option<u64>,
     made: BTreeMap<ServiceKey, Made>,
 }
@@ -78,7 +86,24 @@ impl Generator {
     pub fn new(settings: &Settings) -> Self {
         let common = gateway::resources(settings).into_iter().map(|(kind, resource)| Edit::Put(kind, resource));
         let view = View::default().edited(common).unwrap_or_default();
-        Self { view: Arc::new(view), seen: None, made: BTreeMap::new() }
+        let (trust_domain, trust) = (settings.trust_domain.clone(), Trust::default());
+        Self { view: Arc::new(view), trust_domain, trust, seen: None, made: BTreeMap::new() }
+    }
+
+    /// Takes over what trust domains are known by, for the next view.
+    pub fn set_trust(&mut self, trust: &Trust) {
+        if self.trust == *trust {
+            return;
+        }
+        let (before, now) = (secrets::resources(&self.trust), secrets::resources(trust));
+        let gone = before.iter().filter(|(_, old)| now.iter().all(|(_, new)| new.name() != old.name()));
+        let mut edits: Vec<_> = gone.map(|(kind, old)| Edit::Remove(*kind, Arc::clone(old.name()))).collect();
+        edits.extend(now.into_iter().map(|(kind, resource)| Edit::Put(kind, resource)));
+        let view = self.view.edited(edits).unwrap_or_else(|| View::clone(&self.view));
+        let surroundings =
+            Surroundings { trust_domains: trust.bundles.keys().cloned().collect(), cut: Arc::clone(&trust.cut) };
+        self.view = Arc::new(view.surrounded(surroundings));
+        self.trust = trust.clone();
     }
 
     /// The view of this snapshot, which is the last one if nothing differs.
@@ -120,7 +145,7 @@ impl Generator {
             return;
         };
         let addresses = addresses.get(key).cloned().unwrap_or_default();
-        let resources = import::resources(snapshot, import, &addresses);
+        let resources = import::resources(snapshot, import, &addresses, &self.trust_domain);
         let names: BTreeSet<_> =
             resources.iter().map(|(kind, resource)| (*kind, Arc::clone(resource.name()))).collect();
         let gone = before.difference(&names).map(|(kind, name)| Edit::Remove(*kind, Arc::clone(name)));

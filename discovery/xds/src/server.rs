@@ -4,6 +4,7 @@
 //! nothing for [`Limits::stalled`] is cut, and delays nobody meanwhile.
 
 mod clients;
+mod own;
 
 pub use clients::{Client, Clients, Report};
 
@@ -28,6 +29,7 @@ use crate::kind::Kind;
 use crate::node::{ClientKind, Node, NodeError, Workload};
 use crate::session::{DeltaSession, Session, SessionError, Verdict, WorldSession};
 use crate::view::View;
+use own::Own;
 
 /// Largest request: 20,000 names with a version each are some 2 MiB.
 const MAX_REQUEST: usize = 4 << 20;
@@ -264,9 +266,11 @@ impl From<NodeError> for End {
         let status = match error {
             NodeError::Identity { .. } => Status::permission_denied(text),
             NodeError::TooLarge(_) => Status::resource_exhausted(text),
-            NodeError::Missing | NodeError::Malformed | NodeError::Text(_) | NodeError::Changed => {
-                Status::invalid_argument(text)
-            }
+            NodeError::Missing
+            | NodeError::Malformed
+            | NodeError::Text(_)
+            | NodeError::Inbound(_)
+            | NodeError::Changed => Status::invalid_argument(text),
         };
         Self::Told(status, Some(cut))
     }
@@ -323,9 +327,10 @@ where
         // Taken out of the list when this ends, however it ends.
         let session = Arc::clone(&self.session) as Arc<dyn clients::Told>;
         let entry = self.clients.enter(&node, &self.caller, session, Arc::clone(&self.observer));
+        let mut own = Own::new(&node);
         let view = self.views.borrow_and_update().clone();
         if let Some(view) = view {
-            self.session().update(view);
+            self.session().update(own.beside(view));
         }
         let mut next = Some(first);
         let (mut held_until, mut release): (Option<Instant>, bool) = (None, false);
@@ -338,7 +343,7 @@ where
                 },
                 None => {
                     let view = self.views.borrow_and_update().clone();
-                    view.map(|view| self.session().update(view)).unwrap_or_default()
+                    view.map(|view| self.session().update(own.beside(view))).unwrap_or_default()
                 }
             };
             let status = self.session().status();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::kind::Kind;
 use crate::resource::Resource;
+use crate::resources::{HBONE, Surroundings};
 
 /// Views whose changes are remembered. A session is behind by one or two; one that is farther behind compares
 /// everything.
@@ -23,6 +24,12 @@ pub struct View {
     history: VecDeque<(u64, Arc<[Name]>)>,
     /// What stands for a resource that is asked for and not there.
     instead: Option<Instead>,
+    /// What of one client alone is made of.
+    surroundings: Arc<Surroundings>,
+    /// What one client alone has beside what all see; no name is in both.
+    own: Option<Arc<View>>,
+    /// Listeners that lead out are not for this client.
+    only_inbound: bool,
 }
 
 /// Makes what stands for a resource that does not exist; `None`: nothing does.
@@ -50,13 +57,34 @@ impl View {
     /// Counts views, from 0, which is empty.
     #[must_use]
     pub fn generation(&self) -> u64 {
-        self.generation
+        self.generation + self.own.as_ref().map_or(0, |own| own.generation)
+    }
+
+    /// The view with these surroundings of what belongs to one client alone.
+    pub(crate) fn surrounded(self, surroundings: Surroundings) -> Self {
+        Self { surroundings: Arc::new(surroundings), ..self }
+    }
+
+    pub(crate) fn surroundings(&self) -> &Arc<Surroundings> {
+        &self.surroundings
+    }
+
+    /// The view of a client that has `own` beside what all see, without the listeners that lead out if it does not want
+    /// them.
+    pub(crate) fn with_own(&self, own: Arc<Self>, only_inbound: bool) -> Self {
+        Self { own: Some(own), only_inbound, ..self.clone() }
+    }
+
+    fn is_hidden(&self, kind: Kind, name: &str) -> bool {
+        self.only_inbound && kind == Kind::Listener && name != HBONE
     }
 
     /// A resource by kind and name.
     #[must_use]
     pub fn get(&self, kind: Kind, name: &str) -> Option<&Arc<Resource>> {
-        self.kinds.get(&kind)?.get(name)
+        let shared = self.kinds.get(&kind).and_then(|collection| collection.get(name));
+        let shared = shared.filter(|_| !self.is_hidden(kind, name));
+        shared.or_else(|| self.own.as_ref()?.get(kind, name))
     }
 
     /// A resource by kind and name, or what stands for it.
@@ -67,18 +95,40 @@ impl View {
 
     /// All resources of a kind, by name.
     pub fn all(&self, kind: Kind) -> impl Iterator<Item = &Arc<Resource>> {
-        self.kinds.get(&kind).into_iter().flat_map(|collection| collection.values())
+        let own = self.own.as_ref().and_then(|own| own.kinds.get(&kind));
+        let shared = self.kinds.get(&kind).into_iter().flat_map(|collection| collection.values());
+        let shared = shared.filter(move |resource| !self.is_hidden(kind, resource.name()));
+        shared.chain(own.into_iter().flat_map(|collection| collection.values()))
+    }
+
+    /// Kinds and names of all that is not of one client alone.
+    pub(crate) fn names(&self) -> impl Iterator<Item = Name> {
+        let of = |(kind, collection): (&Kind, &Arc<Collection>)| {
+            let kind = *kind;
+            collection.keys().map(move |name| (kind, Arc::clone(name))).collect::<Vec<_>>()
+        };
+        self.kinds.iter().flat_map(of)
     }
 
     /// How many resources of a kind there are.
     #[must_use]
     pub fn len(&self, kind: Kind) -> usize {
-        self.kinds.get(&kind).map_or(0, |collection| collection.len())
+        self.all(kind).count()
     }
 
-    /// What may differ from the view of this generation; `None`: that is not known any more.
+    /// What may differ from an older view of the same client; `None`: that is not known any more.
     #[must_use]
-    pub fn changes_since(&self, generation: u64) -> Option<BTreeSet<Name>> {
+    pub fn changes_since(&self, old: &Self) -> Option<BTreeSet<Name>> {
+        let mut changed = self.shared_changes_since(old.generation)?;
+        match (&self.own, &old.own) {
+            (Some(own), Some(old)) => changed.extend(own.shared_changes_since(old.generation)?),
+            (None, None) => {}
+            (Some(_), None) | (None, Some(_)) => return None,
+        }
+        Some(changed)
+    }
+
+    fn shared_changes_since(&self, generation: u64) -> Option<BTreeSet<Name>> {
         if generation == self.generation {
             return Some(BTreeSet::new());
         }
@@ -124,7 +174,15 @@ impl View {
             history.pop_front();
         }
         history.push_back((generation, changed.into_iter().collect()));
-        Some(Self { generation, kinds, history, instead: self.instead })
+        Some(Self {
+            generation,
+            kinds,
+            history,
+            surroundings: Arc::clone(&self.surroundings),
+            own: self.own.clone(),
+            only_inbound: self.only_inbound,
+            instead: self.instead,
+        })
     }
 }
 
@@ -149,20 +207,21 @@ mod tests {
     #[test]
     fn only_what_changes_makes_a_view_and_is_remembered_for_a_while() {
         let empty = View::default();
-        assert_eq!(empty.changes_since(0), Some(BTreeSet::new()));
+        assert_eq!(empty.changes_since(&empty), Some(BTreeSet::new()));
         let mut view = empty.edited([cluster("a", "1"), cluster("b", "1")]).unwrap();
         assert!(view.edited([cluster("a", "1"), Edit::Remove(Kind::Cluster, "z".into())]).is_none());
-        assert_eq!(view.changes_since(0).unwrap().len(), 2);
-        let first = view.generation();
+        assert_eq!(view.changes_since(&empty).unwrap().len(), 2);
+        let first = view.clone();
         view = view.edited([Edit::Remove(Kind::Cluster, "b".into())]).unwrap();
-        assert_eq!(view.changes_since(first).unwrap(), BTreeSet::from([(Kind::Cluster, "b".into())]));
-        assert_eq!(view.changes_since(view.generation() + 1), None, "of another process");
+        assert_eq!(view.changes_since(&first).unwrap(), BTreeSet::from([(Kind::Cluster, "b".into())]));
+        let later = view.edited([cluster("z", "1")]).unwrap();
+        assert_eq!(view.changes_since(&later), None, "of another process");
+        let recent = view.clone();
         for number in 0..REMEMBERED {
             view = view.edited([cluster("a", &number.to_string())]).unwrap();
         }
-        assert_eq!(view.changes_since(first), None);
-        let recent = view.generation() - u64::try_from(REMEMBERED).unwrap();
-        assert_eq!(view.changes_since(recent).unwrap(), BTreeSet::from([(Kind::Cluster, "a".into())]));
+        assert_eq!(view.changes_since(&first), None);
+        assert_eq!(view.changes_since(&recent).unwrap(), BTreeSet::from([(Kind::Cluster, "a".into())]));
         assert_eq!(view.len(Kind::Cluster), 1);
     }
 }

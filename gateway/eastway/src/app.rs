@@ -5,6 +5,7 @@
 //! are owned here, in one tracker, and end with one token.
 
 pub mod addresses;
+pub mod anchors;
 pub mod clock;
 pub mod clusters;
 pub mod crl;
@@ -152,6 +153,10 @@ pub struct Gateway {
     pub readiness: Readiness,
     /// Whether a client without a proxy has come, which wants addresses of single shares.
     pub wants_shares: watch::Sender<bool>,
+    /// What sidecars know trust domains by.
+    pub anchors: anchors::Published,
+    /// Certificates of this cluster that are revoked.
+    pub revoked: watch::Sender<Arc<BTreeSet<String>>>,
     /// Sidecars that are connected, once they are served.
     pub sidecars: OnceLock<Arc<eastway_xds::server::Clients>>,
 }
@@ -242,6 +247,8 @@ pub async fn build(
         telemetry,
         readiness: Readiness::new(),
         wants_shares: watch::Sender::new(false),
+        anchors: watch::Sender::default(),
+        revoked: watch::Sender::default(),
         sidecars: OnceLock::new(),
         settings,
     };
@@ -411,6 +418,8 @@ impl Running {
         self.spawn("replicas", following);
         let renewal = enroll::keep_fresh(client.clone(), settings.trust.leaf_ttl, identity, self.end.clone());
         self.spawn("certificate renewal", renewal);
+        let anchors = anchors::run(gateway.clone(), tunnel.clone(), client.clone(), self.end.clone());
+        self.spawn("anchors", anchors);
 
         let imports = Imports {
             cluster: settings.cluster.clone(),

@@ -46,6 +46,8 @@ pub struct Routed {
     pub route: Route,
     /// The client.
     pub source: SourceIdentity,
+    /// It speaks TLS to the endpoint, without having proved here who it is.
+    pub tls: bool,
 }
 
 /// An endpoint of this cluster that was chosen.
@@ -101,12 +103,24 @@ impl Router {
     /// # Errors
     /// [`RouteError`]
     pub async fn route(&self, target: &Target, client: IpAddr) -> Result<Routed, RouteError> {
+        self.route_from(target, client, false).await
+    }
+
+    /// As [`Self::route`], for a client that speaks TLS to the endpoint and shows nothing of it here.
+    ///
+    /// # Errors
+    /// [`RouteError`]
+    pub async fn route_tls(&self, target: &Target, client: IpAddr) -> Result<Routed, RouteError> {
+        self.route_from(target, client, true).await
+    }
+
+    async fn route_from(&self, target: &Target, client: IpAddr, tls: bool) -> Result<Routed, RouteError> {
         let known = self.reader.load().source_of(client).cloned();
         let source = match known {
             Some(source) => source,
             None => self.newcomers.wait(client, &self.reader).await.unwrap_or_else(|| self.unknown()),
         };
-        Ok(Routed { route: self.candidates(target, client)?, source })
+        Ok(Routed { route: self.candidates(target, client, !tls)?, source, tls })
     }
 
     /// As [`Self::route`], for a client that has proved who it is.
@@ -114,14 +128,16 @@ impl Router {
     /// # Errors
     /// [`RouteError`]
     pub fn route_of(&self, source: SourceIdentity, target: &Target, client: IpAddr) -> Result<Routed, RouteError> {
-        Ok(Routed { route: self.candidates(target, client)?, source })
+        Ok(Routed { route: self.candidates(target, client, false)?, source, tls: false })
     }
 
-    fn candidates(&self, target: &Target, client: IpAddr) -> Result<Route, RouteError> {
+    /// `plain`: the client has no sidecar, and what it says is no TLS of one.
+    fn candidates(&self, target: &Target, client: IpAddr, plain: bool) -> Result<Route, RouteError> {
         let request = RouteRequest {
             cluster: target.cluster.as_ref(),
             subset: target.subset.as_ref(),
             endpoint: target.endpoint.as_ref(),
+            plain,
             ..RouteRequest::tcp(target.port).from_client(client)
         };
         routing::route(&self.reader.load(), &target.service, &request, draw)
@@ -159,12 +175,13 @@ impl Router {
         &self,
         candidate: &Candidate,
         target: &Target,
-        affinity: Option<u64>,
+        routed: &Routed,
         avoid: &[EndpointId],
     ) -> Result<Picked, PickError> {
         let request = PickRequest {
             endpoint: candidate.endpoint.as_ref(),
-            affinity,
+            affinity: routed.route.affinity,
+            plain: routed.source.identity.is_none() && !routed.tls,
             avoid,
             ..PickRequest::tcp(target.port, &candidate.subset)
         };
@@ -183,8 +200,10 @@ impl Router {
         avoid: &[EndpointId],
     ) -> Result<Picked, PickError> {
         let subset = header.subset.iter().map(|(key, value)| (Arc::clone(key), Arc::clone(value))).collect();
+        // Who has a sidecar of ours has proved who it is. Others speak the TLS of one only if the sender has seen it.
+        let plain = header.source.identity.is_none() && !header.tls;
         let request =
-            PickRequest { endpoint, affinity: header.affinity, avoid, ..PickRequest::tcp(header.port, &subset) };
+            PickRequest { endpoint, affinity: header.affinity, avoid, plain, ..PickRequest::tcp(header.port, &subset) };
         self.pick(service, &request)
     }
 
@@ -224,6 +243,7 @@ pub fn header(routed: &Routed, target: &Target, candidate: &Candidate) -> Option
         },
         traceparent: None,
         affinity: routed.route.affinity,
+        tls: routed.tls,
     }))
 }
 

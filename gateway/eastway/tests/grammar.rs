@@ -20,6 +20,7 @@ fn header(key: &ServiceKey, subset: &Subset, endpoint: Option<&EndpointId>) -> O
         source: Source::default(),
         traceparent: None,
         affinity: None,
+        tls: false,
     }))
 }
 

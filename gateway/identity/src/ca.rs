@@ -18,6 +18,7 @@ use crate::spiffe::SpiffeId;
 use crate::timestamp::Timestamp;
 use crate::{csr, der};
 
+mod anchors;
 mod check;
 mod error;
 mod files;
@@ -28,6 +29,7 @@ pub mod rotate;
 mod trial;
 
 pub use crate::key::KeyKind;
+pub use anchors::{RevokeError, revoke};
 pub use error::{CaError, CaWarning, ChainHint, IssueError};
 pub use init::{InitError, InitOptions, NewFile, Root};
 pub use link_keys::LinkKeys;
@@ -73,6 +75,9 @@ pub struct Ca {
     announced: Vec<CertificateDer<'static>>,
     /// Of them the one that will issue next, then its roots.
     next: Vec<CertificateDer<'static>>,
+    /// Of them the keys, for their own anchors.
+    others: Vec<anchors::Other>,
+    revoked: anchors::Revoked,
 }
 
 /// What leaves repeat of the issuing certificate.
@@ -113,10 +118,12 @@ impl Ca {
         if let Some(kept) = LinkKeys::kept(dir)? {
             ca.link_keys = kept;
         }
+        ca.revoked = anchors::read(dir)?;
         for other in rotate::announced(dir, &source)? {
             if other.is_next {
                 ca.next = std::iter::once(&other.certificate).chain(&other.roots).cloned().collect();
             }
+            ca.others.extend(other.signer);
             ca.announced.push(other.certificate);
             for root in other.roots {
                 if !ca.roots.contains(&root) {

@@ -1,8 +1,9 @@
 //! Reading the fields of a certificate that decisions need, and writing new certificates.
 
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
@@ -134,12 +135,57 @@ impl Template<'_> {
     }
 }
 
+/// What a revocation list says (RFC 5280 §5).
+pub(crate) struct RevocationTemplate<'a> {
+    /// DER Name of the CA, byte by byte its subject.
+    pub(crate) issuer: &'a [u8],
+    /// Its key identifier.
+    pub(crate) key_id: &'a [u8],
+    pub(crate) this_update: Timestamp,
+    pub(crate) next_update: Timestamp,
+    /// Grows from list to list.
+    pub(crate) number: u64,
+    /// Serial numbers, and since when.
+    pub(crate) revoked: &'a BTreeMap<Vec<u8>, Timestamp>,
+}
+
+impl RevocationTemplate<'_> {
+    /// Signs with the CA's key.
+    pub(crate) fn sign(&self, key: &CaKey) -> Result<CertificateRevocationListDer<'static>, KeyError> {
+        let algorithm = key.signature_algorithm()?;
+        let entry =
+            |(serial, since): (&Vec<u8>, &Timestamp)| der::sequence(&[der::unsigned(serial), der::time(*since)]);
+        let entries: Vec<_> = self.revoked.iter().map(entry).collect();
+        // The list is left out when it would be empty.
+        let entries = if entries.is_empty() { Vec::new() } else { der::sequence(&entries) };
+        let authority = der::sequence(&[der::tlv(der::CONTEXT, self.key_id)]);
+        let extensions = [
+            der::extension(arc::AUTHORITY_KEY_ID, false, &authority),
+            der::extension(arc::CRL_NUMBER, false, &der::unsigned(&self.number.to_be_bytes())),
+        ];
+        let body = der::sequence(&[
+            // Version 2.
+            der::unsigned(&[1]).as_slice(),
+            algorithm,
+            self.issuer,
+            &der::time(self.this_update),
+            &der::time(self.next_update),
+            &entries,
+            &der::tlv(der::CONTEXT_CONSTRUCTED, &der::sequence(&extensions)),
+        ]);
+        let signature = der::bit_string(&key.sign(&body)?);
+        Ok(CertificateRevocationListDer::from(der::sequence(&[body.as_slice(), algorithm, &signature])))
+    }
+}
+
 /// Extension numbers below id-ce, `2.5.29` (RFC 5280 §4.2.1).
 pub(crate) mod arc {
     pub(crate) const SUBJECT_KEY_ID: u8 = 14;
     pub(crate) const KEY_USAGE: u8 = 15;
     pub(crate) const SUBJECT_ALT_NAME: u8 = 17;
     pub(crate) const BASIC_CONSTRAINTS: u8 = 19;
+    pub(crate) const CRL_NUMBER: u8 = 20;
+    pub(crate) const NAME_CONSTRAINTS: u8 = 30;
     pub(crate) const AUTHORITY_KEY_ID: u8 = 35;
     pub(crate) const EXTENDED_KEY_USAGE: u8 = 37;
 }

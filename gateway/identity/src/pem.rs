@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 use zeroize::Zeroizing;
 
 use crate::certificate;
@@ -140,6 +140,12 @@ pub fn certificates_from_pem(text: &[u8]) -> Result<Vec<CertificateDer<'static>>
 #[must_use]
 pub fn certificates_to_pem(certificates: &[CertificateDer<'_>]) -> String {
     certificates.iter().map(|certificate| encode("CERTIFICATE", certificate)).collect()
+}
+
+/// PEM of revocation lists (RFC 7468 §7).
+#[must_use]
+pub fn crls_to_pem(lists: &[CertificateRevocationListDer<'_>]) -> String {
+    lists.iter().map(|list| encode("X509 CRL", list)).collect()
 }
 
 #[cfg(test)]

@@ -35,6 +35,7 @@ fn full_header() -> StreamHeader {
         subset: BTreeMap::from([("version".into(), "v2".into())]),
         endpoint: None,
         affinity: None,
+        tls: false,
         source: Source {
             namespace: Some(label("bookinfo")),
             service_account: Some(label("productpage")),

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use eastway_identity::SpkiPin;
+use eastway_identity::{AnchorDer, SpkiPin};
 use eastway_proto::control::v1::{
-    Accepts, ControlMessage, GoAway, Heartbeat, HeartbeatAck, Hello, LinkError, Reauthenticate, control_message::Body,
+    Accepts, Anchor, Anchors, ControlMessage, GoAway, Heartbeat, HeartbeatAck, Hello, LinkError, Reauthenticate,
+    control_message::Body,
 };
 
 use crate::code::CloseCode;
@@ -26,6 +27,10 @@ pub const MAX_VERSION: u32 = 1;
 const MAX_REPLICAS: usize = 256;
 /// Keys of our CA that a peer may name; more are a fault.
 const MAX_PINS: usize = 64;
+/// Anchors of one trust domain that a peer may name, and that it is told; more are a fault.
+const MAX_ANCHORS: usize = 4;
+/// Bytes of anchors that it is told: the rest of a message is small.
+const MAX_ANCHOR_BYTES: usize = codec::MAX_MESSAGE - 1024;
 /// Re-authentications that a peer may send in a [`REAUTH_PERIOD`]; each costs signature checks.
 const MAX_REAUTHS: u32 = 8;
 const REAUTH_PERIOD: Duration = Duration::from_secs(60);
@@ -96,6 +101,8 @@ pub enum ControlAction {
     Replicas(Vec<ReplicaId>),
     /// These keys the other side accepts of this cluster's CA, as it says.
     Accepts(Vec<SpkiPin>),
+    /// Its trust domain is known by these, as it says. Not checked.
+    Anchors(Vec<AnchorDer>),
     /// Check this renewed certificate, then call [`ControlSession::reauthenticated`].
     Verify(Reauthenticate),
     /// The other side drains: open nothing new on this link.
@@ -206,6 +213,14 @@ impl ControlSession {
                 Some(pins) => vec![ControlAction::Accepts(pins)],
                 None => self.fail(CloseCode::Protocol, "a key hash that is not 32 bytes, or too many"),
             },
+            (Body::Anchors(Anchors { anchors }), true) => {
+                if anchors.len() > MAX_ANCHORS {
+                    return self.fail(CloseCode::Protocol, "too many anchors");
+                }
+                let der =
+                    |anchor: Anchor| AnchorDer { certificate: anchor.certificate.to_vec(), crl: anchor.crl.to_vec() };
+                vec![ControlAction::Anchors(anchors.into_iter().map(der).collect())]
+            }
             (Body::GoAway(GoAway { reason, deadline_ms }), true) => {
                 let deadline = now.mono.saturating_add(Duration::from_millis(deadline_ms));
                 vec![ControlAction::GoAway { reason: printable(&reason), deadline }]
@@ -319,6 +334,21 @@ impl ControlSession {
         }
         let pins = pins.iter().take(MAX_PINS).map(|pin| Bytes::copy_from_slice(pin.as_bytes())).collect();
         vec![send(Body::Accepts(Accepts { pins }))]
+    }
+
+    /// Tells the other side what this trust domain is known by.
+    pub fn anchors(&mut self, anchors: &[AnchorDer]) -> Vec<ControlAction> {
+        if self.closed {
+            return Vec::new();
+        }
+        let mut room = MAX_ANCHOR_BYTES;
+        let mut told = Vec::new();
+        for AnchorDer { certificate, crl } in anchors.iter().take(MAX_ANCHORS) {
+            let Some(left) = room.checked_sub(certificate.len() + crl.len()) else { break };
+            room = left;
+            told.push(Anchor { certificate: certificate.clone().into(), crl: crl.clone().into() });
+        }
+        vec![send(Body::Anchors(Anchors { anchors: told }))]
     }
 
     /// Tells the other side to open nothing new; this side closes after `within`.

@@ -97,6 +97,8 @@ pub struct ServiceHeader {
     pub traceparent: Option<Traceparent>,
     /// Stands for the client of a sticky service: the same value leads to the same endpoint.
     pub affinity: Option<u64>,
+    /// The client speaks TLS to the endpoint, whoever it is.
+    pub tls: bool,
 }
 
 impl ServiceHeader {
@@ -117,6 +119,7 @@ impl ServiceHeader {
             source: (self.source != Source::default()).then_some(source),
             traceparent: self.traceparent.as_ref().map_or_else(String::new, |trace| trace.as_str().to_owned()),
             affinity: self.affinity,
+            tls: self.tls,
         }
     }
 }
@@ -277,7 +280,8 @@ pub(crate) fn decode_message(message: &[u8]) -> Result<StreamHeader, HeaderError
 }
 
 fn service_header(wire: proto::ServiceStream) -> Result<ServiceHeader, HeaderError> {
-    let proto::ServiceStream { namespace, service, port, subset, endpoint_id, source, traceparent, affinity } = wire;
+    let proto::ServiceStream { namespace, service, port, subset, endpoint_id, source, traceparent, affinity, tls } =
+        wire;
     let named = |field, result: Result<_, NameError>| result.map_err(|source| HeaderError::Name { field, source });
     let port = u16::try_from(port).ok().and_then(NonZeroU16::new).ok_or(HeaderError::Port(port))?;
     if subset.len() > MAX_SUBSET {
@@ -304,6 +308,7 @@ fn service_header(wire: proto::ServiceStream) -> Result<ServiceHeader, HeaderErr
         // W3C Trace Context §3.2: what cannot be parsed starts a new trace and harms nothing else.
         traceparent: Traceparent::parse(&traceparent),
         affinity,
+        tls,
     })
 }
 

@@ -32,6 +32,7 @@ pub use config::{
     HostPort, HostPortError, LinkKeys, NoRandomness, PeerTarget, ReplicaId, Timing, TunnelConfig, TunnelLimits,
 };
 pub use events::{Event, FailureCause, LinkFailure, Observer};
+pub use link::driver::HeardAnchors;
 pub use link::{Link, LinkState, LinkTable, OpenError};
 pub use metrics::TunnelCounters;
 pub use replicas::{ForwardingCounters, ReplicaNetwork, SiblingStatus};

@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
-use eastway_identity::{IdentityStore, TrustStore};
+use eastway_identity::{AnchorDer, IdentityStore, TrustStore};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{PeerTarget, ReplicaId, TunnelConfig};
-use crate::link::driver::{Environment, GoAwayOrder};
+use crate::link::driver::{Environment, GoAwayOrder, HeardAnchors};
 use crate::link::{Budget, Link, LinkTable};
 use crate::manager::{Board, Manager, until_idle};
 use crate::metrics::{Counters, TunnelCounters};
@@ -37,6 +37,7 @@ pub struct Tunnel {
     transport: Arc<dyn Transport>,
     targets: watch::Sender<Vec<PeerTarget>>,
     live: watch::Sender<Arc<[ReplicaId]>>,
+    anchors: watch::Sender<Arc<[AnchorDer]>>,
     draining: CancellationToken,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -107,6 +108,7 @@ impl Tunnel {
         let tasks = TaskTracker::new();
         let (targets, target_receiver) = watch::channel(Vec::new());
         let (draining, stop) = (CancellationToken::new(), CancellationToken::new());
+        let anchors = watch::Sender::new(Arc::from([]));
         let links_per_peer = usize::from(config.limits.links_per_peer);
         let cluster = Arc::clone(&config.cluster);
         let peers = Peers::new(cluster, config.replica, config.timing, links_per_peer, fastrand::Rng::new());
@@ -129,6 +131,8 @@ impl Tunnel {
             stream_counts: PeerCounts::default(),
             start_counts: PeerCounts::default(),
             live: live.subscribe(),
+            anchors: anchors.subscribe(),
+            heard: watch::Sender::default(),
             tasks: tasks.clone(),
             next_link: AtomicU64::new(0),
             epoch: Instant::now(),
@@ -142,7 +146,7 @@ impl Tunnel {
             stop: stop.clone(),
         };
         tasks.spawn(manager.run());
-        Self { board, environment, transport, targets, live, draining, stop, tasks }
+        Self { board, environment, transport, targets, live, anchors, draining, stop, tasks }
     }
 
     /// Where links are taken.
@@ -178,6 +182,21 @@ impl Tunnel {
             }
             changed
         });
+    }
+
+    /// Sets what this trust domain is known by. Peers are told.
+    pub fn set_anchors(&self, anchors: Arc<[AnchorDer]>) {
+        self.anchors.send_if_modified(|told| {
+            let changed = *told != anchors;
+            *told = anchors;
+            changed
+        });
+    }
+
+    /// What peers said that their trust domains are known by, from now on; not checked.
+    #[must_use]
+    pub fn heard_anchors(&self) -> watch::Receiver<Arc<HeardAnchors>> {
+        self.environment.heard.subscribe()
     }
 
     /// The links that streams may be opened on. One load, no waiting: for the path of every connection.

@@ -92,6 +92,7 @@ spec:
           - {key: previous-{{ $file }}, path: previous/{{ $file }}}
           {{- end }}
           - {key: previous-activated, path: previous/activated}
+          - {key: revoked.txt, path: revoked.txt}
       {{- else }}
       {{- include "eastway.caVolumes" $root | nindent 6 }}
       {{- with include "eastway.clusterVolumes" $root }}{{ trim . | nindent 6 }}{{ end }}

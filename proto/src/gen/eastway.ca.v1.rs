@@ -31,17 +31,31 @@ pub struct LinkKeys {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TrustRequest {}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TrustResponse {
     #[prost(bytes = "bytes", tag = "1")]
     pub issuer: ::prost::bytes::Bytes,
     #[prost(bytes = "bytes", repeated, tag = "2")]
     pub roots: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// Not set any more: each anchor comes with its list.
     #[prost(bytes = "bytes", tag = "3")]
     pub crl: ::prost::bytes::Bytes,
     /// The CA that a rotation announced and that will issue next, then its roots. Empty: none.
     #[prost(bytes = "bytes", repeated, tag = "4")]
     pub next: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// What sidecars, those of peers too, know this trust domain by: the issuing CA's first, then those of a rotation.
+    #[prost(message, repeated, tag = "5")]
+    pub anchors: ::prost::alloc::vec::Vec<Anchor>,
+}
+/// DER both.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Anchor {
+    /// Self-signed, of an issuing CA's name and key, with a critical name constraint of its trust domain.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub certificate: ::prost::bytes::Bytes,
+    /// Revocation list of the same key; never empty.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub crl: ::prost::bytes::Bytes,
 }
 /// Generated client implementations.
 pub mod certificate_authority_client {

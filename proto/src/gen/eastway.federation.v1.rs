@@ -274,6 +274,9 @@ pub struct Group {
     pub identities: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(enumeration = "TlsMode", tag = "4")]
     pub tls: i32,
+    /// They refuse plain text. Never with TLS_MODE_NONE.
+    #[prost(bool, tag = "5")]
+    pub tls_required: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GroupCount {
@@ -354,6 +357,9 @@ pub struct Endpoint {
     pub identity: ::prost::alloc::string::String,
     #[prost(enumeration = "TlsMode", tag = "10")]
     pub tls: i32,
+    /// As in Group.
+    #[prost(bool, tag = "11")]
+    pub tls_required: bool,
 }
 /// Last message of either side.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

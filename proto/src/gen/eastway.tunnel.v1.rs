@@ -44,6 +44,10 @@ pub struct ServiceStream {
     /// Absent: the owner balances. A hash, so that no address of a client crosses.
     #[prost(fixed64, optional, tag = "8")]
     pub affinity: ::core::option::Option<u64>,
+    /// The client begins with a ClientHello that is meant for the endpoint. Who has proved an identity speaks its TLS in any
+    /// case. May be ignored (16 and above): an endpoint that takes nothing else refuses what is none.
+    #[prost(bool, tag = "16")]
+    pub tls: bool,
 }
 /// Who connects, as the sending gateway attests it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

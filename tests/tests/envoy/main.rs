@@ -10,9 +10,13 @@
 )]
 
 mod bodies;
+mod cut;
+mod forged;
 mod gateway;
 mod host;
 mod istio;
+mod mutual;
+mod protocols;
 mod routing;
 mod told;
 mod whole_path;

@@ -25,6 +25,7 @@ pub fn endpoint_to_wire(endpoint: &Endpoint) -> wire::Endpoint {
         weight: *weight,
         identity: identity.as_ref().map(ToString::to_string).unwrap_or_default(),
         tls: tls_to_wire(*tls).into(),
+        tls_required: tls.refuses_plain(),
     }
 }
 
@@ -37,7 +38,8 @@ pub fn endpoint_from_wire(encoded: &[u8], trust_domain: &str, texts: &mut Texts)
         return Err(RejectReason::TooLarge(encoded.len()));
     }
     let endpoint = wire::Endpoint::decode(encoded).map_err(|error| RejectReason::Unreadable(error.to_string()))?;
-    let wire::Endpoint { id, hostname, subset, zone, ready, serving, terminating, weight, identity, tls } = endpoint;
+    let wire::Endpoint { id, hostname, subset, zone, ready, serving, terminating, weight, identity, tls, tls_required } =
+        endpoint;
     let weight_good = (1..=MAX_WEIGHT).contains(&u64::from(weight));
     if !weight_good {
         return Err(RejectReason::OutOfRange { field: "weight", value: weight.into() });
@@ -54,7 +56,7 @@ pub fn endpoint_from_wire(encoded: &[u8], trust_domain: &str, texts: &mut Texts)
             "" => None,
             uri => Some(identity_from_wire(uri, trust_domain, texts)?),
         },
-        tls: tls_from_wire(tls)?,
+        tls: tls_from_wire(tls, tls_required)?,
     })
 }
 

@@ -152,6 +152,7 @@ fn group_to_wire(group: &EndpointGroup) -> wire::Group {
         subset: pairs_to_wire(subset.iter()),
         identities: identities.iter().map(ToString::to_string).collect(),
         tls: tls_to_wire(*tls).into(),
+        tls_required: tls.refuses_plain(),
     }
 }
 
@@ -334,7 +335,7 @@ fn group_from_wire(
     trust_domain: &str,
     texts: &mut Texts,
 ) -> Result<EndpointGroup, RejectReason> {
-    let wire::Group { zone, subset, identities, tls } = group;
+    let wire::Group { zone, subset, identities, tls, tls_required } = group;
     if identities.len() > MAX_IDENTITIES {
         return Err(RejectReason::TooMany { what: "identities", count: identities.len(), max: MAX_IDENTITIES });
     }
@@ -349,7 +350,7 @@ fn group_from_wire(
             .iter()
             .map(|uri| identity_from_wire(uri, trust_domain, texts))
             .collect::<Result<_, _>>()?,
-        tls: tls_from_wire(*tls)?,
+        tls: tls_from_wire(*tls, *tls_required)?,
     })
 }
 

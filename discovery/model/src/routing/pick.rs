@@ -29,6 +29,8 @@ pub struct PickRequest<'a> {
     pub affinity: Option<u64>,
     /// Endpoints that could not be reached lately: taken only if nothing else is left.
     pub failing: Option<Failing<'a>>,
+    /// The client speaks no TLS: endpoints that take nothing else are not for it.
+    pub plain: bool,
     /// Endpoints that were tried already: taken only if not even a failing one is left.
     pub avoid: &'a [EndpointId],
 }
@@ -59,6 +61,9 @@ pub enum PickError {
     /// None of its endpoints is ready, or drains, and has the port and the labels.
     #[error("no endpoint is ready")]
     NoEndpoints,
+    /// Those that are ready take mutual TLS only, and the client speaks none.
+    #[error("TLS_REQUIRED: its endpoints take mutual TLS only")]
+    TlsRequired,
 }
 
 /// Which endpoints are good enough; tried in this order.
@@ -82,8 +87,8 @@ impl<'a> PickRequest<'a> {
     /// Any endpoint with this TCP port.
     #[must_use]
     pub fn tcp(port: PortNumber, subset: &'a Subset) -> Self {
-        let protocol = Protocol::Tcp;
-        Self { protocol, port, subset, endpoint: None, zone: None, affinity: None, failing: None, avoid: &[] }
+        let (protocol, plain) = (Protocol::Tcp, false);
+        Self { protocol, port, subset, endpoint: None, zone: None, affinity: None, failing: None, plain, avoid: &[] }
     }
 
     /// The best tier the endpoint belongs to.
@@ -110,6 +115,9 @@ impl<'a> PickRequest<'a> {
         }
         if !target_ports.contains_key(&self.port) {
             return Err(PickReject::PortNotServed);
+        }
+        if self.plain && endpoint.tls.refuses_plain() {
+            return Err(PickReject::TlsRequired);
         }
         let near = self.zone.is_some() && endpoint.zone.as_deref() == self.zone;
         Ok(match condition.ready {
@@ -142,6 +150,8 @@ pub enum PickReject {
     Tried,
     /// The client named another endpoint.
     NotRequested,
+    /// It takes mutual TLS only, and the client speaks none.
+    TlsRequired,
 }
 
 impl fmt::Display for PickReject {
@@ -155,6 +165,7 @@ impl fmt::Display for PickReject {
             Self::Failing => "it could not be reached a moment ago, and there are others",
             Self::Tried => "it was tried already",
             Self::NotRequested => "another endpoint was asked for",
+            Self::TlsRequired => "it takes mutual TLS only, which needs a sidecar at the client",
         })
     }
 }
@@ -193,14 +204,14 @@ pub fn pick_endpoint<'s>(
     }
     if let Some(id) = request.endpoint {
         let endpoint = service.endpoints.get(id).filter(|endpoint| request.tier(endpoint).is_some());
-        return endpoint.map(AsRef::as_ref).ok_or(PickError::NoEndpoints);
+        return endpoint.map(AsRef::as_ref).ok_or_else(|| nothing(service, request));
     }
     if let Some(client) = request.affinity {
-        return stick(&service.endpoints, request, client).ok_or(PickError::NoEndpoints);
+        return stick(&service.endpoints, request, client).ok_or_else(|| nothing(service, request));
     }
     let (first, second) = match draw_two(&service.endpoints, request, &mut draw) {
         Some(two) => two,
-        None => scan_two(&service.endpoints, request, &mut draw).ok_or(PickError::NoEndpoints)?,
+        None => scan_two(&service.endpoints, request, &mut draw).ok_or_else(|| nothing(service, request))?,
     };
     // Compares connections per weight without dividing; on a tie the first draw stands, so that
     // an idle service is used by weight.
@@ -208,6 +219,13 @@ pub fn pick_endpoint<'s>(
     let weight = |endpoint: &LocalEndpoint| u64::from(endpoint.endpoint.weight.max(1));
     let second_is_freer = load(second) * weight(first) < load(first) * weight(second);
     Ok(if second_is_freer { second } else { first })
+}
+
+/// Why none was found.
+fn nothing(service: &LocalService, request: &PickRequest<'_>) -> PickError {
+    let mut verdicts = service.endpoints.iter().map(|endpoint| request.assess(endpoint));
+    let wants_tls = verdicts.any(|verdict| matches!(verdict, Err(PickReject::TlsRequired)));
+    if wants_tls { PickError::TlsRequired } else { PickError::NoEndpoints }
 }
 
 /// The endpoint of the best tier with the highest score for this client.

@@ -48,6 +48,8 @@ pub(crate) struct Standing {
     pub(crate) ready_endpoints: u64,
     /// How many drain.
     pub(crate) draining: u64,
+    /// Others would do, but take mutual TLS only.
+    pub(crate) tls_required: bool,
 }
 
 /// What is good enough: tried in this order, until something is found.
@@ -135,6 +137,11 @@ impl<'a> Plan<'a> {
     /// The shares last computed.
     pub(crate) fn shares(&self) -> &[Share] {
         &self.shares
+    }
+
+    /// Whether there would be more for a client that speaks TLS.
+    pub(crate) fn wants_tls(&self) -> bool {
+        self.table.iter().any(|standing| standing.tls_required && standing.port && !standing.excluded)
     }
 
     /// Takes what was tried out of all further shares.
@@ -391,6 +398,10 @@ fn standing(part: &ImportPart, subset: &Subset, request: &RouteRequest<'_>) -> S
             continue;
         }
         standing.subset = true;
+        if request.plain && group.tls.refuses_plain() {
+            standing.tls_required |= group.ready > 0 || group.draining > 0;
+            continue;
+        }
         standing.draining = standing.draining.saturating_add(u64::from(group.draining));
         if group.ready > 0 {
             // A peer's sum of weights is a claim: no more than its endpoints could have.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use eastway_model::routing::{Failing, PickError, PickRequest, pick_endpoint};
-use eastway_model::{Endpoint, EndpointCondition, EndpointId, LocalEndpoint, LocalService, Subset, Zone};
+use eastway_model::{Endpoint, EndpointCondition, EndpointId, LocalEndpoint, LocalService, Subset, TlsMode, Zone};
 
 use super::support::*;
 
@@ -204,4 +204,22 @@ fn a_draw_out_of_bounds_does_no_harm() {
     let large = self::service((0..300).map(|n| local_endpoint(n, "v1")));
     assert!(pick_endpoint(&large, &http(), |_| 0, |_| u64::MAX).is_err());
     drop(Arc::new(large));
+}
+
+#[test]
+fn an_endpoint_that_takes_tls_only_is_not_for_a_client_without() {
+    let strict = |number| {
+        let mut endpoint = local_endpoint(number, "v1");
+        endpoint.endpoint.tls = TlsMode::MeshStrict;
+        endpoint
+    };
+    let plain = PickRequest { plain: true, ..http() };
+    assert_eq!(only(&service([strict(1), local_endpoint(2, "v1")]), &plain), ["e00002"]);
+    let all_strict = service([strict(1), strict(2)]);
+    assert_eq!(pick_endpoint(&all_strict, &plain, |_| 0, |_| 0), Err(PickError::TlsRequired));
+    assert_eq!(
+        pick_endpoint(&all_strict, &PickRequest { affinity: Some(1), ..plain }, |_| 0, |_| 0),
+        Err(PickError::TlsRequired)
+    );
+    assert_eq!(only(&all_strict, &http()).len(), 2, "with a sidecar");
 }

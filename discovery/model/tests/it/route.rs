@@ -10,7 +10,7 @@ use eastway_model::rules::{ClusterRef, Locality, Rules, Split, TrafficPolicy};
 use eastway_model::store::{Reader, Writer};
 use eastway_model::{
     Change, ClusterName, EndpointCondition, EndpointGroup, LocalEndpoint, LocalService, PeerChange, ServiceRecord,
-    SessionAffinity, UnixMillis,
+    SessionAffinity, TlsMode, UnixMillis,
 };
 use proptest::prelude::*;
 
@@ -294,6 +294,26 @@ fn a_port_is_routed_only_to_clusters_that_have_it() {
     assert_eq!(mesh.route(&RouteRequest::tcp(port_number(82)), 1), Err(RouteError::UnknownPort));
     let udp = RouteRequest { protocol: eastway_model::Protocol::Udp, ..http() };
     assert_eq!(mesh.route(&udp, 1), Err(RouteError::UnknownPort));
+}
+
+#[test]
+fn a_client_without_tls_goes_where_it_is_taken_and_is_told_if_there_is_no_such_place() {
+    let speaking =
+        |tls: TlsMode| ServiceRecord { groups: vec![EndpointGroup { tls, ..group("v1", 1) }], ..record(NAME) };
+    let mut mesh = Mesh::new(&[]);
+    mesh.apply(peer_upsert("gke", speaking(TlsMode::MeshStrict)));
+    mesh.apply(peer_upsert("edge", speaking(TlsMode::Mesh)));
+    let plain = RouteRequest { plain: true, ..http() };
+    assert_eq!(mesh.to(&plain), ["edge"]);
+    assert_eq!(mesh.to(&http()).len(), 2, "with a sidecar both");
+    mesh.apply(peer_upsert("edge", speaking(TlsMode::IstioStrict)));
+    assert_eq!(mesh.route(&plain, 1), Err(RouteError::TlsRequired));
+    mesh.apply(peer_upsert("edge", speaking(TlsMode::None)));
+    assert_eq!(mesh.to(&plain), ["edge"]);
+    let nobody = EndpointGroup { ready: 0, tls: TlsMode::MeshStrict, ..group("v1", 0) };
+    mesh.apply(peer_upsert("gke", ServiceRecord { groups: vec![nobody], ..record(NAME) }));
+    mesh.apply(peer("edge", PeerChange::Removed));
+    assert_eq!(mesh.route(&plain, 1), Err(RouteError::NoEndpoints), "TLS would not help");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use eastway_model::{Label, PortNumber, ServiceKey, ServiceRecord, Subset, Workload, Zone};
+use eastway_model::{Label, PortNumber, ServiceKey, ServiceRecord, Subset, TlsMode, Workload, Zone};
 
 /// Everything in the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub struct ServiceSpec {
     pub exported: bool,
     /// How to check endpoints.
     pub health: Option<HealthSpec>,
+    /// What endpoints speak.
+    pub tls: TlsMode,
     /// In the order of the file; no two listen at the same place.
     pub endpoints: Vec<EndpointSpec>,
 }

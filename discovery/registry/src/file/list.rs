@@ -48,6 +48,10 @@ pub struct ServiceSection {
     /// How to find out whether an endpoint can serve. Default: it always can.
     #[serde(default)]
     pub health: Field<HealthSection>,
+    /// Whether its endpoints are sidecars that take mutual TLS from workload to workload: `plain`: no. `permissive`: yes,
+    /// and plain text as well. `strict`: yes, and nothing else; who has no sidecar is refused. Default: `plain`.
+    #[serde(default)]
+    pub tls: Field<TlsWord>,
     /// Where it runs.
     #[serde(default)]
     pub endpoints: List<EndpointSection>,
@@ -74,6 +78,19 @@ pub enum KindWord {
     ClusterSetIp,
     /// None.
     Headless,
+}
+
+/// What endpoints speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum TlsWord {
+    /// Their own protocol.
+    Plain,
+    /// Mutual TLS, and their own protocol.
+    Permissive,
+    /// Mutual TLS.
+    Strict,
 }
 
 /// Whether connections of one client stay together.

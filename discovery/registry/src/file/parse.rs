@@ -11,13 +11,13 @@ use eastway_model::name::check_label_key;
 use eastway_model::rules::never_shared;
 use eastway_model::{
     IpFamily, Label, PortName, PortNumber, Protocol, ServiceKey, ServiceKind, ServicePort, ServiceRecord,
-    SessionAffinity, Workload,
+    SessionAffinity, TlsMode, Workload,
 };
 
 use super::contents::{Contents, EndpointSpec, HealthPort, HealthSpec, Probe, ServiceSpec};
 use super::list::{
     AffinityWord, EndpointSection, HealthSection, KindWord, PortSection, ProtocolWord, ServiceList, ServiceSection,
-    WorkloadSection,
+    TlsWord, WorkloadSection,
 };
 use crate::diagnostic::{Code, Diagnostics, Source, did_you_mean, quoted};
 use crate::value::{RefusedAddress, dialable, duration, label_pair, port, show_duration};
@@ -132,7 +132,12 @@ impl Reader<'_> {
         record.session_affinity = affinity;
         record.labels = labels;
         record.annotations = annotations;
-        Some((key, ServiceSpec { record, exported, health, endpoints }))
+        let tls = match service.tls.value() {
+            None | Some(TlsWord::Plain) => TlsMode::None,
+            Some(TlsWord::Permissive) => TlsMode::Mesh,
+            Some(TlsWord::Strict) => TlsMode::MeshStrict,
+        };
+        Some((key, ServiceSpec { record, exported, health, tls, endpoints }))
     }
 
     fn ports(&mut self, at: NodeId, service: &ServiceSection) -> Ports {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use eastway_model::{
     Endpoint, EndpointCondition, EndpointId, LocalChange, LocalEndpoint, LocalService, ServiceKey, ServiceRecord,
-    TlsMode, UnixMillis, Workload,
+    TlsMode, UnixMillis, Workload, WorkloadIdentity,
 };
 
 use super::contents::{Contents, EndpointSpec, HealthSpec, ServiceSpec};
@@ -25,6 +25,7 @@ pub(super) struct Target {
 #[derive(Debug, Default)]
 pub(super) struct State {
     kept: Kept,
+    trust_domain: Arc<str>,
     services: BTreeMap<ServiceKey, Service>,
     workloads: Vec<Workload>,
 }
@@ -39,6 +40,9 @@ struct Service {
 #[derive(Debug)]
 struct Known {
     spec: EndpointSpec,
+    tls: TlsMode,
+    /// Who it will prove to be, if it speaks TLS.
+    identity: Option<WorkloadIdentity>,
     target: Option<Target>,
     /// `None` until the first check is done, and without checks.
     healthy: Option<bool>,
@@ -60,9 +64,8 @@ impl Known {
                 zone: spec.zone.clone(),
                 condition: self.condition(),
                 weight: spec.weight,
-                // What is in a file proves nothing about who listens there.
-                identity: None,
-                tls: TlsMode::None,
+                identity: self.identity.clone(),
+                tls: self.tls,
             },
             address: spec.address,
             service_account: spec.service_account.clone(),
@@ -79,8 +82,9 @@ impl Service {
 }
 
 impl State {
-    pub(super) fn new(kept: Kept) -> Self {
-        Self { kept, ..Self::default() }
+    /// Nothing yet. Workloads are of `trust_domain`.
+    pub(super) fn new(kept: Kept, trust_domain: Arc<str>) -> Self {
+        Self { kept, trust_domain, ..Self::default() }
     }
 
     /// What is to be kept over restarts.
@@ -168,9 +172,17 @@ impl State {
             // The last result stands until the next one, even if the check itself changed.
             let before = old.and_then(|old| old.endpoints.get(&id));
             let healthy = before.filter(|_| target.is_some()).and_then(|before| before.healthy);
-            endpoints.insert(id, Known { spec: endpoint, target, healthy });
+            let identity = self.identity(key, spec.tls, &endpoint);
+            endpoints.insert(id, Known { spec: endpoint, tls: spec.tls, identity, target, healthy });
         }
         Service { record, exported: spec.exported, endpoints }
+    }
+
+    /// What is in a file proves nothing about who listens there; who speaks TLS has to prove it.
+    fn identity(&self, key: &ServiceKey, tls: TlsMode, endpoint: &EndpointSpec) -> Option<WorkloadIdentity> {
+        let service_account = endpoint.service_account.clone().filter(|_| tls.is_mutual())?;
+        let (trust_domain, namespace) = (Arc::clone(&self.trust_domain), key.namespace.clone());
+        Some(WorkloadIdentity { trust_domain, namespace, service_account })
     }
 
     /// Takes over results of health checks and returns the differences.
@@ -200,7 +212,9 @@ fn difference(key: &ServiceKey, old: Option<&Service>, new: &Service) -> Option<
         return Some(LocalChange::Upsert(new.build()));
     }
     let differs = |id: &EndpointId, known: &Known| {
-        old.endpoints.get(id).is_none_or(|old| old.spec != known.spec || old.condition() != known.condition())
+        old.endpoints
+            .get(id)
+            .is_none_or(|old| old.spec != known.spec || old.tls != known.tls || old.condition() != known.condition())
     };
     let upsert: Vec<LocalEndpoint> =
         new.endpoints.iter().filter(|(id, known)| differs(id, known)).map(|(id, known)| known.endpoint(id)).collect();

@@ -32,6 +32,7 @@ impl Fixture {
             path: folder.path().join("services.yaml"),
             state: Some(folder.path().join("state")),
             allow_loopback: true,
+            trust_domain: Arc::from("hosts.example"),
             clock: Arc::new(|| UnixMillis(42)),
         });
         let (sender, changes) = mpsc::channel(16);

@@ -13,7 +13,7 @@ use eastway_model::store::Snapshot;
 use eastway_model::{ClusterName, EndpointCondition, Import, ImportPart, ServicePort, Subset};
 use eastway_proto::xds::v1 as wire;
 
-use super::{HBONE, METADATA};
+use super::{HBONE, METADATA, tls};
 
 /// Key of the labels that subsets are chosen by.
 const LABELS: &str = "envoy.lb";
@@ -210,6 +210,8 @@ fn local(snapshot: &Snapshot, import: &Import, port: &ServicePort, ranks: &Ranks
         let Some(rank) = ranks.of_labels(&local.endpoint.subset) else { continue };
         let endpoint = &local.endpoint;
         let place = wire::SocketAddress { address: local.address.to_string(), port_value: u32::from(*target) };
+        let mut metadata = labels(&endpoint.subset);
+        tls::mark(&mut metadata, snapshot.cluster(), endpoint.tls);
         candidates.push(Candidate {
             rank,
             region: Arc::from(snapshot.cluster()),
@@ -218,7 +220,7 @@ fn local(snapshot: &Snapshot, import: &Import, port: &ServicePort, ranks: &Ranks
             stale: false,
             weight: endpoint.weight,
             place: wire::address::Address::SocketAddress(place),
-            metadata: labels(&endpoint.subset),
+            metadata,
         });
     }
 }
@@ -238,6 +240,7 @@ fn remote(
         let mut metadata = labels(&endpoint.shape.subset);
         let authority = format!("{}.{service}", endpoint.id);
         metadata.insert(METADATA.to_owned(), named(authority, import));
+        tls::mark(&mut metadata, cluster, endpoint.shape.tls);
         candidates.push(Candidate {
             rank,
             region: Arc::from(cluster),
@@ -276,7 +279,8 @@ fn whole(
         (0, _) => State::Draining,
         (_, _) => State::Ready,
     };
-    let authority = service_authority(import, cluster, port);
+    let mut metadata = BTreeMap::from([(METADATA.to_owned(), named(service_authority(import, cluster, port), import))]);
+    tls::mark(&mut metadata, cluster, tls::mode_of_all(&part.record.groups));
     Some(Candidate {
         rank,
         region: Arc::from(cluster),
@@ -285,7 +289,7 @@ fn whole(
         stale: part.stale,
         weight: u32::try_from(weight).unwrap_or(u32::MAX),
         place: internal(format!("{}.{}.{cluster}", import.key.name, import.key.namespace)),
-        metadata: [(METADATA.to_owned(), named(authority, import))].into(),
+        metadata,
     })
 }
 

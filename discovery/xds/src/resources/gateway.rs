@@ -13,8 +13,8 @@ use eastway_proto::envoy::extensions::upstreams::http::v3 as http;
 use eastway_proto::envoy::r#type::matcher::v3 as matcher;
 use prost::Name;
 
-use super::parts::{any, filter_chain, number, seconds, socket, transport_socket};
-use super::{AGENT_CLUSTER, GATEWAY_CLUSTER, Generated, HBONE, METADATA, Settings};
+use super::parts::{agents_secret, any, filter_chain, number, seconds, socket, transport_socket};
+use super::{GATEWAY_CLUSTER, Generated, HBONE, METADATA, Settings};
 use crate::kind::Kind;
 use crate::resource::Resource;
 
@@ -181,28 +181,4 @@ fn tls(settings: &Settings) -> tls::UpstreamTlsContext {
         max_session_keys: number(0),
         ..tls::UpstreamTlsContext::default()
     }
-}
-
-/// A secret from the agent, whatever this stream is doing.
-fn agents_secret(name: &str) -> tls::SdsSecretConfig {
-    let grpc = core::grpc_service::EnvoyGrpc {
-        cluster_name: AGENT_CLUSTER.to_owned(),
-        ..core::grpc_service::EnvoyGrpc::default()
-    };
-    let service = core::GrpcService {
-        target_specifier: Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(grpc)),
-        ..core::GrpcService::default()
-    };
-    let source = core::ApiConfigSource {
-        api_type: core::api_config_source::ApiType::DeltaGrpc.into(),
-        transport_api_version: core::ApiVersion::V3.into(),
-        grpc_services: vec![service],
-        ..core::ApiConfigSource::default()
-    };
-    let config = core::ConfigSource {
-        resource_api_version: core::ApiVersion::V3.into(),
-        config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::ApiConfigSource(source)),
-        ..core::ConfigSource::default()
-    };
-    tls::SdsSecretConfig { name: name.to_owned(), sds_config: Some(config) }
 }

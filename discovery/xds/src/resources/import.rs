@@ -22,7 +22,7 @@ use prost::Name;
 
 use super::assignment::assignment;
 use super::parts::{ads, any, duration, filter_chain, number, seconds, socket, transport_socket};
-use super::{Generated, METADATA, cluster_name, connections, fault, routes, subset};
+use super::{Generated, METADATA, cluster_name, connections, fault, routes, subset, tls};
 use crate::kind::Kind;
 use crate::resource::Resource;
 
@@ -34,14 +34,20 @@ pub(super) const UNLIMITED: u32 = 100_000;
 const DIALS: u32 = 3;
 
 /// What is told of an import that listens at these addresses.
-pub(super) fn resources(snapshot: &Snapshot, import: &Import, addresses: &[IpAddr]) -> Vec<Generated> {
+pub(super) fn resources(
+    snapshot: &Snapshot,
+    import: &Import,
+    addresses: &[IpAddr],
+    trust_domain: &str,
+) -> Vec<Generated> {
     let mut resources = Vec::new();
     let policy = import.policy.as_ref().map(|policy| policy.sidecars).unwrap_or_default();
     for port in import.ports.iter().filter(|port| port.protocol == Protocol::Tcp) {
         let protocol = AppProtocol::of(port);
         for share in subset::shares(import, port) {
             let name = subset::name(snapshot.cluster(), &import.key, port.number, &share);
-            let cluster = cluster(&name, protocol, policy);
+            let mut cluster = cluster(&name, protocol, policy);
+            cluster.transport_socket_matches = tls::matches(snapshot, import, port, trust_domain);
             resources.push((Kind::Cluster, Resource::new(Kind::Cluster, &name, &cluster)));
             if let Some(fault) = fault::of(import, port) {
                 resources.extend(fault::resources(&name, protocol, fault));
@@ -89,6 +95,7 @@ fn cluster(name: &str, protocol: AppProtocol, policy: SidecarPolicy) -> cluster:
         max_ejection_percent: number(outliers.most_percent),
         ..cluster::OutlierDetection::default()
     };
+    let plain = transport_socket("envoy.transport_sockets.raw_buffer", &raw::RawBuffer::default());
     let options = protocol_options(protocol).map(|options| (http::HttpProtocolOptions::full_name(), any(&options)));
     cluster::Cluster {
         name: name.to_owned(),
@@ -108,7 +115,10 @@ fn cluster(name: &str, protocol: AppProtocol, policy: SidecarPolicy) -> cluster:
         }),
         outlier_detection: Some(outliers),
         typed_extension_protocol_options: options.into_iter().collect(),
-        transport_socket: Some(transport_socket("envoy.transport_sockets.internal_upstream", &named_to_the_gateway())),
+        transport_socket: Some(transport_socket(
+            "envoy.transport_sockets.internal_upstream",
+            &named_to_the_gateway(plain),
+        )),
         ..cluster::Cluster::default()
     }
 }
@@ -129,19 +139,15 @@ pub(super) fn protocol_options(protocol: AppProtocol) -> Option<http::HttpProtoc
     })
 }
 
-/// Hands the metadata of the chosen endpoint to the internal listener, which names it to the gateway. An endpoint of
-/// this cluster, which has an address, is dialled as it is.
-fn named_to_the_gateway() -> internal::InternalUpstreamTransport {
+/// Hands the metadata of the chosen endpoint to the internal listener, which names it to the gateway; `inner` is what
+/// runs inside. An endpoint of this cluster, which has an address, is dialled as it is.
+pub(super) fn named_to_the_gateway(inner: core::TransportSocket) -> internal::InternalUpstreamTransport {
     let host = metadata::metadata_kind::Kind::Host(metadata::metadata_kind::Host::default());
     let source = internal::internal_upstream_transport::MetadataValueSource {
         kind: Some(metadata::MetadataKind { kind: Some(host) }),
         name: METADATA.to_owned(),
     };
-    let plain = raw::RawBuffer::default();
-    internal::InternalUpstreamTransport {
-        passthrough_metadata: vec![source],
-        transport_socket: Some(transport_socket("envoy.transport_sockets.raw_buffer", &plain)),
-    }
+    internal::InternalUpstreamTransport { passthrough_metadata: vec![source], transport_socket: Some(inner) }
 }
 
 fn listener(
@@ -188,7 +194,7 @@ fn bytes_chain(name: &str, chain: connections::Chain) -> listener::FilterChain {
 }
 
 fn http_proxy(name: &str) -> hcm::HttpConnectionManager {
-    use hcm::http_connection_manager::{RouteSpecifier, ServerHeaderTransformation, UpgradeConfig};
+    use hcm::http_connection_manager::{RouteSpecifier, ServerHeaderTransformation};
     let filter = |name: &str, config| hcm::HttpFilter {
         name: name.to_owned(),
         config_type: Some(hcm::http_filter::ConfigType::TypedConfig(config)),
@@ -197,18 +203,35 @@ fn http_proxy(name: &str) -> hcm::HttpConnectionManager {
     // It does nothing unless a route says so. A filter that came with the first such route would change the listener,
     // which closes connections.
     let sessions = filter(routes::SESSIONS, any(&session::StatefulSession::default()));
-    let router = filter("envoy.filters.http.router", any(&router::Router::default()));
     hcm::HttpConnectionManager {
         stat_prefix: name.to_owned(),
         route_specifier: Some(RouteSpecifier::Rds(hcm::Rds {
             config_source: Some(ads()),
             route_config_name: name.to_owned(),
         })),
-        http_filters: vec![sessions, router],
-        upgrade_configs: vec![UpgradeConfig { upgrade_type: "websocket".to_owned(), ..UpgradeConfig::default() }],
+        http_filters: vec![sessions, router_filter()],
+        upgrade_configs: vec![websocket()],
         server_header_transformation: ServerHeaderTransformation::PassThrough.into(),
         // A request may take as long as its two ends like.
         stream_idle_timeout: seconds(0),
         ..hcm::HttpConnectionManager::default()
+    }
+}
+
+/// The last filter of every proxy of HTTP.
+pub(super) fn router_filter() -> hcm::HttpFilter {
+    hcm::HttpFilter {
+        name: "envoy.filters.http.router".to_owned(),
+        config_type: Some(hcm::http_filter::ConfigType::TypedConfig(any(&router::Router::default()))),
+        ..hcm::HttpFilter::default()
+    }
+}
+
+/// Lets WebSocket through.
+pub(super) fn websocket() -> hcm::http_connection_manager::UpgradeConfig {
+    let upgrade_type = "websocket".to_owned();
+    hcm::http_connection_manager::UpgradeConfig {
+        upgrade_type,
+        ..hcm::http_connection_manager::UpgradeConfig::default()
     }
 }

@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use eastway_proto::envoy::config::core::v3 as core;
 use eastway_proto::envoy::config::listener::v3 as listener;
+use eastway_proto::envoy::extensions::transport_sockets::tls::v3 as tls;
 use eastway_proto::envoy::google::protobuf;
 use prost::{Message, Name};
+
+use super::AGENT_CLUSTER;
 
 /// A message of any type.
 pub(super) fn any<M: Message + Name>(message: &M) -> protobuf::Any {
@@ -52,7 +55,34 @@ pub(super) fn transport_socket<M: Message + Name>(name: &str, config: &M) -> cor
 
 /// A filter chain of one filter, for any connection.
 pub(super) fn filter_chain<M: Message + Name>(name: &str, config: &M) -> listener::FilterChain {
+    listener::FilterChain { filters: vec![filter(name, config)], ..listener::FilterChain::default() }
+}
+
+pub(super) fn filter<M: Message + Name>(name: &str, config: &M) -> listener::Filter {
     let config_type = listener::filter::ConfigType::TypedConfig(any(config));
-    let filter = listener::Filter { name: name.to_owned(), config_type: Some(config_type) };
-    listener::FilterChain { filters: vec![filter], ..listener::FilterChain::default() }
+    listener::Filter { name: name.to_owned(), config_type: Some(config_type) }
+}
+
+/// A secret from the agent, whatever this stream is doing.
+pub(super) fn agents_secret(name: &str) -> tls::SdsSecretConfig {
+    let grpc = core::grpc_service::EnvoyGrpc {
+        cluster_name: AGENT_CLUSTER.to_owned(),
+        ..core::grpc_service::EnvoyGrpc::default()
+    };
+    let service = core::GrpcService {
+        target_specifier: Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(grpc)),
+        ..core::GrpcService::default()
+    };
+    let source = core::ApiConfigSource {
+        api_type: core::api_config_source::ApiType::DeltaGrpc.into(),
+        transport_api_version: core::ApiVersion::V3.into(),
+        grpc_services: vec![service],
+        ..core::ApiConfigSource::default()
+    };
+    let config = core::ConfigSource {
+        resource_api_version: core::ApiVersion::V3.into(),
+        config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::ApiConfigSource(source)),
+        ..core::ConfigSource::default()
+    };
+    tls::SdsSecretConfig { name: name.to_owned(), sds_config: Some(config) }
 }

@@ -159,7 +159,7 @@ impl Reachable<'_> {
 
     /// Where connections go, by priority.
     fn tiers(&self, port: PortNumber, only: Option<&ClusterName>) -> Vec<Vec<Locality>> {
-        let request = RouteRequest { cluster: only, ..RouteRequest::tcp(port) };
+        let request = RouteRequest { cluster: only, plain: true, ..RouteRequest::tcp(port) };
         let Ok(tiers) = routing::tiers(self.snapshot, &self.import.key, &request) else { return Vec::new() };
         let mut used = BTreeSet::new();
         let mut found = Vec::new();
@@ -204,7 +204,9 @@ impl Reachable<'_> {
         let (mut ready, mut draining) = (Vec::new(), Vec::new());
         for local in endpoints {
             let has_labels = subset.iter().all(|(key, value)| local.endpoint.subset.get(key) == Some(value));
-            let Some(target) = local.target_ports.get(&port).filter(|_| has_labels) else { continue };
+            // The library speaks no TLS to it.
+            let is_ours = has_labels && !local.endpoint.tls.refuses_plain();
+            let Some(target) = local.target_ports.get(&port).filter(|_| is_ours) else { continue };
             let condition = local.endpoint.condition;
             if condition.ready {
                 ready.push((local.address, *target));

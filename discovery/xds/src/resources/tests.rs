@@ -7,19 +7,23 @@ use eastway_model::store::Writer;
 use eastway_model::{
     Change, ClusterName, Endpoint, EndpointCondition, EndpointGroup, EndpointId, Label, LocalChange, LocalEndpoint,
     LocalService, PeerChange, PeerState, PortName, Protocol, ServicePort, ServiceRecord, TlsMode, UnixMillis,
+    WorkloadIdentity,
 };
+use eastway_proto::envoy::config::rbac::v3::Action;
 use eastway_proto::envoy::config::{cluster, endpoint, listener, route};
 use eastway_proto::envoy::extensions::filters::http::fault::v3::HttpFault;
 use eastway_proto::envoy::extensions::filters::http::router::v3::Router;
 use eastway_proto::envoy::extensions::filters::http::stateful_session::v3::{StatefulSession, StatefulSessionPerRoute};
 use eastway_proto::envoy::extensions::filters::listener::tls_inspector::v3::TlsInspector;
 use eastway_proto::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
+use eastway_proto::envoy::extensions::filters::network::rbac::v3::Rbac;
 use eastway_proto::envoy::extensions::filters::network::tcp_proxy::v3::TcpProxy;
 use eastway_proto::envoy::extensions::http::stateful_session::cookie::v3::CookieBasedSessionState;
+use eastway_proto::envoy::extensions::matching::common_inputs::ssl::v3::UriSanInput;
 use eastway_proto::envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate;
 use eastway_proto::envoy::extensions::transport_sockets::internal_upstream::v3::InternalUpstreamTransport;
 use eastway_proto::envoy::extensions::transport_sockets::raw_buffer::v3::RawBuffer;
-use eastway_proto::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
+use eastway_proto::envoy::extensions::transport_sockets::tls::v3::{DownstreamTlsContext, Secret, UpstreamTlsContext};
 use eastway_proto::envoy::extensions::upstreams::http::v3::HttpProtocolOptions;
 use eastway_proto::xds::discovery as wire;
 use prost::{Message, Name};
@@ -235,11 +239,15 @@ fn nested(url: &str, bytes: &[u8]) -> String {
         of::<InternalUpstreamTransport>,
         of::<RawBuffer>,
         of::<UpstreamTlsContext>,
+        of::<DownstreamTlsContext>,
+        of::<Rbac>,
+        of::<Action>,
+        of::<UriSanInput>,
+        of::<TlsInspector>,
         of::<HttpProtocolOptions>,
         of::<StatefulSession>,
         of::<StatefulSessionPerRoute>,
         of::<CookieBasedSessionState>,
-        of::<TlsInspector>,
         of::<HttpFault>,
     ];
     known.iter().find_map(|show| show(url, bytes)).unwrap_or_else(|| panic!("{url}"))
@@ -360,6 +368,108 @@ fn a_peer_that_is_down_is_used_only_if_nothing_else_is_left() {
     assert_eq!(health(&world), ["HEALTHY", "HEALTHY"], "what was last heard may be wrong, but nothing else is left");
 }
 
+/// An endpoint of a peer that speaks TLS, as the service account `account` if its owner says one.
+fn speaking(id: &str, tls: TlsMode, account: Option<&str>) -> Endpoint {
+    let identity = account.map(|account| format!("spiffe://b.example/ns/shop/sa/{account}"));
+    let identity = identity.and_then(|identity| WorkloadIdentity::parse(&identity));
+    Endpoint { tls, identity, ..endpoint(id, None, EndpointCondition::READY, None) }
+}
+
+/// Socket, server name and names accepted of each transport socket match, and the label of each endpoint.
+fn sockets(world: &World, service: &str) -> (Vec<String>, Vec<Option<String>>) {
+    use eastway_proto::envoy::config::core::v3::transport_socket::ConfigType;
+    use eastway_proto::envoy::google::protobuf::value::Kind as Value;
+    let (view, name) = (world.view(), cluster_name(&key(service), NonZeroU16::new(80).unwrap()));
+    let cluster: cluster::v3::Cluster = decode(view.get(Kind::Cluster, &name).unwrap());
+    let matches = cluster.transport_socket_matches.iter().map(|one| {
+        let Some(ConfigType::TypedConfig(outer)) = &one.transport_socket.as_ref().unwrap().config_type else {
+            panic!()
+        };
+        let outer = InternalUpstreamTransport::decode(outer.value.as_slice()).unwrap();
+        let Some(ConfigType::TypedConfig(inner)) = outer.transport_socket.unwrap().config_type else { panic!() };
+        let context = UpstreamTlsContext::decode(inner.value.as_slice()).unwrap();
+        let text = format!("{context:?}");
+        let names: Vec<_> =
+            text.split('"').filter(|part| part.starts_with("spiffe:") || part.starts_with("bundle:")).collect();
+        let alpn = context.common_tls_context.unwrap().alpn_protocols.join("+");
+        format!("{}: {} {alpn} {}", one.name, context.sni, names.join(" "))
+    });
+    let assignment: endpoint::v3::ClusterLoadAssignment = decode(view.get(Kind::Endpoints, &name).unwrap());
+    let endpoints = assignment.endpoints.iter().flat_map(|locality| &locality.lb_endpoints);
+    let labels = endpoints.map(|endpoint| {
+        let metadata = &endpoint.metadata.as_ref()?.filter_metadata;
+        let label = metadata.get("envoy.transport_socket_match")?.fields.get("eastway")?;
+        let Some(Value::StringValue(label)) = &label.kind else { panic!("{label:?}") };
+        Some(label.clone())
+    });
+    (matches.collect(), labels.collect())
+}
+
+#[test]
+fn an_endpoint_that_speaks_tls_is_known_by_whom_its_owner_names_and_by_that_domain_alone() {
+    let mut world = World::new();
+    let ports = [port(80, Some("http"))];
+    world.export("b", "shop/web", &ports, 2);
+    assert_eq!(sockets(&world, "shop/web"), (Vec::new(), vec![None]), "in plain text, unless its owner says else");
+    let strict = TlsMode::MeshStrict;
+    world.endpoints("b", "shop/web", vec![speaking("w-1", strict, Some("web")), speaking("w-2", TlsMode::None, None)]);
+    let (matches, labels) = sockets(&world, "shop/web");
+    let sni = "outbound_.80_._.web.shop.svc.clusterset.local";
+    assert_eq!(matches, [format!("mtls.b: {sni} http/1.1 spiffe://b.example/ns/shop/sa/web bundle:b.example")]);
+    assert_eq!(labels, [Some("mtls.b".to_owned()), None], "each endpoint by itself");
+    // Of one it is not known who it is: anybody of the service's namespace there.
+    world.endpoints("b", "shop/web", vec![speaking("w-2", strict, None)]);
+    let (matches, _) = sockets(&world, "shop/web");
+    assert_eq!(matches, [format!("mtls.b: {sni} http/1.1 spiffe://b.example/ns/shop/sa/ bundle:b.example")]);
+    world.endpoints("b", "shop/web", vec![speaking("w-2", TlsMode::Istio, Some("web"))]);
+    assert!(sockets(&world, "shop/web").0[0].contains("istio-http/1.1+istio+http/1.1"));
+}
+
+#[test]
+fn a_strict_place_and_a_permissive_one() {
+    let inbound = crate::inbound::parse(Some(
+        r#"[{"listen": "10.0.0.7:9443", "app": "127.0.0.1:8080", "protocol": "http", "mode": "permissive"},
+            {"listen": "10.0.0.7:9444", "app": "127.0.0.1:9000", "protocol": "tcp", "mode": "strict",
+             "allow": ["spiffe://b.example/ns/shop/sa/web", "spiffe://c.example/ns/shop/*"]}]"#,
+    ));
+    let domains = ["a.example", "b.example"].map(Into::into).into();
+    let surroundings = Surroundings { trust_domains: domains, cut: "1f".into() };
+    let shown: Vec<_> = inbound_resources(&inbound.unwrap(), &surroundings)
+        .iter()
+        .map(|(kind, resource)| format!("# {kind} {}\n{}\n\n", resource.name(), shown(resource, *kind)))
+        .collect();
+    insta::assert_snapshot!(shown.concat());
+}
+
+#[test]
+fn trust_domains_are_known_apart_and_together_and_what_is_gone_goes() {
+    let bundle = |text: &str| Bundle { anchors: format!("{text} anchor\n"), crls: format!("{text} list\n") };
+    let trust = |domains: &[&str], cut: &str| Trust {
+        bundles: domains.iter().map(|domain| (Arc::from(*domain), bundle(domain))).collect(),
+        cut: cut.into(),
+    };
+    let mut generator = Generator::new(&settings("10.0.0.5"));
+    let world = World::new();
+    let secrets = |view: &View| -> Vec<String> {
+        let text = |resource: &Arc<Resource>| {
+            let secret: Secret = decode(resource);
+            let bytes = format!("{secret:?}").matches("97, 110, 99, 104, 111, 114").count();
+            format!("{} {bytes}", resource.name())
+        };
+        view.all(Kind::Secret).map(text).collect()
+    };
+    assert!(secrets(&world.update(&mut generator)).is_empty());
+    generator.set_trust(&trust(&["a.example", "b.example"], "1"));
+    let both = world.update(&mut generator);
+    assert_eq!(secrets(&both), ["anchors 2", "bundle:a.example 1", "bundle:b.example 1"]);
+    assert_eq!(&*both.surroundings().cut, "1");
+    generator.set_trust(&trust(&["a.example"], "2"));
+    let one = world.update(&mut generator);
+    assert_eq!(secrets(&one), ["anchors 1", "bundle:a.example 1"]);
+    let changed = one.changes_since(&both).unwrap();
+    assert_eq!(changed.len(), 2, "{changed:?}");
+}
+
 #[test]
 fn weights_are_never_0_and_their_sum_fits() {
     let mut world = World::new();
@@ -390,16 +500,16 @@ fn only_what_changed_is_made_again_and_what_is_gone_goes() {
     world.endpoints("b", "shop/web", vec![endpoint("w-1", None, EndpointCondition::READY, None)]);
     let second = world.update(&mut generator);
     let web = cluster_name(&key("shop/web"), NonZeroU16::new(80).unwrap());
-    let changed = second.changes_since(first.generation()).unwrap();
+    let changed = second.changes_since(&first).unwrap();
     assert_eq!(changed.into_iter().collect::<Vec<_>>(), [(Kind::Endpoints, Arc::from(web.as_str()))]);
     // Another address: another listener.
     world.address("shop/web", &["127.64.0.3"]);
     let third = world.update(&mut generator);
-    let changed: Vec<_> = third.changes_since(second.generation()).unwrap().into_iter().collect();
+    let changed: Vec<_> = third.changes_since(&second).unwrap().into_iter().collect();
     assert_eq!(changed, [(Kind::Listener, "127.64.0.1:80".into()), (Kind::Listener, "127.64.0.3:80".into())]);
     world.peer("b", PeerChange::Remove(key("shop/web")));
     let last = world.update(&mut generator);
-    let gone = last.changes_since(third.generation()).unwrap();
+    let gone = last.changes_since(&third).unwrap();
     assert_eq!(gone.len(), 4);
     assert!(gone.iter().all(|(kind, name)| last.get(*kind, name).is_none()));
     assert_eq!(world.view().all(Kind::Cluster).count(), last.all(Kind::Cluster).count());

@@ -97,7 +97,7 @@ impl Session for DeltaSession {
     }
 
     fn update(&mut self, view: Arc<View>) -> Vec<Self::Response> {
-        let changed = self.view.as_ref().and_then(|old| view.changes_since(old.generation()));
+        let changed = self.view.as_ref().and_then(|old| view.changes_since(old));
         self.view = Some(Arc::clone(&view));
         let mut changes: BTreeMap<Kind, Changes> = BTreeMap::new();
         for (kind, subscription) in &mut self.kinds {

@@ -23,6 +23,7 @@ pub(super) fn serve(running: &Running, listener: Option<LocalListener>, connecti
     let gateway = &running.gateway;
     let (Some(listener), Some(identity)) = (listener, gateway.identity.get()) else { return };
     let settings = &gateway.settings;
+    let listener = listener.with_revoked(gateway.revoked.subscribe());
     let workloads =
         Wanted::Workloads { trust_domain: settings.trust.domain.clone(), but: Arc::from(settings.system_namespace()) };
     let stages = Stages { drain: running.stop.clone(), accepting: running.accepting.clone(), end: running.end.clone() };

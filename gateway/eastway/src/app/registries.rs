@@ -127,6 +127,7 @@ impl Registries {
                     path: path.clone(),
                     state: Some(self.settings.state.clone()),
                     allow_loopback,
+                    trust_domain: Arc::clone(&self.settings.trust.domain),
                     clock: Arc::new(clock::wall),
                 });
                 let run = |sender, stop| file.run(sender, stop);

@@ -8,11 +8,11 @@ use eastway_identity::SpiffeIdError;
 use eastway_model::store::{Reader, Snapshot};
 use eastway_model::{Label, ServiceKey};
 use eastway_xds::node::Workload;
-use eastway_xds::resources::{self, GatewayAddress, Generator, proxyless};
+use eastway_xds::resources::{self, GatewayAddress, Generator, Trust, proxyless};
 use eastway_xds::server::{Admit, Caller, Cut, Limits, Observer, Server};
 use eastway_xds::{Kind, View};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tracing::info;
@@ -63,6 +63,7 @@ pub fn serve(
         reader: gateway.reader.clone(),
         known: gateway.known_peers.subscribe(),
         frontend: gateway.frontend.clone(),
+        anchors: gateway.anchors.subscribe(),
         generator: Generator::new(&settings),
         views: sender,
         proxyless: Proxyless { generator: proxyless::Generator::default(), views: proxyless },
@@ -79,6 +80,7 @@ struct Publisher {
     reader: Reader,
     known: crate::local::server::KnownPeers,
     frontend: watch::Receiver<Arc<FrontendView>>,
+    anchors: watch::Receiver<Option<Arc<Trust>>>,
     generator: Generator,
     views: watch::Sender<Option<Arc<View>>>,
     proxyless: Proxyless,
@@ -119,12 +121,16 @@ impl Publisher {
         loop {
             let snapshot = self.reader.load_full();
             let addresses = self.frontend.borrow_and_update().clone();
+            if let Some(trust) = self.anchors.borrow_and_update().clone() {
+                self.generator.set_trust(&trust);
+            }
             let view = self.generator.update(&snapshot, &addresses.vips);
             publish(&self.views, view);
             self.proxyless.publish(&snapshot, &addresses);
             tokio::select! {
                 changed = self.reader.changed() => if changed.is_err() { return },
                 changed = self.frontend.changed() => if changed.is_err() { return },
+                changed = self.anchors.changed() => if changed.is_err() { return },
             }
             sleep(DEBOUNCE).await;
         }
@@ -138,7 +144,17 @@ impl Publisher {
         }
         let version = self.reader.load().version();
         let follows = |view: &Arc<FrontendView>| view.follows.is_some_and(|follows| follows >= version);
-        self.frontend.wait_for(follows).await.is_ok()
+        if self.frontend.wait_for(follows).await.is_err() {
+            return false;
+        }
+        // Without anchors their sidecars would refuse everybody.
+        match timeout(PEERS, self.anchors.wait_for(Option::is_some)).await {
+            Ok(known) => known.is_ok(),
+            Err(_) => {
+                info!("sidecars are served without anchors: the ca role does not say any");
+                true
+            }
+        }
     }
 
     async fn until_peers_known(&mut self) -> bool {

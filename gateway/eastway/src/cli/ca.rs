@@ -1,5 +1,6 @@
 //! `eastway ca`: the role, and the CA folder by hand.
 
+mod revoke;
 mod rotate;
 mod secret;
 
@@ -53,6 +54,8 @@ An existing CA is never overwritten; in Kubernetes it is an answer and no error.
     Init(InitArgs),
     /// Replace the CA's key in three steps, without cutting a link
     Rotate(rotate::RotateArgs),
+    /// Take a workload's certificate back before its end
+    Revoke(revoke::RevokeArgs),
 }
 
 /// Where a CA folder is.
@@ -172,6 +175,7 @@ pub(super) fn run(args: CaArgs) -> Result<(), Failure> {
     match (args.command, args.role) {
         (Some(CaCommand::Init(args)), _) => init(&args),
         (Some(CaCommand::Rotate(args)), _) => rotate::run(&args),
+        (Some(CaCommand::Revoke(args)), _) => revoke::run(&args),
         (None, Some(role)) => run::role(Role::Ca, role),
         (None, None) => Err(Failure::usage("--config FILE is required; see `eastway ca --help`")),
     }

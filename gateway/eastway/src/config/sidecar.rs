@@ -9,6 +9,7 @@ use eastway_identity::{SpiffeId, SpiffeIdError};
 use eastway_model::Label;
 use eastway_registry::diagnostic::{Code, Diagnostics, Source};
 use eastway_registry::yaml::{self, At, Context, Field, MAX_CONFIG_BYTES};
+use eastway_xds::inbound::Inbound;
 use serde::Serialize;
 
 use super::file::{EnvoyLogWord, EnvoySection, SidecarConfig, SidecarMode, SidecarTrustSection, WorkloadNameSection};
@@ -17,6 +18,8 @@ use super::settings::{CaAddress, SYSTEM_NAMESPACE, ca_address, duration_in, fold
 use super::value::{Fqdn, HostPort, trust_domain};
 use crate::local::socket::MAX_PATH;
 use crate::telemetry::LogFormat;
+
+mod inbound;
 
 /// Longest name of a socket in the state folder.
 pub const LONGEST_SOCKET: &str = "envoy-admin.sock";
@@ -55,6 +58,10 @@ pub struct SidecarSettings {
     pub trust: SidecarTrust,
     /// The gateway's local port.
     pub gateway: HostPort,
+    /// Where it takes connections for its workload; no two at the same place.
+    pub inbound: Vec<Inbound>,
+    /// Whether it listens at the virtual addresses of imports.
+    pub outbound: bool,
     /// Folder for sockets, short enough for them.
     pub state: PathBuf,
     /// Envoy, if there is one.
@@ -163,6 +170,7 @@ fn convert(base: &Path, config: &SidecarConfig, cx: &mut Context<'_>) -> Option<
     let trust = trust.and_then(|section| trust_settings(section, base, cx));
     let what = "host and port of the gateway's listen.local, e.g. 10.0.0.5:15012";
     let gateway = cx.required_parse(root, "gateway", &config.gateway, what, HostPort::parse);
+    let inbound = inbound::list(&config.inbound, cx);
     let state = state(&config.state, base, cx);
     let envoy = envoy_settings(config.envoy.value(), base, cx);
     let hour = Duration::from_secs(3600);
@@ -178,6 +186,8 @@ fn convert(base: &Path, config: &SidecarConfig, cx: &mut Context<'_>) -> Option<
         name: name?,
         trust: trust?,
         gateway: gateway?,
+        inbound,
+        outbound: config.outbound.value().copied().unwrap_or(true),
         state,
         envoy,
         drain,

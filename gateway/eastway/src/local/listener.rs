@@ -1,6 +1,8 @@
 //! TLS connections from processes of this cluster, handed to a server of HTTP/2: bounded in number, in handshakes and in
 //! time, so that who only connects holds little and not for long.
 
+use std::collections::BTreeSet;
+use std::fmt;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -8,11 +10,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
+use eastway_identity::crl;
 use eastway_identity::local::{LocalCaller, LocalTrust, verdict};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -57,6 +60,9 @@ impl Default for ConnectionLimits {
     }
 }
 
+/// Serial numbers that are revoked, as [`crl::serial`] spells them.
+pub type Revoked = watch::Receiver<Arc<BTreeSet<String>>>;
+
 /// A bound port. Dropping it closes it.
 #[derive(Debug)]
 pub struct LocalListener {
@@ -64,6 +70,7 @@ pub struct LocalListener {
     socket: TcpListener,
     address: SocketAddr,
     limits: ConnectionLimits,
+    revoked: Option<Revoked>,
 }
 
 /// Who is at the other end of a connection; an extension of each request on it.
@@ -84,13 +91,19 @@ impl LocalListener {
         let failed = |source| BindError { name, address, source };
         let socket = TcpListener::bind(address).await.map_err(failed)?;
         let address = socket.local_addr().map_err(failed)?;
-        Ok(Self { name, socket, address, limits: ConnectionLimits::default() })
+        Ok(Self { name, socket, address, limits: ConnectionLimits::default(), revoked: None })
     }
 
     /// With other limits.
     #[must_use]
     pub fn with_limits(self, limits: ConnectionLimits) -> Self {
         Self { limits, ..self }
+    }
+
+    /// Refuses certificates that are revoked, and cuts connections whose certificate is.
+    #[must_use]
+    pub fn with_revoked(self, revoked: Revoked) -> Self {
+        Self { revoked: Some(revoked), ..self }
     }
 
     /// Takes this many connections more than those of gateways and controllers.
@@ -123,6 +136,7 @@ impl LocalListener {
             refusals,
             accepted,
             limits: self.limits,
+            revoked: self.revoked,
             room: Arc::new(Semaphore::new(self.limits.all)),
             clients: Clients::new(self.limits.each),
             stop,
@@ -140,6 +154,7 @@ struct Accept {
     refusals: Arc<Refusals>,
     accepted: mpsc::Sender<io::Result<Connection>>,
     limits: ConnectionLimits,
+    revoked: Option<Revoked>,
     room: Arc<Semaphore>,
     clients: Arc<Clients>,
     stop: CancellationToken,
@@ -169,7 +184,7 @@ impl Accept {
 
     fn take(&self, address: SocketAddr) -> Option<Taken> {
         let ConnectionLimits { all, each } = self.limits;
-        let refused = |detail: std::fmt::Arguments<'_>| self.refusals.refused(Refusal::Overload, None, detail);
+        let refused = |detail: fmt::Arguments<'_>| self.refusals.refused(Refusal::Overload, None, detail);
         let Some(share) = self.clients.enter(address.ip()) else {
             refused(format_args!("{}: {address} has {each} connections open", self.name));
             return None;
@@ -201,15 +216,35 @@ impl Accept {
             Ok(identity) => identity,
             Err(error) => return self.refuse(address, error),
         };
-        let connection = Connection { stream, caller: Caller { address, identity }, _taken: taken };
+        let serial = chain.and_then(|chain| chain.first()).and_then(crl::serial);
+        let cut = match (serial, self.revoked.clone()) {
+            (Some(serial), Some(revoked)) if revoked.borrow().contains(&serial) => {
+                return self.refuse(address, format_args!("its certificate {serial} is revoked"));
+            }
+            (Some(serial), Some(revoked)) => Some(until_revoked(serial, revoked)),
+            (None, _) | (_, None) => None,
+        };
+        let connection = Connection { stream, caller: Caller { address, identity }, cut, _taken: taken };
         // The server ends with the process.
         let _stopping = self.accepted.send(Ok(connection)).await;
     }
 
-    fn refuse(&self, address: SocketAddr, reason: impl std::fmt::Display) {
+    fn refuse(&self, address: SocketAddr, reason: impl fmt::Display) {
         self.refusals.refused(Refusal::Handshake, None, format_args!("{}, {address}: {reason}", self.name));
     }
 }
+
+/// Ends when this certificate is revoked.
+fn until_revoked(serial: String, mut revoked: Revoked) -> Cut {
+    Box::pin(async move {
+        if revoked.wait_for(|all| all.contains(&serial)).await.is_err() {
+            // Nobody will revoke anything any more: the process ends.
+            std::future::pending::<()>().await;
+        }
+    })
+}
+
+type Cut = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Our verifier's verdict, if the handshake failed for it.
 fn reason(error: &io::Error) -> String {
@@ -218,11 +253,19 @@ fn reason(error: &io::Error) -> String {
 }
 
 /// A connection after its handshake.
-#[derive(Debug)]
 pub struct Connection {
     stream: TlsStream<TcpStream>,
     caller: Caller,
+    /// Ends when it is to be cut.
+    cut: Option<Cut>,
     _taken: Taken,
+}
+
+/// Who is at the other end.
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("caller", &self.caller).finish_non_exhaustive()
+    }
 }
 
 impl Connection {
@@ -249,6 +292,11 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        // Whoever serves it always reads.
+        if self.cut.as_mut().is_some_and(|cut| cut.as_mut().poll(cx).is_ready()) {
+            self.cut = None;
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "its certificate was revoked")));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use eastway_model::access::SourceIdentity;
-use eastway_model::routing::{Candidate, RouteError};
+use eastway_model::routing::{Candidate, PickError, RouteError};
 use eastway_model::{ClusterName, ServiceKey};
 use eastway_tunnel::{ResetCode, StreamError};
 
@@ -268,6 +268,8 @@ fn flag(direction: Direction, outcome: &Outcome) -> ResponseFlag {
 
 fn connect_flag(error: &ConnectError) -> ResponseFlag {
     match error {
+        ConnectError::Route(RouteError::TlsRequired)
+        | ConnectError::Reach(ReachError::Pick(PickError::TlsRequired)) => ResponseFlag::TlsRequired,
         ConnectError::Route(RouteError::NoEndpoints)
         | ConnectError::Reach(ReachError::Pick(_))
         | ConnectError::NoLink(_) => ResponseFlag::NoEndpoints,

@@ -221,6 +221,7 @@ fn unreachable(error: &ReachError) -> Rejection {
     let code = match error {
         ReachError::Pick(PickError::UnknownPort) => ResetCode::NotExported,
         ReachError::Pick(PickError::NoEndpoints) => ResetCode::NoEndpoints,
+        ReachError::Pick(PickError::TlsRequired) => ResetCode::TlsRequired,
         ReachError::Dial(DialError::Timeout(_)) => ResetCode::UpstreamTimeout,
         ReachError::Dial(DialError::Failed(..) | DialError::Forbidden(..)) => ResetCode::UpstreamRefused,
     };
@@ -281,6 +282,7 @@ mod tests {
             source: Source { namespace: None, service_account: None, identity: None },
             traceparent: None,
             affinity: None,
+            tls: false,
         };
         let (peer, service) = (ClusterName::parse("b").unwrap(), ServiceKey::parse("shop", "web").unwrap());
         let connection = Connection::inbound(router.cluster(), &service, 1, &Arc::from("b"));

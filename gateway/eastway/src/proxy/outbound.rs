@@ -24,7 +24,7 @@ use crate::proxy::copy::{self, ChunkReader, CopyError, Local, Side, TcpSide, Tra
 use crate::proxy::dial::InFlightGuard;
 use crate::proxy::reach::{ReachError, Reached, reach};
 use crate::router::{self, Routed, Router};
-use crate::telemetry::Path;
+use crate::telemetry::{Path, Refusal};
 pub use client::Client;
 use replay::Replay;
 
@@ -126,6 +126,10 @@ pub fn serve(
         let mut upstream = match connected.await.unwrap_or(Err(ConnectError::Timeout)) {
             Ok(upstream) => upstream,
             Err(error) => {
+                if let ConnectError::Route(RouteError::TlsRequired) = error {
+                    let detail = format_args!("{client} to {}: {error}", target.service);
+                    router.telemetry.refusals.refused(Refusal::TlsRequired, None, detail);
+                }
                 connection.closed(&router.telemetry, &Outcome::NotConnected(error), &moved);
                 return;
             }
@@ -229,7 +233,7 @@ impl<C: Client> Connecting<'_, C> {
 
     async fn local(&mut self, candidate: &Candidate) -> Result<Upstream, ConnectError> {
         let Self { router, target, routed, .. } = *self;
-        let pick = |tried: &[EndpointId]| router.pick_local(candidate, target, routed.route.affinity, tried);
+        let pick = |tried: &[EndpointId]| router.pick_local(candidate, target, routed, tried);
         let Reached { tcp, picked, in_flight } = reach(router, Path::Local, self.connection, pick).await?;
         self.replay.write_to(&tcp).await.map_err(|error| ConnectError::Broken(picked.address, error))?;
         Ok(Upstream::Local { tcp, in_flight })

@@ -167,7 +167,7 @@ async fn connect(
     connection: &mut Connection,
     moved: &Transferred,
 ) -> Result<outbound::Upstream, ConnectError> {
-    let routed = router.route(target, client).await?;
+    let routed = router.route_tls(target, client).await?;
     outbound::connect(router, target, &routed, greeted, connection, moved).await
 }
 

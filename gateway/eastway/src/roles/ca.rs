@@ -5,12 +5,14 @@
 //! live certificate says who asks. A request contributes a public key and nothing else (design: identity).
 
 mod caller;
+mod folder;
+mod published;
 mod rate;
 mod workloads;
 
-use std::fs;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -22,6 +24,7 @@ use eastway_kubernetes::client::{Access, ClientError};
 use eastway_kubernetes::tokens::Reviewer;
 use eastway_proto::ca::v1 as wire;
 use eastway_proto::ca::v1::certificate_authority_server::{CertificateAuthority, CertificateAuthorityServer};
+use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -30,6 +33,8 @@ use tonic::{Request, Response, Status};
 use tracing::{info, warn};
 
 use self::caller::{Asker, Denial, Doorkeeper, PER_ADDRESS, Proof};
+use self::folder::{Fingerprint, fingerprint};
+use self::published::Published;
 use self::rate::Rate;
 use self::workloads::Workloads;
 use crate::config::settings::WorkloadSettings;
@@ -160,8 +165,18 @@ pub async fn bind(settings: CaSettings, telemetry: Telemetry) -> Result<BoundCa,
     info!(folder = %settings.folder.display(), socket = sockets, network = port, pin = %ca.pin(), "certificate authority loaded");
     let uid = rustix::process::geteuid().as_raw();
     let seen = Mutex::new(fingerprint(&settings.folder));
+    let revoked = watch::Sender::new(Arc::new(ca.revoked().collect()));
     let rate = Rate::new(PER_ADDRESS.0, PER_ADDRESS.1, MAX_WORKLOADS, Instant::now());
-    let authority = Arc::new(Authority { ca: ArcSwap::from_pointee(ca), seen, settings, uid, rate, telemetry });
+    let authority = Arc::new(Authority {
+        ca: ArcSwap::from_pointee(ca),
+        seen,
+        settings,
+        uid,
+        rate,
+        telemetry,
+        anchors: Published::default(),
+        revoked,
+    });
     Ok(BoundCa { authority, socket, workloads, network })
 }
 
@@ -260,6 +275,7 @@ async fn serve_network(authority: Arc<Authority>, network: Network, stop: Cancel
     let trust = LocalTrust::new(Arc::new(move || known.ca.load().issuers()), wanted);
     let tls = server_config(identity, trust.clone(), ClientAuth::Optional, system_clock())?;
     let refusals = authority.telemetry.refusals.clone();
+    let listener = listener.with_revoked(authority.revoked.subscribe());
     let (connections, accept) = listener.accept(tls, trust, refusals, stop.clone());
     let service = Service { authority, door: Door::Network(doorkeeper) };
     let serve = Server::builder()
@@ -304,24 +320,6 @@ fn user<T>(request: &Request<T>) -> String {
     caller.map_or_else(|| "an unknown user".to_owned(), |caller| format!("user {}", caller.uid()))
 }
 
-/// The files of a CA folder: path, time and size of each.
-type Fingerprint = Vec<(PathBuf, Option<SystemTime>, u64)>;
-
-/// Changes whenever a file of the folder is replaced or rewritten.
-fn fingerprint(folder: &Path) -> Fingerprint {
-    let mut files: Vec<_> = fs::read_dir(folder)
-        .into_iter()
-        .flatten()
-        .filter_map(Result::ok)
-        .filter_map(|entry| {
-            let meta = fs::metadata(entry.path()).ok()?;
-            Some((entry.path(), meta.modified().ok(), meta.len()))
-        })
-        .collect();
-    files.sort();
-    files
-}
-
 /// What all listeners share.
 #[derive(Debug)]
 struct Authority {
@@ -333,6 +331,9 @@ struct Authority {
     /// How often each workload may ask on its socket.
     rate: Rate<SpiffeId>,
     telemetry: Telemetry,
+    anchors: Published,
+    /// Who shows one of these gets no other.
+    revoked: watch::Sender<Arc<BTreeSet<String>>>,
 }
 
 /// The API at one listener.
@@ -390,6 +391,7 @@ impl Authority {
         match Ca::load(folder) {
             Ok(ca) => {
                 info!(pin = %ca.pin(), "certificate authority reloaded");
+                self.revoked.send_replace(Arc::new(ca.revoked().collect()));
                 self.ca.store(Arc::new(ca));
             }
             Err(error) => warn!(%error, "the changed CA folder is not usable, the previous CA stays"),
@@ -483,11 +485,12 @@ impl CertificateAuthority for Service {
         }
         // Who asks right after a step of a rotation must not hear of the time before.
         self.authority.refresh();
-        let ca = self.authority.ca.load();
+        let ca = self.authority.ca.load_full();
         Ok(Response::new(wire::TrustResponse {
             issuer: ca.chain().first().map(|issuer| issuer.as_ref().to_vec().into()).unwrap_or_default(),
             roots: ca.roots().iter().map(|root| root.as_ref().to_vec().into()).collect(),
             crl: Vec::new().into(),
+            anchors: self.authority.anchors.of(&ca, self.authority.settings.gateway.trust_domain())?,
             next: ca.next().iter().map(|certificate| certificate.as_ref().to_vec().into()).collect(),
         }))
     }

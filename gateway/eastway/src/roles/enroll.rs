@@ -12,7 +12,8 @@ use bytes::Bytes;
 use eastway_identity::ca::{CaError, LinkKeys, public_issuers};
 use eastway_identity::local::{LocalTrust, Wanted, client_config};
 use eastway_identity::{
-    Identity, IdentityError, IdentityStore, KeyError, PrivateKey, SpiffeId, SpkiPin, csr, renewal_time, system_clock,
+    AnchorDer, Identity, IdentityError, IdentityStore, KeyError, PrivateKey, SpiffeId, SpkiPin, csr, renewal_time,
+    system_clock,
 };
 use eastway_proto::ca::v1 as wire;
 use eastway_proto::ca::v1::certificate_authority_client::CertificateAuthorityClient;
@@ -33,6 +34,8 @@ use crate::local::dial::{DialError, dial};
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a CA on this machine is asked whether it was rotated, and one on the network.
 const TRUST_INTERVAL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
+/// How often a CA on this machine is asked what is revoked, and one on the network, where a Secret takes longer anyway.
+const ANCHORS_INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// Shortest and longest pause after a failed request.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// Of so many failures in a row one is logged.
@@ -182,6 +185,24 @@ impl CaClient {
     /// [`EnrollError`]
     pub async fn next_ca(&self, current: Option<&Arc<IdentityStore>>) -> Result<Option<NextCa>, EnrollError> {
         Ok(next_ca(&self.trust(current).await?.next))
+    }
+
+    /// What this trust domain is known by to sidecars, as the CA says. `current`: the caller's certificate, if it has one.
+    ///
+    /// # Errors
+    /// [`EnrollError`]
+    pub async fn anchors(&self, current: Option<&Arc<IdentityStore>>) -> Result<Vec<AnchorDer>, EnrollError> {
+        let der =
+            |anchor: wire::Anchor| AnchorDer { certificate: anchor.certificate.to_vec(), crl: anchor.crl.to_vec() };
+        Ok(self.trust(current).await?.anchors.into_iter().map(der).collect())
+    }
+
+    /// How often to ask for anchors: what is revoked must not be trusted for long.
+    pub(crate) fn anchors_interval(&self) -> Duration {
+        match &self.way {
+            Way::Socket(_) => ANCHORS_INTERVAL.0,
+            Way::Network(_) => ANCHORS_INTERVAL.1,
+        }
     }
 
     async fn trust(&self, current: Option<&Arc<IdentityStore>>) -> Result<wire::TrustResponse, EnrollError> {

@@ -36,6 +36,8 @@ pub enum Refusal {
     NotExported,
     /// A source that no access rule allows.
     Denied,
+    /// A client without a sidecar, of a service that takes mutual TLS only.
+    TlsRequired,
     /// An endpoint address that must never be dialled.
     Address,
     /// A DNS packet.
@@ -48,6 +50,8 @@ pub enum Refusal {
     State,
     /// A certificate signing request.
     Signing,
+    /// What a peer says that its trust domain is known by.
+    Anchor,
     /// A request of a sidecar, or what a sidecar says of its configuration.
     Sidecar,
     /// A request of a sidecar: no CONNECT, malformed, or to what is not imported.
@@ -70,12 +74,14 @@ impl Refusal {
             Self::StreamHeader => "stream_header",
             Self::NotExported => "not_exported",
             Self::Denied => "denied",
+            Self::TlsRequired => "tls_required",
             Self::Address => "address",
             Self::Dns => "dns",
             Self::Http => "http",
             Self::Config => "config",
             Self::State => "state",
             Self::Signing => "signing",
+            Self::Anchor => "anchor",
             Self::Sidecar => "sidecar",
             Self::Hbone => "hbone",
             Self::Sni => "sni",

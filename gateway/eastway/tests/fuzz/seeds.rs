@@ -441,6 +441,7 @@ yPWJHQIgLj3drCpbjO/caCWBEhhdFDGtgIOnbhpylCeS+IDfA3s=
         ("blank", "\n\n".to_owned()),
     ];
     seeds.extend(lists.map(|(name, text)| ("revocation_list", name.to_owned(), text.into_bytes())));
+    anchors(seeds, &certificates[0]);
     let request = repository("fuzz/src/pki/request.der");
     let requests = [
         ("request", request.clone()),
@@ -474,6 +475,24 @@ yPWJHQIgLj3drCpbjO/caCWBEhhdFDGtgIOnbhpylCeS+IDfA3s=
         ("empty_domain", "spiffe:///ns/a/sa/b"),
     ];
     seeds.extend(ids.map(|(name, text)| ("spiffe_id", name.to_owned(), text.as_bytes().to_vec())));
+}
+
+fn anchors(seeds: &mut Vec<Seed>, unconstrained: &[u8]) {
+    let (anchor, list) = (repository("fuzz/src/pki/anchor.der"), repository("fuzz/src/pki/anchor-list.der"));
+    let framed = |certificate: &[u8], list: &[u8]| {
+        let length = u16::try_from(certificate.len()).unwrap().to_be_bytes();
+        [length.as_slice(), certificate, list].concat()
+    };
+    let anchors = [
+        ("good", framed(&anchor, &list)),
+        ("no_list", framed(&anchor, &[])),
+        ("no_constraint", framed(unconstrained, &list)),
+        ("list_cut", framed(&anchor, &list[..list.len() - 3])),
+        ("trailing", framed(&anchor, &[list.clone(), vec![0; 9]].concat())),
+        ("swapped", framed(&list, &anchor)),
+        ("empty", Vec::new()),
+    ];
+    seeds.extend(anchors.map(|(name, bytes)| ("anchor", name.to_owned(), bytes)));
 }
 
 /// What sidecars ask for.

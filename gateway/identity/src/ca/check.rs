@@ -1,5 +1,6 @@
 //! Judging a CA folder before anything is issued from it, so that a mistake shows here and not at every peer.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
@@ -37,6 +38,8 @@ pub(super) fn check(mut material: Material, now: Timestamp) -> Result<Ca, CaErro
         warnings: material.warnings,
         announced: Vec::new(),
         next: Vec::new(),
+        others: Vec::new(),
+        revoked: BTreeMap::new(),
     };
     super::trial::sign_and_verify(&ca, now).map_err(|reason| CaError::Trial { file: paths.cert, reason })?;
     Ok(ca)

@@ -102,6 +102,16 @@ pub enum CaError {
         /// Its path.
         file: String,
     },
+    /// The list of revoked certificates cannot be read.
+    #[error(
+        "{file} line {line}: each line is a serial number in hexadecimal and a time; `eastway ca revoke` writes it"
+    )]
+    Revoked {
+        /// Its path.
+        file: String,
+        /// The line, from 1.
+        line: usize,
+    },
     /// The key is of a kind that cannot be used.
     #[error("{file}: {reason}")]
     Key {

@@ -19,6 +19,7 @@ use std::time::SystemTime;
 
 use rustls_pki_types::CertificateDer;
 
+use super::anchors::{self, Other};
 use super::error::CaError;
 use super::files::{self, ISTIO};
 use super::init::{self, InitError, InitOptions};
@@ -96,6 +97,7 @@ pub fn places() -> Vec<String> {
     let mut places: Vec<String> = files.map(str::to_owned).into();
     places.extend(OTHERS.iter().flat_map(|folder| files.map(|file| format!("{folder}/{file}"))));
     places.push(format!("{PREVIOUS}/{ACTIVATED}"));
+    places.push(anchors::FILE.to_owned());
     places
 }
 
@@ -212,6 +214,8 @@ pub(super) struct Announced {
     pub(super) is_next: bool,
     pub(super) certificate: CertificateDer<'static>,
     pub(super) roots: Vec<CertificateDer<'static>>,
+    /// Its key, if it fits.
+    pub(super) signer: Option<Other>,
 }
 
 /// The CAs other than the issuing one that peers and workloads should hold.
@@ -221,7 +225,10 @@ pub(super) fn announced(dir: &Path, source: &Path) -> Result<Vec<Announced>, CaE
         let folder = dir.join(name);
         if folder.is_dir() && folder != source {
             let material = files::read(&folder)?;
-            all.push(Announced { is_next, certificate: material.certificate, roots: material.roots });
+            let files::Material { certificate, key, roots, .. } = material;
+            // One that is broken is not announced to sidecars, and found out when it is to take over.
+            let signer = Other::new(key, &certificate);
+            all.push(Announced { is_next, certificate, roots, signer });
         }
     }
     Ok(all)

@@ -42,6 +42,7 @@ fn full() -> StreamHeader {
         },
         traceparent: Traceparent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
         affinity: Some(7),
+        tls: true,
     })
 }
 

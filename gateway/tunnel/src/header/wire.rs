@@ -45,6 +45,7 @@ const SERVICE: Schema = Schema {
         message(6, "source", &SOURCE),
         scalar(7, "traceparent"),
         scalar(8, "affinity"),
+        scalar(16, "tls"),
     ],
     one_of: false,
 };

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use eastway_identity::reauth::{self, Exporter, Role};
-use eastway_identity::{CertificateDer, Clock, IdentityStore, SpkiPin, TrustStore, VerifiedPeer};
+use eastway_identity::{AnchorDer, CertificateDer, Clock, IdentityStore, SpkiPin, TrustStore, VerifiedPeer};
 use eastway_proto::control::v1::Reauthenticate;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -24,6 +24,10 @@ use crate::peers::PeerCounts;
 use crate::stream::{self, StreamHandler};
 use crate::transport::{CloseReason, Established, Halves, Side};
 use crate::world::Resolver;
+
+mod tell;
+
+pub use tell::HeardAnchors;
 
 /// Orders that may wait for a link.
 const ORDERS: usize = 16;
@@ -44,6 +48,10 @@ pub(crate) struct Environment {
     pub(crate) start_counts: PeerCounts,
     /// Live replicas of this cluster.
     pub(crate) live: watch::Receiver<Arc<[ReplicaId]>>,
+    /// What peers are told that this trust domain is known by.
+    pub(crate) anchors: watch::Receiver<Arc<[AnchorDer]>>,
+    /// What each peer said that its trust domain is known by.
+    pub(crate) heard: watch::Sender<Arc<HeardAnchors>>,
     pub(crate) tasks: TaskTracker,
     pub(crate) next_link: AtomicU64,
     /// Fixed point of monotonic time.
@@ -96,6 +104,8 @@ pub(crate) struct Driver {
     balance: Balance,
     /// The keys of the other side's CA that it was told are accepted.
     told_accepts: Vec<SpkiPin>,
+    /// The anchors that the other side was told.
+    told_anchors: Arc<[AnchorDer]>,
     /// When the streams of the other side are refused, and when the link is closed, once it drains.
     drain: Option<Drain>,
 }
@@ -174,6 +184,7 @@ async fn exchange(environment: Arc<Environment>, established: Established) -> Re
                 | ControlAction::Stale
                 | ControlAction::Replicas(_)
                 | ControlAction::Accepts(_)
+                | ControlAction::Anchors(_)
                 | ControlAction::Verify(_)
                 | ControlAction::GoAway { .. } => {}
             }
@@ -221,6 +232,7 @@ async fn exchange(environment: Arc<Environment>, established: Established) -> Re
         certificates,
         balance,
         told_accepts: Vec::new(),
+        told_anchors: Arc::from([]),
         drain: None,
     };
     Ok(Started { link, hello, orders, driver })
@@ -259,10 +271,12 @@ impl Driver {
         let mut identity = self.environment.identity.subscribe();
         let mut trust = self.environment.trust.subscribe();
         let mut live = self.environment.live.clone();
+        let mut anchors = self.environment.anchors.clone();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // Both may have changed since the handshake.
         let mut result = self.judge().and_then(|()| self.renew()).and_then(|()| self.tell_accepts());
+        result = result.and_then(|()| self.tell_anchors());
         loop {
             if let Err(stop) = result {
                 return stop;
@@ -287,6 +301,7 @@ impl Driver {
                 Some(order) = self.orders.recv() => self.obey(order, events).await,
                 Ok(()) = identity.changed() => self.renew(),
                 Ok(()) = trust.changed() => self.judge().and_then(|()| self.tell_accepts()),
+                Ok(()) = anchors.changed() => self.tell_anchors(),
                 Ok(()) = live.changed() => {
                     let replicas = Arc::clone(&live.borrow_and_update());
                     self.session.set_live(replicas, self.environment.now());
@@ -316,6 +331,7 @@ impl Driver {
                 }
                 ControlAction::Replicas(live) => replicas = Some(live),
                 ControlAction::Accepts(pins) => self.shared.set_accepts(pins),
+                ControlAction::Anchors(anchors) => self.environment.hear(self.shared.peer(), anchors),
                 ControlAction::Verify(message) => {
                     let verdict = self.verify(&message);
                     pending.extend(self.session.reauthenticated(verdict));
@@ -382,17 +398,6 @@ impl Driver {
     fn accept(&mut self, verified: &VerifiedPeer) {
         self.certificates.not_after = verified.not_after;
         self.shared.update_live(|live| live.certificate = (verified.not_before, verified.not_after));
-    }
-
-    /// Says which keys of the other side's CA are accepted here, if it was not said yet.
-    fn tell_accepts(&mut self) -> Stop {
-        let pins = self.environment.trust.pins_of(self.shared.peer());
-        if pins == self.told_accepts {
-            return Ok(());
-        }
-        let actions = self.session.accepts(&pins);
-        self.told_accepts = pins;
-        self.send(actions)
     }
 
     fn send(&mut self, actions: Vec<ControlAction>) -> Stop {

@@ -211,6 +211,7 @@ pub(crate) fn header(service: &str) -> StreamHeader {
         source: Source::default(),
         traceparent: None,
         affinity: None,
+        tls: false,
     })
 }
 

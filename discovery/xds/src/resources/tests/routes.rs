@@ -177,7 +177,7 @@ fn a_change_of_rules_remakes_their_services_alone() {
     let first = world.update(&mut generator);
     world.set_routes(vec![route(RouteKind::Http, "web", &[], rule("v2-in-b"))]);
     let second = world.update(&mut generator);
-    let changed = second.changes_since(first.generation()).unwrap();
+    let changed = second.changes_since(&first).unwrap();
     let changed: Vec<String> = changed.into_iter().map(|(kind, name)| format!("{kind} {name}")).collect();
     let of = |share: &str| format!("outbound|80|{share}|web.shop.svc.clusterset.local");
     assert_eq!(

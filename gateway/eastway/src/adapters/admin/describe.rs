@@ -24,6 +24,8 @@ pub(super) fn describe(gateway: &Gateway, query: &DescribeQuery) -> Result<Descr
     let mut request = RouteRequest::tcp(port);
     request.zone = query.zone.as_deref();
     request.cluster = cluster.as_ref();
+    // By the virtual address: sidecars choose by themselves.
+    request.plain = true;
     let explanation = explain(&snapshot, &key, &request);
     let access = snapshot.local(&key).map(|_| {
         let verdict = access::authorize(&snapshot, &source, &key);

@@ -29,6 +29,7 @@ struct Rig {
     reader: Reader,
     known: watch::Sender<Option<Arc<BTreeSet<ClusterName>>>>,
     frontend: watch::Sender<Arc<FrontendView>>,
+    anchors: watch::Sender<Option<Arc<Trust>>>,
 }
 
 impl Rig {
@@ -37,7 +38,13 @@ impl Rig {
         let rules = PeerRules::new(name("b"), "b.example", UnixMillis(1));
         let rules = PeerRules { import: NameFilter::everything(), ..rules };
         writer.set_rules(Arc::new(Rules { peers: [(name("b"), Arc::new(rules))].into(), ..Rules::default() }));
-        Self { writer, reader, known: watch::Sender::new(None), frontend: watch::Sender::default() }
+        Self {
+            writer,
+            reader,
+            known: watch::Sender::new(None),
+            frontend: watch::Sender::default(),
+            anchors: watch::Sender::default(),
+        }
     }
 
     fn publisher(&self) -> (Publisher, watch::Receiver<Option<Arc<View>>>) {
@@ -51,6 +58,7 @@ impl Rig {
             reader: self.reader.clone(),
             known: self.known.subscribe(),
             frontend: self.frontend.subscribe(),
+            anchors: self.anchors.subscribe(),
             generator: Generator::new(&settings),
             views,
             proxyless: Proxyless { generator: proxyless::Generator::default(), views: watch::Sender::default() },
@@ -81,7 +89,7 @@ impl Rig {
 
 async fn until(views: &mut watch::Receiver<Option<Arc<View>>>, done: impl Fn(&View) -> bool) -> Arc<View> {
     let wait = views.wait_for(|view| view.as_ref().is_some_and(|view| done(view)));
-    let view = tokio::time::timeout(DEADLINE, wait).await.expect("in time").unwrap().clone();
+    let view = timeout(DEADLINE, wait).await.expect("in time").unwrap().clone();
     view.unwrap()
 }
 
@@ -97,6 +105,9 @@ async fn i5_sidecars_are_told_nothing_before_everything_is_known() {
     sleep(Duration::from_secs(3_600)).await;
     assert!(views.borrow().is_none(), "virtual addresses are unknown: all listeners would go");
     rig.address("shop/web", "127.64.0.1");
+    sleep(PEERS - Duration::from_secs(1)).await;
+    assert!(views.borrow().is_none(), "anchors are unknown: sidecars would refuse everybody");
+    rig.anchors.send_replace(Some(Arc::default()));
     let view = until(&mut views, |_| true).await;
     assert!(view.get(Kind::Listener, "127.64.0.1:80").is_some(), "{view:?}");
     // From now on each change is told.
@@ -118,6 +129,7 @@ async fn i5_a_peer_of_which_nothing_is_known_is_waited_for_but_not_for_ever() {
     rig.writer.await_registries([]);
     rig.known.send_replace(Some(Arc::new([name("b")].into())));
     rig.frontend.send_replace(Arc::new(FrontendView { follows: Some(u64::MAX), ..FrontendView::default() }));
+    rig.anchors.send_replace(Some(Arc::default()));
     let (publisher, mut views) = rig.publisher();
     let running = tokio::spawn(publisher.run());
     sleep(PEERS - Duration::from_secs(1)).await;
@@ -133,6 +145,7 @@ async fn i12_without_an_api_server_sidecars_are_served_by_the_peers_of_the_last_
     rig.sync();
     rig.known.send_replace(None);
     rig.address("shop/web", "127.64.0.1");
+    rig.anchors.send_replace(Some(Arc::default()));
     let (publisher, mut views) = rig.publisher();
     let running = tokio::spawn(publisher.run());
     sleep(PEERS - Duration::from_secs(1)).await;
@@ -154,7 +167,7 @@ async fn endpoint_records_of_all_imports_are_wanted() {
     let keys = |keys: &[&str]| -> BTreeSet<ServiceKey> { keys.iter().map(|key| key.parse().unwrap()).collect() };
     let mut until = async |what: &[&str]| {
         let wait = wanted.wait_for(|wanted| **wanted == keys(what));
-        drop(tokio::time::timeout(DEADLINE, wait).await.expect("in time").unwrap());
+        drop(timeout(DEADLINE, wait).await.expect("in time").unwrap());
     };
     until(&["shop/web"]).await;
     headless.send_replace(Arc::new(keys(&["shop/db"])));

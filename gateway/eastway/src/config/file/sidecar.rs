@@ -28,6 +28,15 @@ pub struct SidecarConfig {
     /// The `listen.local` of a gateway of this cluster, host and port, e.g. `10.0.0.5:15012`.
     #[schemars(length(min = 1))]
     pub gateway: Field<Text>,
+    /// Where it takes connections for its workload. Endpoints in a `kind: ServiceList` name these addresses, and `tls`
+    /// there says what they speak. Default: nowhere, the workload only connects out.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub inbound: List<InboundSection>,
+    /// Whether it listens at the virtual addresses of imports, which have to be addresses of this host then. Default:
+    /// `true`.
+    #[serde(default)]
+    pub outbound: Field<bool>,
     /// Folder for sockets and for Envoy's own file; nothing in it needs to be kept. Each sidecar has its own. Default:
     /// `./state`.
     #[serde(default)]
@@ -53,6 +62,52 @@ pub enum SidecarMode {
     Envoy,
     /// Tells gRPC libraries where to connect to.
     Agent,
+}
+
+/// A place where connections are taken for the workload.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct InboundSection {
+    /// Where Envoy listens, e.g. `10.0.0.7:9443`.
+    pub listen: Field<Text>,
+    /// Where the workload listens, e.g. `127.0.0.1:8080`.
+    pub app: Field<Text>,
+    /// What is spoken: `http`, `http2` (gRPC too) or `tcp`. Workloads that speak HTTP read in `x-forwarded-client-cert` who
+    /// their client is. Default: `tcp`.
+    #[serde(default)]
+    pub protocol: Field<ProtocolWord>,
+    /// `strict`: mutual TLS only. `permissive`: plain text as well. Default: `strict`.
+    #[serde(default)]
+    pub mode: Field<ModeWord>,
+    /// Who may connect by TLS: SPIFFE ids, or all below a path, as `spiffe://gke.example/ns/bookinfo/*`. Default: every
+    /// workload of this trust domain and of those of peers.
+    #[serde(default)]
+    #[schemars(length(max = 256))]
+    pub allow: List<Text>,
+}
+
+/// What is spoken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum ProtocolWord {
+    /// HTTP/1.1.
+    Http,
+    /// HTTP/2.
+    Http2,
+    /// Bytes.
+    Tcp,
+}
+
+/// Whether plain text is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum ModeWord {
+    /// No.
+    Strict,
+    /// Yes.
+    Permissive,
 }
 
 /// A workload. Namespace and service account are those that its certificate is for.

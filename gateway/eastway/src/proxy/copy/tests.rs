@@ -163,6 +163,7 @@ fn service() -> StreamHeader {
         source: Source::default(),
         traceparent: None,
         affinity: None,
+        tls: false,
     })
 }
 

@@ -2,6 +2,8 @@
 //! one answers alike is for the tests with a real cluster.
 
 use std::convert::Infallible;
+use std::fs;
+use std::path::Path;
 use std::sync::Mutex;
 
 use bytes::Bytes;
@@ -249,6 +251,30 @@ async fn a_live_certificate_renews_while_the_api_server_is_away_and_no_longer_th
     };
     tokio::time::timeout(Duration::from_secs(10), ended).await.unwrap();
     assert!(none.enroll(DAY, Some(&short)).await.is_err());
+}
+
+#[tokio::test]
+async fn x4_a_certificate_that_another_ca_forged_or_that_is_revoked_renews_nothing() {
+    let cluster = Cluster::start().await;
+    let web = IdentityStore::new(until_certified(&cluster.pod("web.token.good"), DAY).await.identity);
+    let none = cluster.pod_with(cluster.folder.path().join("none"));
+    none.enroll(DAY, Some(&web)).await.unwrap();
+    // The CA of another cluster may write our names into what it signs.
+    let other = cluster.folder.path().join("other");
+    let other = Ca::init(&other, &InitOptions::new("b.example")).unwrap();
+    for id in [web.current().id().clone(), id("eastway-gateway")] {
+        let forged = IdentityStore::new(other.issue_identity(&id, DAY, SystemTime::now()).unwrap());
+        none.enroll(DAY, Some(&forged)).await.unwrap_err();
+    }
+    assert!(cluster.refusals("handshake"));
+    let serial = crl::serial(&web.current().chain()[0]).unwrap();
+    eastway_identity::ca::revoke(&cluster.folder.path().join("cacerts"), &[&serial], SystemTime::now()).unwrap();
+    let until_refused = async {
+        while none.enroll(DAY, Some(&web)).await.is_ok() {
+            sleep(Duration::from_millis(200)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), until_refused).await.unwrap();
 }
 
 #[tokio::test]

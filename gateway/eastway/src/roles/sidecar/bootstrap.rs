@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use eastway_xds::inbound;
 use serde_json::{Value, json};
 
 use crate::config::SidecarSettings;
@@ -36,13 +37,20 @@ impl Files {
 #[must_use]
 pub fn bootstrap(settings: &SidecarSettings, files: &Files) -> Value {
     let (namespace, account) = (settings.namespace.as_str(), settings.service_account.as_str());
+    let listen = if settings.outbound { "vip" } else { "none" };
+    let mut metadata = json!({"NAMESPACE": namespace, "SERVICE_ACCOUNT": account, "LISTEN": listen});
+    if !settings.inbound.is_empty()
+        && let (Some(fields), Ok(text)) = (metadata.as_object_mut(), serde_json::to_string(&settings.inbound))
+    {
+        fields.insert(inbound::KEY.to_owned(), text.into());
+    }
     let from_ads = json!({"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"});
     json!({
         "node": {
             "id": format!("sidecar~{}.{namespace}", settings.name),
             "cluster": format!("{account}.{namespace}"),
-            // Hints: what counts is the certificate.
-            "metadata": {"NAMESPACE": namespace, "SERVICE_ACCOUNT": account, "LISTEN": "vip"},
+            // Hints: what counts is the certificate. Of its own listeners it alone decides.
+            "metadata": metadata,
         },
         // Without it no listener inside Envoy works, and those lead to remote endpoints.
         "bootstrap_extensions": [{
