@@ -12,7 +12,7 @@ use eastway_xds::resources::{self, GatewayAddress, Generator, Trust, proxyless};
 use eastway_xds::server::{Admit, Caller, Cut, Limits, Observer, Server};
 use eastway_xds::{Kind, View};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tracing::info;
@@ -26,8 +26,9 @@ use crate::telemetry::{Refusal, Telemetry};
 
 /// Most sidecars of one gateway.
 pub const MAX_SIDECARS: usize = 10_000;
-/// Changes that come within this time go out together.
-const DEBOUNCE: Duration = Duration::from_millis(25);
+/// Shortest time between two looks at the store. A change after rest goes out at once, those that follow it this closely
+/// together.
+const PACE: Duration = Duration::from_millis(25);
 /// How long peers of which nothing is known are waited for, as DNS does: what they export would count as removed by
 /// sidecars that outlived this gateway's predecessor (invariant I5).
 const PEERS: Duration = Duration::from_secs(30);
@@ -127,12 +128,13 @@ impl Publisher {
             let view = self.generator.update(&snapshot, &addresses.vips);
             publish(&self.views, view);
             self.proxyless.publish(&snapshot, &addresses);
+            let next = Instant::now() + PACE;
             tokio::select! {
                 changed = self.reader.changed() => if changed.is_err() { return },
                 changed = self.frontend.changed() => if changed.is_err() { return },
                 changed = self.anchors.changed() => if changed.is_err() { return },
             }
-            sleep(DEBOUNCE).await;
+            sleep_until(next).await;
         }
     }
 
@@ -206,11 +208,12 @@ pub async fn subscribe(
                 }
                 changed
             });
+            let next = Instant::now() + PACE;
             tokio::select! {
                 changed = reader.changed() => if changed.is_err() { return },
                 changed = headless.changed() => if changed.is_err() { return },
             }
-            sleep(DEBOUNCE).await;
+            sleep_until(next).await;
         }
     };
     let _ended = end.run_until_cancelled(follow).await;

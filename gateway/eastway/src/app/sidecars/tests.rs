@@ -8,6 +8,7 @@ use eastway_model::{
     Change, ClusterName, LocalChange, PeerChange, PeerState, PortNumber, Protocol, ServiceKind, ServicePort,
     ServiceRecord, UnixMillis,
 };
+use tokio::time::sleep;
 
 use super::*;
 
@@ -121,6 +122,30 @@ async fn i5_sidecars_are_told_nothing_before_everything_is_known() {
     .await;
     drop(rig);
     running.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_goes_out_at_once_and_those_soon_after_it_together() {
+    let mut rig = Rig::new();
+    let (publisher, mut views) = rig.publisher();
+    let running = tokio::spawn(publisher.run());
+    rig.sync();
+    rig.address("shop/web", "127.64.0.1");
+    rig.anchors.send_replace(Some(Arc::default()));
+    until(&mut views, |_| true).await;
+    sleep(Duration::from_secs(1)).await;
+    let begun = Instant::now();
+    rig.peer(PeerChange::Upsert(record("shop/api", ServiceKind::ClusterSetIp)));
+    until(&mut views, |view| view.len(Kind::Cluster) == 3).await;
+    assert!(begun.elapsed() < Duration::from_millis(2), "after {:?}", begun.elapsed());
+    for service in ["shop/cart", "shop/db"] {
+        rig.peer(PeerChange::Upsert(record(service, ServiceKind::ClusterSetIp)));
+        sleep(Duration::from_millis(2)).await;
+    }
+    views.changed().await.unwrap();
+    assert_eq!(views.borrow().as_ref().map(|view| view.len(Kind::Cluster)), Some(5));
+    assert!(begun.elapsed() >= PACE && begun.elapsed() < PACE * 2, "after {:?}", begun.elapsed());
+    running.abort();
 }
 
 #[tokio::test(start_paused = true)]
