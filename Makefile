@@ -11,7 +11,7 @@ COREDNS_VERSION := v1.15.0
 HELM_VERSION := v3.22.0
 export EASTWAY_TOOLS := $(TOOLS)
 
-.PHONY: help demo build image test unit model system demo-check e2e e2e-build e2e-clusters e2e-documents soak bed check fmt clippy doc deny deps deps-e2e bench-micro bench-dns bench-xds sabotage
+.PHONY: help demo build image test unit model system demo-check e2e e2e-build e2e-clusters e2e-documents soak bed check fmt clippy doc deny deps deps-e2e bench-micro bench-dns bench-xds bench-sidecar sabotage
 .PHONY: regenerate
 
 help: ## List the targets
@@ -101,6 +101,9 @@ bench-dns: deps ## DNS against CoreDNS on the same names in one run
 
 bench-xds: ## Pushes to 1,000 sidecars beside go-control-plane's snapshot cache (needs Go and jq; figures go to bench/results/xds.json)
 	@./bench/xds/run
+
+bench-sidecar: deps ## A change until Envoy has it, and a request's way through both gateways beside Envoys on a flat network (figures go to bench/results/sidecar.json)
+	@./bench/sidecar/run $(ARGS)
 
 deps: ## What the tests need beside the Rust toolchain
 	@./tests/tools/install $(TOOLS) $(COREDNS_VERSION) $(HELM_VERSION)

@@ -67,8 +67,10 @@ pub struct Record {
     pub connections: u64,
     /// Slowest good answer.
     pub slowest: Duration,
-    /// How long each good answer took, microseconds, in no order.
-    pub took_us: Vec<u32>,
+    /// How long each good answer on a kept-alive connection took, microseconds, in no order.
+    pub kept_us: Vec<u32>,
+    /// The same of those on a new connection, its set-up included.
+    pub new_us: Vec<u32>,
     /// How long the client itself was not running although it wanted to, where that was for long.
     pub stood_still: Duration,
     /// Good answers that came later than a client waits, because it was not running itself meanwhile.
@@ -94,10 +96,7 @@ impl Record {
     /// The time within which so many of 1,000 good answers came: 500 for the median. Zero if there is none.
     #[must_use]
     pub fn quantile(&self, of_1000: usize) -> Duration {
-        let mut sorted = self.took_us.clone();
-        sorted.sort_unstable();
-        let took = sorted.get((sorted.len() * of_1000 / 1000).min(sorted.len().saturating_sub(1)));
-        Duration::from_micros(took.copied().unwrap_or_default().into())
+        quantile(&[&self.kept_us[..], &self.new_us[..]].concat(), of_1000)
     }
 
     /// The time within which 99 of 100 good answers came.
@@ -142,6 +141,15 @@ impl Record {
         ensure!(late * 100 <= ok, "{late} of {ok} good answers came after {PATIENCE:?}: this machine is too busy");
         Ok(())
     }
+}
+
+/// The time, of these in microseconds, that so many of 1,000 do not exceed: 500 for the median. Zero if there is none.
+#[must_use]
+pub fn quantile(took_us: &[u32], of_1000: usize) -> Duration {
+    let mut sorted = took_us.to_vec();
+    sorted.sort_unstable();
+    let took = sorted.get((sorted.len() * of_1000 / 1000).min(sorted.len().saturating_sub(1)));
+    Duration::from_micros(took.copied().unwrap_or_default().into())
 }
 
 impl Load {
@@ -281,7 +289,8 @@ async fn one(plan: Plan, id: u64, idle: Idle, record: Arc<Mutex<Record>>, (start
             record.ok += 1;
             record.late += u64::from(took > PATIENCE);
             record.slowest = record.slowest.max(took);
-            record.took_us.push(u32::try_from(took.as_micros()).unwrap_or(u32::MAX));
+            let took_us = if kept_alive { &mut record.kept_us } else { &mut record.new_us };
+            took_us.push(u32::try_from(took.as_micros()).unwrap_or(u32::MAX));
             *record.by_server.entry(server).or_default() += 1;
         }
         Err(error) => {
