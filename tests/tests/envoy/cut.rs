@@ -130,7 +130,7 @@ async fn restarted(version: &'static str) -> Result<()> {
     let mut kept = open(&world, &y).await?;
     world.mesh.cloud_mut("a").take_gateway(0)?.kill().await?;
     world.mesh.cloud_mut("b").take_gateway(0)?.kill().await?;
-    let configured = |world: &World| world.mesh.cloud("b").logs().matches("Envoy is configured by").count();
+    let configured = |world: &World| world.mesh.cloud("b").logs().matches("the gateway configures a client").count();
     let before = configured(&world);
     world.mesh.cloud_mut("b").start_gateway(0).await?;
     within(PATIENCE, "the sidecar is configured by the new gateway", async || Ok(configured(&world) > before)).await?;
