@@ -93,6 +93,26 @@ pub enum EnrollError {
     NoLinkKeys,
 }
 
+impl EnrollError {
+    /// Whether there was no answer at all: TLS 1.3 tells a client only then that its certificate is refused.
+    fn is_of_the_connection(&self) -> bool {
+        use tonic::Code;
+        match self {
+            Self::Dial(_) => true,
+            Self::Refused(status) => {
+                matches!(status.code(), Code::Unknown | Code::Unavailable | Code::Internal | Code::Cancelled)
+            }
+            Self::Connect { .. }
+            | Self::Anchors { .. }
+            | Self::Tls(_)
+            | Self::Token { .. }
+            | Self::Identity(_)
+            | Self::Key(_)
+            | Self::NoLinkKeys => false,
+        }
+    }
+}
+
 /// A way to the CA role.
 #[derive(Clone, Debug)]
 pub struct CaClient {
@@ -149,6 +169,20 @@ impl CaClient {
     /// # Errors
     /// [`EnrollError`]
     pub async fn enroll(&self, ttl: Duration, current: Option<&Arc<IdentityStore>>) -> Result<Enrolled, EnrollError> {
+        let asked = self.enroll_as(ttl, current).await;
+        match asked {
+            Err(error) if self.may_be_forgotten(current, &error) => self.enroll_as(ttl, None).await.or(Err(error)),
+            asked => asked,
+        }
+    }
+
+    /// A CA that has forgotten the key which signed our certificate, because a rotation was finished before we renewed it,
+    /// refuses the connection on which we show it. Who we are is known by the token as well.
+    fn may_be_forgotten(&self, current: Option<&Arc<IdentityStore>>, error: &EnrollError) -> bool {
+        matches!(self.way, Way::Network(_)) && current.is_some() && error.is_of_the_connection()
+    }
+
+    async fn enroll_as(&self, ttl: Duration, current: Option<&Arc<IdentityStore>>) -> Result<Enrolled, EnrollError> {
         let (key, csr) = csr::new_key_and_csr()?;
         let mut request = tonic::Request::new(wire::SignRequest { csr: csr.into(), ttl_seconds: ttl.as_secs() });
         if let Way::Network(ca) = &self.way {
@@ -206,6 +240,14 @@ impl CaClient {
     }
 
     async fn trust(&self, current: Option<&Arc<IdentityStore>>) -> Result<wire::TrustResponse, EnrollError> {
+        let asked = self.trust_as(current).await;
+        match asked {
+            Err(error) if self.may_be_forgotten(current, &error) => self.trust_as(None).await.or(Err(error)),
+            asked => asked,
+        }
+    }
+
+    async fn trust_as(&self, current: Option<&Arc<IdentityStore>>) -> Result<wire::TrustResponse, EnrollError> {
         let mut request = tonic::Request::new(wire::TrustRequest {});
         request.set_timeout(TIMEOUT);
         let mut client = self.connect(current).await?;

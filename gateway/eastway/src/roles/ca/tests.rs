@@ -254,6 +254,22 @@ async fn a_live_certificate_renews_while_the_api_server_is_away_and_no_longer_th
 }
 
 #[tokio::test]
+async fn f27_who_missed_a_whole_rotation_is_certified_by_its_token() {
+    let cluster = Cluster::start().await;
+    let pod = cluster.pod("web.token.good");
+    // Its key was replaced and forgotten since.
+    let before = Ca::init(&cluster.folder.path().join("before"), &InitOptions::new("a.example")).unwrap();
+    let web = SpiffeId::workload("a.example", "shop", "web").unwrap();
+    let store = IdentityStore::new(before.issue_identity(&web, DAY, SystemTime::now()).unwrap());
+    let renewed = pod.enroll(DAY, Some(&store)).await.unwrap();
+    assert_eq!(renewed.identity.id(), &web);
+    assert!(pod.next_ca(Some(&store)).await.unwrap().is_none(), "it is told of rotations again");
+    // The certificate is worth nothing by itself.
+    let none = cluster.pod_with(cluster.folder.path().join("none"));
+    none.enroll(DAY, Some(&store)).await.unwrap_err();
+}
+
+#[tokio::test]
 async fn x4_a_certificate_that_another_ca_forged_or_that_is_revoked_renews_nothing() {
     let cluster = Cluster::start().await;
     let web = IdentityStore::new(until_certified(&cluster.pod("web.token.good"), DAY).await.identity);
