@@ -66,7 +66,7 @@ fn pin_after<'a>(text: &'a str, what: &str) -> Result<&'a str> {
 
 bed_tests! {
     /// Begin, activate, finish: the ca pod is the same one, links stand all the while, and a gateway that comes later is
-    /// certified by the new key and linked.
+    /// certified by the new key and linked. The controller takes gateways of the new key.
     async fn a_ca_gets_a_new_key_and_links_stand(bed) limit 240 {
         installed::ready(bed).await?;
         let (a, b) = (bed.cluster("a"), bed.cluster("b"));
@@ -103,6 +103,19 @@ bed_tests! {
         reintroduce(bed, 1).await?;
         let linked = async || Ok(!links(a, "b").await?.is_empty());
         within(PATIENCE, "links by the new key alone", linked).await?;
-        b.wait("condition=Ready", &["peers.eastway.dev", "--all"], PATIENCE).await
+        b.wait("condition=Ready", &["peers.eastway.dev", "--all"], PATIENCE).await?;
+
+        // The controller may have slept through all of it; it takes gateways that come now in any case.
+        let connected = async || {
+            let said = a.kubectl(&["logs", "-n", SYSTEM, "deploy/eastway-controller"]).await?;
+            Ok::<_, anyhow::Error>(said.matches("feed: connected").count())
+        };
+        let before = connected().await?;
+        a.kubectl(&["rollout", "restart", "deploy/eastway-gateway", "-n", SYSTEM]).await?;
+        a.rollout("deploy/eastway-gateway", SYSTEM, Duration::from_secs(150)).await?;
+        let again = async || Ok(connected().await? > before);
+        within(PATIENCE, "the controller takes the gateways of the new key", again).await?;
+        let linked = async || Ok(!links(a, "b").await?.is_empty());
+        within(PATIENCE, "links again", linked).await.map(drop)
     }
 }
