@@ -453,6 +453,9 @@ mod tests {
             })
             .await
             .unwrap();
+        // It has to come to itself first: stopped before, it would not have noticed.
+        let noticed = async || Ok(load.so_far().stood_still > Duration::ZERO);
+        crate::within(PATIENCE, "the client has noticed that it stood still", noticed).await.unwrap();
         let record = load.stop().await.unwrap();
         record.none_failed().unwrap();
         assert!(record.stood_still >= PATIENCE, "{:?}", record.stood_still);
