@@ -7,7 +7,6 @@ use eastway_proto::envoy::config::cluster::v3 as cluster;
 use eastway_proto::envoy::config::core::v3 as core;
 use eastway_proto::envoy::config::endpoint::v3 as endpoint;
 use eastway_proto::envoy::config::listener::v3 as listener;
-use eastway_proto::envoy::config::route::v3 as route;
 use eastway_proto::envoy::extensions::filters::common::fault::v3 as common;
 use eastway_proto::envoy::extensions::filters::http::fault::v3 as fault;
 use eastway_proto::envoy::extensions::filters::http::router::v3 as router;
@@ -19,7 +18,7 @@ use prost::Name;
 
 use super::Generated;
 use super::import::{UNLIMITED, protocol_options};
-use super::parts::{any, duration, filter_chain, number, seconds};
+use super::parts::{any, duration, everything_to, filter_chain, number, seconds};
 use crate::kind::Kind;
 use crate::resource::Resource;
 
@@ -94,7 +93,7 @@ fn listener(name: &str, target: &str, fault: Fault) -> listener::Listener {
     };
     let manager = hcm::HttpConnectionManager {
         stat_prefix: name.to_owned(),
-        route_specifier: Some(RouteSpecifier::RouteConfig(everything_to(target))),
+        route_specifier: Some(RouteSpecifier::RouteConfig(everything_to(target, "/", seconds(0)))),
         http_filters: vec![
             filter("envoy.filters.http.fault", any(&faults(fault))),
             filter("envoy.filters.http.router", any(&router::Router::default())),
@@ -112,30 +111,6 @@ fn listener(name: &str, target: &str, fault: Fault) -> listener::Listener {
         )),
         ..listener::Listener::default()
     }
-}
-
-fn everything_to(target: &str) -> route::RouteConfiguration {
-    let action = route::RouteAction {
-        cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(target.to_owned())),
-        timeout: seconds(0),
-        ..route::RouteAction::default()
-    };
-    let all = route::RouteMatch {
-        path_specifier: Some(route::route_match::PathSpecifier::Prefix("/".to_owned())),
-        ..route::RouteMatch::default()
-    };
-    let route = route::Route {
-        r#match: Some(all),
-        action: Some(route::route::Action::Route(action)),
-        ..route::Route::default()
-    };
-    let host = route::VirtualHost {
-        name: target.to_owned(),
-        domains: vec!["*".to_owned()],
-        routes: vec![route],
-        ..route::VirtualHost::default()
-    };
-    route::RouteConfiguration { virtual_hosts: vec![host], ..route::RouteConfiguration::default() }
 }
 
 fn faults(fault: Fault) -> fault::HttpFault {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use eastway_proto::envoy::config::core::v3 as core;
 use eastway_proto::envoy::config::listener::v3 as listener;
+use eastway_proto::envoy::config::route::v3 as route;
 use eastway_proto::envoy::extensions::transport_sockets::tls::v3 as tls;
 use eastway_proto::envoy::google::protobuf;
 use prost::{Message, Name};
@@ -51,6 +52,35 @@ pub(super) fn socket(address: &str, port: u16) -> core::Address {
 pub(super) fn transport_socket<M: Message + Name>(name: &str, config: &M) -> core::TransportSocket {
     let config_type = core::transport_socket::ConfigType::TypedConfig(any(config));
     core::TransportSocket { name: name.to_owned(), config_type: Some(config_type) }
+}
+
+/// Routes that send everything to one cluster. `prefix` is what every path begins with: `/`, or nothing for gRPC.
+pub(super) fn everything_to(
+    cluster: &str,
+    prefix: &str,
+    timeout: Option<protobuf::Duration>,
+) -> route::RouteConfiguration {
+    let action = route::RouteAction {
+        cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(cluster.to_owned())),
+        timeout,
+        ..route::RouteAction::default()
+    };
+    let all = route::RouteMatch {
+        path_specifier: Some(route::route_match::PathSpecifier::Prefix(prefix.to_owned())),
+        ..route::RouteMatch::default()
+    };
+    let route = route::Route {
+        r#match: Some(all),
+        action: Some(route::route::Action::Route(action)),
+        ..route::Route::default()
+    };
+    let host = route::VirtualHost {
+        name: cluster.to_owned(),
+        domains: vec!["*".to_owned()],
+        routes: vec![route],
+        ..route::VirtualHost::default()
+    };
+    route::RouteConfiguration { virtual_hosts: vec![host], ..route::RouteConfiguration::default() }
 }
 
 /// A filter chain of one filter, for any connection.

@@ -13,7 +13,7 @@ use eastway_proto::envoy::extensions::filters::network::http_connection_manager:
 
 use crate::kind::Kind;
 use crate::resource::Resource;
-use crate::resources::parts::{ads, any, number, socket};
+use crate::resources::parts::{ads, any, everything_to, number, socket};
 
 /// The cluster without endpoints. Libraries put its name into what they say of a call that failed.
 pub(super) const NOBODY: &str = "no-such-service";
@@ -74,30 +74,7 @@ fn listening(name: &str, routes: hcm::http_connection_manager::RouteSpecifier) -
 
 /// Everything goes to the one cluster.
 pub(super) fn routes(name: &str) -> route::RouteConfiguration {
-    let action = route::RouteAction {
-        cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(name.to_owned())),
-        ..route::RouteAction::default()
-    };
-    let all = route::RouteMatch {
-        path_specifier: Some(route::route_match::PathSpecifier::Prefix(String::new())),
-        ..route::RouteMatch::default()
-    };
-    let route = route::Route {
-        r#match: Some(all),
-        action: Some(route::route::Action::Route(action)),
-        ..route::Route::default()
-    };
-    let host = route::VirtualHost {
-        name: name.to_owned(),
-        domains: vec!["*".to_owned()],
-        routes: vec![route],
-        ..route::VirtualHost::default()
-    };
-    route::RouteConfiguration {
-        name: name.to_owned(),
-        virtual_hosts: vec![host],
-        ..route::RouteConfiguration::default()
-    }
+    route::RouteConfiguration { name: name.to_owned(), ..everything_to(name, "", None) }
 }
 
 /// Without outlier detection: an address stands for a whole cloud, and one bad pod would take it away.
