@@ -3,13 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use eastway_tests::lab::files::{self, trust_domain};
+use anyhow::Result;
 use eastway_tests::lab::place::Place;
 use eastway_tests::mesh::{Mesh, MeshBuilder, NAMESPACE};
 use eastway_tests::servers::Habit;
 use eastway_tests::{envoy, within};
-use serde_json::json;
 
 use crate::latency::Way;
 
@@ -19,44 +17,18 @@ pub(crate) const SERVICE: &str = "web";
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// Pods of b that serve it.
 const PODS: [u8; 3] = [11, 12, 13];
-/// The service account of the workload with the Envoy.
-const ACCOUNT: &str = "shopper";
 /// The address of a's pod without a sidecar.
 const PLAIN: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 60);
-/// Port for HBONE, and for xDS.
-const HBONE: u16 = 15008;
-const XDS: u16 = 15012;
 
 /// Both clouds, and the sidecar among a's pods with a host for each pod of b.
 pub(crate) async fn start(version: &str) -> Result<Mesh> {
-    let inside = "10.244.0.1";
-    let settings = json!({
-        "listen": {"hbone": format!("0.0.0.0:{HBONE}"), "local": format!("0.0.0.0:{XDS}")},
-        "sidecars": {"gateway": format!("{inside}:{HBONE}")},
-        "trust": {"workloads": [{"namespace": NAMESPACE, "serviceAccount": ACCOUNT, "socket": "./run/shopper.sock"}]},
-    });
-    let mut mesh = MeshBuilder::of(&["a", "b"]).settings("a", &settings).start().await?;
-    ensure!(mesh.cloud("a").net().gateways()[0].inside.to_string() == inside, "the gateway has another address");
+    let mut mesh = MeshBuilder::of(&["a", "b"]).settings("a", &envoy::gateway_settings()).start().await?;
     mesh.cloud("a").write_services(&[], &[(PLAIN.into(), NAMESPACE, "client")])?;
     for pod in PODS {
         mesh.serve("b", SERVICE, pod, Habit::Http).await?;
     }
-    let target = mesh.target("a", SERVICE).await?;
     // Its own from now on, for all pods but those in namespaces of their own.
-    mesh.client("a").0.ip(&format!("route add local {}/32 dev lo", target.ip())).await?;
-    let cloud = mesh.cloud_mut("a");
-    let file = cloud.folder().join("sidecar.yaml");
-    let config = json!({
-        "apiVersion": "eastway.dev/v1alpha1",
-        "kind": "SidecarConfig",
-        "workload": {"namespace": NAMESPACE, "serviceAccount": ACCOUNT, "name": "shopper-1"},
-        "trust": {"domain": trust_domain("a"), "ca": "unix:./run/shopper.sock"},
-        "gateway": format!("{inside}:{XDS}"),
-        "state": "./shopper",
-        "envoy": {"path": envoy::binary(version)?, "concurrency": 1},
-    });
-    files::write(&file, &config)?;
-    cloud.start_workload("shopper", vec!["sidecar".into(), "--config".into(), file.into()]).await?;
+    let target = envoy::start_sidecar(&mut mesh, SERVICE, version).await?;
     let answered = async || mesh.ask("a", target).await.map(|server| server.starts_with("b-1"));
     within(PATIENCE, "an answer through Envoy", answered).await?;
     Ok(mesh)

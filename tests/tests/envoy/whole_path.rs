@@ -4,37 +4,24 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use eastway_tests::lab::files::{self, trust_domain};
+use eastway_tests::lab::files;
 use eastway_tests::load::{Load, Plan, Record};
 use eastway_tests::mesh::{Mesh, MeshBuilder, NAMESPACE};
 use eastway_tests::servers::Habit;
 use eastway_tests::{envoy, lab_test, within};
-use serde_json::json;
 use tokio::process::Command;
 
 /// Longest wait for what takes a second or two.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
-/// The service account of the workload with the Envoy. Nobody else may call b's services.
-const ACCOUNT: &str = "shopper";
 /// What asks, requests per second.
 const RATE: u32 = 200;
 /// Requests of one look.
 const REQUESTS: u64 = 600;
-/// Port for HBONE, and for xDS.
-const HBONE: u16 = 15008;
-const XDS: u16 = 15012;
 
-/// Clouds a and b, where b lets nobody but the workload of [`ACCOUNT`] in, and pods 11 to 13 of b serve `web`.
+/// Clouds a and b, where b lets nobody but the workload of [`envoy::ACCOUNT`] in, and pods 11 to 13 of b serve `web`.
 pub(crate) async fn mesh() -> Result<Mesh> {
-    let inside = "10.244.0.1";
-    let settings = json!({
-        "listen": {"hbone": format!("0.0.0.0:{HBONE}"), "local": format!("0.0.0.0:{XDS}")},
-        "sidecars": {"gateway": format!("{inside}:{HBONE}")},
-        "trust": {"workloads": [{"namespace": NAMESPACE, "serviceAccount": ACCOUNT, "socket": "./run/shopper.sock"}]},
-    });
-    let mut mesh = MeshBuilder::of(&["a", "b"]).settings("a", &settings).prepare().await?;
-    ensure!(mesh.cloud("a").net().gateways()[0].inside.to_string() == inside, "the gateway has another address");
-    let policy = files::access_policy(NAMESPACE, "everyone", &["*"], &[("a", ACCOUNT)]);
+    let mut mesh = MeshBuilder::of(&["a", "b"]).settings("a", &envoy::gateway_settings()).prepare().await?;
+    let policy = files::access_policy(NAMESPACE, "everyone", &["*"], &[("a", envoy::ACCOUNT)]);
     mesh.cloud("b").write_policy("everyone", &policy)?;
     mesh.start_gateways().await?;
     mesh.wait_up("a", "b", PATIENCE).await?;
@@ -46,23 +33,8 @@ pub(crate) async fn mesh() -> Result<Mesh> {
 
 /// Starts the sidecar among a's pods; the import's address is on its own host from then on.
 pub(crate) async fn sidecar(mesh: &mut Mesh, version: &str) -> Result<Plan> {
-    let target = mesh.target("a", "web").await?;
-    let (place, source) = mesh.client("a");
-    place.ip(&format!("route add local {}/32 dev lo", target.ip())).await?;
-    let cloud = mesh.cloud_mut("a");
-    let file = cloud.folder().join("sidecar.yaml");
-    let gateway = cloud.net().gateways()[0].inside;
-    let config = json!({
-        "apiVersion": "eastway.dev/v1alpha1",
-        "kind": "SidecarConfig",
-        "workload": {"namespace": NAMESPACE, "serviceAccount": ACCOUNT, "name": "shopper-1"},
-        "trust": {"domain": trust_domain("a"), "ca": "unix:./run/shopper.sock"},
-        "gateway": format!("{gateway}:{XDS}"),
-        "state": "./shopper",
-        "envoy": {"path": envoy::binary(version)?, "concurrency": 1},
-    });
-    files::write(&file, &config)?;
-    cloud.start_workload("shopper", vec!["sidecar".into(), "--config".into(), file.into()]).await?;
+    let target = envoy::start_sidecar(mesh, "web", version).await?;
+    let (_, source) = mesh.client("a");
     let answered = async || mesh.ask("a", target).await.map(|server| server.starts_with("b-1"));
     within(PATIENCE, "an answer through Envoy", answered).await?;
     Ok(Plan { source, target, rate: RATE, size: 1_000 })

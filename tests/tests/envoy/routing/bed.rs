@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use eastway_tests::lab::files::{self, ServiceSpec, trust_domain};
+use eastway_tests::lab::files::ServiceSpec;
 use eastway_tests::lab::place::Place;
 use eastway_tests::load::connect;
 use eastway_tests::mesh::{Mesh, MeshBuilder, NAMESPACE, PORT};
@@ -18,11 +18,6 @@ use super::server::{Seen, Server};
 
 /// Longest wait for what takes a second or two.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
-/// The service account of the workload with the Envoy.
-const ACCOUNT: &str = "shopper";
-/// Port for HBONE, and for xDS.
-const HBONE: u16 = 15008;
-const XDS: u16 = 15012;
 /// Cloud, pod and version of a server.
 pub(super) type Placed = (&'static str, u8, &'static str);
 /// Where the servers are if nothing else is said.
@@ -62,14 +57,7 @@ impl Bed {
     }
 
     pub(super) async fn with(version: &str, placed: &[Placed]) -> Result<Self> {
-        let inside = "10.244.0.1";
-        let settings = json!({
-            "listen": {"hbone": format!("0.0.0.0:{HBONE}"), "local": format!("0.0.0.0:{XDS}")},
-            "sidecars": {"gateway": format!("{inside}:{HBONE}")},
-            "trust": {"workloads": [{"namespace": NAMESPACE, "serviceAccount": ACCOUNT, "socket": "./run/shopper.sock"}]},
-        });
-        let mut mesh = MeshBuilder::of(&["a", "b"]).settings("a", &settings).prepare().await?;
-        ensure!(mesh.cloud("a").net().gateways()[0].inside.to_string() == inside, "the gateway has another address");
+        let mut mesh = MeshBuilder::of(&["a", "b"]).settings("a", &envoy::gateway_settings()).prepare().await?;
         for version in ["v1", "v2", "v3"] {
             mesh.cloud("a").write_policy(
                 &format!("share-{version}"),
@@ -90,7 +78,7 @@ impl Bed {
         for cloud in ["a", "b"] {
             publish(&mut mesh, placed, cloud, |_| true)?;
         }
-        let target = sidecar(&mut mesh, version).await?;
+        let target = envoy::start_sidecar(&mut mesh, "web", version).await?;
         let (place, source) = mesh.client("a");
         let bed = Self { mesh, target, place, source, servers, placed: placed.to_vec() };
         within(PATIENCE, "an answer through Envoy", async || Ok(bed.get("/", &[]).await?.status == 200)).await?;
@@ -174,27 +162,6 @@ fn publish(mesh: &mut Mesh, placed: &[Placed], cloud: &str, kept: impl Fn(&str) 
         spec = spec.endpoint(net.pod(*pod), version);
     }
     mesh.change_services(cloud, |services| *services = vec![spec])
-}
-
-async fn sidecar(mesh: &mut Mesh, version: &str) -> Result<SocketAddr> {
-    let target = mesh.target("a", "web").await?;
-    let (place, _) = mesh.client("a");
-    place.ip(&format!("route add local {}/32 dev lo", target.ip())).await?;
-    let cloud = mesh.cloud_mut("a");
-    let file = cloud.folder().join("sidecar.yaml");
-    let gateway = cloud.net().gateways()[0].inside;
-    let config = json!({
-        "apiVersion": "eastway.dev/v1alpha1",
-        "kind": "SidecarConfig",
-        "workload": {"namespace": NAMESPACE, "serviceAccount": ACCOUNT, "name": "shopper-1"},
-        "trust": {"domain": trust_domain("a"), "ca": "unix:./run/shopper.sock"},
-        "gateway": format!("{gateway}:{XDS}"),
-        "state": "./shopper",
-        "envoy": {"path": envoy::binary(version)?, "concurrency": 1},
-    });
-    files::write(&file, &config)?;
-    cloud.start_workload("shopper", vec!["sidecar".into(), "--config".into(), file.into()]).await?;
-    Ok(target)
 }
 
 async fn ask(source: IpAddr, target: SocketAddr, request: String) -> Result<Answer> {
