@@ -2,15 +2,21 @@
 
 use std::ffi::OsStr;
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 use serde_json::{Value, json};
 use tokio::process::Command;
+use tokio::time::sleep;
 
 use super::cluster::Cluster;
 use super::process::{fed, output};
 use super::tools;
+
+/// A controller manager whose API server just came back waits for its lease first.
+const ACCOUNT: Duration = Duration::from_secs(60);
+/// Pause between two attempts to apply.
+const PAUSE: Duration = Duration::from_millis(200);
 
 impl Cluster {
     /// A tool that talks to this cluster's API as its administrator.
@@ -46,13 +52,20 @@ impl Cluster {
         serde_json::from_str(&self.kubectl(&arguments).await?).context("kubectl prints JSON")
     }
 
-    /// Applies manifests, on the server's side.
+    /// Applies manifests, on the server's side; again while pods of a new namespace are refused because the
+    /// controller manager has not made its service account yet.
     ///
     /// # Errors
     /// The API server refuses one; the others may have been applied.
     pub async fn apply(&self, yaml: &str) -> Result<String> {
         let arguments = ["apply", "--server-side", "--force-conflicts", "-f", "-"];
-        fed(&mut self.tool("kubectl", &arguments)?, yaml.as_bytes()).await
+        let started = Instant::now();
+        loop {
+            match fed(&mut self.tool("kubectl", &arguments)?, yaml.as_bytes()).await {
+                Err(error) if lacks_account(&error) && started.elapsed() < ACCOUNT => sleep(PAUSE).await,
+                done => return done,
+            }
+        }
     }
 
     /// Deletes what manifests name, and waits until it is gone.
@@ -135,4 +148,9 @@ impl Cluster {
         }
         report
     }
+}
+
+/// Whether pods were refused only because their namespace is too young.
+fn lacks_account(error: &Error) -> bool {
+    error.to_string().contains("error looking up service account")
 }
