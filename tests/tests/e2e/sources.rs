@@ -1,5 +1,5 @@
-//! Several API servers behind one gateway: a's own, one more by an object and one more by a file. Their services are one
-//! service of a, which b uses by name.
+//! Several API servers behind one gateway: a's own, one more by an object and one more by a file or a ClusterProfile.
+//! Their services are one service of a, which b uses by name.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use eastway_tests::kube::cluster::Program;
 use eastway_tests::kube::eastway::{REGISTRY, SYSTEM};
-use eastway_tests::kube::{Bed, Cluster, eastway as installed, process, seconds};
+use eastway_tests::kube::{Bed, Cluster, eastway as installed, process, seconds, tools};
 use eastway_tests::{bed_tests, within};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -142,6 +142,26 @@ async fn objects(source: &Source) -> Result<String> {
     Ok(list.to_string())
 }
 
+/// The cluster inventory's object (KEP-4322) and the Secret of its name; its status is what an inventory's controller
+/// writes, so it comes in a second step.
+async fn profile(a: &Cluster, source: &Source) -> Result<String> {
+    let name = source.cluster.name();
+    let meta = json!({"name": name, "namespace": REGISTRY});
+    let file: Value = serde_json::from_str(&source.kubeconfig().await?)?;
+    let (server, token) = (&file["clusters"][0]["cluster"], &file["users"][0]["user"]["token"]);
+    let status = json!({"status": {"accessProviders": [{"name": "secretreader", "cluster": server}]}});
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": {"token": token}},
+        {"apiVersion": "multicluster.x-k8s.io/v1alpha1", "kind": "ClusterProfile", "metadata": meta,
+         "spec": {"displayName": name, "clusterManager": {"name": "e2e"}}},
+    ]})
+    .to_string();
+    a.apply(&list).await?;
+    let patch = ["patch", "clusterprofile", name, "-n", REGISTRY, "--subresource=status", "--type=merge", "-p"];
+    a.kubectl(&[&patch[..], &[&status.to_string()]].concat()).await?;
+    Ok(list)
+}
+
 /// The files that do, as a Secret that is mounted.
 async fn files(source: &Source) -> Result<String> {
     let name = source.cluster.name();
@@ -247,14 +267,21 @@ async fn run(bed: &Bed, c: &Source, d: &Source) -> Result<()> {
     bed.record("sources.removed_by_object_s", until_answered(b, &["d", "echo"]).await?);
     a.delete(&secret).await?;
     bed.record("sources.removed_by_file_s", until_answered(b, &["echo"]).await?);
+
+    let registered = profile(a, d).await?;
+    bed.record("sources.by_profile_s", until_answered(b, &["d", "echo"]).await?);
+    a.delete(&registered).await?;
+    bed.record("sources.removed_by_profile_s", until_answered(b, &["echo"]).await?);
     Ok(())
 }
 
 bed_tests! {
-    /// Three API servers are one mesh member: registered live by an object and by a file, one of them killed, both
-    /// taken off again, while b uses the one service by name.
+    /// Three API servers are one mesh member: registered live by an object, a file and a ClusterProfile, one of them
+    /// killed, all taken off again, while b uses the one service by name.
     async fn three_api_servers_behind_one_gateway(bed) limit 420 {
         installed::ready(bed).await?;
+        let inventory = std::fs::read_to_string(tools::built("clusterprofiles.yaml")?)?;
+        bed.cluster("a").apply(&inventory).await?;
         let started = Instant::now();
         let (c, d) = tokio::try_join!(Source::start(bed, "c", 3), Source::start(bed, "d", 4))?;
         bed.record("sources.api_servers_s", seconds(started.elapsed()));
