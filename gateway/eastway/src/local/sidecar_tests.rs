@@ -75,10 +75,22 @@ async fn dial_trusting(
 
 /// What the first request of a sidecar with this node gets.
 async fn ask(channel: Channel, id: &str, cluster: &str) -> Result<wire::DeltaDiscoveryResponse, Status> {
+    ask_for(channel, id, cluster, Kind::Cluster, &[]).await
+}
+
+/// As [`ask`], for resources by name.
+async fn ask_for(
+    channel: Channel,
+    id: &str,
+    cluster: &str,
+    kind: Kind,
+    names: &[&str],
+) -> Result<wire::DeltaDiscoveryResponse, Status> {
     let node = wire::Node { id: id.into(), cluster: cluster.into(), ..wire::Node::default() };
     let request = wire::DeltaDiscoveryRequest {
         node: node.encode_to_vec().into(),
-        type_url: Kind::Cluster.url().into(),
+        type_url: kind.url().into(),
+        resource_names_subscribe: names.iter().map(|&name| name.into()).collect(),
         ..wire::DeltaDiscoveryRequest::default()
     };
     let mut client = AggregatedDiscoveryServiceClient::new(channel);
@@ -124,4 +136,24 @@ async fn x1_x2_workloads_get_their_configuration_and_nothing_else() {
     let page = cluster.telemetry.metrics.encode().unwrap();
     assert!(page.contains("eastway_sidecar_pushes_total{reason=\"cds\"} 1"), "{page}");
     assert!(page.contains("reason=\"sidecar\""), "{page}");
+}
+
+/// Keys are made where they are used, so the gateway has none to give away: who asks for another's secret, or for its
+/// own, is told what is told of a name that never was.
+#[tokio::test]
+async fn x3_no_name_gets_a_key() {
+    let cluster = Cluster::new();
+    let address = serve(&cluster).await;
+    let web = SpiffeId::workload("a.example", "shop", "web").unwrap();
+    let channel = dial(&address, cluster.identity_of(&web)).await.unwrap();
+    let bank = "spiffe://a.example/ns/bank/sa/web";
+    let gateway = Cluster::id("eastway-gateway");
+    let names = ["workload", web.as_str(), bank, gateway.as_str(), "default", "never-was"];
+    let response = ask_for(channel, "sidecar~web-1.shop", "web.shop", Kind::Secret, &names).await.unwrap();
+    assert!(response.resources.is_empty(), "nothing has such a name: {:?}", response.resources);
+    let mut absent: Vec<&str> = response.removed_resources.iter().map(AsRef::as_ref).collect();
+    absent.sort_unstable();
+    let mut asked = names;
+    asked.sort_unstable();
+    assert_eq!(absent, asked, "and all are absent alike");
 }
