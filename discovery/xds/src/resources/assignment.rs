@@ -18,6 +18,9 @@ use super::{HBONE, METADATA, tls};
 /// Key of the labels that subsets are chosen by.
 const LABELS: &str = "envoy.lb";
 
+/// What names of hosts of a lost cluster end with.
+const LOST: &str = ".lost";
+
 /// A priority gets all requests as long as one of a thousand of its endpoints is healthy, as connections are routed;
 /// Envoy's own rule sends some of them on when more than two of seven are not.
 const OVERPROVISIONING: u32 = 100_000;
@@ -248,7 +251,7 @@ fn remote(
             state: State::of(endpoint.condition),
             stale: part.stale,
             weight: endpoint.weight,
-            place: internal(format!("{}.{cluster}", endpoint.id)),
+            place: internal(format!("{}.{cluster}", endpoint.id), part.stale),
             metadata,
         });
     }
@@ -288,7 +291,7 @@ fn whole(
         state,
         stale: part.stale,
         weight: u32::try_from(weight).unwrap_or(u32::MAX),
-        place: internal(format!("{}.{}.{cluster}", import.key.name, import.key.namespace)),
+        place: internal(format!("{}.{}.{cluster}", import.key.name, import.key.namespace), part.stale),
         metadata,
     })
 }
@@ -298,8 +301,14 @@ fn service_authority(import: &Import, cluster: &ClusterName, port: &ServicePort)
     format!("{}.{}.{cluster}:{}", import.key.name, import.key.namespace, port.number)
 }
 
-fn internal(endpoint_id: String) -> wire::address::Address {
+/// A host of Envoy's own. It keeps what it thinks of a host for as long as that is there: what failed because the
+/// cluster was lost would stay ejected, for half a minute and more, when it is back. So endpoints of a lost cluster are
+/// other hosts than those of before and after.
+fn internal(mut endpoint_id: String, stale: bool) -> wire::address::Address {
     let server_listener_name = HBONE.to_owned();
+    if stale {
+        endpoint_id.push_str(LOST);
+    }
     wire::address::Address::EnvoyInternalAddress(wire::InternalAddress { server_listener_name, endpoint_id })
 }
 

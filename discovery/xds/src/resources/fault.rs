@@ -61,6 +61,7 @@ fn cluster(name: &str, protocol: AppProtocol) -> cluster::Cluster {
         max_connections: number(UNLIMITED),
         max_pending_requests: number(UNLIMITED),
         max_requests: number(UNLIMITED),
+        max_retries: number(UNLIMITED),
         ..cluster::circuit_breakers::Thresholds::default()
     };
     let options = protocol_options(protocol).map(|options| (http::HttpProtocolOptions::full_name(), any(&options)));

@@ -75,6 +75,8 @@ fn cluster(name: &str, protocol: AppProtocol, policy: SidecarPolicy) -> cluster:
         max_connections: number(limits.connections.unwrap_or(UNLIMITED)),
         max_pending_requests: number(limits.pending.unwrap_or(UNLIMITED)),
         max_requests: number(limits.requests.unwrap_or(UNLIMITED)),
+        // Envoy's own limit is three at a time, whatever a rule says of tries.
+        max_retries: number(UNLIMITED),
         ..cluster::circuit_breakers::Thresholds::default()
     };
     let common = cluster::cluster::CommonLbConfig {

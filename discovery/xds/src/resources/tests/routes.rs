@@ -151,6 +151,7 @@ fn a_share_has_its_endpoints_first_and_then_those_that_take_over() {
     world.peer("b", PeerChange::State(PeerState::Down { since: UnixMillis(1_000) }));
     let told = places(&world, "cluster.b_version.v2");
     assert!(told[0].contains("p0: b-v2") && told[0].contains("UNHEALTHY") && told[1].contains(" HEALTHY"), "{told:?}");
+    assert!(told[0].contains("b-v2.b.lost as b-v2.web.shop.b:80"), "ejections end with the loss: {told:?}");
     // A version that nobody has any more: what it would get goes to the others.
     let weights = |world: &World| {
         let view = world.view();
