@@ -17,9 +17,9 @@ export EASTWAY_TOOLS := $(TOOLS)
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
 
-demo: ## Three clouds on this machine, Bookinfo spread over them (ARGS="--once -o json" for one scripted run)
+demo: ## Three clouds on this machine, Bookinfo spread over them (ARGS="--once -o json" for one scripted run, ARGS=--no-envoy without Envoys)
 	@$(CARGO) build --release --locked -q -p eastway
-	@exec $(TARGET)/release/eastway demo $(ARGS)
+	@exec ./tests/tools/demo $(TARGET)/release/eastway $(TOOLS) $(ARGS)
 
 build: ## Build the release binary
 	$(CARGO) build --release --locked -p eastway
@@ -47,7 +47,7 @@ system: ## Clouds as network namespaces, real CoreDNS, Envoys and gRPC libraries
 
 demo-check: ## The demo's script, as a user without privileges, in real namespaces
 	$(CARGO) build --release --locked -q -p eastway
-	./tests/tools/demo-unprivileged $(TARGET)/release/eastway
+	./tests/tools/demo-unprivileged $(TARGET)/release/eastway $(TOOLS)
 
 e2e: ## Two real Kubernetes clusters, as root; figures go to target/e2e/summary.json (ARGS="name" for some tests)
 	@./tests/tools/run-steps deps-e2e e2e-build e2e-clusters e2e-documents || { ./tests/tools/e2e-logs $(TARGET)/e2e; exit 1; }

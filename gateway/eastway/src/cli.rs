@@ -32,7 +32,8 @@ use crate::roles::sidecar::program;
 use exit::Failure;
 
 /// Variables that commands read.
-const VARIABLES: [&str; 4] = ["EASTWAY_CONFIG", "EASTWAY_ADMIN", "EASTWAY_LOG_LEVEL", "EASTWAY_LOG_FORMAT"];
+const VARIABLES: [&str; 5] =
+    ["EASTWAY_CONFIG", "EASTWAY_ADMIN", "EASTWAY_LOG_LEVEL", "EASTWAY_LOG_FORMAT", "EASTWAY_ENVOY"];
 
 /// Variables of the demo, the Makefile and the tests, by their beginnings: they reach our commands, and mean
 /// nothing to them.

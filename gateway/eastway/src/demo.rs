@@ -10,7 +10,7 @@ use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -20,12 +20,15 @@ use tokio::signal::unix::{SignalKind, signal};
 
 pub mod bookinfo;
 mod browser;
+mod envoy;
 mod failover;
+mod faults;
 mod inside;
 pub mod lab;
 mod live;
 pub mod names;
 mod report;
+mod routing;
 mod script;
 pub mod stage;
 mod story;
@@ -55,6 +58,12 @@ pub struct Args {
     /// Serve the product page to browsers here [default: 127.0.0.1:8080, or any free port]
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<SocketAddr>,
+    /// Put this Envoy beside each service, and play the routing rules [default: `envoy` in PATH, if there is one]
+    #[arg(long, value_name = "PROGRAM", env = "EASTWAY_ENVOY")]
+    pub envoy: Option<PathBuf>,
+    /// Run the services without Envoys beside them
+    #[arg(long)]
+    pub no_envoy: bool,
 }
 
 /// How the demo prints results.
@@ -76,6 +85,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         bail!("-o json prints one result: add --once");
     }
     let (isolation, reason) = choose_isolation(args)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let envoy = runtime.block_on(envoy::choose(args, isolation))?;
     let browser = browser_listener(args.listen)?;
     let mut command = match isolation {
         Isolation::Namespaces => {
@@ -89,10 +100,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             command
         }
     };
-    command.args(inside::command_line(args, isolation, reason.as_deref(), started)?);
+    command.args(inside::command_line(args, (isolation, reason.as_deref()), &envoy, started)?);
     // The listener belongs to the host's network and is handed in as standard input.
     command.stdin(Stdio::from(OwnedFd::from(browser)));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(wait(command, args.once))
 }
 

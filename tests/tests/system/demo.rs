@@ -46,24 +46,37 @@ impl Binary {
         self.folder.path().join(format!("eastway{unique}"))
     }
 
-    /// `eastway demo …`, never as root.
+    /// A copy of the newest Envoy beside it, as [`Binary::copy`] is one.
+    fn envoy(&self) -> PathBuf {
+        let copy = self.folder.path().join("envoy");
+        std::fs::copy(eastway_tests::envoy::binary(eastway_tests::envoy::VERSIONS[0]).unwrap(), &copy).unwrap();
+        copy
+    }
+
+    /// `eastway demo …`, never as root; without Envoys unless one is among the arguments.
     fn demo(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.path());
         command.arg("demo").args(arguments).current_dir("/").stdin(Stdio::null());
-        command.env_remove("EASTWAY_BIN");
+        command.env_remove("EASTWAY_BIN").env_remove("EASTWAY_ENVOY");
+        if !arguments.contains(&"--envoy") {
+            command.arg("--no-envoy");
+        }
         if geteuid().is_root() {
             command.uid(NOBODY).gid(NOBODY);
         }
         command
     }
 
-    /// Processes that run this copy.
+    /// Processes that run this copy, or Envoys of it.
     fn processes(&self) -> BTreeSet<u32> {
-        let path = self.path();
+        [self.path(), self.folder.path().join("envoy")].iter().flat_map(|path| Self::running(path)).collect()
+    }
+
+    fn running(path: &Path) -> BTreeSet<u32> {
         let entries = std::fs::read_dir("/proc").unwrap().flatten();
         let runs = |entry: &std::fs::DirEntry| {
             std::fs::read_link(entry.path().join("exe")).is_ok_and(|exe| exe == path)
-                || std::fs::read(entry.path().join("cmdline")).is_ok_and(|line| starts_with(&line, &path))
+                || std::fs::read(entry.path().join("cmdline")).is_ok_and(|line| starts_with(&line, path))
         };
         entries.filter(runs).filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
     }
@@ -178,6 +191,7 @@ fn demo_script_runs_in_namespaces_without_root() {
     }
     let pods: Vec<&Value> = clouds.iter().map(|cloud| &cloud["pods"]["10.244.1.11"]).collect();
     assert_eq!(pods, ["productpage v1", "reviews v2", "ratings v1"]);
+    assert!(json["envoy"].is_null() && json["envoy_reason"] == "asked for", "{}", json["envoy"]);
     let edge = &clouds[2];
     assert!(edge["inbound"].is_null() && edge["inbound_guard"].is_string(), "{edge:#}");
     let links = edge["gateway"]["links"].as_array().unwrap();
@@ -264,6 +278,27 @@ fn demo_ends_with_ctrl_c_and_leaves_nothing() {
         binary.wait_until_nothing_runs();
         assert_eq!(left_behind(), before);
     }
+}
+
+/// With an Envoy beside each service the page shows what the rules say of its reader; Ctrl-C ends the Envoys, too.
+#[test]
+fn demo_with_envoys_follows_rules_and_leaves_nothing() {
+    let binary = Binary::copy();
+    let before = left_behind();
+    let envoy = binary.envoy();
+    let arguments = ["--listen", "127.0.0.1:0", "--require-namespaces", "--envoy"];
+    let mut demo = live(&binary, &[&arguments[..], &[envoy.to_str().unwrap()]].concat());
+    for _ in 0..10 {
+        let his = browse(&format!("{}?user=jason", demo.url));
+        assert!(his.contains("<td>reviews</td><td>v2</td>"), "{his}");
+        let hers = browse(&format!("{}?user=mary", demo.url));
+        assert!(hers.contains("<td>reviews</td><td>v1</td>") || hers.contains("<td>reviews</td><td>v3</td>"), "{hers}");
+    }
+    assert_eq!(Binary::running(&envoy).len(), 8);
+    kill(Pid::from_raw(i32::try_from(demo.process.id()).unwrap()), Signal::SIGINT).unwrap();
+    assert!(wait(&mut demo.process, Duration::from_secs(15)), "Ctrl-C is no failure");
+    binary.wait_until_nothing_runs();
+    assert_eq!(left_behind(), before);
 }
 
 /// Neither does a kill that gives no process a chance to tidy up.

@@ -8,7 +8,8 @@
 //! Every service is a process of its own that speaks HTTP/1.1 and finds the others by name through one
 //! DNS server, with a new connection for each call and no retries: what the network does is what the
 //! caller sees. Every answer says who gave it and carries the answers it is made of ([`Answer`]), so a
-//! client learns the whole chain of services, versions and clouds from the response alone.
+//! client learns the whole chain of services, versions and clouds from the response alone. The header
+//! [`END_USER`] goes along with every call that is made for a request.
 
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
@@ -20,7 +21,7 @@ mod client;
 mod page;
 mod server;
 
-pub use client::{Client, get};
+pub use client::{Client, Header};
 
 /// Port of every service.
 pub const PORT: u16 = 9080;
@@ -28,6 +29,14 @@ pub const PORT: u16 = 9080;
 pub const NAMESPACE: &str = "bookinfo";
 /// What is appended to a service's name to look it up.
 pub const DOMAIN: &str = "bookinfo.svc.clusterset.local";
+/// Header that says who reads the page; rules look at it.
+pub const END_USER: &str = "end-user";
+/// Header in which a sidecar says whose certificate the caller showed.
+pub const CALLER: &str = "x-forwarded-client-cert";
+/// Path that answers how often the service was asked.
+pub const COUNTER: &str = "/demo/requests";
+/// What comes before the status that the service is to answer everything with; 200: as ever.
+pub const MISBEHAVE: &str = "/demo/status/";
 
 /// One service of the application.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
@@ -158,6 +167,9 @@ pub struct Answer {
     /// Who answered.
     #[serde(flatten)]
     pub by: Hop,
+    /// Whom the sidecar beside it says it was called by: a SPIFFE id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caller: Option<String>,
     /// What this service itself contributes.
     pub content: serde_json::Value,
     /// The calls it made for it.

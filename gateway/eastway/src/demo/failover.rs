@@ -1,4 +1,4 @@
-//! The steps that cut the link to gke and heal it, under load.
+//! The steps that cut the link to gke and heal it, under load: of a client without a sidecar, and of one with.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use super::bookinfo::{Call, Service};
 use super::lab::Isolation;
+use super::routing;
 use super::script::{PAUSE, Script};
 use super::story::{GKE, ONPREM};
 
@@ -22,6 +23,29 @@ const HEAL_LIMIT: Duration = Duration::from_secs(15);
 /// For how long requests go on after the detection.
 const AFTERWARDS: Duration = Duration::from_secs(2);
 
+/// Who asks for reviews meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asker {
+    /// The demo's own client, which has no sidecar: the gateway decides for each connection.
+    Visitor,
+    /// The page, beside which an Envoy decides for each request.
+    Page,
+}
+
+impl Asker {
+    async fn ask(self, script: &Script<'_>, step: &'static str) -> Result<Call> {
+        match self {
+            Self::Visitor => script.call(step, ONPREM, Service::Reviews).await,
+            Self::Page => script.page(step, None).await,
+        }
+    }
+}
+
+/// Which cloud the reviews came from.
+fn cloud_of(call: &Call) -> Option<&str> {
+    Some(call.answer()?.find(Service::Reviews)?.by.cloud.as_str())
+}
+
 /// One request of the load.
 struct Sample {
     sent: Instant,
@@ -29,7 +53,7 @@ struct Sample {
 }
 
 /// Cuts the link, and heals it whatever happened in between.
-pub(super) async fn failover(script: &Script<'_>) -> Result<Value> {
+pub(super) async fn failover(script: &Script<'_>, step: &'static str, asker: Asker) -> Result<Value> {
     let over = AtomicBool::new(false);
     let (samples, mut taken) = mpsc::channel(8192);
     let (watched, ()) = tokio::join!(
@@ -38,7 +62,7 @@ pub(super) async fn failover(script: &Script<'_>) -> Result<Value> {
             over.store(true, Ordering::Relaxed);
             watched
         },
-        load(script, &over, samples),
+        load(script, (step, asker), &over, samples),
     );
     let (cut, detected) = watched?;
     taken.close();
@@ -66,23 +90,28 @@ async fn watch_cut(script: &Script<'_>) -> Result<(Instant, Instant)> {
 }
 
 /// Sends requests at a fixed rate until `over`, whatever becomes of earlier ones.
-async fn load(script: &Script<'_>, over: &AtomicBool, samples: mpsc::Sender<Sample>) {
+async fn load(
+    script: &Script<'_>,
+    (step, asker): (&'static str, Asker),
+    over: &AtomicBool,
+    samples: mpsc::Sender<Sample>,
+) {
     use futures_util::stream::{FuturesUnordered, StreamExt};
     let mut clock = tokio::time::interval(Duration::from_secs(1) / RATE);
     let mut open = FuturesUnordered::new();
     while !over.load(Ordering::Relaxed) {
         tokio::select! {
-            _ = clock.tick() => open.push(one(script, samples.clone())),
+            _ = clock.tick() => open.push(one(script, (step, asker), samples.clone())),
             Some(()) = open.next() => {}
         }
     }
     while open.next().await.is_some() {}
 }
 
-async fn one(script: &Script<'_>, samples: mpsc::Sender<Sample>) {
+async fn one(script: &Script<'_>, (step, asker): (&'static str, Asker), samples: mpsc::Sender<Sample>) {
     let sent = Instant::now();
     // A place that is gone ends the whole step in watch_cut.
-    if let Ok(call) = script.call("failover", ONPREM, Service::Reviews).await {
+    if let Ok(call) = asker.ask(script, step).await {
         let _full = samples.try_send(Sample { sent, call });
     }
 }
@@ -92,7 +121,7 @@ fn judge(samples: &[Sample], cut: Instant, detected: Instant, script: &Script<'_
     let between = samples.iter().filter(|sample| sample.sent >= cut && sample.sent < detected);
     let between_failed = between.clone().filter(|sample| sample.call.answer().is_none()).count();
     let after: Vec<&Sample> = samples.iter().filter(|sample| sample.sent >= detected).collect();
-    let from = |sample: &&Sample, cloud: &str| sample.call.answer().is_some_and(|answer| answer.by.cloud == cloud);
+    let from = |sample: &&Sample, cloud: &str| cloud_of(&sample.call) == Some(cloud);
     ensure!(before.iter().any(|sample| from(sample, GKE)), "gke answered nothing before the cut");
     ensure!(after.len() > 20, "only {} requests were sent after the detection", after.len());
     let failed: Vec<&str> = after.iter().filter_map(|sample| sample.call.error()).collect();
@@ -115,8 +144,8 @@ fn judge(samples: &[Sample], cut: Instant, detected: Instant, script: &Script<'_
     }))
 }
 
-/// Heals the link and waits until gke serves again, by the weights.
-pub(super) async fn failback(script: &Script<'_>) -> Result<Value> {
+/// Heals the link and waits until gke serves again: its share of the weights, or all that the page's rule gives it.
+pub(super) async fn failback(script: &Script<'_>, step: &'static str, asker: Asker) -> Result<Value> {
     set_link(script, true).await?;
     let healed = Instant::now();
     let onprem = script.story.cloud(ONPREM)?;
@@ -126,9 +155,9 @@ pub(super) async fn failback(script: &Script<'_>) -> Result<Value> {
         if up.is_none() && onprem.is_up(0, GKE).await? {
             up = Some(healed.elapsed());
         }
-        let call = script.call("failback", ONPREM, Service::Reviews).await?;
-        match call.answer() {
-            Some(answer) if answer.by.cloud == GKE => break healed.elapsed(),
+        let call = asker.ask(script, step).await?;
+        match cloud_of(&call) {
+            Some(GKE) => break healed.elapsed(),
             Some(_) => {}
             // Reviews in gke need ratings from edge, and that link comes back by itself.
             None => failed += 1,
@@ -139,11 +168,14 @@ pub(super) async fn failback(script: &Script<'_>) -> Result<Value> {
         ensure!(healed.elapsed() < HEAL_LIMIT, "gke has no link to edge {HEAL_LIMIT:?} after the link was healed");
         tokio::time::sleep(PAUSE).await;
     }
-    let weights = script.weights("failback", 4).await?;
+    let afterwards = match asker {
+        Asker::Visitor => json!({"weights": script.weights(step, 4).await?}),
+        Asker::Page => json!({"afterwards": routing::all_from(script, step, GKE).await?}),
+    };
     let up = up.map(|up| up.as_millis());
-    Ok(
-        json!({"link_up_ms": up, "first_answer_ms": first_answer.as_millis(), "failed_until_then": failed, "weights": weights}),
-    )
+    let mut seen = json!({"link_up_ms": up, "first_answer_ms": first_answer.as_millis(), "failed_until_then": failed});
+    super::lab::files::merge(&mut seen, &afterwards);
+    Ok(seen)
 }
 
 async fn set_link(script: &Script<'_>, whole: bool) -> Result<()> {

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::net::TcpListener;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,9 +13,10 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::envoy::{Choice, Envoy};
 use super::lab::cloud::Cloud;
 use super::lab::{Isolation, Lab};
-use super::report::{CloudReport, GatewayReport, LinkReport, Report, Step};
+use super::report::{CloudReport, EnvoyReport, GatewayReport, LinkReport, Report, Step};
 use super::script::Script;
 use super::story::Story;
 use super::{Output, THIS_BINARY, browser, live};
@@ -29,6 +30,14 @@ pub(super) struct Args {
     /// Why not namespaces.
     #[arg(long)]
     reason: Option<String>,
+    /// The program beside each workload.
+    #[arg(long, requires = "envoy_version")]
+    envoy: Option<PathBuf>,
+    #[arg(long)]
+    envoy_version: Option<String>,
+    /// Why none.
+    #[arg(long)]
+    no_envoy: Option<String>,
     #[arg(long)]
     once: bool,
     #[arg(long, value_enum)]
@@ -41,8 +50,8 @@ pub(super) struct Args {
 /// The command line that makes a process the inside of the demo.
 pub(super) fn command_line(
     args: &super::Args,
-    isolation: Isolation,
-    reason: Option<&str>,
+    (isolation, reason): (Isolation, Option<&str>),
+    envoy: &Choice,
     started: SystemTime,
 ) -> Result<Vec<OsString>> {
     let started = started.duration_since(UNIX_EPOCH).context("the clock is before 1970")?.as_micros();
@@ -51,7 +60,16 @@ pub(super) fn command_line(
     line.push(format!("--output={}", value_name(&args.output)));
     line.extend(args.once.then(|| "--once".to_owned()));
     line.extend(reason.map(|reason| format!("--reason={reason}")));
-    Ok(line.into_iter().map(OsString::from).collect())
+    let mut line: Vec<OsString> = line.into_iter().map(OsString::from).collect();
+    match envoy {
+        Ok(envoy) => {
+            let mut path = OsString::from("--envoy=");
+            path.push(&envoy.path);
+            line.extend([path, format!("--envoy-version={}", envoy.version).into()]);
+        }
+        Err(reason) => line.push(format!("--no-envoy={reason}").into()),
+    }
+    Ok(line)
 }
 
 fn value_name(value: &impl ValueEnum) -> String {
@@ -94,8 +112,9 @@ fn handed_in() -> Result<TcpListener> {
 /// `kept` outlives a cancelled performance, so that its clouds can be stopped in order.
 async fn perform(args: &Args, lab: Lab, browser: TcpListener, kept: &mut Option<Story>) -> Result<ExitCode> {
     let start = UNIX_EPOCH + Duration::from_micros(args.started);
-    eprintln!("starting three clouds ({})", value_name(&args.isolation));
-    let story = kept.insert(Story::prepare(lab).await?);
+    eprintln!("starting three clouds ({}), {}", value_name(&args.isolation), beside(args));
+    let envoy = args.envoy.clone().zip(args.envoy_version.clone()).map(|(path, version)| Envoy { path, version });
+    let story = kept.insert(Story::prepare(lab, envoy).await?);
     story.start().await?;
     eprintln!("three clouds run after {} ms", milliseconds_since(start));
     let script = Script::new(story);
@@ -103,6 +122,9 @@ async fn perform(args: &Args, lab: Lab, browser: TcpListener, kept: &mut Option<
     eprintln!("first answer across clouds after {} ms", first.as_millis());
     // The links of the private cluster come last: what is shown before would look broken.
     script.settled().await?;
+    if story.envoy.is_some() {
+        eprintln!("all Envoys have their configuration after {} ms", milliseconds_since(start));
+    }
     if !args.once {
         let url = browser::serve(story, browser)?;
         eprintln!("productpage for your browser: {url} (Ctrl-C ends the demo and leaves nothing behind)");
@@ -119,6 +141,11 @@ async fn perform(args: &Args, lab: Lab, browser: TcpListener, kept: &mut Option<
         version: env!("CARGO_PKG_VERSION"),
         isolation: args.isolation,
         isolation_reason: args.reason.clone(),
+        envoy: story.envoy.as_ref().map(|envoy| EnvoyReport {
+            version: envoy.version.clone(),
+            beside: story.sidecars().map(|workload| format!("{}/{}", workload.cloud, workload.name())).collect(),
+        }),
+        envoy_reason: args.no_envoy.clone(),
         clouds: clouds(story, &script).await?,
         first_cross_cloud_answer_ms: first.as_secs_f64() * 1000.0,
         steps,
@@ -126,6 +153,15 @@ async fn perform(args: &Args, lab: Lab, browser: TcpListener, kept: &mut Option<
     };
     print(args.output, &report)?;
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What is beside the workloads.
+fn beside(args: &Args) -> String {
+    match (&args.envoy_version, &args.no_envoy) {
+        (Some(version), _) => format!("Envoy {version} beside each workload"),
+        (None, Some(reason)) => format!("no Envoy beside workloads ({reason})"),
+        (None, None) => "no Envoy beside workloads".to_owned(),
+    }
 }
 
 fn milliseconds_since(start: SystemTime) -> u128 {

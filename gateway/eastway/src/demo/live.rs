@@ -7,25 +7,42 @@ use std::time::Duration;
 use anyhow::Result;
 use comfy_table::{ContentArrangement, Table, presets};
 
-use super::bookinfo::{Call, Hop, Service};
+use super::bookinfo::{Call, END_USER, Hop, Service};
 use super::inside;
 use super::lab::Isolation;
 use super::report::{LinkReport, Report, Request};
+use super::routing::{self, USER};
 use super::script::Script;
+use super::story::rules::{of_user, split};
 use super::story::{EDGE, ONPREM, Story, WEIGHTS};
 
 /// Pause between two rounds of requests.
 const ROUND: Duration = Duration::from_secs(1);
 /// Answers that are shown; with the rest they fit 24 lines.
 const SHOWN: usize = 10;
+const SHOWN_WITH_ENVOY: usize = 8;
+/// With Envoys: weights of v1 and v3 for who reads the page without being [`USER`].
+const LIVE: (u32, u32) = (80, 20);
 /// Clears the screen and goes to its top left corner.
 const HOME: &str = "\x1b[2J\x1b[H";
 
 /// Links as both ends see them: (cloud, peer).
 type Links = BTreeMap<(String, String), LinkReport>;
 
+/// One that was asked: who asked where, for what, and how it went.
+struct Asked {
+    from: &'static str,
+    user: Option<&'static str>,
+    service: Service,
+    call: Call,
+}
+
 /// Asks and shows until the task is dropped. `page` is the address for browsers.
 pub(super) async fn run(story: &Story, script: &Script<'_>, page: &str) -> Result<()> {
+    if story.envoy.is_some() {
+        routing::apply(script, &[of_user(USER, 2), split(LIVE.0, LIVE.1)]).await?;
+        eprintln!("{}", how_to_try(page));
+    }
     let terminal = std::io::stdout().is_terminal();
     let mut shown: VecDeque<String> = VecDeque::new();
     let mut versions: BTreeMap<String, u64> = BTreeMap::new();
@@ -35,13 +52,13 @@ pub(super) async fn run(story: &Story, script: &Script<'_>, page: &str) -> Resul
         let links = links(story).await;
         let calls = ask(script, &mut versions).await?;
         if !terminal {
-            for (from, service, call) in &calls {
-                write(&row(from, *service, call, &links))?;
+            for asked in &calls {
+                write(&row(asked, &links))?;
             }
             continue;
         }
-        shown.extend(calls.iter().map(|(from, _, call)| answer(from, call)));
-        while shown.len() > SHOWN {
+        shown.extend(calls.iter().map(answer));
+        while shown.len() > if story.envoy.is_some() { SHOWN_WITH_ENVOY } else { SHOWN } {
             shown.pop_front();
         }
         write(&format!("{HOME}{}", screen(story, page, &links, &shown, &versions)))?;
@@ -59,22 +76,37 @@ async fn links(story: &Story) -> Links {
     links
 }
 
+/// The rules, and how a user sees them.
+fn how_to_try(page: &str) -> String {
+    let (first, third) = LIVE;
+    format!(
+        "rules for reviews: {USER} gets v2, others {first} % v1 and {third} % v3; try\n\
+         curl -s -H '{END_USER}: {USER}' {page}\n\
+         curl -s {page}\n\
+         or {page}?user={USER} in your browser"
+    )
+}
+
 /// One round: the page from on-prem and from the edge.
-async fn ask(script: &Script<'_>, versions: &mut BTreeMap<String, u64>) -> Result<Vec<(&'static str, Service, Call)>> {
+async fn ask(script: &Script<'_>, versions: &mut BTreeMap<String, u64>) -> Result<Vec<Asked>> {
+    let his = script.story.envoy.as_ref().map(|_| (ONPREM, Some(USER), Service::Productpage));
+    let others = [(ONPREM, None, Service::Productpage), (EDGE, None, Service::Kiosk)];
     let mut calls = Vec::new();
-    for (from, service) in [(ONPREM, Service::Productpage), (EDGE, Service::Kiosk)] {
-        let call = script.call_beside("live", from, service).await?;
-        if let Some(reviews) = call.answer().and_then(|answer| answer.find(Service::Reviews)) {
+    for (from, user, service) in others.into_iter().chain(his) {
+        let call = script.call_beside("live", from, service, user).await?;
+        let reviews = call.answer().and_then(|answer| answer.find(Service::Reviews));
+        if let Some(reviews) = reviews.filter(|_| user.is_none()) {
             *versions.entry(format!("{} {}", reviews.by.version, reviews.by.cloud)).or_default() += 1;
         }
-        calls.push((from, service, call));
+        calls.push(Asked { from, user, service, call });
     }
     script.forget_requests();
     Ok(calls)
 }
 
 /// A line for programs: who was asked, who answered, through which links, how fast.
-fn row(from: &str, service: Service, call: &Call, links: &Links) -> String {
+fn row(asked: &Asked, links: &Links) -> String {
+    let Asked { from, service, call, .. } = asked;
     let request = Request::new(0.0, "live", from, call);
     let through = request.crossed.iter().map(|(from, to)| {
         let link = links.get(&(from.clone(), to.clone()));
@@ -86,14 +118,19 @@ fn row(from: &str, service: Service, call: &Call, links: &Links) -> String {
         let names = request.chain.iter().map(|hop| format!("{} {} ({})", hop.service.name(), hop.version, hop.cloud));
         names.collect::<Vec<_>>().join(" > ")
     });
-    format!("{from} {}  {answered}  {through}  {:.1} ms\n", service.name(), call.ms)
+    format!("{}{from} {}  {answered}  {through}  {:.1} ms\n", reader(asked), service.name(), call.ms)
 }
 
 /// A line for people: services by cloud, an arrow wherever a request crossed to another one.
-fn answer(from: &str, call: &Call) -> String {
-    let request = Request::new(0.0, "live", from, call);
+fn answer(asked: &Asked) -> String {
+    let request = Request::new(0.0, "live", asked.from, &asked.call);
     let text = request.error.unwrap_or_else(|| by_cloud(&request.chain));
-    format!("{:>5.1} ms {text}", call.ms)
+    format!("{:>5.1} ms {}{text}", asked.call.ms, reader(asked))
+}
+
+/// Who reads, if anybody said so.
+fn reader(asked: &Asked) -> String {
+    asked.user.map(|user| format!("{user}: ")).unwrap_or_default()
 }
 
 fn by_cloud(chain: &[Hop]) -> String {
@@ -128,7 +165,16 @@ fn screen(
         Isolation::Namespaces => "the same private addresses in each, no route between",
         Isolation::Loopback => "all on loopback: network namespaces are forbidden here",
     };
-    let mut text = format!("Eastway: three clouds, {apart}\nbrowser   {page}   (Ctrl-C ends the demo)\n\n");
+    let mut text = format!("Eastway: three clouds, {apart}\nbrowser   {page}   (Ctrl-C ends the demo)\n");
+    if let Some(envoy) = &story.envoy {
+        let (first, third) = LIVE;
+        text.push_str(&format!(
+            "rules     {USER}: v2; others: {first} % v1, {third} % v3   (Envoy {} beside each service)\n\
+             try       curl -s -H '{END_USER}: {USER}' {page}\n",
+            envoy.version
+        ));
+    }
+    text.push('\n');
     for ((cloud, peer), link) in links.iter().filter(|(_, link)| link.dialled) {
         let rtt = link.rtt_ms.map_or_else(String::new, |rtt| format!("   round trip {rtt:.1} ms"));
         text.push_str(&format!("link      {cloud} dialled {peer} at {} ({}){rtt}\n", link.remote, link.transport));
@@ -144,7 +190,10 @@ fn screen(
         let rss = cloud.gateway(0).and_then(super::lab::process::Process::rss).unwrap_or(0);
         format!("{}: {:.1} MB", cloud.name(), megabytes(rss))
     });
-    let wanted = WEIGHTS.map(|(_, weight)| weight.to_string()).join("/");
+    let wanted = match story.envoy {
+        Some(_) => format!("{}/0/{}", LIVE.0, LIVE.1),
+        None => WEIGHTS.map(|(_, weight)| weight.to_string()).join("/"),
+    };
     text.push_str(&format!(
         "\nreviews   {}   (weights {wanted})\ngateways  {}\n",
         shares.collect::<Vec<_>>().join(", "),

@@ -16,6 +16,11 @@ pub(super) struct Report {
     /// Why not by namespaces.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) isolation_reason: Option<String>,
+    /// What is beside the workloads; `None`: nothing.
+    pub(super) envoy: Option<EnvoyReport>,
+    /// Why nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) envoy_reason: Option<String>,
     /// The clouds.
     pub(super) clouds: Vec<CloudReport>,
     /// From the start of the command to the first answer that came from another cloud.
@@ -24,6 +29,14 @@ pub(super) struct Report {
     pub(super) steps: Vec<Step>,
     /// Every request, in order.
     pub(super) requests: Vec<Request>,
+}
+
+/// The Envoys.
+#[derive(Clone, Debug, serde::Serialize)]
+pub(super) struct EnvoyReport {
+    pub(super) version: String,
+    /// Cloud and name of each workload that has one.
+    pub(super) beside: Vec<String>,
 }
 
 /// One cloud.

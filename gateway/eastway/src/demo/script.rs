@@ -10,19 +10,20 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio::net::UdpSocket;
 
-use super::bookinfo::{Call, Client, Service, Version};
+use super::bookinfo::{Call, Client, END_USER, Header, Service, Version};
+use super::failover::{self, Asker};
 use super::lab::Isolation;
 use super::lab::cloud::Cloud;
 use super::report::{Request, Step};
-use super::story::{EDGE, GKE, ONPREM, OWN_NAMES, Story, WEIGHTS};
-use super::{failover, names};
+use super::story::{EDGE, GKE, ONPREM, OWN_NAMES, Story, WEIGHTS, Workload};
+use super::{faults, names, routing};
 
 /// Longest wait for the first answer, and for names to be there.
-const PATIENCE: Duration = Duration::from_secs(15);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 /// Connections that the weights are measured on.
 const CONNECTIONS: u32 = 1000;
 /// Of these, at once.
-const AT_ONCE: usize = 16;
+pub(super) const AT_ONCE: usize = 16;
 /// Calls that have to succeed in a row before the script begins.
 const SETTLED_CALLS: u32 = 20;
 /// Pause between two looks at something that has to come.
@@ -48,14 +49,15 @@ impl<'a> Script<'a> {
         let (mut seen, mut in_a_row) = (BTreeSet::new(), 0);
         while seen.len() < WEIGHTS.len() || in_a_row < SETTLED_CALLS {
             let reviews = self.call("start", ONPREM, Service::Reviews).await?;
-            let kiosk = self.call_beside("start", EDGE, Service::Kiosk).await?;
+            let kiosk = self.call_beside("start", EDGE, Service::Kiosk, None).await?;
+            let known = self.story.envoy.is_none() || self.is_page_known().await?;
             match (reviews.answer(), kiosk.answer()) {
-                (Some(answer), Some(_)) => {
+                (Some(answer), Some(_)) if known => {
                     seen.insert(answer.by.version);
                     in_a_row += 1;
                 }
                 _ if asked.elapsed() > PATIENCE => {
-                    bail!("not all services answer after {PATIENCE:?}: {reviews:?}, {kiosk:?}")
+                    bail!("not all services answer after {PATIENCE:?}: {reviews:?}, {kiosk:?}, the page known: {known}")
                 }
                 _ => {
                     in_a_row = 0;
@@ -64,6 +66,13 @@ impl<'a> Script<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether the page's Envoy proves to the sidecars of others who asks.
+    async fn is_page_known(&self) -> Result<bool> {
+        let page = self.page("start", None).await?;
+        let is_known = |call: &Call| call.answer().is_some_and(|answer| answer.caller.is_some());
+        Ok(page.answer().is_some_and(|answer| answer.calls.iter().all(is_known)))
     }
 
     /// All steps in order. A step that fails does not keep later ones from running.
@@ -81,8 +90,17 @@ impl<'a> Script<'a> {
         done("resolve", self.resolve().await);
         done("weights", self.weights("weights", 3).await);
         done("private-cluster", self.private_cluster().await);
-        done("failover", failover::failover(self).await);
-        done("failback", failover::failback(self).await);
+        done("failover", failover::failover(self, "failover", Asker::Visitor).await);
+        done("failback", failover::failback(self, "failback", Asker::Visitor).await);
+        if self.story.envoy.is_some() {
+            done("header", routing::header(self).await);
+            done("split", routing::split(self).await);
+            done("mirror", routing::mirror(self).await);
+            done("timeout-retry", faults::timeout_retry(self).await);
+            done("outlier", faults::outlier(self).await);
+            done("mtls", routing::mtls(self).await);
+            done("sidecar-failover", routing::sidecar_failover(self).await);
+        }
         steps
     }
 
@@ -101,7 +119,7 @@ impl<'a> Script<'a> {
     /// What runs on each pod of a cloud, as it says when it is asked at its address.
     pub(super) async fn pods_of(&self, cloud: &Cloud) -> Result<BTreeMap<IpAddr, String>> {
         let mut pods = BTreeMap::new();
-        for (pod, service) in self.story.workloads(cloud.name()) {
+        for Workload { pod, service, .. } in self.story.workloads(cloud.name()) {
             let (client, address) = (Self::client(cloud)?, cloud.net().pod(pod));
             let call = cloud
                 .net()
@@ -115,7 +133,7 @@ impl<'a> Script<'a> {
     }
 
     fn client(cloud: &Cloud) -> Result<Client> {
-        Ok(Client { dns: cloud.dns(0)?, source: Story::visitor(cloud) })
+        Ok(Client::new(cloud.dns(0)?, Story::visitor(cloud)))
     }
 
     /// The demo's client in `from` calls `service` by its name.
@@ -124,16 +142,38 @@ impl<'a> Script<'a> {
     }
 
     async fn call_as(&self, step: &'static str, from: &str, name: &str, service: Service) -> Result<Call> {
+        self.call_saying(step, from, (name, service), None).await
+    }
+
+    /// As [`Script::call`], by a name that leads to the service, with a header.
+    pub(super) async fn call_saying(
+        &self,
+        step: &'static str,
+        from: &str,
+        (name, service): (&str, Service),
+        header: Option<Header>,
+    ) -> Result<Call> {
         let cloud = self.story.cloud(from)?;
-        let (client, name) = (Self::client(cloud)?, name.to_owned());
+        let (client, name) = (Self::client(cloud)?.saying(header), name.to_owned());
         self.record(step, from, cloud, async move { client.call_as(&name, service).await }).await
     }
 
-    /// The demo's client calls a service that runs beside it.
-    pub(super) async fn call_beside(&self, step: &'static str, from: &str, service: Service) -> Result<Call> {
-        let cloud = self.story.cloud(from)?;
-        let (client, address) = (Self::client(cloud)?, self.story.local_address(from, service)?);
+    /// The demo's client calls a service that runs beside it, for `user`.
+    pub(super) async fn call_beside(
+        &self,
+        step: &'static str,
+        from: &str,
+        service: Service,
+        user: Option<&str>,
+    ) -> Result<Call> {
+        let (cloud, user) = (self.story.cloud(from)?, user.map(|user| (END_USER, user.to_owned())));
+        let (client, address) = (Self::client(cloud)?.saying(user), self.story.local_address(from, service)?);
         self.record(step, from, cloud, async move { client.call_at(address, service).await }).await
+    }
+
+    /// Somebody reads on-prem's page.
+    pub(super) async fn page(&self, step: &'static str, user: Option<&str>) -> Result<Call> {
+        self.call_beside(step, ONPREM, Service::Productpage, user).await
     }
 
     async fn record<F>(&self, step: &'static str, from: &str, cloud: &Cloud, call: F) -> Result<Call>
@@ -197,7 +237,7 @@ impl<'a> Script<'a> {
         Ok(json!({"names": resolved, "own_names_answered_by": own}))
     }
 
-    async fn until_resolved(&self, cloud: &Cloud, name: &str) -> Result<IpAddr> {
+    pub(super) async fn until_resolved(&self, cloud: &Cloud, name: &str) -> Result<IpAddr> {
         let (server, asked) = (cloud.dns(0)?, Instant::now());
         loop {
             let owned = name.to_owned();
@@ -238,7 +278,7 @@ impl<'a> Script<'a> {
 
     /// Edge takes part both ways although nothing can be opened towards it.
     async fn private_cluster(&self) -> Result<Value> {
-        let imports = self.call_beside("private-cluster", EDGE, Service::Kiosk).await?;
+        let imports = self.call_beside("private-cluster", EDGE, Service::Kiosk, None).await?;
         let answer = imports.answer().with_context(|| format!("kiosk: {}", imports.error().unwrap_or_default()))?;
         let page = answer.find(Service::Productpage).context("the kiosk shows no page")?;
         ensure!(page.by.cloud == ONPREM, "the kiosk's page came from {}", page.by.cloud);

@@ -167,10 +167,12 @@ fn first(program: &[OsString]) -> Result<ExitCode> {
     Err(command.exec()).with_context(|| format!("run {program:?}"))
 }
 
-/// A folder that can be covered: it must not hide the program, this binary or the working folder.
+/// A folder that can be covered: it must not hide the program, what its arguments name, this binary or the working folder.
 fn mount_point(program: &[OsString]) -> Result<PathBuf> {
     let mut needed: Vec<PathBuf> = [std::env::current_exe(), std::env::current_dir()].into_iter().flatten().collect();
     needed.extend(program.first().map(PathBuf::from));
+    let named = program.iter().filter_map(|argument| argument.to_str()?.split_once('=')).map(|(_, value)| value);
+    needed.extend(named.filter(|value| value.starts_with('/')).map(PathBuf::from));
     let fits = |folder: &PathBuf| folder.is_dir() && !needed.iter().any(|path| path.starts_with(folder));
     let folder = MOUNT_POINTS.iter().map(PathBuf::from).find(fits);
     folder.with_context(|| format!("no mount point: none of {MOUNT_POINTS:?} can be covered"))

@@ -11,9 +11,13 @@ use anyhow::{Context, Result};
 use serde_json::json;
 
 use super::bookinfo::{NAMESPACE, PORT, Service, Version};
+use super::envoy::Envoy;
 use super::lab::cloud::{Cloud, CloudSpec, introduce};
 use super::lab::files::{self, ServiceSpec};
 use super::lab::{Isolation, Lab};
+
+pub(super) mod rules;
+pub(super) mod sidecars;
 
 /// Where the demo's own clients are.
 pub(super) const VISITOR_POD: u8 = 20;
@@ -29,16 +33,38 @@ pub(super) const ONPREM: &str = "onprem";
 pub(super) const GKE: &str = "gke";
 pub(super) const EDGE: &str = "edge";
 
-/// (cloud, pod, service, version)
-const WORKLOADS: [(&str, u8, Service, Version); 7] = [
-    (ONPREM, 11, Service::Productpage, Version(1)),
-    (ONPREM, 12, Service::Details, Version(1)),
-    (ONPREM, 13, Service::Reviews, Version(1)),
-    (GKE, 11, Service::Reviews, Version(2)),
-    (GKE, 12, Service::Reviews, Version(3)),
-    (EDGE, 11, Service::Ratings, Version(1)),
-    (EDGE, 12, Service::Kiosk, Version(1)),
+/// A service that runs somewhere.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Workload {
+    pub(super) cloud: &'static str,
+    pub(super) pod: u8,
+    pub(super) service: Service,
+    pub(super) version: Version,
+}
+
+impl Workload {
+    const fn new(cloud: &'static str, pod: u8, service: Service, version: u8) -> Self {
+        Self { cloud, pod, service, version: Version(version) }
+    }
+
+    /// Its name, unique in its cloud.
+    pub(super) fn name(&self) -> String {
+        format!("{}-{}-{}", self.service.name(), self.version, self.pod)
+    }
+}
+
+const WORKLOADS: [Workload; 7] = [
+    Workload::new(ONPREM, 11, Service::Productpage, 1),
+    Workload::new(ONPREM, 12, Service::Details, 1),
+    Workload::new(ONPREM, 13, Service::Reviews, 1),
+    Workload::new(GKE, 11, Service::Reviews, 2),
+    Workload::new(GKE, 12, Service::Reviews, 3),
+    Workload::new(EDGE, 11, Service::Ratings, 1),
+    Workload::new(EDGE, 12, Service::Kiosk, 1),
 ];
+/// With Envoys, of which each sees single pods: siblings of gke's reviews v2.
+const SIBLINGS: [Workload; 2] =
+    [Workload::new(GKE, 13, Service::Reviews, 2), Workload::new(GKE, 14, Service::Reviews, 2)];
 
 /// A cluster and a service account in it.
 type Caller = (&'static str, &'static str);
@@ -57,6 +83,8 @@ const ALLOWED: [(&str, Service, &[Caller]); 5] = [
 pub(super) struct Story {
     pub(super) lab: Lab,
     pub(super) clouds: Vec<Cloud>,
+    /// What is beside the workloads.
+    pub(super) envoy: Option<Envoy>,
     /// What keeps connections from outside away from edge.
     pub(super) edge_guard: String,
     /// From the start of each gateway to ready, in the order of the clouds.
@@ -65,37 +93,42 @@ pub(super) struct Story {
 
 impl Story {
     /// Builds the clouds. Nothing runs yet.
-    pub(super) async fn prepare(lab: Lab) -> Result<Self> {
-        let mut edge = CloudSpec::new(EDGE, 3);
+    pub(super) async fn prepare(lab: Lab, envoy: Option<Envoy>) -> Result<Self> {
+        let (mut onprem, mut gke, mut edge) =
+            (CloudSpec::new(ONPREM, 1), CloudSpec::new(GKE, 2), CloudSpec::new(EDGE, 3));
         edge.inbound = false;
-        let mut onprem = CloudSpec::new(ONPREM, 1);
+        if envoy.is_some() {
+            for spec in [&mut onprem, &mut gke, &mut edge] {
+                spec.settings = sidecars::gateway_settings(&spec.name);
+            }
+        }
         let names = OWN_NAMES.map(|(name, cluster)| {
             let mut rule = json!({"name": name, "service": format!("{NAMESPACE}/{}", Service::Reviews.name())});
             files::merge(&mut rule, &cluster.map(|cluster| json!({ "cluster": cluster })).unwrap_or_default());
             rule
         });
-        onprem.settings = json!({"dns": {"zones": [OWN_ZONE], "names": names}});
-        let (onprem, gke, edge) = tokio::try_join!(
-            Cloud::prepare(&lab, onprem),
-            Cloud::prepare(&lab, CloudSpec::new(GKE, 2)),
-            Cloud::prepare(&lab, edge),
-        )?;
+        files::merge(&mut onprem.settings, &json!({"dns": {"zones": [OWN_ZONE], "names": names}}));
+        let (onprem, gke, edge) =
+            tokio::try_join!(Cloud::prepare(&lab, onprem), Cloud::prepare(&lab, gke), Cloud::prepare(&lab, edge),)?;
         let edge_guard = guard_edge(&lab, &edge).await;
-        let story = Self { lab, clouds: vec![onprem, gke, edge], edge_guard, ready: Vec::new() };
+        let mut story = Self { lab, clouds: vec![onprem, gke, edge], envoy, edge_guard, ready: Vec::new() };
+        story.set_apart().await?;
         story.write_files().await?;
         Ok(story)
     }
 
     async fn write_files(&self) -> Result<()> {
         for cloud in &self.clouds {
-            let here = WORKLOADS.iter().filter(|(name, ..)| *name == cloud.name());
             let mut services: Vec<ServiceSpec> = Vec::new();
-            for (_, pod, service, version) in here {
-                let address = cloud.net().pod(*pod);
-                let known = services.iter().position(|spec| spec.name == service.name());
+            for workload in self.workloads(cloud.name()) {
+                let (address, name) = (cloud.net().pod(workload.pod), workload.service.name());
+                let known = services.iter().position(|spec| spec.name == name);
                 let spec = known.map(|index| services.remove(index));
-                let spec = spec.unwrap_or_else(|| ServiceSpec::new(NAMESPACE, service.name(), PORT));
-                services.push(spec.endpoint(address, &version.to_string()));
+                let mut spec = spec.unwrap_or_else(|| ServiceSpec::new(NAMESPACE, name, PORT));
+                if self.has_sidecar(&workload) {
+                    spec.more = sidecars::behind();
+                }
+                services.push(spec.endpoint(address, &workload.version.to_string()));
             }
             for spec in &mut services {
                 spec.health = Some("/health".to_owned());
@@ -108,10 +141,12 @@ impl Story {
             let policy = files::access_policy(NAMESPACE, service.name(), &[service.name()], allow);
             self.cloud(owner)?.write_policy(&format!("access-{}", service.name()), &policy)?;
         }
-        let split = WEIGHTS.map(|(version, weight)| json!({"weight": weight, "subset": {"version": version}}));
-        let policy = json!({"split": split, "failover": ["local"]});
-        let policy = files::traffic_policy(NAMESPACE, Service::Reviews.name(), &policy);
-        self.cloud(ONPREM)?.write_policy("reviews", &policy)?;
+        self.cloud(ONPREM)?.write_policy("reviews", &rules::policy(&json!({})))?;
+        if self.envoy.is_some() {
+            for (name, file) in rules::shares() {
+                self.cloud(ONPREM)?.write_policy(&name, &file)?;
+            }
+        }
         introduce(&self.clouds, &[NAMESPACE]).await
     }
 
@@ -122,19 +157,20 @@ impl Story {
             cloud.start_gateway(0).await?;
         }
         let started = Instant::now();
-        for (name, pod, service, version) in WORKLOADS {
-            let cloud = self.cloud_mut(name)?;
+        for workload in self.all().collect::<Vec<_>>() {
+            let cloud = self.cloud_mut(workload.cloud)?;
             let arguments = [
                 "demo-app".to_owned(),
-                format!("--service={}", service.name()),
-                format!("--version={version}"),
-                format!("--cloud={name}"),
-                format!("--listen={}", SocketAddr::new(cloud.net().pod(pod), PORT)),
+                format!("--service={}", workload.service.name()),
+                format!("--version={}", workload.version),
+                format!("--cloud={}", workload.cloud),
+                format!("--listen={}", SocketAddr::new(cloud.net().pod(workload.pod), PORT)),
                 format!("--dns={}", cloud.dns(0)?),
             ];
             let arguments = arguments.map(OsString::from).to_vec();
-            cloud.start_workload(&format!("{}-{version}", service.name()), arguments).await?;
+            cloud.start_on_pod(workload.pod, &workload.name(), arguments).await?;
         }
+        self.start_sidecars().await?;
         for cloud in &mut self.clouds {
             cloud.wait_ready(0).await?;
             self.ready.push(started.elapsed());
@@ -150,16 +186,27 @@ impl Story {
         self.clouds.iter_mut().find(|cloud| cloud.name() == name).with_context(|| format!("no cloud {name}"))
     }
 
+    fn all(&self) -> impl Iterator<Item = Workload> + use<> {
+        let siblings = if self.envoy.is_some() { &SIBLINGS[..] } else { &[] };
+        WORKLOADS.into_iter().chain(siblings.iter().copied())
+    }
+
     /// What runs in a cloud, and where.
-    pub(super) fn workloads(&self, cloud: &str) -> impl Iterator<Item = (u8, Service)> {
-        WORKLOADS.iter().filter(move |(name, ..)| *name == cloud).map(|(_, pod, service, _)| (*pod, *service))
+    pub(super) fn workloads(&self, cloud: &str) -> impl Iterator<Item = Workload> {
+        self.all().filter(move |workload| workload.cloud == cloud)
+    }
+
+    /// Pods of a version of a service in a cloud.
+    pub(super) fn pods(&self, cloud: &str, service: Service, version: Version) -> impl Iterator<Item = u8> {
+        let wanted = move |workload: &Workload| workload.service == service && workload.version == version;
+        self.workloads(cloud).filter(wanted).map(|workload| workload.pod)
     }
 
     /// Where a service of this cloud listens, for clients beside it.
     pub(super) fn local_address(&self, cloud: &str, service: Service) -> Result<SocketAddr> {
-        let found = WORKLOADS.iter().find(|(name, _, running, _)| *name == cloud && *running == service);
-        let (_, pod, ..) = found.with_context(|| format!("no {} in {cloud}", service.name()))?;
-        Ok(SocketAddr::new(self.cloud(cloud)?.net().pod(*pod), PORT))
+        let found = self.workloads(cloud).find(|workload| workload.service == service);
+        let pod = found.with_context(|| format!("no {} in {cloud}", service.name()))?.pod;
+        Ok(SocketAddr::new(self.cloud(cloud)?.net().pod(pod), PORT))
     }
 
     /// Address of the demo's own client in a cloud.

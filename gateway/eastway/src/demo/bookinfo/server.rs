@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -17,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::{Answer, Args, Client, Hop, Service, Version, page};
+use super::{Answer, Args, CALLER, COUNTER, Client, END_USER, Header, Hop, MISBEHAVE, Service, Version, page};
 
 /// Connections served at once; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 1024;
@@ -25,6 +26,10 @@ const MAX_CONNECTIONS: usize = 1024;
 struct App {
     me: Hop,
     client: Client,
+    /// Requests for what it serves, whatever became of them.
+    requests: AtomicU64,
+    /// What it answers with, other than 200 when it was told to fail.
+    status: AtomicU16,
 }
 
 /// Serves until the task is dropped.
@@ -32,7 +37,9 @@ pub(super) async fn serve(args: Args) -> Result<()> {
     let listener = TcpListener::bind(args.listen).await.with_context(|| format!("listen on {}", args.listen))?;
     let app = Arc::new(App {
         me: Hop { service: args.service, version: args.version, cloud: args.cloud },
-        client: Client { dns: args.dns, source: args.listen.ip() },
+        client: Client::new(args.dns, args.listen.ip()),
+        requests: AtomicU64::new(0),
+        status: AtomicU16::new(StatusCode::OK.as_u16()),
     });
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
@@ -67,8 +74,18 @@ async fn respond<B>(app: &App, request: Request<B>) -> Result<Response<Full<Byte
     let service = app.me.service;
     let response = if path == "/health" {
         reply(StatusCode::OK, "text/plain", "ok\n".into())
+    } else if path == COUNTER {
+        reply(StatusCode::OK, "text/plain", app.requests.load(Ordering::Relaxed).to_string().into())
+    } else if let Some(status) = path.strip_prefix(MISBEHAVE).and_then(|status| status.parse().ok()) {
+        app.status.store(status, Ordering::Relaxed);
+        reply(StatusCode::OK, "text/plain", "ok\n".into())
     } else if path == service.path() || (path == "/" && service == Service::Productpage) {
-        let answer = app.answer().await;
+        app.requests.fetch_add(1, Ordering::Relaxed);
+        let told = StatusCode::from_u16(app.status.load(Ordering::Relaxed)).unwrap_or_default();
+        if told != StatusCode::OK {
+            return Ok(reply(told, "text/plain", "told to fail\n".into()));
+        }
+        let answer = app.answer(reader(&request), caller(&request)).await;
         // A part that is missing is the page's fault for whoever reads it.
         let status = if answer.calls.iter().all(|call| call.answer().is_some()) {
             StatusCode::OK
@@ -90,6 +107,21 @@ fn wants_html<B>(request: &Request<B>) -> bool {
     request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok()).is_some_and(|accept| accept.contains("html"))
 }
 
+/// Who reads the page: as the header says, or the address that a browser was given.
+fn reader<B>(request: &Request<B>) -> Option<Header> {
+    let said = request.headers().get(END_USER).and_then(|user| user.to_str().ok());
+    let asked = || request.uri().query()?.split('&').find_map(|part| part.strip_prefix("user="));
+    let user = said.or_else(asked)?;
+    // A browser's user could be anything, and goes into a header.
+    user.bytes().all(|byte| byte.is_ascii_alphanumeric()).then(|| (END_USER, user.to_owned()))
+}
+
+/// The identity that the sidecar found in the caller's certificate.
+fn caller<B>(request: &Request<B>) -> Option<String> {
+    let said = request.headers().get(CALLER)?.to_str().ok()?;
+    Some(said.split(';').find_map(|part| part.strip_prefix("URI="))?.to_owned())
+}
+
 fn reply(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
@@ -98,10 +130,11 @@ fn reply(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<B
 }
 
 impl App {
-    async fn answer(&self) -> Answer {
+    async fn answer(&self, reader: Option<Header>, caller: Option<String>) -> Answer {
         let others = self.me.service.calls(self.me.version);
-        let calls = join_all(others.iter().map(|service| self.client.call(*service))).await;
-        Answer { by: self.me.clone(), content: content(&self.me), calls }
+        let client = self.client.clone().saying(reader);
+        let calls = join_all(others.iter().map(|service| client.call(*service))).await;
+        Answer { by: self.me.clone(), caller, content: content(&self.me), calls }
     }
 }
 

@@ -55,7 +55,7 @@ async fn application(without: Option<Service>) -> (JoinSet<()>, Client) {
         let args = Args { service, version: Version(version), cloud: cloud.into(), listen, dns };
         tasks.spawn(async move { server::serve(args).await.unwrap() });
     }
-    let client = Client { dns, source: IpAddr::V4(Ipv4Addr::new(127, 200, 1, 99)) };
+    let client = Client::new(dns, IpAddr::V4(Ipv4Addr::new(127, 200, 1, 99)));
     for service in [Service::Productpage, Service::Details, Service::Reviews, Service::Ratings, Service::Kiosk] {
         let address = SocketAddr::from((address(service), PORT));
         while Some(service) != without && TcpStream::connect(address).await.is_err() {
@@ -83,6 +83,17 @@ async fn answers_carry_the_whole_chain() {
     assert!(page.starts_with("HTTP/1.1 200 OK\r\n"), "{page}");
     assert!(page.contains("class=red>★★★★★<"), "{page}");
     assert!(page.contains("<td>ratings</td><td>v1</td><td><span class=cloud>edge</span>"), "{page}");
+
+    // What a sidecar says of the caller, and what the service was told to do.
+    let said = (CALLER, "Hash=1;URI=spiffe://onprem.example/ns/bookinfo/sa/page".to_owned());
+    let call = client.clone().saying(Some(said)).call(Service::Details).await;
+    let caller = call.answer().and_then(|answer| answer.caller.as_deref());
+    assert_eq!(caller, Some("spiffe://onprem.example/ns/bookinfo/sa/page"));
+    assert!(answer.chain().len() == 5 && answer.caller.is_none());
+    let details = SocketAddr::from((address(Service::Details), PORT));
+    let _not_an_answer = client.get(details, "details", &format!("{MISBEHAVE}500")).await;
+    let call = client.call(Service::Details).await;
+    assert!(call.error().is_some_and(|error| error.contains("status 500")), "{call:?}");
     drop(tasks);
 
     // What is missing is an error of whoever asked for it, never a made-up answer.

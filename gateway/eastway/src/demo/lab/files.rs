@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 /// Version of every file kind.
-const API_VERSION: &str = "eastway.dev/v1alpha1";
+pub const API_VERSION: &str = "eastway.dev/v1alpha1";
 
 /// A service of a cloud.
 #[derive(Clone, Debug)]

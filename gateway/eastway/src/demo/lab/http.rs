@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
 use super::place::Place;
@@ -39,8 +39,27 @@ pub async fn get(place: &Place, to: SocketAddr, path: &str) -> Result<Response> 
     place.run(async move { tokio::time::timeout(PATIENCE, exchange).await.context("no answer in time")? }).await
 }
 
+/// The status of the answer to a GET of `path`; the rest of it is not waited for, as proxies keep connections open.
+///
+/// # Errors
+/// As for [`get`].
+pub async fn status(place: &Place, to: SocketAddr, path: &str) -> Result<u16> {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n");
+    let exchange = async move {
+        let mut stream = BufReader::new(TcpStream::connect(to).await.with_context(|| format!("connect to {to}"))?);
+        stream.write_all(request.as_bytes()).await?;
+        let mut line = String::new();
+        stream.take(MAX_ANSWER).read_line(&mut line).await?;
+        status_of(&line)
+    };
+    place.run(async move { tokio::time::timeout(PATIENCE, exchange).await.context("no answer in time")? }).await
+}
+
+fn status_of(line: &str) -> Result<u16> {
+    line.split(' ').nth(1).and_then(|status| status.parse().ok()).context("not HTTP")
+}
+
 fn parse(answer: &str) -> Result<Response> {
     let (head, body) = answer.split_once("\r\n\r\n").context("cut short")?;
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).context("not HTTP")?;
-    Ok(Response { status, body: body.to_owned() })
+    Ok(Response { status: status_of(head)?, body: body.to_owned() })
 }

@@ -9,9 +9,10 @@
 //! ```
 //!
 //! `pods` has routes to its own range and, through its gateway, to the range of virtual addresses; no
-//! default route, and no namespace forwards. On loopback every cloud has `127.<number>.0.0/16` instead.
+//! default route, and no namespace forwards. A pod with a sidecar has a namespace of its own, on the same bridge, in which
+//! the virtual addresses are its own host's ([`CloudNet::set_apart`]). On loopback every cloud has `127.<number>.0.0/16` instead.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Mutex, PoisonError};
 
@@ -40,6 +41,8 @@ pub struct CloudNet {
     number: u8,
     isolation: Isolation,
     pods: Place,
+    /// Pods that are not with the others.
+    apart: BTreeMap<u8, Place>,
     gateways: Vec<GatewayNet>,
 }
 
@@ -103,7 +106,38 @@ impl CloudNet {
         if let (true, Some(gateway)) = (isolated, gateways.first()) {
             pods.ip(&format!("route add {VIP_RANGE} via {}", gateway.inside)).await?;
         }
-        Ok(Self { name: name.to_owned(), number, isolation: lab.isolation, pods, gateways })
+        Ok(Self { name: name.to_owned(), number, isolation: lab.isolation, pods, apart: BTreeMap::new(), gateways })
+    }
+
+    /// Gives its `n`th pod a namespace of its own, in which a sidecar can listen at virtual addresses.
+    ///
+    /// # Errors
+    /// On loopback there are no namespaces; the kernel or `ip` refuses; it has one already.
+    pub async fn set_apart(&mut self, n: u8) -> Result<()> {
+        ensure!(self.isolation == Isolation::Namespaces, "there are no namespaces on loopback");
+        let name = format!("{}/pod-{n}", self.name);
+        let (place, port, address) = (Place::namespace(&name).await?, format!("pod{n}"), self.pod(n));
+        self.pods.veth(&port, &place, "eth0").await.with_context(|| format!("network of {name}"))?;
+        let outside = [
+            format!("addr del {address}/16 dev eth0"),
+            format!("link set {port} master eth0"),
+            format!("link set {port} up"),
+        ];
+        let inside = [
+            format!("addr add {address}/16 dev eth0"),
+            "link set eth0 up".to_owned(),
+            format!("route add local {VIP_RANGE} dev lo"),
+        ];
+        self.pods.ip_batch(&outside).await.with_context(|| format!("network of {name}"))?;
+        place.ip_batch(&inside).await.with_context(|| format!("network of {name}"))?;
+        self.apart.insert(n, place);
+        Ok(())
+    }
+
+    /// Where its `n`th pod runs.
+    #[must_use]
+    pub fn place_of(&self, n: u8) -> &Place {
+        self.apart.get(&n).unwrap_or(&self.pods)
     }
 
     /// Its cloud's name.
