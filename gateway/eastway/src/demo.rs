@@ -29,6 +29,7 @@ mod live;
 pub mod names;
 mod report;
 mod routing;
+mod scenes;
 mod script;
 pub mod stage;
 mod story;

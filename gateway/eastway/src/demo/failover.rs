@@ -178,7 +178,8 @@ pub(super) async fn failback(script: &Script<'_>, step: &'static str, asker: Ask
     Ok(seen)
 }
 
-async fn set_link(script: &Script<'_>, whole: bool) -> Result<()> {
+/// Cuts the link to gke, or heals it.
+pub(super) async fn set_link(script: &Script<'_>, whole: bool) -> Result<()> {
     let gke = script.story.cloud(GKE)?;
     match script.story.lab.isolation() {
         Isolation::Namespaces => gke.net().set_cable(&script.story.lab, whole).await,

@@ -8,22 +8,22 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::bookinfo::{MISBEHAVE, PORT, Service, Version};
-use super::lab::{files, http};
+use super::lab::http;
 use super::routing::{apply, asked, look, set_policy};
 use super::script::{PATIENCE, PAUSE, Script};
 use super::story::GKE;
-use super::story::rules::to_version;
+use super::story::rules::{limited, milliseconds, to_version, tried_again, tried_once};
 
 /// How long each request is held up.
-const DELAY: Duration = Duration::from_secs(2);
+pub(super) const DELAY: Duration = Duration::from_secs(2);
 /// How long the page's Envoy waits for reviews.
-const TIMEOUT: Duration = Duration::from_millis(300);
+pub(super) const TIMEOUT: Duration = Duration::from_millis(300);
 /// Requests that run into it.
 const HELD_UP: u32 = 20;
 /// Requests of which half are aborted.
 const ABORTED: u32 = 200;
 /// Tries after the first: of 2^13 requests one fails all of them.
-const RETRIES: u32 = 12;
+pub(super) const RETRIES: u32 = 12;
 /// So many of [`ABORTED`] may fail with retries, and be off from the half without: more are one run in a million by chance.
 const FEW: u32 = 2;
 const HALF: std::ops::RangeInclusive<u32> = 60..=140;
@@ -43,15 +43,8 @@ pub(super) async fn timeout_retry(script: &Script<'_>) -> Result<Value> {
 }
 
 async fn on_purpose(script: &Script<'_>) -> Result<Value> {
-    // Nobody is to be ejected for what others make fail.
-    let fault = |fault| json!({"fault": fault, "outlierDetection": {"consecutiveErrors": 0}});
-    let rule = |more| {
-        let mut rule = to_version(1);
-        files::merge(&mut rule, &more);
-        [rule]
-    };
-    set_policy(script, &fault(json!({"delay": {"duration": milliseconds(DELAY)}})))?;
-    apply(script, &rule(json!({"timeouts": {"request": milliseconds(TIMEOUT)}, "retry": {"attempts": 0}}))).await?;
+    set_policy(script, &held_up(DELAY))?;
+    apply(script, &[limited(TIMEOUT)]).await?;
     let (mut timed_out, mut slowest) = (0, 0.0_f64);
     for _ in 0..HELD_UP {
         let page = script.page("timeout-retry", None).await?;
@@ -61,11 +54,11 @@ async fn on_purpose(script: &Script<'_>) -> Result<Value> {
         timed_out += 1;
         slowest = slowest.max(page.ms);
     }
-    set_policy(script, &fault(json!({"abort": {"status": 503, "percent": 50}})))?;
-    apply(script, &rule(json!({"retry": {"attempts": 0}}))).await?;
+    set_policy(script, &half_aborted())?;
+    apply(script, &[tried_once(1)]).await?;
     let without = look(script, "timeout-retry", ABORTED, None).await?;
     ensure!(HALF.contains(&without.failed), "half of them are to fail: {without:?}");
-    apply(script, &rule(json!({"retry": {"codes": [503], "attempts": RETRIES, "backoff": "1ms"}}))).await?;
+    apply(script, &[tried_again(RETRIES)]).await?;
     let with = look(script, "timeout-retry", ABORTED, None).await?;
     ensure!(with.failed <= FEW, "retries are to make up for nearly all: {with:?}");
     Ok(json!({
@@ -77,8 +70,24 @@ async fn on_purpose(script: &Script<'_>) -> Result<Value> {
     }))
 }
 
-fn milliseconds(duration: Duration) -> String {
-    format!("{}ms", duration.as_millis())
+/// A TrafficPolicy: each request waits for so long.
+pub(super) fn held_up(delay: Duration) -> Value {
+    on_nobody(&json!({"delay": {"duration": milliseconds(delay)}}))
+}
+
+/// A TrafficPolicy: half of all tries are answered with 503.
+pub(super) fn half_aborted() -> Value {
+    on_nobody(&json!({"abort": {"status": 503, "percent": 50}}))
+}
+
+/// Nobody is to be ejected for what others make fail.
+fn on_nobody(fault: &Value) -> Value {
+    json!({"fault": fault, "outlierDetection": {"consecutiveErrors": 0}})
+}
+
+/// A TrafficPolicy: a pod that fails three times in a row is left alone for long.
+pub(super) fn ejecting() -> Value {
+    json!({"outlierDetection": {"consecutiveErrors": 3, "ejectionTime": "60s", "interval": "1s"}})
 }
 
 /// One of the pods of gke's reviews v2 answers with errors: it alone is ejected.
@@ -86,13 +95,8 @@ pub(super) async fn outlier(script: &Script<'_>) -> Result<Value> {
     let pods: Vec<u8> = script.story.pods(GKE, Service::Reviews, Version(2)).collect();
     let bad = *pods.last().context("no pods")?;
     ensure!(pods.len() >= 3, "{} pods of reviews v2", pods.len());
-    set_policy(
-        script,
-        &json!({"outlierDetection": {"consecutiveErrors": 3, "ejectionTime": "60s", "interval": "1s"}}),
-    )?;
-    let mut rule = to_version(2);
-    files::merge(&mut rule, &json!({"retry": {"attempts": 0}}));
-    apply(script, &[rule]).await?;
+    set_policy(script, &ejecting())?;
+    apply(script, &[tried_once(2)]).await?;
     let result = one_bad_pod(script, &pods, bad).await;
     answer_with(script, bad, 200).await?;
     set_policy(script, &json!({}))?;
@@ -168,7 +172,7 @@ async fn counts(script: &Script<'_>, pods: &[u8]) -> Result<BTreeMap<u8, u64>> {
 }
 
 /// Has a pod of gke answer everything with this status from now on; it still says that it is healthy.
-async fn answer_with(script: &Script<'_>, pod: u8, status: u16) -> Result<()> {
+pub(super) async fn answer_with(script: &Script<'_>, pod: u8, status: u16) -> Result<()> {
     let net = script.story.cloud(GKE)?.net();
     let answer = http::get(net.pods(), SocketAddr::new(net.pod(pod), PORT), &format!("{MISBEHAVE}{status}")).await?;
     ensure!(answer.status == 200, "pod {pod}: {}", answer.status);

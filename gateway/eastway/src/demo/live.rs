@@ -11,9 +11,9 @@ use super::bookinfo::{Call, END_USER, Hop, Service};
 use super::inside;
 use super::lab::Isolation;
 use super::report::{LinkReport, Report, Request};
-use super::routing::{self, USER};
+use super::routing::USER;
+use super::scenes::Play;
 use super::script::Script;
-use super::story::rules::{of_user, split};
 use super::story::{EDGE, ONPREM, Story, WEIGHTS};
 
 /// Pause between two rounds of requests.
@@ -21,8 +21,6 @@ const ROUND: Duration = Duration::from_secs(1);
 /// Answers that are shown; with the rest they fit 24 lines.
 const SHOWN: usize = 10;
 const SHOWN_WITH_ENVOY: usize = 8;
-/// With Envoys: weights of v1 and v3 for who reads the page without being [`USER`].
-const LIVE: (u32, u32) = (80, 20);
 /// Clears the screen and goes to its top left corner.
 const HOME: &str = "\x1b[2J\x1b[H";
 
@@ -39,9 +37,12 @@ struct Asked {
 
 /// Asks and shows until the task is dropped. `page` is the address for browsers.
 pub(super) async fn run(story: &Story, script: &Script<'_>, page: &str) -> Result<()> {
-    if story.envoy.is_some() {
-        routing::apply(script, &[of_user(USER, 2), split(LIVE.0, LIVE.1)]).await?;
-        eprintln!("{}", how_to_try(page));
+    let mut play = match story.envoy {
+        Some(_) => Some(Play::begin(script).await?),
+        None => None,
+    };
+    if let Some(play) = &play {
+        eprintln!("{}\n{}", how_to_try(page), play.title());
     }
     let terminal = std::io::stdout().is_terminal();
     let mut shown: VecDeque<String> = VecDeque::new();
@@ -49,8 +50,20 @@ pub(super) async fn run(story: &Story, script: &Script<'_>, page: &str) -> Resul
     let mut clock = tokio::time::interval(ROUND);
     loop {
         clock.tick().await;
+        if let Some(play) = &mut play {
+            if play.go_on(script).await? {
+                versions.clear();
+                if !terminal {
+                    eprintln!("{}", play.title());
+                }
+            }
+            play.count(script).await?;
+        }
         let links = links(story).await;
         let calls = ask(script, &mut versions).await?;
+        if let Some(play) = &mut play {
+            calls.iter().filter(|asked| asked.user.is_none()).for_each(|asked| play.add(&asked.call));
+        }
         if !terminal {
             for asked in &calls {
                 write(&row(asked, &links))?;
@@ -61,7 +74,7 @@ pub(super) async fn run(story: &Story, script: &Script<'_>, page: &str) -> Resul
         while shown.len() > if story.envoy.is_some() { SHOWN_WITH_ENVOY } else { SHOWN } {
             shown.pop_front();
         }
-        write(&format!("{HOME}{}", screen(story, page, &links, &shown, &versions)))?;
+        write(&format!("{HOME}{}", screen(story, (page, play.as_ref()), &links, &shown, &versions)))?;
     }
 }
 
@@ -76,11 +89,10 @@ async fn links(story: &Story) -> Links {
     links
 }
 
-/// The rules, and how a user sees them.
+/// How a user sees the rules.
 fn how_to_try(page: &str) -> String {
-    let (first, third) = LIVE;
     format!(
-        "rules for reviews: {USER} gets v2, others {first} % v1 and {third} % v3; try\n\
+        "{USER} gets reviews v2, others what each scene says; try\n\
          curl -s -H '{END_USER}: {USER}' {page}\n\
          curl -s {page}\n\
          or {page}?user={USER} in your browser"
@@ -156,7 +168,7 @@ fn by_cloud(chain: &[Hop]) -> String {
 
 fn screen(
     story: &Story,
-    page: &str,
+    (page, play): (&str, Option<&Play>),
     links: &Links,
     shown: &VecDeque<String>,
     versions: &BTreeMap<String, u64>,
@@ -166,12 +178,13 @@ fn screen(
         Isolation::Loopback => "all on loopback: network namespaces are forbidden here",
     };
     let mut text = format!("Eastway: three clouds, {apart}\nbrowser   {page}   (Ctrl-C ends the demo)\n");
-    if let Some(envoy) = &story.envoy {
-        let (first, third) = LIVE;
+    if let Some((envoy, play)) = story.envoy.as_ref().zip(play) {
         text.push_str(&format!(
-            "rules     {USER}: v2; others: {first} % v1, {third} % v3   (Envoy {} beside each service)\n\
-             try       curl -s -H '{END_USER}: {USER}' {page}\n",
-            envoy.version
+            "try       curl -s -H '{END_USER}: {USER}' {page}   (Envoy {} beside each service)\n\n\
+             {}\n          {}\n",
+            envoy.version,
+            play.title(),
+            play.counted(),
         ));
     }
     text.push('\n');
@@ -190,15 +203,11 @@ fn screen(
         let rss = cloud.gateway(0).and_then(super::lab::process::Process::rss).unwrap_or(0);
         format!("{}: {:.1} MB", cloud.name(), megabytes(rss))
     });
-    let wanted = match story.envoy {
-        Some(_) => format!("{}/0/{}", LIVE.0, LIVE.1),
-        None => WEIGHTS.map(|(_, weight)| weight.to_string()).join("/"),
-    };
-    text.push_str(&format!(
-        "\nreviews   {}   (weights {wanted})\ngateways  {}\n",
-        shares.collect::<Vec<_>>().join(", "),
-        memory.collect::<Vec<_>>().join("   "),
-    ));
+    let wanted = WEIGHTS.map(|(_, weight)| weight.to_string()).join("/");
+    if play.is_none() {
+        text.push_str(&format!("\nreviews   {}   (weights {wanted})", shares.collect::<Vec<_>>().join(", ")));
+    }
+    text.push_str(&format!("\ngateways  {}\n", memory.collect::<Vec<_>>().join("   ")));
     text
 }
 
@@ -231,8 +240,9 @@ pub(super) fn summary(report: &Report) -> String {
         ]);
     }
     let failed = report.requests.iter().filter(|request| !request.is_ok()).count();
+    let on_purpose = if report.envoy.is_some() { " or on purpose" } else { "" };
     format!(
-        "{clouds}\n{steps}\n{} requests, {failed} failed while links were cut; first answer across clouds after {:.0} ms",
+        "{clouds}\n{steps}\n{} requests, {failed} failed while links were cut{on_purpose}; first answer across clouds after {:.0} ms",
         report.requests.len(),
         report.first_cross_cloud_answer_ms,
     )

@@ -43,7 +43,7 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    fn add(&mut self, call: &Call) {
+    pub(super) fn add(&mut self, call: &Call) {
         self.requests += 1;
         match call.answer().and_then(|answer| answer.find(Service::Reviews)) {
             Some(reviews) => *self.answered_by.entry(reviews.by.version.to_string()).or_default() += 1,
@@ -58,10 +58,29 @@ impl Seen {
         self.answered_by.get(&Version(version).to_string()).copied().unwrap_or(0)
     }
 
+    pub(super) fn extend(&mut self, more: Self) {
+        self.requests += more.requests;
+        self.failed += more.failed;
+        for (version, count) in more.answered_by {
+            *self.answered_by.entry(version).or_default() += count;
+        }
+        self.first_error = self.first_error.take().or(more.first_error);
+    }
+
     /// All of them answered, by this version.
     fn all_by(self, version: u8) -> Result<Self> {
         ensure!(self.count(version) == self.requests, "not all by v{version}: {self:?}");
         Ok(self)
+    }
+}
+
+impl std::fmt::Display for Seen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} requests: ", self.requests)?;
+        for (version, count) in &self.answered_by {
+            write!(f, "{count} by {version}, ")?;
+        }
+        write!(f, "{} failed", self.failed)
     }
 }
 
@@ -127,10 +146,7 @@ pub(super) async fn split(script: &Script<'_>) -> Result<Value> {
 
 /// A copy of each request goes to v3, which nobody waits for.
 pub(super) async fn mirror(script: &Script<'_>) -> Result<Value> {
-    let mut rule = to_version(1);
-    let copies = json!({"type": "RequestMirror", "requestMirror": {"backendRef": rules::target(&rules::share_of(3))}});
-    files::merge(&mut rule, &json!({"filters": [copies]}));
-    apply(script, &[rule]).await?;
+    apply(script, &[rules::copied(3)]).await?;
     let pod = script.story.pods(GKE, Service::Reviews, Version(3)).next().context("no v3")?;
     let before = asked(script, GKE, pod).await?;
     let seen = look(script, "mirror", LOOK, None).await?.all_by(1)?;
@@ -195,14 +211,18 @@ fn identity(cloud: &str, service: Service) -> String {
 /// All to gke; gke lost, on-prem serves; gke back, all to gke.
 pub(super) async fn sidecar_failover(script: &Script<'_>) -> Result<Value> {
     const STEP: &str = "sidecar-failover";
-    // Reviews in gke fail until their own link to the ratings is back, and are to be tried again soon.
-    set_policy(script, &json!({"outlierDetection": {"ejectionTime": "500ms", "interval": "500ms"}}))?;
-    apply(script, &[json!({"backendRefs": [rules::backend(rules::ALL_OF_GKE, 1)]})]).await?;
+    set_policy(script, &soon_back())?;
+    apply(script, &[rules::to_gke()]).await?;
     let before = all_from(script, STEP, GKE).await?;
     let over = failover::failover(script, STEP, Asker::Page).await;
     // Healed in any case.
     let back = failover::failback(script, STEP, Asker::Page).await;
     Ok(json!({"before": before, "failover": over?, "failback": back?}))
+}
+
+/// Reviews in gke fail until their own link to the ratings is back, and are to be tried again soon then.
+pub(super) fn soon_back() -> Value {
+    json!({"outlierDetection": {"ejectionTime": "500ms", "interval": "500ms"}})
 }
 
 /// Reads the page; the reviews in it must all be from this cloud.
@@ -221,4 +241,56 @@ pub(super) async fn all_from(script: &Script<'_>, step: &'static str, cloud: &st
 /// The TrafficPolicy of reviews, with this beside the weights. [`apply`] is to follow, which waits for both.
 pub(super) fn set_policy(script: &Script<'_>, more: &Value) -> Result<()> {
     script.story.cloud(ONPREM)?.write_policy("reviews", &rules::policy(more))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::bookinfo::{Hop, Outcome};
+    use super::*;
+
+    fn answer(service: Service, cloud: &str, caller: Option<&str>, calls: Vec<Answer>) -> Answer {
+        let by = Hop { service, version: Version(1), cloud: cloud.to_owned() };
+        let call = |answer: Answer| Call {
+            name: answer.by.service.fqdn(),
+            address: None,
+            ms: 1.0,
+            outcome: Outcome::Answer(Box::new(answer)),
+        };
+        let calls = calls.into_iter().map(call).collect();
+        Answer { by, caller: caller.map(str::to_owned), content: json!({}), calls }
+    }
+
+    /// All of a chain are judged, each by the one above it.
+    #[test]
+    fn callers_must_be_who_called() {
+        let page = "spiffe://onprem.example/ns/bookinfo/sa/bookinfo-productpage";
+        let reviews = "spiffe://gke.example/ns/bookinfo/sa/bookinfo-reviews";
+        let chain = |by: Option<&str>| {
+            let ratings = answer(Service::Ratings, "edge", by, Vec::new());
+            let reviews = answer(Service::Reviews, "gke", Some(page), vec![ratings]);
+            answer(Service::Productpage, "onprem", None, vec![reviews])
+        };
+        let mut seen = BTreeMap::new();
+        callers(&chain(Some(reviews)), &mut seen).unwrap();
+        assert_eq!(seen["reviews v1 (gke)"], BTreeMap::from([(page.to_owned(), 1)]));
+        assert_eq!(seen["ratings v1 (edge)"], BTreeMap::from([(reviews.to_owned(), 1)]));
+        for wrong in [None, Some(page)] {
+            assert!(callers(&chain(wrong), &mut BTreeMap::new()).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_look_counts_who_answered_and_what_failed() {
+        let reviews = answer(Service::Reviews, "gke", None, Vec::new());
+        let page = answer(Service::Productpage, "onprem", None, vec![reviews]);
+        let call = |outcome| Call { name: "page".to_owned(), address: None, ms: 1.0, outcome };
+        let mut seen = Seen::default();
+        seen.add(&call(Outcome::Answer(Box::new(page))));
+        seen.add(&call(Outcome::Error("status 502".to_owned())));
+        let mut twice = Seen::default();
+        twice.extend(seen);
+        assert_eq!(twice.to_string(), "2 requests: 1 by v1, 1 failed");
+        assert_eq!(twice.first_error.as_deref(), Some("status 502"));
+        assert!(twice.all_by(1).is_err());
+    }
 }

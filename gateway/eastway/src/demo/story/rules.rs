@@ -1,12 +1,14 @@
 //! What on-prem's policies folder says of reviews.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::{GKE, NAMESPACE, Service, WEIGHTS};
 use crate::demo::lab::files::{self, API_VERSION};
 
 /// The share that is all of gke's pods.
-pub(in super::super) const ALL_OF_GKE: &str = "reviews-gke";
+const ALL_OF_GKE: &str = "reviews-gke";
 
 /// The TrafficPolicy: the weights for clients without a sidecar and those without a rule, and `more`.
 pub(in super::super) fn policy(more: &Value) -> Value {
@@ -35,20 +37,18 @@ pub(super) fn shares() -> Vec<(String, Value)> {
 }
 
 /// Name of a version's share.
-pub(in super::super) fn share_of(version: u8) -> String {
+fn share_of(version: u8) -> String {
     format!("reviews-v{version}")
 }
 
 /// What a rule names a share by.
-pub(in super::super) fn target(share: &str) -> Value {
+fn target(share: &str) -> Value {
     json!({"group": "eastway.dev", "kind": "ServiceShare", "name": share})
 }
 
 /// A backend: a share with its weight.
-pub(in super::super) fn backend(share: &str, weight: u32) -> Value {
-    let mut backend = target(share);
-    files::merge(&mut backend, &json!({ "weight": weight }));
-    backend
+fn backend(share: &str, weight: u32) -> Value {
+    with(target(share), &json!({ "weight": weight }))
 }
 
 /// A rule: everything to a version.
@@ -59,14 +59,48 @@ pub(in super::super) fn to_version(version: u8) -> Value {
 /// A rule: the requests that somebody makes go to a version.
 pub(in super::super) fn of_user(user: &str, version: u8) -> Value {
     let header = json!({"name": crate::demo::bookinfo::END_USER, "value": user});
-    let mut rule = to_version(version);
-    files::merge(&mut rule, &json!({"matches": [{"headers": [header]}]}));
-    rule
+    with(to_version(version), &json!({"matches": [{"headers": [header]}]}))
 }
 
 /// A rule: to v1 and v3 by these weights.
 pub(in super::super) fn split(first: u32, third: u32) -> Value {
     json!({"backendRefs": [backend(&share_of(1), first), backend(&share_of(3), third)]})
+}
+
+/// A rule: everything to v1, and a copy of it to another version.
+pub(in super::super) fn copied(version: u8) -> Value {
+    let copies = json!({"type": "RequestMirror", "requestMirror": {"backendRef": target(&share_of(version))}});
+    with(to_version(1), &json!({"filters": [copies]}))
+}
+
+/// A rule: everything to v1, which may take so long; nothing is tried again.
+pub(in super::super) fn limited(limit: Duration) -> Value {
+    with(tried_once(1), &json!({"timeouts": {"request": milliseconds(limit)}}))
+}
+
+/// A rule: everything to a version; nothing is tried again.
+pub(in super::super) fn tried_once(version: u8) -> Value {
+    with(to_version(version), &json!({"retry": {"attempts": 0}}))
+}
+
+/// A rule: everything to v1, tried again so often if it is answered with 503.
+pub(in super::super) fn tried_again(times: u32) -> Value {
+    with(to_version(1), &json!({"retry": {"codes": [503], "attempts": times, "backoff": "1ms"}}))
+}
+
+/// A rule: everything to gke.
+pub(in super::super) fn to_gke() -> Value {
+    json!({"backendRefs": [backend(ALL_OF_GKE, 1)]})
+}
+
+fn with(mut rule: Value, more: &Value) -> Value {
+    files::merge(&mut rule, more);
+    rule
+}
+
+/// As files spell it.
+pub(in super::super) fn milliseconds(duration: Duration) -> String {
+    format!("{}ms", duration.as_millis())
 }
 
 /// The HTTPRoute of reviews.
