@@ -6,6 +6,8 @@
 //! cannot know (grammars, ranges, two fields that exclude each other) is checked afterwards with a
 //! [`Context`], which reports in the same way.
 //!
+//! Shapes that are large and not ours, of which a part is read, need no structs: a table of their keys is enough ([`Keys`]).
+//!
 //! Refused on purpose: anchors, aliases and merge keys (bombs, and values that are not where one
 //! looks), tags, directives, duplicate keys, deep nesting, texts over a limit. A value that YAML
 //! takes for a number or a boolean is not accepted as text, so that a file means the same here, to
@@ -15,6 +17,7 @@ mod context;
 mod decode;
 mod field;
 mod tree;
+mod walk;
 
 use std::io::{ErrorKind, Read};
 use std::path::Path;
@@ -23,6 +26,7 @@ use std::sync::Arc;
 pub use context::{Context, Place};
 pub use field::{At, Field, List, Text};
 pub use tree::{Document, NodeId};
+pub use walk::Keys;
 
 use crate::diagnostic::{Code, Diagnostic, Diagnostics, Severity, Source, Span};
 

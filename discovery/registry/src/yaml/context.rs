@@ -9,8 +9,8 @@ use crate::diagnostic::{Code, Diagnostic, Diagnostics, Severity};
 
 /// One document while its values are checked.
 pub struct Context<'a> {
-    document: &'a Arc<Document>,
-    sink: &'a mut Diagnostics,
+    pub(super) document: &'a Arc<Document>,
+    pub(super) sink: &'a mut Diagnostics,
 }
 
 impl<'a> Context<'a> {

@@ -14,9 +14,23 @@ impl Document {
     /// Decodes the whole document. What is wrong goes to `sink`; a value comes back if the
     /// outermost shape fits, its wrong fields being [`super::Field::Invalid`].
     pub fn decode<'d, T: de::Deserialize<'d>>(&'d self, sink: &mut Diagnostics) -> Option<T> {
+        self.decode_at(self.root(), sink)
+    }
+
+    /// As [`Document::decode`], of one node.
+    pub(super) fn decode_at<'d, T: de::Deserialize<'d>>(&'d self, node: NodeId, sink: &mut Diagnostics) -> Option<T> {
+        self.with(node, sink, |decoder| T::deserialize(decoder).map_err(|error| decoder.report(error)).ok())
+    }
+
+    /// What `act` makes of one node; what it reports goes to `sink`.
+    pub(super) fn with<'d, T>(
+        &'d self,
+        node: NodeId,
+        sink: &mut Diagnostics,
+        act: impl FnOnce(Decoder<'d, '_>) -> T,
+    ) -> T {
         let reports = RefCell::new(std::mem::take(sink));
-        let decoder = Decoder { document: self, node: self.root(), reports: &reports, in_list: false };
-        let value = T::deserialize(decoder).map_err(|error| decoder.report(error)).ok();
+        let value = act(Decoder { document: self, node, reports: &reports, in_list: false });
         *sink = reports.into_inner();
         value
     }
@@ -24,7 +38,7 @@ impl Document {
 
 /// Why a node is not the value that was asked for.
 #[derive(Debug)]
-struct DecodeError {
+pub(super) struct DecodeError {
     /// `None` until it is known: serde's own errors carry no place.
     node: Option<NodeId>,
     code: Code,
@@ -62,7 +76,7 @@ impl de::Error for DecodeError {
 }
 
 #[derive(Clone, Copy)]
-struct Decoder<'a, 'r> {
+pub(super) struct Decoder<'a, 'r> {
     document: &'a Document,
     node: NodeId,
     reports: &'r RefCell<Diagnostics>,
@@ -83,7 +97,7 @@ impl<'a, 'r> Decoder<'a, 'r> {
         matches!(self.value(), Some(Value::Scalar { text, plain: true }) if is_null(text))
     }
 
-    fn report(self, error: DecodeError) {
+    pub(super) fn report(self, error: DecodeError) {
         let node = error.node.unwrap_or(self.node);
         self.push(self.document.span(node), self.document.path(node), error);
     }
@@ -147,21 +161,21 @@ impl<'a, 'r> Decoder<'a, 'r> {
         Err(self.mismatch(wanted))
     }
 
-    fn items(self) -> Result<Items<'a, 'r>, DecodeError> {
+    pub(super) fn items(self) -> Result<&'a [NodeId], DecodeError> {
         match self.value() {
-            Some(Value::List(items)) => Ok(Items { decoder: self, items: items.iter() }),
+            Some(Value::List(items)) => Ok(items),
             _ => Err(self.mismatch("a list")),
         }
     }
 
-    fn entries(self) -> Result<&'a [Entry], DecodeError> {
+    pub(super) fn entries(self) -> Result<&'a [Entry], DecodeError> {
         match self.value() {
             Some(Value::Map(entries)) => Ok(entries),
             _ => Err(self.mismatch("a mapping (key: value)")),
         }
     }
 
-    fn unknown_key(self, entry: &Entry, known: &'static [&'static str]) {
+    pub(super) fn unknown_key(self, entry: &Entry, known: &[&str]) {
         let mut message = "unknown field".to_owned();
         let mut help = None;
         if let Some(meant) = did_you_mean(&entry.key, known.iter().copied()) {
@@ -324,7 +338,7 @@ impl<'de> Deserializer<'de> for Decoder<'de, '_> {
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, DecodeError> {
-        visitor.visit_seq(self.items()?).map_err(|error| error.or_at(self.node))
+        visitor.visit_seq(Items { decoder: self, items: self.items()?.iter() }).map_err(|error| error.or_at(self.node))
     }
 
     fn deserialize_tuple<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, DecodeError> {
