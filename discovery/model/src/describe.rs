@@ -180,9 +180,9 @@ pub fn explain(snapshot: &Snapshot, key: &ServiceKey, request: &RouteRequest<'_>
 fn policy(import: &Import, request: &RouteRequest<'_>) -> Option<String> {
     let port = import.port(request.protocol, request.port);
     if let Some(entry) = port.and_then(|port| plan::by_rule(import, port)) {
-        return Some(format!("{} {} rules[{}]", entry.route.kind, entry.route.name, entry.rule));
+        return Some(format!("{} {}", entry.route, entry.route.rule_name(entry.rule)));
     }
-    import.policy.as_ref().map(|policy| format!("TrafficPolicy {}/{}", import.key.namespace, policy.name))
+    import.policy.as_ref().map(ToString::to_string)
 }
 
 fn candidates(snapshot: &Snapshot, plan: &Plan<'_>, level: Level) -> Vec<ExplainedCandidate> {

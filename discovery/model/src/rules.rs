@@ -10,8 +10,8 @@ pub use access::{AccessMode, AccessPolicy, AccessRule, Match};
 pub use filter::{FilterError, Glob, GlobError, NEVER_SHARED, NameFilter, NameFilterEntry, never_shared};
 pub use route::{Route, RouteBook, RouteTable, ServiceShare};
 pub use traffic::{
-    Abort, ClusterRef, ConnectionLimits, Delay, Fault, Locality, MAX_SPLITS, MAX_WEIGHT, Outliers, SidecarPolicy,
-    Split, TrafficPolicy, TrafficPolicyError,
+    Abort, Balance, ClusterRef, ConnectionLimits, Delay, Fault, Locality, MAX_SPLITS, MAX_WEIGHT, Outliers,
+    SidecarPolicy, Split, TrafficPolicy, TrafficPolicyError,
 };
 
 use std::collections::BTreeMap;

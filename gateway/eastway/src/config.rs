@@ -11,6 +11,7 @@
 mod across;
 pub mod file;
 mod fixed;
+mod istio;
 mod load;
 pub mod objects;
 pub mod peer;

@@ -44,9 +44,10 @@ const NOT_RUN: [(&str, &str, &str); 5] = [
 ];
 
 /// Every document with blocks that are run, and the test that runs it.
-const RUN: [&str; 6] = [
+const RUN: [&str; 7] = [
     "README.md",
     "docs/dns.md",
+    "docs/istio.md",
     "docs/operations/certificates.md",
     "docs/operations/troubleshooting.md",
     "docs/operations/upgrade.md",
@@ -60,6 +61,10 @@ lab_test! {
 
     async fn dns_works_as_it_stands() {
         run("docs/dns.md").await
+    }
+
+    async fn istio_works_as_it_stands() {
+        run("docs/istio.md").await
     }
 
     async fn certificates_works_as_it_stands() {

@@ -2,6 +2,7 @@
 //! `web`, cloud b v1, v2 and v3. The rules are files in a's policies folder.
 
 mod bed;
+mod istio;
 mod reloads;
 mod server;
 
@@ -19,6 +20,9 @@ const LOOK: usize = 300;
 lab_test! {
     async fn rules_choose_between_clouds_and_versions_with_envoy_1_40_0() { rules("1.40.0").await }
     async fn rules_choose_between_clouds_and_versions_with_envoy_1_36_2() { rules("1.36.2").await }
+
+    async fn istios_words_do_the_same_with_envoy_1_40_0() { istio::run("1.40.0").await }
+    async fn istios_words_do_the_same_with_envoy_1_36_2() { istio::run("1.36.2").await }
 
     async fn a_share_fails_over_and_back_with_envoy_1_40_0() { failover("1.40.0").await }
     async fn a_share_fails_over_and_back_with_envoy_1_36_2() { failover("1.36.2").await }

@@ -3,7 +3,7 @@
 use crate::endpoint::Subset;
 use crate::name::ServiceKey;
 use crate::rules::ClusterRef;
-use crate::rules::route::{Entry, Request, RouteKind, Rule, Share};
+use crate::rules::route::{Entry, Origin, Request, RouteKind, Rule, Share};
 use crate::service::ServicePort;
 use crate::store::Snapshot;
 
@@ -50,7 +50,7 @@ pub fn explain_rules(
     for attached in &table.attached {
         let route = &attached.route;
         for status in route.status(snapshot).iter().filter(|status| status.parent.service == *key) {
-            let line = |condition| format!("{} {}: {condition}", route.kind, route.name);
+            let line = |condition| format!("{route}: {condition}");
             statuses.extend(status.conditions.iter().map(line));
         }
     }
@@ -62,13 +62,16 @@ pub fn explain_rules(
     let mut chosen: Option<String> = None;
     let mut rules = Vec::new();
     for entry in &routes.entries {
-        let name = format!("{} {} rules[{}]", entry.route.kind, entry.route.name, entry.rule);
+        let name = format!("{} {}", entry.route, entry.route.rule_name(entry.rule));
         let does = does(snapshot, port, entry);
         let mismatch = request.map(|request| mismatch(entry, request));
         let why_not = match (mismatch, &chosen) {
             (None, _) => None,
             (Some(Some(mismatch)), _) => Some(mismatch),
-            (Some(None), Some(earlier)) => Some(format!("{earlier} is more specific, or older")),
+            (Some(None), Some(earlier)) => Some(match entry.route.origin {
+                Origin::GatewayApi => format!("{earlier} is more specific, or older"),
+                Origin::Istio => format!("{earlier} comes first"),
+            }),
             (Some(None), None) => None,
         };
         let is_it = request.is_some() && why_not.is_none();
@@ -76,7 +79,7 @@ pub fn explain_rules(
             chosen = Some(name.clone());
         }
         let matches = match routes.kind {
-            RouteKind::Tls => format!("name {}", entry.route.server_names.join(", ")),
+            RouteKind::Tls => format!("name {}", entry.server_names().join(", ")),
             RouteKind::Tcp => "every connection".to_owned(),
             RouteKind::Grpc | RouteKind::Http => entry.request_match().cloned().unwrap_or_default().to_string(),
         };
@@ -109,7 +112,7 @@ fn does(snapshot: &Snapshot, port: &ServicePort, entry: &Entry) -> String {
     let backends = entry.weighted().filter(|(_, weight)| *weight > 0).map(|(target, weight)| {
         let percent = u64::from(weight) * 100 / total;
         let place = match target {
-            None => "nowhere (500: there is no such ServiceShare)".to_owned(),
+            None => "nowhere (500: there is no such ServiceShare, or subset)".to_owned(),
             Some(target) => match target.missing(snapshot, port) {
                 Some(missing) => format!("nowhere (500: {missing})"),
                 None => format!("{} of {}", part(&target.share), target.service),
@@ -138,13 +141,14 @@ fn part(share: &Share) -> String {
 }
 
 fn extras(rule: &Rule) -> Vec<&'static str> {
-    let Rule { filters, timeouts, retry, persistence, .. } = rule;
+    let Rule { filters, timeouts, retry, fault, persistence, .. } = rule;
     let all = [
         (!filters.request.is_empty() || !filters.response.is_empty(), "headers are changed"),
         (filters.rewrite.is_some(), "host or path is changed"),
         (!filters.mirrors.is_empty(), "copies are sent"),
         (timeouts.request.or(timeouts.backend_request).is_some(), "with timeouts"),
         (retry.is_some(), "with retries of its own"),
+        (fault.is_some(), "with failures on purpose"),
         (persistence.is_some(), "sessions stay together"),
     ];
     all.into_iter().filter(|(is_so, _)| *is_so).map(|(_, what)| what).collect()

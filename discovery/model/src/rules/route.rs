@@ -7,16 +7,18 @@
 
 mod book;
 mod filter;
+mod origin;
 mod pattern;
 mod request;
 mod status;
 mod table;
 
-pub use book::{RouteBook, Wanted};
+pub use book::{RouteBook, Subsets, Wanted};
 pub use filter::{
     Filters, HeaderEdit, HeaderEdits, Lifetime, MAX_ATTEMPTS, MAX_FRACTION, MAX_TIMEOUT, Mirror, PathEdit, Persistence,
-    Redirect, Retry, Rewrite, Scheme, Timeouts,
+    Redirect, Retry, RetryOn, Rewrite, Scheme, Timeouts,
 };
+pub use origin::Origin;
 pub use pattern::{MAX_PATTERN, Pattern, PatternError, TextMatch};
 pub use request::{GrpcMethod, NamedMatch, PathMatch, Request, RequestMatch};
 pub use status::{Condition, ConditionKind, ParentStatus, Reason};
@@ -25,7 +27,7 @@ pub use table::{Attached, Entry, PortRoutes, RouteTable, Target, Targets};
 use std::fmt;
 use std::sync::Arc;
 
-use super::traffic::ClusterRef;
+use super::traffic::{ClusterRef, Fault};
 use crate::endpoint::Subset;
 use crate::name::{Label, ServiceKey};
 use crate::service::PortNumber;
@@ -125,6 +127,9 @@ impl serde::Serialize for ObjectName {
 pub struct Route {
     /// Its kind.
     pub kind: RouteKind,
+    /// Whose object it was written as.
+    #[serde(skip_serializing_if = "Origin::is_gateway_api")]
+    pub origin: Origin,
     /// Its namespace and name, unique in its kind.
     pub name: ObjectName,
     /// When the object was created; the epoch for one in a file. The older of two that match alike counts.
@@ -134,7 +139,7 @@ pub struct Route {
     /// The names that a TLS client may ask for; `*.` may stand for the first label. Empty for other kinds, whose
     /// `hostnames` mean nothing in a mesh (GEP-1294).
     pub server_names: Vec<Arc<str>>,
-    /// 1 to [`MAX_RULES`].
+    /// 1 to [`MAX_RULES`], and more of others than the Gateway API.
     pub rules: Vec<Rule>,
 }
 
@@ -164,6 +169,9 @@ pub struct Rule {
     pub timeouts: Timeouts,
     /// Tries; `None`: those that are safe.
     pub retry: Option<Retry>,
+    /// Failures on purpose, before the request is sent anywhere: no retry mends them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fault: Option<Fault>,
     /// Requests of one session stay together.
     pub persistence: Option<Persistence>,
 }
@@ -201,6 +209,23 @@ pub enum BackendRef {
         /// The service's port; `None`: the one that was asked for.
         port: Option<PortNumber>,
     },
+    /// A part of a service by the name that a DestinationRule gives it.
+    Subset {
+        /// The service.
+        service: ServiceKey,
+        /// The name of the subset.
+        subset: Arc<str>,
+        /// The service's port; `None`: the one that was asked for.
+        port: Option<PortNumber>,
+    },
+}
+
+impl BackendRef {
+    /// Whether it names a part of a service: one that is served by others if it has no endpoints.
+    #[must_use]
+    pub fn is_part(&self) -> bool {
+        !matches!(self, Self::Service { .. })
+    }
 }
 
 impl fmt::Display for BackendRef {
@@ -208,6 +233,7 @@ impl fmt::Display for BackendRef {
         match self {
             Self::Service { service, .. } => write!(f, "Service {service}"),
             Self::Share { object, .. } => write!(f, "ServiceShare {object}"),
+            Self::Subset { service, subset, .. } => write!(f, "subset {subset} of {service}"),
         }
     }
 }

@@ -1,9 +1,11 @@
 //! How connections to one service are shared out between clusters and versions.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::route::Origin;
 use crate::endpoint::Subset;
 use crate::name::{ClusterName, ServiceKey};
 
@@ -57,6 +59,9 @@ pub struct Split {
 pub struct TrafficPolicy {
     /// Its name; explanations say `namespace/name`.
     pub name: Arc<str>,
+    /// Whose object it was written as.
+    #[serde(skip_serializing_if = "Origin::is_gateway_api")]
+    pub origin: Origin,
     /// The service.
     pub service: ServiceKey,
     /// Shares; empty: everything goes where `locality` and `failover` say.
@@ -78,8 +83,23 @@ pub struct SidecarPolicy {
     pub outliers: Outliers,
     /// How much one client may have under way.
     pub limits: ConnectionLimits,
+    /// Which endpoint is taken.
+    pub balance: Balance,
     /// Failures that are made on purpose.
     pub fault: Option<Fault>,
+}
+
+/// Which endpoint of those that serve a share is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Balance {
+    /// Of two, the one with less to do.
+    #[default]
+    LeastRequest,
+    /// One after the other.
+    RoundRobin,
+    /// Any.
+    Random,
 }
 
 /// When an endpoint is ejected, and for how long.
@@ -117,8 +137,8 @@ pub struct ConnectionLimits {
     pub requests: Option<u32>,
 }
 
-/// Failures that are made on purpose, between a sidecar and the endpoint it chose: timeouts and retries see them as if
-/// the endpoint had failed.
+/// Failures that are made on purpose. Those of a service are made between a sidecar and the endpoint it chose: timeouts and
+/// retries see them as if the endpoint had failed. Those of a rule are made before all that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Fault {
@@ -134,8 +154,8 @@ pub struct Fault {
 pub struct Delay {
     /// For so long.
     pub duration: Duration,
-    /// Of 100 requests.
-    pub percent: u32,
+    /// Of [`MAX_FRACTION`](super::route::MAX_FRACTION) requests.
+    pub per_million: u32,
 }
 
 /// Some requests are answered in place of the endpoint.
@@ -144,8 +164,8 @@ pub struct Delay {
 pub struct Abort {
     /// The answer's status, 200 to 599.
     pub status: u16,
-    /// Of 100 requests.
-    pub percent: u32,
+    /// Of [`MAX_FRACTION`](super::route::MAX_FRACTION) requests.
+    pub per_million: u32,
 }
 
 /// Why a policy is refused.
@@ -201,13 +221,22 @@ impl TrafficPolicy {
             return Err(TrafficPolicyError::DuplicateFailover(index));
         }
         let locality = locality.unwrap_or(if split.is_empty() { Locality::PreferLocal } else { Locality::Any });
-        Ok(Self { name: Arc::from(name), service, split, failover, locality, sidecars: SidecarPolicy::default() })
+        let (origin, sidecars) = (Origin::default(), SidecarPolicy::default());
+        Ok(Self { name: Arc::from(name), origin, service, split, failover, locality, sidecars })
     }
 
     /// With what only sidecars do.
     #[must_use]
     pub fn with_sidecars(self, sidecars: SidecarPolicy) -> Self {
         Self { sidecars, ..self }
+    }
+}
+
+/// `TrafficPolicy shop/web`.
+impl fmt::Display for TrafficPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = if self.origin.is_gateway_api() { "TrafficPolicy" } else { "DestinationRule" };
+        write!(f, "{kind} {}/{}", self.service.namespace, self.name)
     }
 }
 

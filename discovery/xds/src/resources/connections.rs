@@ -26,7 +26,7 @@ pub(super) fn chains(snapshot: &Snapshot, import: &Import, port: &ServicePort) -
             let mut taken: Vec<&str> = Vec::new();
             let mut chains = Vec::new();
             for entry in routes.entries {
-                let names: Vec<&str> = entry.route.server_names.iter().map(AsRef::as_ref).collect();
+                let names: Vec<&str> = entry.server_names().iter().map(AsRef::as_ref).collect();
                 let new: Vec<&str> = names.into_iter().filter(|name| !taken.contains(name)).collect();
                 taken.extend(&new);
                 if !new.is_empty() {

@@ -22,6 +22,9 @@ use super::parts::{any, duration, everything_to, filter_chain, number, seconds};
 use crate::kind::Kind;
 use crate::resource::Resource;
 
+/// Name of the filter.
+pub(super) const FAULTS: &str = "envoy.filters.http.fault";
+
 /// The failures that requests to a port meet, if there are any.
 pub(super) fn of(import: &Import, port: &ServicePort) -> Option<Fault> {
     let policy = import.policy.as_ref().filter(|_| AppProtocol::of(port).is_http())?;
@@ -96,7 +99,7 @@ fn listener(name: &str, target: &str, fault: Fault) -> listener::Listener {
         stat_prefix: name.to_owned(),
         route_specifier: Some(RouteSpecifier::RouteConfig(everything_to(target, "/", seconds(0)))),
         http_filters: vec![
-            filter("envoy.filters.http.fault", any(&faults(fault))),
+            filter(FAULTS, any(&faults(fault))),
             filter("envoy.filters.http.router", any(&router::Router::default())),
         ],
         upgrade_configs: vec![UpgradeConfig { upgrade_type: "websocket".to_owned(), ..UpgradeConfig::default() }],
@@ -114,15 +117,16 @@ fn listener(name: &str, target: &str, fault: Fault) -> listener::Listener {
     }
 }
 
-fn faults(fault: Fault) -> fault::HttpFault {
-    let percent = |numerator| Some(FractionalPercent { numerator, denominator: DenominatorType::Hundred.into() });
+/// What the filter does.
+pub(super) fn faults(fault: Fault) -> fault::HttpFault {
+    let percent = |numerator| Some(FractionalPercent { numerator, denominator: DenominatorType::Million.into() });
     fault::HttpFault {
         delay: fault.delay.map(|delay| common::FaultDelay {
-            percentage: percent(delay.percent),
+            percentage: percent(delay.per_million),
             fault_delay_secifier: duration(delay.duration).map(common::fault_delay::FaultDelaySecifier::FixedDelay),
         }),
         abort: fault.abort.map(|abort| fault::FaultAbort {
-            percentage: percent(abort.percent),
+            percentage: percent(abort.per_million),
             error_type: Some(fault::fault_abort::ErrorType::HttpStatus(u32::from(abort.status))),
             ..fault::FaultAbort::default()
         }),

@@ -3,12 +3,13 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use eastway_model::rules::SidecarPolicy;
+use eastway_model::rules::{Balance, SidecarPolicy};
 use eastway_model::store::Snapshot;
 use eastway_model::{AppProtocol, Import, Protocol, ServicePort};
 use eastway_proto::envoy::config::cluster::v3 as cluster;
 use eastway_proto::envoy::config::core::v3 as core;
 use eastway_proto::envoy::config::listener::v3 as listener;
+use eastway_proto::envoy::extensions::filters::http::fault::v3 as http_fault;
 use eastway_proto::envoy::extensions::filters::http::router::v3 as router;
 use eastway_proto::envoy::extensions::filters::http::stateful_session::v3 as session;
 use eastway_proto::envoy::extensions::filters::network::http_connection_manager::v3 as hcm;
@@ -70,7 +71,7 @@ pub(super) fn resources(
 }
 
 fn cluster(name: &str, protocol: AppProtocol, policy: SidecarPolicy) -> cluster::Cluster {
-    let SidecarPolicy { outliers, limits, fault: _ } = policy;
+    let SidecarPolicy { outliers, limits, balance, fault: _ } = policy;
     let thresholds = cluster::circuit_breakers::Thresholds {
         max_connections: number(limits.connections.unwrap_or(UNLIMITED)),
         max_pending_requests: number(limits.pending.unwrap_or(UNLIMITED)),
@@ -109,7 +110,12 @@ fn cluster(name: &str, protocol: AppProtocol, policy: SidecarPolicy) -> cluster:
             ..cluster::cluster::EdsClusterConfig::default()
         }),
         connect_timeout: seconds(CONNECT),
-        lb_policy: cluster::cluster::LbPolicy::LeastRequest.into(),
+        lb_policy: match balance {
+            Balance::LeastRequest => cluster::cluster::LbPolicy::LeastRequest,
+            Balance::RoundRobin => cluster::cluster::LbPolicy::RoundRobin,
+            Balance::Random => cluster::cluster::LbPolicy::Random,
+        }
+        .into(),
         common_lb_config: Some(common),
         circuit_breakers: Some(cluster::CircuitBreakers {
             thresholds: vec![thresholds],
@@ -202,8 +208,9 @@ fn http_proxy(name: &str) -> hcm::HttpConnectionManager {
         config_type: Some(hcm::http_filter::ConfigType::TypedConfig(config)),
         ..hcm::HttpFilter::default()
     };
-    // It does nothing unless a route says so. A filter that came with the first such route would change the listener,
+    // They do nothing unless a route says so. A filter that came with the first such route would change the listener,
     // which closes connections.
+    let faults = filter(fault::FAULTS, any(&http_fault::HttpFault::default()));
     let sessions = filter(routes::SESSIONS, any(&session::StatefulSession::default()));
     hcm::HttpConnectionManager {
         stat_prefix: name.to_owned(),
@@ -211,7 +218,7 @@ fn http_proxy(name: &str) -> hcm::HttpConnectionManager {
             config_source: Some(ads()),
             route_config_name: name.to_owned(),
         })),
-        http_filters: vec![sessions, router_filter()],
+        http_filters: vec![faults, sessions, router_filter()],
         upgrade_configs: vec![websocket()],
         server_header_transformation: ServerHeaderTransformation::PassThrough.into(),
         // A request may take as long as its two ends like.

@@ -26,6 +26,7 @@ fn path(path: &PathMatch) -> PathSpecifier {
         PathMatch::Exact(path) => PathSpecifier::Path(path.to_string()),
         PathMatch::Prefix(prefix) if **prefix == *"/" => PathSpecifier::Prefix("/".to_owned()),
         PathMatch::Prefix(prefix) => PathSpecifier::PathSeparatedPrefix(prefix.to_string()),
+        PathMatch::Start(text) => PathSpecifier::Prefix(text.to_string()),
         PathMatch::Regex(pattern) => PathSpecifier::SafeRegex(regex(pattern.as_str().to_owned())),
         PathMatch::Grpc(wanted) => grpc(wanted),
     }

@@ -29,6 +29,7 @@ pub(super) fn redirect(to: &Redirect, wanted: Option<&RequestMatch>, port: &Serv
     };
     let path = to.path.as_ref().map(|path| match path {
         PathEdit::Full(path) => PathRewriteSpecifier::PathRedirect(path.to_string()),
+        PathEdit::Matched(path) => PathRewriteSpecifier::PrefixRewrite(path.to_string()),
         PathEdit::Prefix(path) => match prefix(wanted, path) {
             Edit::Prefix(prefix) => PathRewriteSpecifier::PrefixRewrite(prefix),
             Edit::Regex(edit) => PathRewriteSpecifier::RegexRewrite(edit),
@@ -57,6 +58,8 @@ pub(super) fn rewrite(to: &Rewrite, wanted: Option<&RequestMatch>, action: &mut 
         Some(PathEdit::Full(path)) => {
             action.regex_rewrite = Some(substitute(r"^/.*$".to_owned(), path.replace('\\', r"\\")));
         }
+        // Envoy exchanges what its matcher matched, of an exact path or an expression all.
+        Some(PathEdit::Matched(path)) => action.prefix_rewrite = path.to_string(),
         Some(PathEdit::Prefix(path)) => match prefix(wanted, path) {
             Edit::Prefix(prefix) => action.prefix_rewrite = prefix,
             Edit::Regex(edit) => action.regex_rewrite = Some(edit),

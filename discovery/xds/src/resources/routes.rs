@@ -18,6 +18,7 @@ use eastway_proto::envoy::r#type::v3::FractionalPercent;
 use eastway_proto::envoy::r#type::v3::fractional_percent::DenominatorType;
 use prost::{Message, Name};
 
+use super::fault::{FAULTS, faults};
 use super::matching::request_match;
 use super::parts::{any, duration, number};
 use super::rewriting::{redirect, rewrite};
@@ -27,11 +28,6 @@ use super::subset::{NOWHERE, Weighted, cluster_of, splits, weighted};
 pub(super) const SESSIONS: &str = "envoy.filters.http.stateful_session";
 /// What is tried again unless a rule says otherwise.
 const SAFE: &str = "connect-failure,refused-stream,gateway-error";
-/// What is tried again beside the statuses that a rule names. A connection that ends before an answer is among them: a
-/// dial that fails at the other end of the tunnel looks like that.
-const BROKEN: &str = "connect-failure,refused-stream,reset";
-/// Statuses that are tried again, as [`SAFE`] does.
-const CODES: [u32; 3] = [502, 503, 504];
 /// Tries of a request after the first, each at another endpoint.
 const RETRIES: u32 = 2;
 /// Choices made to find an endpoint that was not tried yet.
@@ -90,16 +86,17 @@ fn of_entry(snapshot: &Snapshot, port: &ServicePort, entry: &Entry) -> route::Ro
     };
     let Edits { add, remove } = edits(&rule.filters.request);
     let Edits { add: add_to_answer, remove: remove_from_answer } = edits(&rule.filters.response);
+    let fault = rule.fault.map(|fault| (FAULTS.to_owned(), any(&faults(fault))));
     let session = rule.persistence.as_ref().map(|persistence| (SESSIONS.to_owned(), any(&sessions(persistence))));
     route::Route {
-        name: format!("{}/{}/{}", entry.route.kind, entry.route.name, entry.rule),
+        name: format!("{}/{}/{}", entry.route.object_kind(), entry.route.name, entry.rule),
         r#match: Some(request_match(wanted)),
         action: Some(action),
         request_headers_to_add: add,
         request_headers_to_remove: remove,
         response_headers_to_add: add_to_answer,
         response_headers_to_remove: remove_from_answer,
-        typed_per_filter_config: session.into_iter().collect(),
+        typed_per_filter_config: session.into_iter().chain(fault).collect(),
         ..route::Route::default()
     }
 }
@@ -174,11 +171,9 @@ fn retry(retry: Option<&Retry>, timeouts: Timeouts) -> route::RetryPolicy {
         ..route::RetryPolicy::default()
     };
     if let Some(retry) = retry {
-        policy.retry_on = format!("{BROKEN},retriable-status-codes");
+        let by_status = (!retry.codes.is_empty()).then_some("retriable-status-codes");
+        policy.retry_on = retry.on.iter().map(|on| on.as_str()).chain(by_status).collect::<Vec<_>>().join(",");
         policy.retriable_status_codes = retry.codes.iter().map(|code| u32::from(*code)).collect();
-        if retry.codes.is_empty() {
-            policy.retriable_status_codes = CODES.to_vec();
-        }
         policy.num_retries = number(retry.attempts.unwrap_or(RETRIES));
         policy.retry_back_off = retry.backoff.map(|base| route::retry_policy::RetryBackOff {
             base_interval: duration(base),

@@ -63,7 +63,7 @@ pub(super) fn weighted<'a>(
     let ways =
         backends.enumerate().filter(|(_, (_, _, weight))| *weight > 0).map(|(index, (reference, target, weight))| {
             let target = target.and_then(|target| destination(snapshot, port, target));
-            let is_share = matches!(reference, BackendRef::Share { .. });
+            let is_share = reference.is_part();
             let level =
                 target.as_ref().filter(|_| is_share).map(|(import, port, share)| level(snapshot, import, port, share));
             Way { index, weight, target, level }

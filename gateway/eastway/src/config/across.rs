@@ -24,7 +24,8 @@ pub(super) fn check(
     addresses(settings, peers, sink);
     pins(peers, sink);
     trust_domains(settings, peers, sink);
-    policies.routes.check(sink);
+    policies.routes.check(&policies.istio, sink);
+    policies.istio.check(sink);
     if let Some(settings) = settings {
         let known: BTreeSet<&ClusterName> = peers.iter().map(|peer| &peer.settings.name).collect();
         policy::unknown_clusters(policies, &settings.cluster, &known, sink);

@@ -5,6 +5,7 @@ pub(super) mod sidecars;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use eastway_model::rules::route::Origin;
 use eastway_model::rules::{
     AccessPolicy, AccessRule, ClusterRef, Locality, MAX_WEIGHT, Match, RouteBook, Split, TrafficPolicy,
     TrafficPolicyError,
@@ -14,6 +15,7 @@ use eastway_registry::diagnostic::{Code, Diagnostics, quoted};
 use eastway_registry::yaml::{At, Context, Document, Field, List, NodeId, Place};
 
 use super::file::{self, AccessAllow, LocalityWord, PolicyMetadata, SplitSection};
+use super::istio::{self, CollectedIstio};
 use super::route::{self, CollectedRoutes};
 
 /// Most label pairs of a subset.
@@ -24,7 +26,7 @@ const MAX_SUBSET_BYTES: usize = 256;
 const PAIR_OVERHEAD: usize = 8;
 
 /// What a file of the folder may be.
-const KINDS: &str = "TrafficPolicy, AccessPolicy, HTTPRoute, GRPCRoute, TCPRoute, TLSRoute or ServiceShare";
+const KINDS: &str = "TrafficPolicy, AccessPolicy, HTTPRoute, GRPCRoute, TCPRoute, TLSRoute, ServiceShare, VirtualService or DestinationRule";
 
 /// All policies of a folder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,13 +57,14 @@ pub(super) struct Collected {
     /// Clusters that policies name, to be compared with the Peers.
     pub(super) clusters: Vec<(Label, Place)>,
     pub(super) routes: CollectedRoutes,
+    pub(super) istio: CollectedIstio,
 }
 
 impl Collected {
     pub(super) fn finish(self) -> Policies {
         Policies {
             traffic: self.traffic.into_iter().map(|(key, (policy, _))| (key, policy)).collect(),
-            routes: Arc::new(self.routes.finish()),
+            routes: Arc::new(self.routes.finish(self.istio)),
             access: self.access.into_values().map(|(policy, _)| policy).collect(),
         }
     }
@@ -80,6 +83,12 @@ impl Collected {
                     self.access_policy(&policy, reach, &mut Context::new(document, sink));
                 }
             }
+            _ if istio::KINDS.contains(&kind) => {
+                let mut cx = Context::new(document, sink);
+                if let Some(policy) = self.istio.document(kind, &mut cx) {
+                    self.service_policy(policy, &mut cx);
+                }
+            }
             _ if route::KINDS.contains(&kind) => self.routes.document(kind, document, sink),
             _ => {
                 let mut cx = Context::new(document, sink);
@@ -92,6 +101,21 @@ impl Collected {
                     None => cx.error(root, Code::Missing, format!("kind is required ({KINDS})")),
                 }
             }
+        }
+    }
+
+    /// What a DestinationRule says of a service, as the TrafficPolicy that would say it.
+    fn service_policy(&mut self, policy: istio::ServicePolicy, cx: &mut Context<'_>) {
+        let istio::ServicePolicy { name, service, sidecars, at } = policy;
+        if let Some((_, earlier)) = self.traffic.get(&service) {
+            let message = format!("{service} already has a policy in {earlier}; move what trafficPolicy says there");
+            cx.error(at, Code::Duplicate, message);
+            return;
+        }
+        // It breaks no rule: it has neither splits nor a failover order.
+        if let Ok(policy) = TrafficPolicy::new(&name, service.clone(), Vec::new(), Vec::new(), None) {
+            let policy = TrafficPolicy { origin: Origin::Istio, ..policy.with_sidecars(sidecars) };
+            self.traffic.insert(service, (Arc::new(policy), cx.place(at)));
         }
     }
 

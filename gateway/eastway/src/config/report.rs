@@ -15,7 +15,7 @@ use super::file::{GatewayConfig, Peer};
 use super::load::{ConfigErrors, Loaded, load};
 use super::peer::{self, PeerSettings};
 use super::settings::{ClusterPlace, RegistrySource};
-use super::{KINDS, policy, settings, sidecar};
+use super::{KINDS, istio, policy, settings, sidecar};
 
 /// What was found.
 #[derive(Clone, Debug, Serialize)]
@@ -51,7 +51,7 @@ pub struct Summary {
     pub peers: usize,
     /// How many traffic and access policies.
     pub policies: usize,
-    /// How many routes of the Gateway API.
+    /// How many routes.
     pub routes: usize,
     /// How many services its registries have.
     pub services: usize,
@@ -168,7 +168,7 @@ fn kind_of(source: &Arc<Source>) -> Option<&'static str> {
     let mut unheard = Diagnostics::new();
     let documents = yaml::read(source, &mut unheard);
     let kind = documents.first()?.text(&["kind"])?;
-    KINDS.into_iter().find(|known| *known == kind)
+    KINDS.into_iter().chain(istio::KINDS).find(|known| *known == kind)
 }
 
 fn check_source(kind: &str, path: &Path, source: &Arc<Source>) -> Diagnostics {
@@ -184,7 +184,8 @@ fn check_source(kind: &str, path: &Path, source: &Arc<Source>) -> Diagnostics {
         "SidecarConfig" => {
             sidecar::settings_of(path, source, &mut sink);
         }
-        "TrafficPolicy" | "AccessPolicy" | "HTTPRoute" | "GRPCRoute" | "TCPRoute" | "TLSRoute" | "ServiceShare" => {
+        "TrafficPolicy" | "AccessPolicy" | "HTTPRoute" | "GRPCRoute" | "TCPRoute" | "TLSRoute" | "ServiceShare"
+        | "VirtualService" | "DestinationRule" => {
             let mut policies = policy::Collected::default();
             for document in yaml::read(source, &mut sink) {
                 policies.document(&document, policy::Reach::Any, &mut sink);

@@ -1,20 +1,21 @@
 //! Routes after all checks.
 
-mod http;
-mod parts;
+pub(super) mod http;
+pub(super) mod parts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use eastway_model::rules::route::{
-    MAX_HOSTNAMES, MAX_PARENTS, MAX_ROUTES, MAX_ROUTES_OF_SERVICE, MAX_RULES, ObjectName, Parent, Route, RouteBook,
-    RouteKind, Rule, ServiceShare, Share,
+    MAX_HOSTNAMES, MAX_PARENTS, MAX_ROUTES, MAX_ROUTES_OF_SERVICE, MAX_RULES, ObjectName, Origin, Parent, Route,
+    RouteBook, RouteKind, Rule, ServiceShare, Share,
 };
 use eastway_model::{Label, ServiceKey, UnixMillis};
 use eastway_registry::diagnostic::{Code, Diagnostics, quoted};
 use eastway_registry::yaml::{Context, Document, Field, List, NodeId, Place};
 
 use super::file::route as file;
+use super::istio::CollectedIstio;
 use super::policy;
 use parts::{Parts, bounded, object_name, port};
 
@@ -40,13 +41,15 @@ pub(super) struct CollectedRoutes {
 }
 
 impl CollectedRoutes {
-    pub(super) fn finish(self) -> RouteBook {
-        let routes = self.routes.into_values().map(|(route, _)| route).collect();
-        RouteBook::new(routes, self.shares.into_iter().map(|(name, (share, _))| (name, share)).collect())
+    pub(super) fn finish(self, istio: CollectedIstio) -> RouteBook {
+        let shares = self.shares.into_iter().map(|(name, (share, _))| (name, share)).collect();
+        let (translated, subsets) = istio.finish();
+        let routes = self.routes.into_values().map(|(route, _)| route).chain(translated).collect();
+        RouteBook::new(routes, shares, subsets)
     }
 
     /// What only shows when all files are read.
-    pub(super) fn check(&self, sink: &mut Diagnostics) {
+    pub(super) fn check(&self, istio: &CollectedIstio, sink: &mut Diagnostics) {
         let mut told = BTreeSet::new();
         for (name, place) in self.named.iter().filter(|(name, _)| !self.shares.contains_key(name)) {
             if told.insert(name) {
@@ -63,7 +66,7 @@ impl CollectedRoutes {
             }
         }
         let mut of_service: BTreeMap<&ServiceKey, usize> = BTreeMap::new();
-        for (number, (route, place)) in self.routes.values().enumerate() {
+        for (number, (route, place)) in self.routes.values().chain(istio.routes()).enumerate() {
             if number == MAX_ROUTES {
                 sink.push(place.error(Code::TooLarge, format!("there are more than {MAX_ROUTES} routes")));
             }
@@ -233,7 +236,8 @@ impl CollectedRoutes {
             return;
         }
         // Of a file nobody knows for how long it has said the same: its name decides among equals.
-        let route = Route { kind, name, created: UnixMillis(0), parents, server_names, rules };
+        let origin = Origin::GatewayApi;
+        let route = Route { kind, origin, name, created: UnixMillis(0), parents, server_names, rules };
         self.routes.insert(key, (Arc::new(route), cx.place(at)));
     }
 }

@@ -101,6 +101,12 @@ impl Bed {
         self.mesh.cloud("a").write_policy(name, file)
     }
 
+    /// Takes a file out of a's policies folder.
+    pub(super) fn remove(&self, name: &str) -> Result<()> {
+        let file = self.mesh.cloud("a").folder().join(format!("policies/{name}.yaml"));
+        Ok(std::fs::remove_file(file)?)
+    }
+
     pub(super) fn server(&self, name: &str) -> &Server {
         self.servers.iter().find(|server| server.name == name).expect("a server of this name")
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::table::{Attached, RouteTable, Target, Targets};
 use super::{BackendRef, ObjectName, Route, Rule, ServiceShare, Share};
+use crate::endpoint::Subset;
 use crate::name::ServiceKey;
 use crate::service::PortNumber;
 
@@ -18,12 +19,17 @@ pub struct Wanted {
     pub share: Share,
 }
 
+/// Labels by service and the names that DestinationRules give them.
+pub type Subsets = BTreeMap<ServiceKey, BTreeMap<Arc<str>, Arc<Subset>>>;
+
 /// All routes, and what follows from them. Computed once for a configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RouteBook {
     routes: Vec<Arc<Route>>,
     shares: BTreeMap<ObjectName, Arc<ServiceShare>>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    subsets: Subsets,
     #[serde(skip)]
     tables: BTreeMap<ServiceKey, Arc<RouteTable>>,
     /// Parts that rules of any service lead to.
@@ -38,14 +44,14 @@ impl RouteBook {
     /// The book of these routes and shares. A route is for services of its own namespace; as far as it is for others it
     /// says so in its status and does nothing.
     #[must_use]
-    pub fn new(routes: Vec<Arc<Route>>, shares: BTreeMap<ObjectName, Arc<ServiceShare>>) -> Self {
+    pub fn new(routes: Vec<Arc<Route>>, shares: BTreeMap<ObjectName, Arc<ServiceShare>>, subsets: Subsets) -> Self {
         let mut attached: BTreeMap<ServiceKey, Vec<Attached>> = BTreeMap::new();
         for route in &routes {
             for parent in route.parents.iter().filter(|parent| parent.service.namespace == route.name.namespace) {
                 attached.entry(parent.service.clone()).or_default().push(Attached::new(route, parent));
             }
         }
-        let mut book = Self { routes, shares, ..Self::default() };
+        let mut book = Self { routes, shares, subsets, ..Self::default() };
         let tables: BTreeMap<_, _> = attached
             .into_iter()
             .map(|(key, attached)| (key, Arc::new(RouteTable::new(attached, |rule| book.resolve(rule)))))
@@ -122,6 +128,10 @@ impl RouteBook {
             BackendRef::Share { object, port } => {
                 let known = self.shares.get(object)?;
                 Some(Target { service: known.service.clone(), port: *port, share: known.share.clone() })
+            }
+            BackendRef::Subset { service, subset, port } => {
+                let share = Share { cluster: None, subset: Arc::clone(self.subsets.get(service)?.get(subset)?) };
+                Some(Target { service: service.clone(), port: *port, share })
             }
         }
     }

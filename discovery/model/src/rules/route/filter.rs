@@ -111,6 +111,8 @@ pub struct Rewrite {
 pub enum PathEdit {
     /// All of it, without the query.
     Full(Arc<str>),
+    /// What matched, byte by byte: of a path that begins with a text this text, else all of it (Istio).
+    Matched(Arc<str>),
     /// The part that a prefix match matched. Only beside matches of that type.
     Prefix(Arc<str>),
 }
@@ -141,12 +143,74 @@ pub struct Timeouts {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Retry {
-    /// Statuses that are tried again, 400 to 599; empty: 502, 503 and 504.
+    /// What is tried again beside statuses.
+    pub on: Vec<RetryOn>,
+    /// Statuses that are tried again, 400 to 599.
     pub codes: Vec<u16>,
     /// Tries after the first; 0: none, whatever happens. `None`: 2.
     pub attempts: Option<u32>,
     /// Shortest wait before a try; it grows, with jitter.
     pub backoff: Option<Duration>,
+}
+
+/// What is tried again, in Envoy's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RetryOn {
+    /// The dial failed.
+    ConnectFailure,
+    /// The server refused the stream unseen.
+    RefusedStream,
+    /// The connection ended before an answer came. A dial that fails at the other end of a tunnel looks like that, and
+    /// so does a server that broke off at work.
+    Reset,
+    /// The connection ended before the request was on it.
+    ResetBeforeRequest,
+    /// Any answer of 5xx, and none at all.
+    #[serde(rename = "5xx")]
+    Any5xx,
+    /// 502, 503 and 504.
+    GatewayError,
+    /// 409.
+    #[serde(rename = "retriable-4xx")]
+    Retriable4xx,
+    /// gRPC's CANCELLED.
+    Cancelled,
+    /// gRPC's DEADLINE_EXCEEDED.
+    DeadlineExceeded,
+    /// gRPC's INTERNAL.
+    Internal,
+    /// gRPC's RESOURCE_EXHAUSTED.
+    ResourceExhausted,
+    /// gRPC's UNAVAILABLE.
+    Unavailable,
+}
+
+impl RetryOn {
+    /// All, with their words.
+    pub const ALL: [(Self, &str); 12] = [
+        (Self::ConnectFailure, "connect-failure"),
+        (Self::RefusedStream, "refused-stream"),
+        (Self::Reset, "reset"),
+        (Self::ResetBeforeRequest, "reset-before-request"),
+        (Self::Any5xx, "5xx"),
+        (Self::GatewayError, "gateway-error"),
+        (Self::Retriable4xx, "retriable-4xx"),
+        (Self::Cancelled, "cancelled"),
+        (Self::DeadlineExceeded, "deadline-exceeded"),
+        (Self::Internal, "internal"),
+        (Self::ResourceExhausted, "resource-exhausted"),
+        (Self::Unavailable, "unavailable"),
+    ];
+
+    /// What is tried again where statuses are named: what never was an answer.
+    pub const BROKEN: [Self; 3] = [Self::ConnectFailure, Self::RefusedStream, Self::Reset];
+
+    /// Its word.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        Self::ALL.into_iter().find(|(one, _)| *one == self).map_or("", |(_, word)| word)
+    }
 }
 
 /// How requests of one session find the same endpoint (GEP-1619).

@@ -57,6 +57,21 @@ impl Pattern {
         Ok(Self { text: Arc::from(text), compiled: compiled.map_err(|error| PatternError::Syntax(reason(error)))? })
     }
 
+    /// Whatever begins with this text.
+    ///
+    /// # Errors
+    /// [`PatternError`]: not every text can stand in an expression.
+    pub fn beginning(text: &str) -> Result<Self, PatternError> {
+        let mut pattern = String::with_capacity(text.len() + 2);
+        for c in text.chars() {
+            if r"\.+*?()|[]{}^$".contains(c) {
+                pattern.push('\\');
+            }
+            pattern.push(c);
+        }
+        Self::parse(&(pattern + ".*"))
+    }
+
     /// Whether it matches all of `text`.
     #[must_use]
     pub fn matches(&self, text: &str) -> bool {

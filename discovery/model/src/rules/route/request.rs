@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::pattern::{Pattern, TextMatch};
+use crate::service::PortNumber;
 
 /// What a request has to be; all of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -17,6 +18,12 @@ pub struct RequestMatch {
     pub headers: Vec<NamedMatch>,
     /// Query parameters that it has, each name once.
     pub query: Vec<NamedMatch>,
+    /// The port that it is for; `None`: those of its route.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<PortNumber>,
+    /// Names that a TLS client may ask for; empty: those of its route.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub server_names: Vec<Arc<str>>,
 }
 
 /// What a path has to be, without its query.
@@ -27,6 +34,8 @@ pub enum PathMatch {
     Exact(Arc<str>),
     /// This, or this and further elements. Begins with `/` and ends without, but for `/` itself, which matches all.
     Prefix(Arc<str>),
+    /// Anything that begins with this text, in the middle of an element too (Istio).
+    Start(Arc<str>),
     /// Anything that it matches.
     Regex(Pattern),
     /// The path of a gRPC method, `/<service>/<method>`.
@@ -73,9 +82,10 @@ impl RequestMatch {
         let path = match &self.path {
             None => true,
             Some(PathMatch::Prefix(prefix)) => **prefix == *"/",
-            Some(PathMatch::Exact(_) | PathMatch::Regex(_) | PathMatch::Grpc(_)) => false,
+            Some(PathMatch::Exact(_) | PathMatch::Start(_) | PathMatch::Regex(_) | PathMatch::Grpc(_)) => false,
         };
-        path && self.method.is_none() && self.headers.is_empty() && self.query.is_empty()
+        let names = self.server_names.is_empty();
+        path && names && self.method.is_none() && self.headers.is_empty() && self.query.is_empty()
     }
 
     /// What of it the request is not; `None`: it matches.
@@ -111,6 +121,7 @@ impl PathMatch {
             Self::Prefix(prefix) => {
                 path.strip_prefix(&**prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
             }
+            Self::Start(text) => path.starts_with(&**text),
             Self::Regex(pattern) => pattern.matches(path),
             Self::Grpc(wanted) => {
                 let parts = path.strip_prefix('/').and_then(|path| path.rsplit_once('/'));
@@ -127,6 +138,7 @@ impl fmt::Display for PathMatch {
         match self {
             Self::Exact(path) => f.write_str(path),
             Self::Prefix(prefix) => write!(f, "{}/*", prefix.trim_end_matches('/')),
+            Self::Start(text) => write!(f, "{text}*"),
             Self::Regex(pattern) => write!(f, "~ {}", pattern.as_str()),
             Self::Grpc(wanted) => write!(f, "/{}/{}", part(&wanted.service), part(&wanted.method)),
         }

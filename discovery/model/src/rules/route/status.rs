@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::table::{Entry, Target, kind_fits};
-use super::{Parent, Route, RouteKind, Rule};
+use super::{BackendRef, Parent, Route, RouteKind, Rule};
 use crate::app_protocol::AppProtocol;
 use crate::import::Import;
 use crate::service::{Protocol, ServiceKind, ServicePort};
@@ -156,7 +156,7 @@ impl Route {
                 RouteKind::Grpc | RouteKind::Http | RouteKind::Tls => entries.find(|entry| self.is(entry)),
             };
             if let (None, Some(other)) = (entry, routes.entries.first()) {
-                rival = format!("{} {}", other.route.kind, other.route.name);
+                rival = other.route.to_string();
             }
             entry.is_some()
         };
@@ -186,6 +186,9 @@ impl Route {
             let mirrors = rule.filters.mirrors.iter().map(|mirror| &mirror.backend).zip(entry.mirrors.iter());
             backends.chain(mirrors).find_map(|(reference, target)| {
                 let missing = match target {
+                    None if matches!(reference, BackendRef::Subset { .. }) => {
+                        Some("no DestinationRule of the service has it".to_owned())
+                    }
                     None => Some("there is no such object".to_owned()),
                     Some(target) => target.missing(snapshot, port),
                 };
@@ -207,7 +210,7 @@ impl Route {
         });
         let why =
             self.rules.iter().enumerate().find_map(|(index, rule)| Some((index, rule.needs_requests(self.kind)?)));
-        let named = |index: usize| format!("rules[{index}]");
+        let named = |index: usize| self.rule_name(index);
         let (reason, message) = match (everywhere, split, why) {
             (Some(index), Some(policy), _) => (
                 Reason::SidecarsOnly,
@@ -234,14 +237,15 @@ impl Route {
     }
 
     fn is(&self, entry: &Entry) -> bool {
-        entry.route.kind == self.kind && entry.route.name == self.name
+        let Self { kind, origin, name, .. } = &*entry.route;
+        (*kind, *origin, name) == (self.kind, self.origin, &self.name)
     }
 }
 
 impl Rule {
     /// What of it only somebody can do who sees requests, or the name that TLS asks for.
     fn needs_requests(&self, kind: RouteKind) -> Option<&'static str> {
-        let Self { matches, filters, timeouts, retry, persistence, backends, .. } = self;
+        let Self { matches, filters, timeouts, retry, fault, persistence, backends, .. } = self;
         let edits = backends.iter().any(|backend| !backend.request.is_empty() || !backend.response.is_empty());
         let wants = [
             (kind == RouteKind::Tls, "looks at the server's name"),
@@ -252,6 +256,7 @@ impl Rule {
             (!filters.mirrors.is_empty(), "copies requests"),
             (timeouts.request.or(timeouts.backend_request).is_some(), "has timeouts"),
             (retry.is_some(), "has retries"),
+            (fault.is_some(), "makes failures"),
             (persistence.is_some(), "has sessions"),
         ];
         wants.into_iter().find(|(wants, _)| *wants).map(|(_, what)| what)

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 
 use super::request::{PathMatch, RequestMatch};
-use super::{Parent, Route, RouteKind, Rule, Share};
+use super::{Origin, Parent, Route, RouteKind, Rule, Share};
 use crate::app_protocol::AppProtocol;
 use crate::name::ServiceKey;
 use crate::service::{PortNumber, ServicePort};
@@ -65,6 +65,13 @@ impl Entry {
         self.rule()?.matches.get(self.matching?)
     }
 
+    /// The names that a TLS client may ask for.
+    #[must_use]
+    pub fn server_names(&self) -> &[Arc<str>] {
+        let own = self.request_match().map(|one| one.server_names.as_slice()).unwrap_or_default();
+        if own.is_empty() { &self.route.server_names } else { own }
+    }
+
     /// Whether everything matches.
     #[must_use]
     pub fn is_any(&self) -> bool {
@@ -104,9 +111,9 @@ impl RouteTable {
         for Attached { route, port } in &attached {
             for (index, rule) in route.rules.iter().enumerate() {
                 let (targets, mirrors) = resolve(rule);
-                let entry = |matching| Entry {
+                let entry = |matching: Option<usize>| Entry {
                     route: Arc::clone(route),
-                    port: *port,
+                    port: matching.and_then(|index| rule.matches.get(index)?.port).or(*port),
                     rule: index,
                     matching,
                     targets: Arc::clone(&targets),
@@ -123,7 +130,7 @@ impl RouteTable {
     }
 
     /// The rules for a port, if there are any: those of the most specific kind that is attached to it (GEP-1294,
-    /// "Route types").
+    /// "Route types"), and of Istio's objects those of the first: two for one service are not mixed there either.
     #[must_use]
     pub fn at(&self, port: &ServicePort) -> Option<PortRoutes<'_>> {
         let protocol = AppProtocol::of(port);
@@ -131,7 +138,12 @@ impl RouteTable {
         let of_kind = |kind| self.entries.iter().filter(here).filter(move |entry| entry.route.kind == kind);
         let kind =
             RouteKind::ALL.into_iter().find(|kind| kind_fits(*kind, protocol) && of_kind(*kind).next().is_some())?;
-        Some(PortRoutes { kind, entries: of_kind(kind).collect() })
+        let first = &of_kind(kind).next()?.route;
+        let together = |entry: &&Entry| {
+            let Route { origin, name, .. } = &*entry.route;
+            *origin == first.origin && (origin.is_gateway_api() || *name == first.name)
+        };
+        Some(PortRoutes { kind, entries: of_kind(kind).filter(together).collect() })
     }
 
     /// The rule whose weights are for those who have no sidecar too: it applies to everything that comes to `port`, and
@@ -159,7 +171,9 @@ pub(super) fn kind_fits(kind: RouteKind, protocol: AppProtocol) -> bool {
 /// What comes first is smaller. Gateway API v1, `HTTPRouteRule.matches` and `GRPCRouteRule.matches`; what the
 /// specification leaves open is the place of regular expressions: after exact paths, the longest first, since they say
 /// more than the prefix that they would otherwise hide behind.
-type Precedence = (RouteKind, Specificity, Age, (usize, usize));
+///
+/// Istio's come in the order of their list, whatever they say.
+type Precedence = (RouteKind, Origin, Specificity, Age, (usize, usize));
 /// Kind of the path match, its length, whether the method is given, and how many headers and parameters are.
 type Specificity = (u8, Reverse<usize>, Reverse<usize>, Reverse<bool>, Reverse<usize>, Reverse<usize>);
 /// The oldest first, then by name.
@@ -167,11 +181,12 @@ type Age = (crate::time::UnixMillis, String);
 
 fn precedence(entry: &Entry) -> Precedence {
     let any = RequestMatch::default();
-    let wanted = entry.request_match().unwrap_or(&any);
+    let origin = entry.route.origin;
+    let wanted = entry.request_match().filter(|_| origin.is_gateway_api()).unwrap_or(&any);
     let (class, first, second) = match &wanted.path {
         Some(PathMatch::Exact(path)) => (0, path.len(), 0),
         Some(PathMatch::Regex(pattern)) => (1, pattern.as_str().len(), 0),
-        Some(PathMatch::Prefix(prefix)) => (2, prefix.len(), 0),
+        Some(PathMatch::Prefix(prefix) | PathMatch::Start(prefix)) => (2, prefix.len(), 0),
         Some(PathMatch::Grpc(method)) => {
             let length = |part: &Option<super::TextMatch>| part.as_ref().map_or(0, |part| part.as_str().len());
             (2, length(&method.service), length(&method.method))
@@ -188,7 +203,7 @@ fn precedence(entry: &Entry) -> Precedence {
         Reverse(wanted.query.len()),
     );
     let age = (entry.route.created, entry.route.name.to_string());
-    (entry.route.kind, specificity, age, (entry.rule, entry.matching.unwrap_or_default()))
+    (entry.route.kind, origin, specificity, age, (entry.rule, entry.matching.unwrap_or_default()))
 }
 
 impl Attached {

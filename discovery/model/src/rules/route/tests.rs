@@ -38,6 +38,7 @@ fn port(port: u16, name: &str) -> ServicePort {
 fn route(kind: RouteKind, name: &str, service: &str, rules: Vec<Rule>) -> Route {
     Route {
         kind,
+        origin: Origin::GatewayApi,
         name: object(name),
         created: UnixMillis(0),
         parents: vec![Parent { service: key(service), port: None }],
@@ -89,7 +90,7 @@ fn shares() -> BTreeMap<ObjectName, Arc<ServiceShare>> {
 }
 
 fn book(routes: Vec<Route>) -> RouteBook {
-    RouteBook::new(routes.into_iter().map(Arc::new).collect(), shares())
+    RouteBook::new(routes.into_iter().map(Arc::new).collect(), shares(), Subsets::new())
 }
 
 /// Cluster a with the peers b and c, which export `shop/web` with HTTP at 80, gRPC at 81 and bytes at 90, in two versions.
@@ -227,6 +228,46 @@ fn a_status_says_what_became_of_a_route() {
     insta::assert_snapshot!(text);
 }
 
+/// A VirtualService gives way to a route of the Gateway API and to an older one, and says so; a subset without a
+/// DestinationRule is a backend that is not there.
+#[test]
+fn istios_routes_have_a_status_too() {
+    let subset =
+        |name: &str| backend(BackendRef::Subset { service: key("shop/web"), subset: name.into(), port: None }, 1);
+    let istio = |name: &str, kind| Route {
+        origin: Origin::Istio,
+        ..route(kind, name, "shop/web", vec![to(vec![subset("v2")])])
+    };
+    let told = |routes: Vec<Route>, subsets: &[&str], kind, name: &str| {
+        let mut writer = world(Vec::new(), None);
+        let named = subsets.iter().map(|name| (Arc::from(*name), Arc::new(Subset::new())));
+        let subsets = [(key("shop/web"), named.collect())].into();
+        let book = RouteBook::new(routes.into_iter().map(Arc::new).collect(), shares(), subsets);
+        let rules = Rules::clone(writer.snapshot().rules());
+        writer.set_rules(Arc::new(Rules { routes: Arc::new(book), ..rules }));
+        conditions(&writer, kind, name).join("; ")
+    };
+    let http = RouteKind::Http;
+    let alone = told(vec![istio("shop/a", http)], &["v2"], http, "shop/a");
+    assert!(alone.contains("Accepted: True") && alone.contains("ResolvedRefs: True"), "{alone}");
+    let lost = told(vec![istio("shop/a", http)], &["v1"], http, "shop/a");
+    assert!(
+        lost.contains("BackendNotFound (subset v2 of shop/web: no DestinationRule of the service has it)"),
+        "{lost}"
+    );
+    let older = Route { created: UnixMillis(1), ..istio("shop/z", http) };
+    let newer = Route { created: UnixMillis(2), ..istio("shop/a", http) };
+    let second = told(vec![newer, older], &["v2"], http, "shop/a");
+    assert!(second.contains("Conflicted (VirtualService shop/z has the port)"), "{second}");
+    let ours = route(RouteKind::Grpc, "shop/ours", "shop/web", vec![to(vec![share("shop/v1", 1)])]);
+    let beside = told(vec![istio("shop/a", http), ours], &["v2"], http, "shop/a");
+    // At the port of gRPC; the other one is its own.
+    assert!(beside.contains("Accepted: True Accepted (port 80)"), "{beside}");
+    let ours = route(RouteKind::Http, "shop/ours", "shop/web", vec![to(vec![share("shop/v1", 1)])]);
+    let beside = told(vec![istio("shop/a", http), ours], &["v2"], http, "shop/a");
+    assert!(beside.contains("Conflicted (HTTPRoute shop/ours has the port)"), "{beside}");
+}
+
 #[test]
 fn weights_for_everything_are_for_addresses_too() {
     let jason = RequestMatch { headers: vec![header("end-user", "jason")], ..RequestMatch::default() };
@@ -321,8 +362,9 @@ fn any_match() -> impl Strategy<Value = RequestMatch> {
         proptest::sample::subsequence(names, 0..=2)
             .prop_map(|names| names.into_iter().map(|name| header(name, "1")).collect::<Vec<_>>())
     };
-    (path, proptest::option::of(Just(Arc::from("GET"))), some(&["x", "y"]), some(&["p", "q"]))
-        .prop_map(|(path, method, headers, query)| RequestMatch { path, method, headers, query })
+    (path, proptest::option::of(Just(Arc::from("GET"))), some(&["x", "y"]), some(&["p", "q"])).prop_map(
+        |(path, method, headers, query)| RequestMatch { path, method, headers, query, ..RequestMatch::default() },
+    )
 }
 
 proptest! {

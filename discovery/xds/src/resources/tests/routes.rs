@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use eastway_model::rules::route::{
-    Backend, BackendRef, Filters, HeaderEdit, HeaderEdits, Lifetime, Mirror, NamedMatch, ObjectName, Parent, PathEdit,
-    PathMatch, Persistence, Redirect, RequestMatch, Retry, Rewrite, Route, RouteBook, RouteKind, Rule, ServiceShare,
-    Share, TextMatch, Timeouts,
+    Backend, BackendRef, Filters, HeaderEdit, HeaderEdits, Lifetime, Mirror, NamedMatch, ObjectName, Origin, Parent,
+    PathEdit, PathMatch, Persistence, Redirect, RequestMatch, Retry, RetryOn, Rewrite, Route, RouteBook, RouteKind,
+    Rule, ServiceShare, Share, Subsets, TextMatch, Timeouts,
 };
 use eastway_model::rules::{Abort, Delay, Fault, SidecarPolicy};
 
@@ -45,6 +45,7 @@ fn share(name: &str, weight: u32) -> Backend {
 fn route(kind: RouteKind, name: &str, server_names: &[&str], rules: Vec<Rule>) -> Route {
     Route {
         kind,
+        origin: Origin::GatewayApi,
         name: object(name),
         created: UnixMillis(0),
         parents: vec![Parent { service: key("shop/web"), port: None }],
@@ -67,7 +68,7 @@ fn world(routes: Vec<Route>, ports: &[ServicePort]) -> World {
 
 impl World {
     fn set_routes(&mut self, routes: Vec<Route>) {
-        let book = RouteBook::new(routes.into_iter().map(Arc::new).collect(), shares());
+        let book = RouteBook::new(routes.into_iter().map(Arc::new).collect(), shares(), Subsets::new());
         let rules = Rules::clone(self.writer.snapshot().rules());
         self.writer.set_rules(Arc::new(Rules { routes: Arc::new(book), ..rules }));
     }
@@ -101,7 +102,12 @@ fn a_rule_of_each_kind() {
         filters: Filters { mirrors: vec![mirror], ..Filters::default() },
         backends: vec![Backend { request: edits, ..share("v1", 80) }, share("v2-in-b", 20), share("nowhere", 5)],
         timeouts: Timeouts { request: Some(Duration::from_secs(2)), backend_request: Some(Duration::from_millis(500)) },
-        retry: Some(Retry { codes: vec![503], attempts: Some(4), backoff: Some(Duration::from_millis(10)) }),
+        retry: Some(Retry {
+            on: RetryOn::BROKEN.to_vec(),
+            codes: vec![503],
+            attempts: Some(4),
+            backoff: Some(Duration::from_millis(10)),
+        }),
         ..Rule::default()
     };
     let rules = vec![first, second, third];
@@ -197,8 +203,8 @@ fn a_change_of_rules_remakes_their_services_alone() {
 #[test]
 fn faults_stand_between_the_router_and_the_endpoint() {
     let mut world = world(Vec::new(), &[port(80, Some("http"))]);
-    let delay = Some(Delay { duration: Duration::from_secs(2), percent: 10 });
-    let fault = Some(Fault { delay, abort: Some(Abort { status: 503, percent: 50 }) });
+    let delay = Some(Delay { duration: Duration::from_secs(2), per_million: 100_000 });
+    let fault = Some(Fault { delay, abort: Some(Abort { status: 503, per_million: 500_000 }) });
     let policy = TrafficPolicy::new("p", key("shop/web"), Vec::new(), Vec::new(), None).unwrap();
     world.set_policy(Some(policy.with_sidecars(SidecarPolicy { fault, ..SidecarPolicy::default() })));
     let view = world.view();

@@ -2,21 +2,22 @@
 
 use std::time::Duration;
 
-use eastway_model::rules::{Abort, ConnectionLimits, Delay, Fault, MAX_WEIGHT, Outliers, SidecarPolicy};
+use eastway_model::rules::{Abort, Balance, ConnectionLimits, Delay, Fault, MAX_WEIGHT, Outliers, SidecarPolicy};
 use eastway_registry::diagnostic::Code;
 use eastway_registry::yaml::{At, Context, Field};
 
 use super::file::{ConnectionLimitsSection, FaultSection, OutlierSection, TrafficPolicySpec};
 use crate::config::settings::duration_in;
 
-const HOUR: Duration = Duration::from_secs(3_600);
+pub(in crate::config) const HOUR: Duration = Duration::from_secs(3_600);
 /// Most errors in a row that are waited for.
-const MAX_ERRORS: u32 = 1_000;
+pub(in crate::config) const MAX_ERRORS: u32 = 1_000;
 
 pub(super) fn sidecars(spec: &TrafficPolicySpec, cx: &mut Context<'_>) -> SidecarPolicy {
     SidecarPolicy {
         outliers: spec.outlier_detection.value().map_or_else(Outliers::default, |section| outliers(section, cx)),
         limits: spec.limits.value().map_or_else(ConnectionLimits::default, |section| limits(section, cx)),
+        balance: Balance::default(),
         fault: spec.fault.get().map(|section| fault(section, cx)),
     }
 }
@@ -50,12 +51,13 @@ fn fault(section: &At<FaultSection>, cx: &mut Context<'_>) -> Fault {
     let delay = fault.delay.get().map(|delay| {
         cx.required(delay.at, "duration", &delay.value.duration, "how long, e.g. 2s");
         let duration = duration_in(&delay.value.duration, least, HOUR, least, cx);
-        Delay { duration, percent: number(&delay.value.percent, 0, 100, cx).unwrap_or(100) }
+        Delay { duration, per_million: number(&delay.value.percent, 0, 100, cx).unwrap_or(100) * 10_000 }
     });
     let abort = fault.abort.get().map(|abort| {
         cx.required(abort.at, "status", &abort.value.status, "of the answer, e.g. 503");
         let status = number(&abort.value.status, 200, 599, cx).and_then(|status| u16::try_from(status).ok());
-        Abort { status: status.unwrap_or(503), percent: number(&abort.value.percent, 0, 100, cx).unwrap_or(100) }
+        let per_million = number(&abort.value.percent, 0, 100, cx).unwrap_or(100) * 10_000;
+        Abort { status: status.unwrap_or(503), per_million }
     });
     Fault { delay, abort }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use eastway_model::rules::route::{
     Backend, Filters, GrpcMethod, HeaderEdit, HeaderEdits, Lifetime, MAX_ATTEMPTS, MAX_BACKENDS, MAX_FRACTION,
     MAX_MATCHES, MAX_MIRRORS, MAX_NAMED, MAX_TIMEOUT, Mirror, NamedMatch, PathEdit, PathMatch, Pattern, Persistence,
-    Redirect, RequestMatch, Retry, Rewrite, Rule, Scheme, TextMatch, Timeouts,
+    Redirect, RequestMatch, Retry, RetryOn, Rewrite, Rule, Scheme, TextMatch, Timeouts,
 };
 use eastway_registry::diagnostic::Code;
 use eastway_registry::yaml::{At, Context, Field, List, NodeId, Text};
@@ -23,6 +23,8 @@ const MAX_PATH: usize = 1_024;
 const MAX_VALUE: usize = 4_096;
 /// Longest name of a header (Gateway API).
 const MAX_NAME: usize = 256;
+/// Statuses that are tried again if none are named.
+const GATEWAY_ERRORS: [u16; 3] = [502, 503, 504];
 /// Name of sessions that have none.
 const SESSION: &str = "eastway-session";
 
@@ -53,6 +55,7 @@ pub(super) fn rule(section: &At<file::HttpRule>, parts: &mut Parts<'_>, cx: &mut
         timeouts: timeouts(&rule.timeouts, cx),
         retry: rule.retry.get().map(|section| retry(&section.value, cx)),
         persistence: rule.session_persistence.get().and_then(|section| persistence(section, cx)),
+        ..Rule::default()
     }
 }
 
@@ -63,7 +66,7 @@ pub(super) fn grpc_rule(section: &At<file::GrpcRule>, parts: &mut Parts<'_>, cx:
         path: section.value.method.get().and_then(|method| grpc_method(method, cx)).map(PathMatch::Grpc),
         method: None,
         headers: named(&section.value.headers, header_name, cx),
-        query: Vec::new(),
+        ..RequestMatch::default()
     });
     let matches = matches.collect();
     Rule {
@@ -71,9 +74,8 @@ pub(super) fn grpc_rule(section: &At<file::GrpcRule>, parts: &mut Parts<'_>, cx:
         matches,
         filters: filters(&rule.filters, false, parts, cx),
         backends: backends(&rule.backend_refs, parts, cx),
-        timeouts: Timeouts::default(),
-        retry: None,
         persistence: rule.session_persistence.get().and_then(|section| persistence(section, cx)),
+        ..Rule::default()
     }
 }
 
@@ -83,6 +85,7 @@ fn http_match(section: &file::HttpMatch, cx: &mut Context<'_>) -> RequestMatch {
         method: section.method.value().map(|method| Arc::from(method_text(*method))),
         headers: named(&section.headers, header_name, cx),
         query: named(&section.query_params, parameter_name, cx),
+        ..RequestMatch::default()
     }
 }
 
@@ -365,7 +368,10 @@ fn retry(section: &file::RetrySection, cx: &mut Context<'_>) -> Retry {
         .backoff
         .get()
         .map(|_| duration_in(&section.backoff, millisecond, Duration::from_secs(3_600), millisecond, cx));
-    Retry { codes, attempts: number(&section.attempts, 0, MAX_ATTEMPTS, cx), backoff }
+    if codes.is_empty() {
+        codes.extend(GATEWAY_ERRORS);
+    }
+    Retry { on: RetryOn::BROKEN.to_vec(), codes, attempts: number(&section.attempts, 0, MAX_ATTEMPTS, cx), backoff }
 }
 
 fn persistence(section: &At<file::PersistenceSection>, cx: &mut Context<'_>) -> Option<Persistence> {
@@ -398,7 +404,7 @@ fn persistence(section: &At<file::PersistenceSection>, cx: &mut Context<'_>) -> 
 }
 
 /// A path, without query and fragment, that no proxy takes for another.
-fn path(text: &str) -> Result<Arc<str>, &'static str> {
+pub(in crate::config) fn path(text: &str) -> Result<Arc<str>, &'static str> {
     let lower = text.to_ascii_lowercase();
     let odd = ["//", "/./", "/../", "%2f", "#", "?", " "];
     if !text.starts_with('/') {
@@ -415,7 +421,7 @@ fn path(text: &str) -> Result<Arc<str>, &'static str> {
 }
 
 /// A header's name, lower case (RFC 9110 §5.1).
-fn header_name(text: &str) -> Result<Arc<str>, &'static str> {
+pub(in crate::config) fn header_name(text: &str) -> Result<Arc<str>, &'static str> {
     let good = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     if text.is_empty() || text.len() > MAX_NAME || !text.bytes().all(good) {
         return Err("must be the name of a header: 1 to 256 letters, digits and dashes");
@@ -424,7 +430,7 @@ fn header_name(text: &str) -> Result<Arc<str>, &'static str> {
 }
 
 /// A header that may be changed: the host is not among them.
-fn changed_header(text: &str) -> Result<Arc<str>, &'static str> {
+pub(in crate::config) fn changed_header(text: &str) -> Result<Arc<str>, &'static str> {
     match &*header_name(text)? {
         "host" => Err("cannot be changed like this; use the filter URLRewrite with a hostname"),
         "content-length" | "transfer-encoding" | "connection" | "upgrade" | "te" | "trailer" => {
@@ -434,14 +440,14 @@ fn changed_header(text: &str) -> Result<Arc<str>, &'static str> {
     }
 }
 
-fn parameter_name(text: &str) -> Result<Arc<str>, &'static str> {
+pub(in crate::config) fn parameter_name(text: &str) -> Result<Arc<str>, &'static str> {
     if text.is_empty() || text.len() > MAX_NAME || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err("must be the name of a parameter: 1 to 256 printable characters");
     }
     Ok(Arc::from(text))
 }
 
-fn header_value(text: &str) -> Result<Arc<str>, &'static str> {
+pub(in crate::config) fn header_value(text: &str) -> Result<Arc<str>, &'static str> {
     let good = |byte: u8| byte.is_ascii_graphic() || byte == b' ' || byte == b'\t';
     if text.is_empty() || text.len() > MAX_VALUE || !text.bytes().all(good) {
         return Err("must be 1 to 4096 printable characters");

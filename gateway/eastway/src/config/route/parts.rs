@@ -12,7 +12,7 @@ use super::file;
 use super::{EASTWAY, MULTICLUSTER};
 use crate::config::value::Fqdn;
 
-pub(super) use crate::config::policy::sidecars::number;
+pub(in crate::config) use crate::config::policy::sidecars::number;
 
 /// What backends need to know.
 pub(super) struct Parts<'a> {
@@ -88,7 +88,7 @@ pub(super) fn bounded<'f, T>(list: &'f List<T>, most: usize, what: &str, cx: &mu
     list.items().take(most).collect()
 }
 
-pub(super) fn object_name(
+pub(in crate::config) fn object_name(
     root: NodeId,
     field: &Field<file::RouteMetadata>,
     cx: &mut Context<'_>,
@@ -105,7 +105,7 @@ pub(super) fn rule_name(field: &Field<String>, cx: &mut Context<'_>) -> Option<A
     cx.parse(field.get()?, subdomain)
 }
 
-pub(super) fn port(field: &Field<i64>, cx: &mut Context<'_>) -> Option<PortNumber> {
+pub(in crate::config) fn port(field: &Field<i64>, cx: &mut Context<'_>) -> Option<PortNumber> {
     let at = field.get()?;
     cx.checked(at, |number| eastway_registry::value::port(*number)).map(|port: NonZeroU16| port)
 }
@@ -115,7 +115,7 @@ pub(super) fn weight(field: &Field<i64>, cx: &mut Context<'_>) -> u32 {
 }
 
 /// A name of an object: labels of lower-case letters, digits and dashes, with dots between.
-pub(super) fn subdomain(text: &str) -> Result<Arc<str>, String> {
+pub(in crate::config) fn subdomain(text: &str) -> Result<Arc<str>, String> {
     if text.len() > 253 {
         return Err(format!("is {} bytes long; at most 253 are allowed", text.len()));
     }
@@ -129,7 +129,7 @@ pub(super) fn subdomain(text: &str) -> Result<Arc<str>, String> {
 }
 
 /// A host's name, lower case.
-pub(super) fn host_name(text: &str) -> Result<Arc<str>, &'static str> {
+pub(in crate::config) fn host_name(text: &str) -> Result<Arc<str>, &'static str> {
     let bad = "must be a host's name, e.g. reviews.example";
     if text.ends_with('.') || text.contains('*') || text.parse::<std::net::IpAddr>().is_ok() {
         return Err(bad);
@@ -138,7 +138,7 @@ pub(super) fn host_name(text: &str) -> Result<Arc<str>, &'static str> {
 }
 
 /// A name that a TLS client asks for; `*.` may stand for its first label.
-pub(super) fn server_name(text: &str) -> Result<Arc<str>, &'static str> {
+pub(in crate::config) fn server_name(text: &str) -> Result<Arc<str>, &'static str> {
     match text.strip_prefix("*.") {
         None => host_name(text),
         Some(rest) => host_name(rest).map(|rest| Arc::from(format!("*.{rest}"))),

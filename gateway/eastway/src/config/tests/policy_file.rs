@@ -25,7 +25,7 @@ macro_rules! refused {
 }
 
 refused! {
-    another_kind: errors(&with("kind: TrafficPolicy", "kind: VirtualService"));
+    another_kind: errors(&with("kind: TrafficPolicy", "kind: UDPRoute"));
     no_kind: errors("spec: {}\n");
     service_missing: errors(&with("  service: reviews\n", ""));
     namespace_missing: errors(&with("{name: reviews, namespace: bookinfo}", "{name: reviews}"));

@@ -60,7 +60,7 @@ fn mistakes_are_told_with_their_place() {
         ("name: x-a, value: b", "name: Host, value: b"),
         ("requestHeaderModifier: {set: [{name: x-a, value: b}]}", "requestRedirect: {}"),
         ("sessionName: cart", "sessionName: cart, idleTimeout: 5s"),
-        ("kind: HTTPRoute", "kind: VirtualService"),
+        ("kind: HTTPRoute", "kind: UDPRoute"),
         ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v2"),
         ("cluster: gke, subset: {version: v2}", ""),
     ];
