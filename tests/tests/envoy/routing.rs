@@ -2,6 +2,7 @@
 //! `web`, cloud b v1, v2 and v3. The rules are files in a's policies folder.
 
 mod bed;
+mod bytes;
 mod istio;
 mod reloads;
 mod server;
@@ -10,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use eastway_tests::{lab_test, within};
+use futures_util::future::join_all;
 use serde_json::json;
+use tokio::time::timeout;
 
 use bed::{Bed, PATIENCE, http_route, share};
 
@@ -23,6 +26,9 @@ lab_test! {
 
     async fn istios_words_do_the_same_with_envoy_1_40_0() { istio::run("1.40.0").await }
     async fn istios_words_do_the_same_with_envoy_1_36_2() { istio::run("1.36.2").await }
+
+    async fn connections_by_weight_and_by_name_with_envoy_1_40_0() { bytes::run("1.40.0").await }
+    async fn connections_by_weight_and_by_name_with_envoy_1_36_2() { bytes::run("1.36.2").await }
 
     async fn a_share_fails_over_and_back_with_envoy_1_40_0() { failover("1.40.0").await }
     async fn a_share_fails_over_and_back_with_envoy_1_36_2() { failover("1.36.2").await }
@@ -41,6 +47,7 @@ async fn rules(version: &str) -> Result<()> {
     sessions(&bed).await?;
     patience(&bed).await?;
     faults(&bed).await?;
+    limits(&bed).await?;
     a_bad_file_changes_nothing(&bed).await?;
     bed.stop().await
 }
@@ -273,6 +280,55 @@ async fn faults(bed: &Bed) -> Result<()> {
     bed.route("policy", &policy(json!({"delay": {"duration": "1ms", "percent": 0}})))?;
     within(PATIENCE, "no delay", async || Ok(takes().await?.0 == 200)).await?;
     println!("abort 50 %: {half} of 300 failed, {few} with retries; a delay of 400 ms ended after {took:?}");
+    Ok(())
+}
+
+/// What is more than one client may have under way is answered with 503 at once, and counted.
+async fn limits(bed: &Bed) -> Result<()> {
+    let policy = |limits| {
+        json!({
+            "apiVersion": "eastway.dev/v1alpha1",
+            "kind": "TrafficPolicy",
+            "metadata": {"name": "web", "namespace": "shop"},
+            "spec": {"service": "web", "limits": limits, "outlierDetection": {"consecutiveErrors": 0}},
+        })
+    };
+    bed.apply(&[json!({"backendRefs": [share("v2", 1)], "retry": {"attempts": 0}})]).await?;
+    let known = async |figure: &str, value: &str| {
+        let lines = bed.figures("clusters", &format!("default_priority::{figure}::")).await?;
+        Ok(!lines.is_empty() && lines.iter().all(|line| (line.rsplit(':').next() == Some("1")) == (value == "1")))
+    };
+    // Each of them takes 5 s if it is served, and nobody waits for that.
+    let refused = async || {
+        let all = (0..8).map(|_| async {
+            let answer = timeout(Duration::from_secs(2), bed.get("/", &[("x-misbehave", "slow")])).await;
+            usize::from(matches!(answer, Ok(Ok(answer)) if answer.status == 503))
+        });
+        join_all(all).await.into_iter().sum::<usize>()
+    };
+    let counted = async || {
+        // 1.36 counts all of them as pending.
+        let lines = bed.figures("stats?filter=_overflow", "|version.v2|").await?;
+        let ours = ["upstream_rq_pending_overflow", "upstream_rq_active_overflow"];
+        let lines: Vec<_> = lines.iter().filter(|line| ours.iter().any(|name| line.contains(name))).collect();
+        let numbers = lines.iter().filter_map(|line| line.rsplit(' ').next()?.parse::<usize>().ok());
+        Ok::<usize, anyhow::Error>(numbers.sum())
+    };
+    for (limits, figure) in [
+        (json!({"requests": 1}), "max_requests"),
+        (json!({"connections": 1, "pendingRequests": 1}), "max_pending_requests"),
+    ] {
+        bed.route("policy", &policy(limits.clone()))?;
+        within(PATIENCE, "Envoy knows the limit", async || known(figure, "1").await).await?;
+        let before = counted().await?;
+        let (many, more) = (refused().await, counted().await? - before);
+        println!("limits {limits}: {many} of 8 requests at once were refused, {more} counted");
+        // One connection for each of Envoy's threads is always allowed, and one may wait.
+        ensure!((4..=7).contains(&many) && more == many, "{many} refused, {more} counted");
+        bed.route("policy", &policy(json!({})))?;
+        within(PATIENCE, "no limit", async || known(figure, "none").await).await?;
+    }
+    ensure!(refused().await == 0, "without a limit");
     Ok(())
 }
 

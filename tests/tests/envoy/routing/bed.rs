@@ -12,6 +12,7 @@ use eastway_tests::mesh::{Mesh, MeshBuilder, NAMESPACE, PORT};
 use eastway_tests::{envoy, within};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::server::{Seen, Server};
@@ -101,6 +102,20 @@ impl Bed {
         self.mesh.cloud("a").write_policy(name, file)
     }
 
+    /// Lines of a page of Envoy's administration about clusters of `web`, with this text in them.
+    pub(super) async fn figures(&self, page: &str, text: &str) -> Result<Vec<String>> {
+        let socket = self.mesh.cloud("a").folder().join("shopper/envoy-admin.sock");
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--fail", "--max-time", "2", "--unix-socket"])
+            .arg(socket)
+            .arg(format!("http://envoy/{page}"));
+        let output = curl.output().await?;
+        ensure!(output.status.success(), "Envoy's administration does not answer");
+        let lines = String::from_utf8(output.stdout)?;
+        let ours = lines.lines().filter(|line| line.contains("outbound|") && line.contains(text));
+        Ok(ours.map(str::to_owned).collect())
+    }
+
     /// Takes a file out of a's policies folder.
     pub(super) fn remove(&self, name: &str) -> Result<()> {
         let file = self.mesh.cloud("a").folder().join(format!("policies/{name}.yaml"));
@@ -186,7 +201,7 @@ async fn ask(source: IpAddr, target: SocketAddr, request: String) -> Result<Answ
     Ok(Answer { status, headers })
 }
 
-fn share_file(name: &str, part: Value) -> Value {
+pub(super) fn share_file(name: &str, part: Value) -> Value {
     let mut spec = part;
     spec["service"] = json!("web");
     json!({
