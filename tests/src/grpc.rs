@@ -126,8 +126,8 @@ impl Library {
     /// All.
     pub const ALL: [Self; 3] = [Self::Python, Self::Go, Self::Node];
 
-    /// The client with this library, of `target`, a call every `pause` milliseconds.
-    fn command(self, target: &str, pause: u64) -> Result<Command> {
+    /// The client with this library, of `target`, a call with this metadata every `pause` milliseconds.
+    fn command(self, target: &str, pause: u64, metadata: &[&str]) -> Result<Command> {
         let tools = installed()?;
         let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/grpc");
         let mut command = match self {
@@ -143,7 +143,7 @@ impl Library {
                 command
             }
         };
-        command.arg(target).arg(pause.to_string());
+        command.arg(target).arg(pause.to_string()).args(metadata);
         Ok(command)
     }
 }
@@ -197,7 +197,21 @@ impl Client {
     /// # Errors
     /// It is not installed.
     pub async fn start(place: &Place, library: Library, bootstrap: &Path, target: &str) -> Result<Self> {
-        let mut command = library.command(target, 10)?;
+        Self::with(place, library, bootstrap, target, &[]).await
+    }
+
+    /// As [`Self::start`], each call with this metadata, `name=value`.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn with(
+        place: &Place,
+        library: Library,
+        bootstrap: &Path,
+        target: &str,
+        metadata: &[&str],
+    ) -> Result<Self> {
+        let mut command = library.command(target, 10, metadata)?;
         command.env("GRPC_XDS_BOOTSTRAP", bootstrap).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
         let mut child = place.run(async move { Ok(command.spawn()?) }).await?;
         let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();

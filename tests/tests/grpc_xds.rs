@@ -72,6 +72,10 @@ impl Stage {
 
     /// Starts a server on a pod of a cloud, behind `service`.
     async fn serve(&mut self, cloud: &str, service: &str, pod: u8) -> Result<()> {
+        self.serve_version(cloud, service, pod, "v1").await
+    }
+
+    async fn serve_version(&mut self, cloud: &str, service: &str, pod: u8, version: &str) -> Result<()> {
         let net = self.mesh.cloud(cloud).net();
         let address = SocketAddr::new(net.pod(pod), PORT);
         grpc::serve(net.pods(), address, &format!("{cloud}-{pod}")).await?;
@@ -80,13 +84,24 @@ impl Stage {
             let mut spec =
                 known.map_or_else(|| ServiceSpec::new(NAMESPACE, service, PORT), |index| services.remove(index));
             spec.more = json!({"ports": [{"name": "grpc", "port": PORT, "appProtocol": "grpc"}]});
-            services.push(spec.endpoint(address.ip(), "v1"));
+            services.push(spec.endpoint(address.ip(), version));
         })
     }
 
     async fn client(&self, library: Library, name: &str) -> Result<Client> {
         let (place, _) = self.mesh.client("a");
         Client::start(&place, library, &self.bootstrap, &format!("xds:///{name}:{PORT}")).await
+    }
+
+    /// One of each library, whose calls have this metadata.
+    async fn callers(&self, name: &str, metadata: &[&str]) -> Result<Vec<Client>> {
+        let (place, _) = self.mesh.client("a");
+        let mut clients = Vec::new();
+        for library in Library::ALL {
+            let target = format!("xds:///{name}:{PORT}");
+            clients.push(Client::with(&place, library, &self.bootstrap, &target, metadata).await?);
+        }
+        Ok(clients)
     }
 
     /// One of each library.
@@ -190,6 +205,72 @@ lab_test! {
         until(&pinned, "b is back", 20, |calls| by(calls, "b-12") == calls.len()).await?;
         println!("over after {over:?}, back after {back:?}");
         drop((clients, pinned));
+        stage.mesh.stop().await
+    }
+
+    /// Rules that ask for no more than the libraries do are carried out by them: by metadata and method to versions in two
+    /// clouds, by weight. If one asks for more, none is, and the weights of the rule for everything count.
+    async fn rules_of_a_route_are_carried_out_by_each_library() {
+        let mut stage = Stage::set().await?;
+        for (cloud, pod, version) in [("a", 11, "v1"), ("b", 12, "v1"), ("b", 13, "v2")] {
+            stage.serve_version(cloud, "echo", pod, version).await?;
+        }
+        let share = |name: &str, weight: u32| json!({"group": "eastway.dev", "kind": "ServiceShare", "name": name, "weight": weight});
+        let a = stage.mesh.cloud("a");
+        for (name, spec) in [
+            ("here", json!({"service": "echo", "cluster": "local"})),
+            ("v1-there", json!({"service": "echo", "cluster": "b", "subset": {"version": "v1"}})),
+            ("v2", json!({"service": "echo", "subset": {"version": "v2"}})),
+        ] {
+            let metadata = json!({"name": name, "namespace": NAMESPACE});
+            let file = json!({"apiVersion": "eastway.dev/v1alpha1", "kind": "ServiceShare", "metadata": metadata, "spec": spec});
+            a.write_policy(&format!("share-{name}"), &file)?;
+        }
+        let route = |rules| json!({
+            "apiVersion": "gateway.networking.k8s.io/v1",
+            "kind": "GRPCRoute",
+            "metadata": {"name": "echo", "namespace": NAMESPACE},
+            "spec": {"parentRefs": [{"group": "", "kind": "Service", "name": "echo"}], "rules": rules},
+        });
+        let jason = json!([{"headers": [{"name": "end-user", "value": "jason"}], "method": {"service": "eastway.test.Echo"}}]);
+        let rules = json!([
+            {"matches": jason, "backendRefs": [share("v2", 1)]},
+            {"matches": [{"method": {"service": "other.Service", "method": "Say"}}], "backendRefs": [share("v2", 1)]},
+            {"backendRefs": [share("here", 70), share("v1-there", 30)]},
+        ]);
+        a.write_policy("route", &route(rules))?;
+        let name = "echo.shop.svc.clusterset.local";
+        let his = stage.callers(name, &["end-user=jason"]).await?;
+        let others = stage.callers(name, &["end-user=mary"]).await?;
+        until(&his, "v2 for jason", 40, |calls| by(calls, "b-13") == calls.len()).await?;
+        let shared = |calls: &[Call]| {
+            let (a, b) = (by(calls, "a-11"), by(calls, "b-12"));
+            a + b == calls.len() && b * 100 > calls.len() * 18 && b * 100 < calls.len() * 42
+        };
+        until(&others, "70 : 30", LOOK, shared).await?;
+        for (his, others) in his.iter().zip(&others) {
+            let (his, last) = (his.last(40), others.last(LOOK));
+            println!(
+                "{:?}: jason {} of 40 by b-13; others {} by a-11, {} by b-12 of {LOOK}",
+                others.library,
+                by(&his, "b-13"),
+                by(&last, "a-11"),
+                by(&last, "b-12")
+            );
+        }
+        let (_, said) = stage.mesh.cloud("a").command(0, &["describe", "shop/echo"]).await?;
+        ensure!(said.contains("gRPC libraries go by all of its rules"), "{said}");
+        // A change of headers is no library's: no rule is carried out in part.
+        let filters = json!([{"type": "RequestHeaderModifier", "requestHeaderModifier": {"set": [{"name": "x-by", "value": "us"}]}}]);
+        let rules = json!([
+            {"matches": jason, "filters": filters, "backendRefs": [share("v2", 1)]},
+            {"backendRefs": [share("here", 70), share("v1-there", 30)]},
+        ]);
+        stage.mesh.cloud("a").write_policy("route", &route(rules))?;
+        until(&his, "70 : 30 for jason", LOOK, shared).await?;
+        let (_, said) = stage.mesh.cloud("a").command(0, &["describe", "shop/echo"]).await?;
+        ensure!(!said.contains("gRPC libraries"), "{said}");
+        drop((his, others));
         stage.mesh.stop().await
     }
 }

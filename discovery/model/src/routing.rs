@@ -201,10 +201,16 @@ pub fn tiers(
 /// The peers and labels that connections to a port of an import may be sent to, now or when others fail.
 #[must_use]
 pub fn remote_shares(own: &ClusterName, import: &Import, port: PortNumber) -> BTreeSet<(ClusterName, Arc<Subset>)> {
-    match Plan::new(own, import, &RouteRequest::tcp(port)) {
+    let mut shares: BTreeSet<_> = match Plan::new(own, import, &RouteRequest::tcp(port)) {
         Ok(plan) => plan.remote().map(|(cluster, subset)| (cluster.clone(), Arc::clone(subset))).collect(),
-        Err(_) => BTreeSet::new(),
+        Err(_) => return BTreeSet::new(),
+    };
+    let wanted = import.wanted.iter().flat_map(|wanted| wanted.iter());
+    for one in wanted.filter(|one| one.port.is_none_or(|number| number == port)) {
+        let peers = import.parts.iter().filter_map(|part| part.cluster.clone());
+        shares.extend(peers.map(|cluster| (cluster, Arc::clone(&one.share.subset))));
     }
+    shares
 }
 
 /// One of the shares, each as likely as its weight says.

@@ -1,6 +1,6 @@
 """Calls a server again and again by a target of gRPC's own xDS client, and prints a line for each call.
 
-client.py TARGET PAUSE_MS. It ends with its standard input.
+client.py TARGET PAUSE_MS [NAME=VALUE…], the rest being metadata of each call. It ends with its standard input.
 """
 
 import json
@@ -13,7 +13,7 @@ import grpc
 METHOD = "/eastway.test.Echo/Say"
 
 
-def main(target, pause):
+def main(target, pause, metadata):
     ended = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
     with grpc.insecure_channel(target) as channel:
@@ -21,11 +21,11 @@ def main(target, pause):
         while not ended.wait(pause):
             begun = time.monotonic()
             try:
-                line = {"ok": say(b"hello", timeout=10).decode()}
+                line = {"ok": say(b"hello", timeout=10, metadata=metadata).decode()}
             except grpc.RpcError as error:
                 line = {"error": error.code().name, "detail": error.details()}
             line["millis"] = round((time.monotonic() - begun) * 1000)
             print(json.dumps(line), flush=True)
 
 
-main(sys.argv[1], int(sys.argv[2]) / 1000)
+main(sys.argv[1], int(sys.argv[2]) / 1000, [tuple(pair.split("=", 1)) for pair in sys.argv[3:]])

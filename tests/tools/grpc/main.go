@@ -1,6 +1,6 @@
 // Program grpc-xds calls a server again and again by a target of gRPC's own xDS client, and prints a line for each call.
 //
-// grpc-xds TARGET PAUSE_MS. It ends with its standard input.
+// grpc-xds TARGET PAUSE_MS [NAME=VALUE…], the rest being metadata of each call. It ends with its standard input.
 package main
 
 import (
@@ -10,10 +10,12 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	_ "google.golang.org/grpc/xds"
 )
@@ -48,9 +50,15 @@ func main() {
 	}()
 	client, err := grpc.NewClient(os.Args[1], grpc.WithTransportCredentials(insecure.NewCredentials()))
 	fail(err)
+	var pairs []string
+	for _, pair := range os.Args[3:] {
+		name, value, _ := strings.Cut(pair, "=")
+		pairs = append(pairs, name, value)
+	}
 	for {
 		begun := time.Now()
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx = metadata.AppendToOutgoingContext(ctx, pairs...)
 		request, answer := []byte("hello"), []byte{}
 		err := client.Invoke(ctx, method, &request, &answer, grpc.ForceCodec(raw{}))
 		cancel()

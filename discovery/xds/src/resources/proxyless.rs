@@ -7,21 +7,27 @@
 //! [`eastway_model::routing`] says of connections, so that they and plain clients are shared out alike: the shares are the
 //! localities of one priority, and what takes over when they fail is the next one.
 //!
+//! Rules that ask for no more than such a library does (gRFC A28: path, headers, weights) it carries out itself, each part that
+//! they lead to being a cluster; if one asks for more, none of the port is, and the weights of the rule for everything count.
+//!
 //! What three libraries (C-core, Go, JavaScript) refuse or need: no address twice, weights of localities, no transport
 //! socket, limits of requests that are told (it is 1,024 otherwise). A listener that does not exist is waited for, 15 s by
 //! default: [`nobody`] makes one that says at once that there is nothing.
 
 mod parts;
+mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use eastway_model::routing::{self, Candidate, RouteRequest, Weighted};
+use eastway_model::rules::ClusterRef;
+use eastway_model::rules::route::{Entry, Share as Part};
 use eastway_model::store::Snapshot;
-use eastway_model::{ClusterName, Import, PortNumber, Protocol, ServiceKey, ServicePort, Subset};
+use eastway_model::{AppProtocol, ClusterName, Import, PortNumber, Protocol, ServiceKey, ServicePort, Subset};
 
-use super::{Addresses, Generated, is_served, share_cluster_name, share_name};
+use super::{Addresses, Generated, is_served, share_cluster_name, share_name, subset};
 use crate::kind::Kind;
 use crate::resource::Resource;
 use crate::view::{Edit, View};
@@ -95,6 +101,9 @@ impl Generator {
                 || made.shares != *shares.get(*key).unwrap_or(&no_shares)
         });
         changed.extend(readdressed.map(|(key, _)| key.clone()));
+        let book = &snapshot.rules().routes;
+        let referrers: Vec<_> = changed.iter().flat_map(|key| book.referrers(key)).cloned().collect();
+        changed.extend(referrers);
         changed
     }
 
@@ -136,6 +145,11 @@ impl Reachable<'_> {
         names.extend(rules.map(|rule| (&*rule.fqdn, rule.cluster.as_ref())));
         let mut resources = Vec::new();
         for port in self.import.ports.iter().filter(|port| port.protocol == Protocol::Tcp) {
+            let rules = self.rules(port);
+            let parts = self.import.wanted.iter().flat_map(|wanted| wanted.iter());
+            let parts = parts.filter(|one| one.port.is_none_or(|number| number == port.number));
+            let parts: BTreeSet<&Part> = parts.map(|one| &one.share).filter(|_| is_http2(port)).collect();
+            parts.into_iter().for_each(|part| self.part(port, part, &mut resources));
             let mut made = BTreeSet::new();
             for (name, only) in &names {
                 let share = share_name(*only, &Subset::default());
@@ -143,29 +157,70 @@ impl Reachable<'_> {
                 let name = format!("{name}:{}", port.number);
                 resources.push((Kind::Listener, Resource::new(Kind::Listener, &name, &listener(&name, &target))));
                 if made.insert(*only) {
-                    self.cluster(port, &target, *only, &mut resources);
+                    self.whole(port, &target, *only, rules.as_deref(), &mut resources);
                 }
             }
         }
         resources
     }
 
-    fn cluster(&self, port: &ServicePort, name: &str, only: Option<&ClusterName>, resources: &mut Vec<Generated>) {
-        resources.push((Kind::Cluster, Resource::new(Kind::Cluster, name, &cluster(name))));
-        resources.push((Kind::Route, Resource::new(Kind::Route, name, &routes(name))));
-        let assignment = assignment(name, self.tiers(port.number, only));
-        resources.push((Kind::Endpoints, Resource::new(Kind::Endpoints, name, &assignment)));
+    /// The rules that a library goes by, if it can. In the address of a share it sees its part; without one it cannot tell
+    /// parts from each other.
+    fn rules(&self, port: &ServicePort) -> Option<Vec<&Entry>> {
+        let entries = self.import.routes.as_deref()?.for_libraries(port)?;
+        let shares = routing::remote_shares(self.snapshot.cluster(), self.import, port.number);
+        shares.iter().all(|share| self.shares.contains_key(share)).then_some(entries)
+    }
+
+    /// What a target leads to: all of the service, or what one cluster has of it.
+    fn whole(
+        &self,
+        port: &ServicePort,
+        name: &str,
+        only: Option<&ClusterName>,
+        rules: Option<&[&Entry]>,
+        resources: &mut Vec<Generated>,
+    ) {
+        let rules = rules.filter(|_| only.is_none());
+        let routes = match rules {
+            Some(rules) => rules::routes(self.snapshot, port, name, rules),
+            None => routes(name),
+        };
+        resources.push((Kind::Route, Resource::new(Kind::Route, name, &routes)));
+        // Where rules share out, all of the service is all of it.
+        let all = Part::whole().subset;
+        let request = RouteRequest { cluster: only, subset: rules.map(|_| &all), ..plain(port) };
+        let mut used = BTreeSet::new();
+        cluster_with(name, self.tiers(&request, &mut used), resources);
+    }
+
+    /// A part that rules or a split lead to, and then what takes over.
+    fn part(&self, port: &ServicePort, part: &Part, resources: &mut Vec<Generated>) {
+        let own = self.snapshot.cluster();
+        let cluster = part.cluster.as_ref().map(|cluster| match cluster {
+            ClusterRef::Local => own,
+            ClusterRef::Named(name) => name,
+        });
+        let request = RouteRequest { cluster, subset: Some(&part.subset), ..plain(port) };
+        let mut used = BTreeSet::new();
+        let mut tiers = self.tiers(&request, &mut used);
+        if cluster.is_some() {
+            tiers.extend(self.tiers(&RouteRequest { cluster: None, ..request }, &mut used));
+        }
+        cluster_with(&subset::name(own, &self.import.key, port.number, part), tiers, resources);
     }
 
     /// Where connections go, by priority.
-    fn tiers(&self, port: PortNumber, only: Option<&ClusterName>) -> Vec<Vec<Locality>> {
-        let request = RouteRequest { cluster: only, plain: true, ..RouteRequest::tcp(port) };
-        let Ok(tiers) = routing::tiers(self.snapshot, &self.import.key, &request) else { return Vec::new() };
-        let mut used = BTreeSet::new();
+    fn tiers(&self, request: &RouteRequest<'_>, used: &mut BTreeSet<(IpAddr, u16)>) -> Vec<Vec<Locality>> {
+        let (port, only) = (request.port, request.cluster);
+        let Ok(tiers) = routing::tiers(self.snapshot, &self.import.key, request) else { return Vec::new() };
         let mut found = Vec::new();
         for tier in &tiers {
-            let Some(tier) = tier.iter().map(|share| self.locality(share, port, &mut used)).collect::<Option<Vec<_>>>()
+            let Some(tier) = tier.iter().map(|share| self.locality(share, port, used)).collect::<Option<Vec<_>>>()
             else {
+                if request.subset.is_some() {
+                    return Vec::new();
+                }
                 // A share without an address of its own: the gateway chooses, at the address of the whole service.
                 return self.at_the_gateway(port, only);
             };
@@ -216,6 +271,21 @@ impl Reachable<'_> {
         }
         if ready.is_empty() { draining } else { ready }
     }
+}
+
+/// Other ports carry no calls of gRPC.
+fn is_http2(port: &ServicePort) -> bool {
+    AppProtocol::of(port) == AppProtocol::Http2
+}
+
+/// A library speaks no TLS.
+fn plain(port: &ServicePort) -> RouteRequest<'static> {
+    RouteRequest { plain: true, ..RouteRequest::tcp(port.number) }
+}
+
+fn cluster_with(name: &str, tiers: Vec<Vec<Locality>>, resources: &mut Vec<Generated>) {
+    resources.push((Kind::Cluster, Resource::new(Kind::Cluster, name, &cluster(name))));
+    resources.push((Kind::Endpoints, Resource::new(Kind::Endpoints, name, &assignment(name, tiers))));
 }
 
 #[cfg(test)]

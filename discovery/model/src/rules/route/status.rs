@@ -211,7 +211,7 @@ impl Route {
         let why =
             self.rules.iter().enumerate().find_map(|(index, rule)| Some((index, rule.needs_requests(self.kind)?)));
         let named = |index: usize| self.rule_name(index);
-        let (reason, message) = match (everywhere, split, why) {
+        let (reason, mut message) = match (everywhere, split, why) {
             (Some(index), Some(policy), _) => (
                 Reason::SidecarsOnly,
                 format!(
@@ -233,6 +233,9 @@ impl Route {
             (None, _, Some((other, what))) => (Reason::SidecarsOnly, format!("{} {what}", named(other))),
             (None, _, None) => (Reason::SidecarsOnly, "it leads to other services".to_owned()),
         };
+        if ports.iter().any(|port| table.is_some_and(|table| table.for_libraries(port).is_some())) {
+            message.push_str("; gRPC libraries go by all of its rules");
+        }
         Condition { kind: ConditionKind::AppliesTo, status: true, reason, message }
     }
 

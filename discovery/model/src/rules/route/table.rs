@@ -72,6 +72,21 @@ impl Entry {
         if own.is_empty() { &self.route.server_names } else { own }
     }
 
+    /// Whether a gRPC library that reads rules itself can carry it out: which calls it is for, and where they go (gRFC A28).
+    fn is_for_libraries(&self) -> bool {
+        let plain = Rule::default();
+        let does = self.rule().is_none_or(|rule| {
+            let Rule { name: _, matches: _, filters, backends, timeouts, retry, fault, persistence } = rule;
+            let edits = backends.iter().any(|one| !one.request.is_empty() || !one.response.is_empty());
+            let same = (filters, timeouts, retry, fault, persistence)
+                == (&plain.filters, &plain.timeouts, &plain.retry, &plain.fault, &plain.persistence);
+            same && !edits
+        });
+        // The library knows neither the host nor binary metadata as headers.
+        let seen = |name: &str| name != "host" && !name.ends_with("-bin");
+        does && self.request_match().is_none_or(|one| one.headers.iter().all(|header| seen(&header.name)))
+    }
+
     /// Whether everything matches.
     #[must_use]
     pub fn is_any(&self) -> bool {
@@ -144,6 +159,15 @@ impl RouteTable {
             *origin == first.origin && (origin.is_gateway_api() || *name == first.name)
         };
         Some(PortRoutes { kind, entries: of_kind(kind).filter(together).collect() })
+    }
+
+    /// The rules for a port that programs go by whose gRPC library reads rules itself, in their order; `None`: they go by
+    /// weights alone. No rule is carried out in part: if one asks for what such a library does not do, none counts.
+    #[must_use]
+    pub fn for_libraries(&self, port: &ServicePort) -> Option<Vec<&Entry>> {
+        let routes =
+            self.at(port).filter(|routes| routes.kind.is_http() && AppProtocol::of(port) == AppProtocol::Http2)?;
+        routes.entries.iter().all(|entry| entry.is_for_libraries()).then_some(routes.entries)
     }
 
     /// The rule whose weights are for those who have no sidecar too: it applies to everything that comes to `port`, and

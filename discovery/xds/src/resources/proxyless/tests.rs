@@ -263,3 +263,90 @@ fn session_told(any: &bytes::Bytes) -> Value {
     let listener = eastway_proto::envoy::config::listener::v3::Listener::decode(any.value).unwrap();
     Schema::load().resource(Kind::Listener, &Resource::new(Kind::Listener, &listener.name, &listener))
 }
+
+/// A GRPCRoute of shop/web: calls of jason to v2, all others to v1 in b and c; with more of `rule` in its first.
+fn by_rules(world: &mut World, more: eastway_model::rules::route::Rule) {
+    use eastway_model::rules::route::{
+        Backend, BackendRef, HeaderEdits, NamedMatch, ObjectName, Origin, Parent, PathMatch, RequestMatch, Route,
+        RouteBook, RouteKind, Rule, ServiceShare, Subsets, TextMatch,
+    };
+    let object = |text: &str| ObjectName { namespace: name("shop"), name: text.into() };
+    let shares =
+        [("v1-b", Some("b"), "v1"), ("v1-c", Some("c"), "v1"), ("v2", None, "v2")].map(|(text, cluster, labels)| {
+            let share =
+                Part { cluster: cluster.map(|cluster| ClusterRef::Named(name(cluster))), subset: version(labels) };
+            (object(text), Arc::new(ServiceShare { name: object(text), service: "shop/web".parse().unwrap(), share }))
+        });
+    let to = |text: &str, weight| Backend {
+        reference: BackendRef::Share { object: object(text), port: None },
+        weight,
+        request: HeaderEdits::default(),
+        response: HeaderEdits::default(),
+    };
+    let jason = RequestMatch {
+        path: Some(PathMatch::Prefix("/shop.Cart".into())),
+        method: Some("POST".into()),
+        headers: vec![NamedMatch { name: "end-user".into(), value: TextMatch::Exact("jason".into()) }],
+        ..RequestMatch::default()
+    };
+    let get = RequestMatch { method: Some("GET".into()), ..RequestMatch::default() };
+    let rules = vec![
+        Rule { matches: vec![jason, get], backends: vec![to("v2", 1)], ..more },
+        Rule { backends: vec![to("v1-b", 80), to("v1-c", 20), to("lost", 5)], ..Rule::default() },
+    ];
+    let route = Route {
+        kind: RouteKind::Http,
+        origin: Origin::GatewayApi,
+        name: object("web"),
+        created: UnixMillis(0),
+        parents: vec![Parent { service: "shop/web".parse().unwrap(), port: None }],
+        server_names: Vec::new(),
+        rules,
+    };
+    let book = RouteBook::new(vec![Arc::new(route)], shares.into(), Subsets::new());
+    let rules = Rules::clone(world.writer.snapshot().rules());
+    world.writer.set_rules(Arc::new(Rules { routes: Arc::new(book), ..rules }));
+    world.give_addresses();
+}
+
+#[test]
+fn rules_that_a_library_can_carry_out_are_its_own() {
+    use eastway_model::rules::route::{Rule, Timeouts};
+    let mut world = World::new(&[]);
+    world.export("b", &[("v1", 1)]);
+    world.export("c", &[("v1", 1), ("v2", 1)]);
+    by_rules(&mut world, Rule::default());
+    let routes = world.shown(Kind::Route, WHOLE)["virtual_hosts"][0]["routes"].clone();
+    let of = |share: &str| format!("outbound|80|{share}|web.shop.svc.clusterset.local");
+    assert_eq!(routes.as_array().unwrap().len(), 2, "no call is a GET: {routes}");
+    assert_eq!(routes[0]["match"]["prefix"], "/shop.Cart/");
+    assert_eq!(routes[0]["match"]["headers"].as_array().unwrap().len(), 1, "all calls are POSTs");
+    assert_eq!(routes[0]["route"]["cluster"], of("version.v2"));
+    let clusters = &routes[1]["route"]["weighted_clusters"]["clusters"];
+    let weights: Vec<_> = clusters.as_array().unwrap().iter().map(|one| (&one["name"], &one["weight"])).collect();
+    assert_eq!(
+        format!("{weights:?}"),
+        format!(
+            "{:?}",
+            [
+                (&Value::from(of("cluster.b_version.v1")), &Value::from(80)),
+                (&Value::from(of("cluster.c_version.v1")), &Value::from(20)),
+                (&Value::from(NOBODY), &Value::from(5)),
+            ]
+        )
+    );
+    // Each part is a cluster, and what takes over comes after it; all of the service is all of it.
+    assert_eq!(world.places(&of("version.v2")), ["p0 c/version.v2 100 %: 242.0.1.6:80"]);
+    let places = world.places(&of("cluster.b_version.v1"));
+    assert_eq!(places, ["p0 b/version.v1 100 %: 242.0.1.2:80", "p1 c/version.v1 100 %: 242.0.1.5:80"]);
+    // What only a sidecar can do is done by none: then weights are all.
+    let timeouts = Timeouts { request: Some(std::time::Duration::from_secs(1)), ..Timeouts::default() };
+    by_rules(&mut world, Rule { timeouts, ..Rule::default() });
+    let routes = world.shown(Kind::Route, WHOLE)["virtual_hosts"][0]["routes"].clone();
+    assert_eq!(routes[0]["route"]["cluster"], WHOLE);
+    // Without addresses that tell parts from each other no rule could be kept.
+    by_rules(&mut world, Rule::default());
+    world.shares.clear();
+    let routes = world.shown(Kind::Route, WHOLE)["virtual_hosts"][0]["routes"].clone();
+    assert_eq!(routes[0]["route"]["cluster"], WHOLE);
+}
