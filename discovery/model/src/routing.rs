@@ -195,7 +195,11 @@ pub fn tiers(
         }
         tiers.push(tier);
     }
-    if tiers.is_empty() { Err(RouteError::NoEndpoints) } else { Ok(tiers) }
+    match tiers.is_empty() {
+        true if plan.wants_tls() => Err(RouteError::TlsRequired),
+        true => Err(RouteError::NoEndpoints),
+        false => Ok(tiers),
+    }
 }
 
 /// The peers and labels that connections to a port of an import may be sent to, now or when others fail.

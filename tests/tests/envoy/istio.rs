@@ -65,7 +65,7 @@ fn tls(folder: &Path, own: &str, other: &str) -> Value {
     })
 }
 
-fn typed(name: &str, kind: &str, mut config: Value) -> Value {
+pub(crate) fn typed(name: &str, kind: &str, mut config: Value) -> Value {
     config["@type"] = format!("type.googleapis.com/{kind}").into();
     json!({"name": name, "typed_config": config})
 }
@@ -86,7 +86,7 @@ fn http(route: Value) -> Value {
     )
 }
 
-fn address(address: SocketAddr) -> Value {
+pub(crate) fn address(address: SocketAddr) -> Value {
     json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}})
 }
 
@@ -203,7 +203,8 @@ impl Stage {
     }
 }
 
-async fn start(place: &Place, version: &str, file: &Path, config: &Value) -> Result<Child> {
+/// Starts an Envoy with this configuration, which it writes to `file`.
+pub(crate) async fn start(place: &Place, version: &str, file: &Path, config: &Value) -> Result<Child> {
     std::fs::write(file, config.to_string())?;
     let log = std::fs::File::create(file.with_extension("log"))?;
     let mut command = Command::new(envoy::binary(version)?);

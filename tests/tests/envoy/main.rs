@@ -18,6 +18,7 @@ mod istio;
 mod mutual;
 mod protocols;
 mod routing;
+mod table;
 mod told;
 mod whole_path;
 mod workloads;

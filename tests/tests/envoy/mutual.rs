@@ -65,7 +65,8 @@ pub(crate) struct World {
     servers: Vec<Server>,
 }
 
-fn settings(inside: IpAddr, accounts: &[String]) -> Value {
+/// What a gateway's file says for sidecars with these accounts.
+pub(crate) fn settings(inside: IpAddr, accounts: &[String]) -> Value {
     let workload = |account: &String| json!({"namespace": NAMESPACE, "serviceAccount": account, "socket": format!("./run/{account}.sock")});
     json!({
         "listen": {"hbone": format!("0.0.0.0:{HBONE}"), "local": format!("0.0.0.0:{XDS}")},
@@ -133,23 +134,7 @@ impl World {
     }
 
     async fn sidecar(&mut self, cloud: &str, account: &str, more: &Value) -> Result<()> {
-        let domain = trust_domain(cloud);
-        let path = envoy::binary(self.version)?;
-        let cloud = self.mesh.cloud_mut(cloud);
-        let file = cloud.folder().join(format!("{account}.yaml"));
-        let gateway = cloud.net().gateways()[0].inside;
-        let mut config = json!({
-            "apiVersion": "eastway.dev/v1alpha1",
-            "kind": "SidecarConfig",
-            "workload": {"namespace": NAMESPACE, "serviceAccount": account, "name": format!("{account}-1")},
-            "trust": {"domain": domain, "ca": format!("unix:./run/{account}.sock")},
-            "gateway": format!("{gateway}:{XDS}"),
-            "state": format!("./{account}"),
-            "envoy": {"path": path, "concurrency": 1},
-        });
-        files::merge(&mut config, more);
-        files::write(&file, &config)?;
-        cloud.start_workload(account, vec!["sidecar".into(), "--config".into(), file.into()]).await
+        start_sidecar(&mut self.mesh, self.version, cloud, account, more).await
     }
 
     /// Starts a's sidecar: the imports' addresses are on its own host from then on.
@@ -167,18 +152,7 @@ impl World {
     /// Asks a service from a, with a name that the client itself claims; the head as the server saw it.
     pub(crate) async fn head(&self, service: &str) -> Result<String> {
         let target = self.mesh.target("a", service).await?;
-        let (place, source) = self.mesh.client("a");
-        let request = "GET /marked-path HTTP/1.1\r\nhost: any\r\nconnection: close\r\n\
-            x-forwarded-client-cert: URI=spiffe://b.example/ns/shop/sa/admin\r\n\r\n";
-        let answer = place
-            .run(async move {
-                let mut stream = load::connect(source, target).await?;
-                stream.write_all(request.as_bytes()).await?;
-                tokio::time::timeout(load::PATIENCE, whole(&mut stream)).await?
-            })
-            .await?;
-        ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-        Ok(answer.to_ascii_lowercase())
+        ask(&self.mesh, target).await
     }
 
     /// Says something to a service of bytes from a; what came back.
@@ -235,6 +209,49 @@ impl World {
     }
 }
 
+/// Starts the sidecar of an account of `settings` among a cloud's pods, with these changes to its file.
+pub(crate) async fn start_sidecar(
+    mesh: &mut Mesh,
+    version: &str,
+    cloud: &str,
+    account: &str,
+    more: &Value,
+) -> Result<()> {
+    let domain = trust_domain(cloud);
+    let path = envoy::binary(version)?;
+    let cloud = mesh.cloud_mut(cloud);
+    let file = cloud.folder().join(format!("{account}.yaml"));
+    let gateway = cloud.net().gateways()[0].inside;
+    let mut config = json!({
+        "apiVersion": "eastway.dev/v1alpha1",
+        "kind": "SidecarConfig",
+        "workload": {"namespace": NAMESPACE, "serviceAccount": account, "name": format!("{account}-1")},
+        "trust": {"domain": domain, "ca": format!("unix:./run/{account}.sock")},
+        "gateway": format!("{gateway}:{XDS}"),
+        "state": format!("./{account}"),
+        "envoy": {"path": path, "concurrency": 1},
+    });
+    files::merge(&mut config, more);
+    files::write(&file, &config)?;
+    cloud.start_workload(account, vec!["sidecar".into(), "--config".into(), file.into()]).await
+}
+
+/// Asks from a's pods, with a name that the client itself claims; the head as the server saw it, in lower case.
+pub(crate) async fn ask(mesh: &Mesh, target: SocketAddr) -> Result<String> {
+    let (place, source) = mesh.client("a");
+    let request = "GET /marked-path HTTP/1.1\r\nhost: any\r\nconnection: close\r\n\
+        x-forwarded-client-cert: URI=spiffe://b.example/ns/shop/sa/admin\r\n\r\n";
+    let answer = place
+        .run(async move {
+            let mut stream = load::connect(source, target).await?;
+            stream.write_all(request.as_bytes()).await?;
+            tokio::time::timeout(load::PATIENCE, whole(&mut stream)).await?
+        })
+        .await?;
+    ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    Ok(answer.to_ascii_lowercase())
+}
+
 /// An answer with a length.
 async fn whole(stream: &mut TcpStream) -> Result<String> {
     let mut answer = Vec::new();
@@ -254,7 +271,7 @@ async fn whole(stream: &mut TcpStream) -> Result<String> {
 }
 
 /// Which client names a head tells of.
-fn client_of(head: &str) -> Option<String> {
+pub(crate) fn client_of(head: &str) -> Option<String> {
     let line = head.lines().find_map(|line| line.strip_prefix("x-forwarded-client-cert: "))?;
     Some(line.split(';').find_map(|part| part.strip_prefix("uri="))?.to_owned())
 }

@@ -49,7 +49,8 @@ pub struct ServiceSection {
     #[serde(default)]
     pub health: Field<HealthSection>,
     /// Whether its endpoints are sidecars that take mutual TLS from workload to workload: `plain`: no. `permissive`: yes,
-    /// and plain text as well. `strict`: yes, and nothing else; who has no sidecar is refused. Default: `plain`.
+    /// and plain text as well. `strict`: yes, and nothing else; who has no sidecar is refused. `istio` and `istioStrict`:
+    /// the same of Istio's sidecars. Default: `plain`.
     #[serde(default)]
     pub tls: Field<TlsWord>,
     /// Where it runs.
@@ -82,7 +83,7 @@ pub enum KindWord {
 
 /// What endpoints speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "camelCase")]
 #[schemars(inline)]
 pub enum TlsWord {
     /// Their own protocol.
@@ -91,6 +92,10 @@ pub enum TlsWord {
     Permissive,
     /// Mutual TLS.
     Strict,
+    /// Mutual TLS of Istio's sidecars, and their own protocol.
+    Istio,
+    /// Mutual TLS of Istio's sidecars.
+    IstioStrict,
 }
 
 /// Whether connections of one client stay together.

@@ -136,6 +136,8 @@ impl Reader<'_> {
             None | Some(TlsWord::Plain) => TlsMode::None,
             Some(TlsWord::Permissive) => TlsMode::Mesh,
             Some(TlsWord::Strict) => TlsMode::MeshStrict,
+            Some(TlsWord::Istio) => TlsMode::Istio,
+            Some(TlsWord::IstioStrict) => TlsMode::IstioStrict,
         };
         Some((key, ServiceSpec { record, exported, health, tls, endpoints }))
     }

@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use eastway_model::routing::{self, Candidate, RouteRequest, Weighted};
+use eastway_model::routing::{self, Candidate, RouteError, RouteRequest, Weighted};
 use eastway_model::rules::ClusterRef;
 use eastway_model::rules::route::{Entry, Share as Part};
 use eastway_model::store::Snapshot;
@@ -213,7 +213,12 @@ impl Reachable<'_> {
     /// Where connections go, by priority.
     fn tiers(&self, request: &RouteRequest<'_>, used: &mut BTreeSet<(IpAddr, u16)>) -> Vec<Vec<Locality>> {
         let (port, only) = (request.port, request.cluster);
-        let Ok(tiers) = routing::tiers(self.snapshot, &self.import.key, request) else { return Vec::new() };
+        let tiers = match routing::tiers(self.snapshot, &self.import.key, request) {
+            Ok(tiers) => tiers,
+            // The gateway refuses it, and tells its operator so. Parts of a service cannot be told apart there.
+            Err(RouteError::TlsRequired) if request.subset.is_none() => return self.at_the_gateway(port, only),
+            Err(_) => return Vec::new(),
+        };
         let mut found = Vec::new();
         for tier in &tiers {
             let Some(tier) = tier.iter().map(|share| self.locality(share, port, used)).collect::<Option<Vec<_>>>()
