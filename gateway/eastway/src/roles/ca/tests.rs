@@ -14,6 +14,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+mod forged;
+
 use super::*;
 use crate::config::value::HostPort;
 use crate::roles::enroll::{CaClient, EnrollError, NetworkCa, keep_fresh, until_certified, until_enrolled};
@@ -157,7 +159,14 @@ impl Cluster {
     }
 
     fn refusals(&self, reason: &str) -> bool {
-        self.telemetry.metrics.encode().unwrap().contains(&format!("reason=\"{reason}\""))
+        self.refused(reason) > 0
+    }
+
+    /// How often something was refused for this reason.
+    fn refused(&self, reason: &str) -> u64 {
+        let page = self.telemetry.metrics.encode().unwrap();
+        let lines = page.lines().filter(|line| line.contains(&format!("reason=\"{reason}\"")));
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
     }
 }
 
