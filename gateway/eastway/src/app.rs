@@ -293,6 +293,11 @@ impl Bound {
         if let Some(peers) = peers {
             running.spawn("peers", peers.run());
             running.serve_local_port(local)?;
+            let (router, revoked, end) =
+                (running.gateway.router.clone(), running.gateway.revoked.subscribe(), running.end.clone());
+            running.spawn("revocations", async move {
+                let _ended = end.run_until_cancelled(router.deliveries.follow(revoked)).await;
+            });
             hbone::serve(&running, hbone, &connections);
             sni::serve(&running, sni, &connections);
             info!(cluster = %running.gateway.settings.cluster, "gateway is up");

@@ -9,6 +9,7 @@ pub mod anyip;
 pub mod clients;
 pub mod connection;
 pub mod copy;
+pub mod deliveries;
 pub mod dial;
 pub mod hbone;
 pub mod inbound;

@@ -13,8 +13,10 @@ use eastway_model::store::{Reader, Snapshot};
 use eastway_model::{ClusterName, EndpointId, LocalEndpoint, PortNumber, ServiceKey};
 use eastway_tunnel::header::{EndpointRef, Label, ServiceHeader, Source, StreamHeader};
 use eastway_tunnel::{Link, ReplicaId, Tunnel};
+use tokio_util::sync::CancellationToken;
 
 use crate::proxy::copy::Limits;
+use crate::proxy::deliveries::Deliveries;
 use crate::proxy::dial::{DialRules, InFlight};
 use crate::proxy::outbound::Target;
 use crate::proxy::reach::FailingEndpoints;
@@ -29,6 +31,8 @@ pub struct Router {
     newcomers: Newcomers,
     /// Connections per endpoint of this cluster.
     pub in_flight: Arc<InFlight>,
+    /// Connections to endpoints of this cluster that prove who they are.
+    pub deliveries: Deliveries,
     /// Endpoints of this cluster that could not be dialled lately.
     pub failing: FailingEndpoints,
     /// What is never dialled.
@@ -61,6 +65,8 @@ pub struct Picked {
     pub version: Option<Arc<str>>,
     /// It could not be dialled lately, and there is no other.
     pub is_failing: bool,
+    /// Cancelled when it is trusted no more; `None`: it proves nothing.
+    pub cut: Option<CancellationToken>,
 }
 
 impl Router {
@@ -68,9 +74,9 @@ impl Router {
     #[must_use]
     pub fn new(reader: Reader, dial: DialRules, limits: Limits, telemetry: Telemetry) -> Self {
         let cluster = reader.load().cluster().clone();
-        let (in_flight, failing) = (Arc::default(), FailingEndpoints::default());
+        let (in_flight, deliveries, failing) = (Arc::default(), Deliveries::default(), FailingEndpoints::default());
         let (tunnel, newcomers) = (std::sync::OnceLock::new(), Newcomers::new(Duration::ZERO));
-        Self { reader, tunnel, cluster, newcomers, in_flight, failing, dial, limits, telemetry }
+        Self { reader, tunnel, cluster, newcomers, in_flight, deliveries, failing, dial, limits, telemetry }
     }
 
     /// Holds the first connections of an address without a name for as long: its registry may be about to say who it is.
@@ -214,7 +220,9 @@ impl Router {
             let request = PickRequest { failing, ..*request };
             let endpoint = routing::pick_endpoint(local, &request, |id| self.in_flight.of(id), draw)?;
             let is_failing = failing.is_some_and(|failing| failing.contains(&endpoint.endpoint.id));
-            Ok(picked(endpoint, request.port, is_failing))
+            let cut =
+                (endpoint.endpoint.tls.is_mutual()).then(|| self.deliveries.to(endpoint.endpoint.identity.as_ref()));
+            Ok(picked(endpoint, request.port, is_failing, cut))
         })
     }
 
@@ -247,13 +255,14 @@ pub fn header(routed: &Routed, target: &Target, candidate: &Candidate) -> Option
     }))
 }
 
-fn picked(endpoint: &LocalEndpoint, port: PortNumber, is_failing: bool) -> Picked {
+fn picked(endpoint: &LocalEndpoint, port: PortNumber, is_failing: bool, cut: Option<CancellationToken>) -> Picked {
     let target = endpoint.target_ports.get(&port).copied().unwrap_or(port.get());
     Picked {
         endpoint: endpoint.endpoint.id.clone(),
         address: SocketAddr::new(endpoint.address, target),
         version: endpoint.endpoint.subset.get("version").cloned(),
         is_failing,
+        cut,
     }
 }
 

@@ -16,7 +16,7 @@ use crate::pem;
 use crate::pin::SpkiPin;
 use crate::spiffe::SpiffeId;
 use crate::timestamp::Timestamp;
-use crate::{csr, der};
+use crate::{crl, csr, der};
 
 mod anchors;
 mod check;
@@ -168,7 +168,7 @@ impl Ca {
             not_after: now.plus(ttl.min(MAX_LEAF_TTL)).min(not_after),
             extensions: leaf_extensions(id, &self.issuer.key_id),
         };
-        let mut chain = vec![leaf.sign(&self.key)?];
+        let mut chain = vec![leaf.sign_as(&self.key, &crl::serial_of(id)?)?];
         chain.extend(self.chain.iter().cloned());
         Ok(chain)
     }

@@ -109,17 +109,16 @@ pub(crate) struct Template<'a> {
 impl Template<'_> {
     /// Signs with the issuer's key, under a fresh random serial number of 127 bits (RFC 5280 §4.1.2.2).
     pub(crate) fn sign(&self, key: &CaKey) -> Result<CertificateDer<'static>, KeyError> {
-        let mut serial = [0_u8; 16];
-        aws_lc_rs::rand::fill(&mut serial).map_err(|_| KeyError::Generate)?;
-        // Positive and of constant length.
-        if let Some(first) = serial.first_mut() {
-            *first = *first & 0x7f | 0x40;
-        }
+        self.sign_as(key, &random_serial::<16>()?)
+    }
+
+    /// Signs with the issuer's key, under this serial number.
+    pub(crate) fn sign_as(&self, key: &CaKey, serial: &[u8]) -> Result<CertificateDer<'static>, KeyError> {
         let algorithm = key.signature_algorithm()?;
         let version_3 = der::tlv(der::CONTEXT_CONSTRUCTED, &der::unsigned(&[2]));
         let validity = der::sequence(&[der::time(self.not_before), der::time(self.not_after)]);
         let extensions = der::tlv(der::CONTEXT_CONSTRUCTED | 3, &der::sequence(&self.extensions));
-        let serial = der::unsigned(&serial);
+        let serial = der::unsigned(serial);
         let body = der::sequence(&[
             version_3.as_slice(),
             &serial,
@@ -133,6 +132,16 @@ impl Template<'_> {
         let signature = der::bit_string(&key.sign(&body)?);
         Ok(CertificateDer::from(der::sequence(&[body.as_slice(), algorithm, &signature])))
     }
+}
+
+/// Random, positive and of constant length.
+pub(crate) fn random_serial<const N: usize>() -> Result<[u8; N], KeyError> {
+    let mut serial = [0_u8; N];
+    aws_lc_rs::rand::fill(&mut serial).map_err(|_| KeyError::Generate)?;
+    if let Some(first) = serial.first_mut() {
+        *first = *first & 0x7f | 0x40;
+    }
+    Ok(serial)
 }
 
 /// What a revocation list says (RFC 5280 §5).

@@ -4,9 +4,12 @@
 use std::path::{Path, PathBuf};
 
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
+use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
 
+use crate::key::KeyError;
+use crate::spiffe::SpiffeId;
 use crate::timestamp::Timestamp;
 use crate::{certificate, pem};
 
@@ -115,6 +118,30 @@ pub fn describe(list: &CertificateRevocationListDer<'_>) -> Result<CrlInfo, Stri
 pub fn serial(certificate: &CertificateDer<'_>) -> Option<String> {
     let parsed = certificate::parse(certificate).ok()?;
     Some(parsed.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Bytes of a serial number of ours that are random, and of those that name the identity.
+const RANDOM: usize = 10;
+const NAMED: usize = 8;
+
+/// A fresh serial number for a certificate of `id`: 79 random bits, then the beginning of the SHA-256 of the identity. So who
+/// reads a revocation list knows whom it is about.
+pub(crate) fn serial_of(id: &SpiffeId) -> Result<[u8; RANDOM + NAMED], KeyError> {
+    let mut serial = certificate::random_serial()?;
+    let digest = Sha256::digest(id.as_str());
+    for (byte, named) in serial.iter_mut().skip(RANDOM).zip(digest) {
+        *byte = named;
+    }
+    Ok(serial)
+}
+
+/// Whether a certificate with this serial number, as [`serial`] spells it, may be one of the identity `id`. One that our CA
+/// did not choose may be anybody's.
+#[must_use]
+pub fn may_be_of(serial: &str, id: &str) -> bool {
+    let Some(named) = serial.get(2 * RANDOM..).filter(|named| named.len() == 2 * NAMED) else { return true };
+    let digest: String = Sha256::digest(id).iter().take(NAMED).map(|byte| format!("{byte:02x}")).collect();
+    named == digest
 }
 
 /// What is wrong with a list although it can be parsed.

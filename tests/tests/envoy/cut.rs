@@ -9,6 +9,8 @@ use eastway_tests::lab::files;
 use eastway_tests::load::{self, Load, Plan};
 use eastway_tests::mesh::{Mesh, NAMESPACE};
 use eastway_tests::{lab_test, within};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -53,8 +55,6 @@ async fn revoke(mesh: &Mesh, cloud: &str, serial: &str) -> Result<Instant> {
 async fn cut(version: &'static str) -> Result<()> {
     let mut world = World::start(version).await?;
     world.client().await?;
-    let (place, source) = world.mesh.client("a");
-    let target = world.mesh.target("a", "echo").await?;
     let (x, y) = ("spiffe://a.example/ns/shop/sa/x", "spiffe://a.example/ns/shop/sa/y");
     let (x, y) = (forge(world.mesh.cloud("a"), &[x])?, forge(world.mesh.cloud("a"), &[y])?);
     let own = forge(world.mesh.cloud("b"), &["spiffe://b.example/ns/shop/sa/z"])?;
@@ -71,21 +71,8 @@ async fn cut(version: &'static str) -> Result<()> {
     println!("{version}: a revoked certificate is cut after {took:?}");
 
     // That of a's sidecar, over the whole path.
-    let mut through = place
-        .run(async move {
-            let mut stream = load::connect(source, target).await?;
-            stream.write_all(b"hello").await?;
-            let mut heard = Vec::new();
-            while !heard.ends_with(b"hello") {
-                ensure!(stream.read_buf(&mut heard).await? > 0, "it was cut");
-            }
-            Ok(stream)
-        })
-        .await?;
-    let log = world.mesh.cloud("a").logs();
-    let line = log.lines().find(|line| line.contains("certificate issued") && line.contains(CLIENT));
-    let serial = line.and_then(|line| line.split("serial=").nth(1)).context("the log has no serial number")?;
-    let serial: String = serial.chars().filter(char::is_ascii_hexdigit).collect();
+    let mut through = through(&world).await?;
+    let serial = serial_of(&world, "a", CLIENT)?;
     let begun = revoke(&world.mesh, "a", &serial).await?;
     let took = until_cut(&mut through, begun, "revoked, over the whole path").await?;
     println!("{version}: the sidecar's own over the whole path after {took:?}");
@@ -120,6 +107,67 @@ async fn cut(version: &'static str) -> Result<()> {
     drop(open_own);
     ensure!(!is_taken(&pods, b, sidecar, BYTES, &y).await?, "it comes again");
     ensure!(is_taken(&pods, b, sidecar, BYTES, &own).await?, "b's own");
+    world.mesh.stop().await
+}
+
+/// A connection of a's client to b's service of bytes, over the whole path.
+async fn through(world: &World) -> Result<TcpStream> {
+    let (place, source) = world.mesh.client("a");
+    let target = world.mesh.target("a", "echo").await?;
+    place
+        .run(async move {
+            let mut stream = load::connect(source, target).await?;
+            stream.write_all(b"hello").await?;
+            let mut heard = Vec::new();
+            while !heard.ends_with(b"hello") {
+                ensure!(stream.read_buf(&mut heard).await? > 0, "it was cut");
+            }
+            Ok(stream)
+        })
+        .await
+}
+
+/// Of the certificate that a cloud's CA gave to an account, as its log has it.
+fn serial_of(world: &World, cloud: &str, account: &str) -> Result<String> {
+    let log = world.mesh.cloud(cloud).logs();
+    let line = log.lines().find(|line| line.contains("certificate issued") && line.contains(&format!("/sa/{account}")));
+    let serial = line.and_then(|line| line.split("serial=").nth(1)).context("the log has no serial number")?;
+    Ok(serial.chars().filter(char::is_ascii_hexdigit).collect())
+}
+
+/// The process of the sidecar that was started with this file.
+fn sidecar(file: &str) -> Result<Pid> {
+    let pids = fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    let is_it = |pid: &i32| {
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let arguments = String::from_utf8_lossy(&arguments).into_owned();
+        arguments.contains("\0sidecar\0") && arguments.contains(file)
+    };
+    Ok(Pid::from_raw(pids.into_iter().find(is_it).context("no such sidecar")?))
+}
+
+/// A server whose certificate is revoked loses its clients, also one that hears of nothing any more.
+async fn revoked_server(version: &'static str, obeys: bool) -> Result<()> {
+    let mut world = World::start(version).await?;
+    world.client().await?;
+    let neighbour = forge(world.mesh.cloud("b"), &["spiffe://b.example/ns/shop/sa/z"])?;
+    let (far, near) = (through(&world).await?, open(&world, &neighbour).await?);
+    let agent = sidecar("servers.yaml")?;
+    if !obeys {
+        kill(agent, Signal::SIGSTOP)?;
+    }
+    let serial = serial_of(&world, "b", "servers")?;
+    let begun = revoke(&world.mesh, "b", &serial).await?;
+    let took = until_cut(far, begun, "a client of another cloud").await?;
+    println!("{version}: a revoked server (it obeys: {obeys}) loses a client of another cloud after {took:?}");
+    if obeys {
+        let took = until_cut(near, begun, "a client of its own cloud").await?;
+        println!("{version}: and one of its own cloud after {took:?}");
+    } else {
+        kill(agent, Signal::SIGCONT)?;
+    }
+    within(PATIENCE, "no client takes it", async || Ok(world.greeting("echo").await.unwrap_or_default().is_empty()))
+        .await?;
     world.mesh.stop().await
 }
 
@@ -203,6 +251,9 @@ async fn rotated(version: &'static str) -> Result<()> {
 lab_test! {
     async fn i9_revocation_and_removal_cut_within_5_s_envoy_1_40_0() { cut("1.40.0").await }
     async fn i9_revocation_and_removal_cut_within_5_s_envoy_1_36_2() { cut("1.36.2").await }
+    async fn i9_a_revoked_server_loses_its_clients_within_5_s_envoy_1_40_0() { revoked_server("1.40.0", true).await }
+    async fn i9_a_revoked_server_loses_its_clients_within_5_s_envoy_1_36_2() { revoked_server("1.36.2", true).await }
+    async fn i9_a_revoked_server_that_does_not_obey_loses_them_too() { revoked_server("1.40.0", false).await }
     async fn f16_a_restarted_gateway_takes_nobody_from_its_sidecars() { restarted("1.40.0").await }
     async fn f27_rotation_of_both_cas_fails_no_request_envoy_1_40_0() { rotated("1.40.0").await }
     async fn f27_rotation_of_both_cas_fails_no_request_envoy_1_36_2() { rotated("1.36.2").await }

@@ -34,7 +34,7 @@ impl Running {
     pub(super) fn serve_local_port(&self, listener: Option<LocalListener>) -> Result<(), BuildError> {
         let gateway = &self.gateway;
         let (Some(listener), Some(identity)) = (listener, gateway.identity.get()) else { return Ok(()) };
-        let listener = listener.with_revoked(gateway.revoked.subscribe());
+        let listener = listener.with_last_words(gateway.revoked.subscribe());
         let (facts, latest) = watch::channel(link_facts::AllFacts::default());
         self.spawn("links of the feed", link_facts::follow(gateway.clone(), facts, self.end.clone()));
         let source = FeedSource {

@@ -31,6 +31,9 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Pause after `accept` failed, e.g. for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long who is revoked may still hear what follows from that: a sidecar is told to end what its clients have open.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// A port cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 #[error("{name}: cannot listen on {address}: {source}")]
@@ -71,6 +74,7 @@ pub struct LocalListener {
     address: SocketAddr,
     limits: ConnectionLimits,
     revoked: Option<Revoked>,
+    last_words: Duration,
 }
 
 /// Who is at the other end of a connection; an extension of each request on it.
@@ -91,7 +95,14 @@ impl LocalListener {
         let failed = |source| BindError { name, address, source };
         let socket = TcpListener::bind(address).await.map_err(failed)?;
         let address = socket.local_addr().map_err(failed)?;
-        Ok(Self { name, socket, address, limits: ConnectionLimits::default(), revoked: None })
+        Ok(Self {
+            name,
+            socket,
+            address,
+            limits: ConnectionLimits::default(),
+            revoked: None,
+            last_words: Duration::ZERO,
+        })
     }
 
     /// With other limits.
@@ -104,6 +115,12 @@ impl LocalListener {
     #[must_use]
     pub fn with_revoked(self, revoked: Revoked) -> Self {
         Self { revoked: Some(revoked), ..self }
+    }
+
+    /// As [`Self::with_revoked`], but a connection that is cut has a second to hear what follows from that.
+    #[must_use]
+    pub fn with_last_words(self, revoked: Revoked) -> Self {
+        Self { last_words: LAST_WORDS, ..self.with_revoked(revoked) }
     }
 
     /// Takes this many connections more than those of gateways and controllers.
@@ -137,6 +154,7 @@ impl LocalListener {
             accepted,
             limits: self.limits,
             revoked: self.revoked,
+            last_words: self.last_words,
             room: Arc::new(Semaphore::new(self.limits.all)),
             clients: Clients::new(self.limits.each),
             stop,
@@ -155,6 +173,7 @@ struct Accept {
     accepted: mpsc::Sender<io::Result<Connection>>,
     limits: ConnectionLimits,
     revoked: Option<Revoked>,
+    last_words: Duration,
     room: Arc<Semaphore>,
     clients: Arc<Clients>,
     stop: CancellationToken,
@@ -221,7 +240,7 @@ impl Accept {
             (Some(serial), Some(revoked)) if revoked.borrow().contains(&serial) => {
                 return self.refuse(address, format_args!("its certificate {serial} is revoked"));
             }
-            (Some(serial), Some(revoked)) => Some(until_revoked(serial, revoked)),
+            (Some(serial), Some(revoked)) => Some(until_revoked(serial, revoked, self.last_words)),
             (None, _) | (_, None) => None,
         };
         let connection = Connection { stream, caller: Caller { address, identity }, cut, _taken: taken };
@@ -234,13 +253,14 @@ impl Accept {
     }
 }
 
-/// Ends when this certificate is revoked.
-fn until_revoked(serial: String, mut revoked: Revoked) -> Cut {
+/// Ends so long after this certificate is revoked.
+fn until_revoked(serial: String, mut revoked: Revoked, last_words: Duration) -> Cut {
     Box::pin(async move {
         if revoked.wait_for(|all| all.contains(&serial)).await.is_err() {
             // Nobody will revoke anything any more: the process ends.
             std::future::pending::<()>().await;
         }
+        sleep(last_words).await;
     })
 }
 

@@ -258,6 +258,7 @@ fn flag(direction: Direction, outcome: &Outcome) -> ResponseFlag {
         Outcome::Rejected(code, _) => code_flag(*code),
         Outcome::Ended(Ok(())) => ResponseFlag::None,
         Outcome::Ended(Err(CopyError::Idle(..))) => ResponseFlag::IdleTimeout,
+        Outcome::Ended(Err(CopyError::Revoked)) => ResponseFlag::UpstreamReset,
         Outcome::Ended(Err(CopyError::Local(_))) => match direction {
             Direction::Outbound => ResponseFlag::DownstreamReset,
             Direction::Inbound => ResponseFlag::UpstreamReset,

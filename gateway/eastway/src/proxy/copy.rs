@@ -106,6 +106,9 @@ pub enum CopyError {
     /// It stood still for too long.
     #[error("{0} for {1:?}")]
     Idle(Idle, Duration),
+    /// Who it goes to is trusted no more.
+    #[error("the server's certificate was revoked")]
+    Revoked,
 }
 
 /// How a connection stands still.

@@ -14,6 +14,7 @@ use eastway_tunnel::header::{ServiceHeader, StreamHeader};
 use eastway_tunnel::transport::BoxFuture;
 use eastway_tunnel::{AcceptedStream, LinkInfo, RecvHalf, ResetCode, SendHalf, StreamHandler, TunnelStream};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::app::exports::Exports;
 use crate::proxy::connection::{Connection, Outcome};
@@ -79,15 +80,17 @@ struct Opened {
     connection: Connection,
     local: Local,
     stream: TunnelStream,
+    /// Cancelled when the endpoint is trusted no more.
+    cut: Option<CancellationToken>,
     _in_flight: InFlightGuard,
 }
 
 impl Opened {
     /// Copies until it ends.
     async fn serve(&mut self, router: &Router) {
-        let Self { connection, local, stream, .. } = self;
+        let Self { connection, local, stream, cut, .. } = self;
         let moved = Transferred::default();
-        let watch = &mut Watch { limits: router.limits, count: &mut || connection.count(&moved) };
+        let watch = &mut Watch { limits: router.limits, count: &mut || connection.count(&moved), cut: cut.take() };
         let outcome = Outcome::Ended(copy::with_stream(local, stream, &moved, watch).await);
         connection.closed(&router.telemetry, &outcome, &moved);
     }
@@ -120,12 +123,13 @@ async fn open(
             stream.reject(code);
             Outcome::Rejected(code, why)
         }
-        Ok(Reached { tcp, in_flight, .. }) => {
+        Ok(Reached { tcp, in_flight, picked }) => {
             router.telemetry.metrics.stream_answered(&link.peer, "dialled");
             connection.opened(&router.telemetry);
             match stream.accept().await {
                 Ok(stream) => {
-                    return Some(Opened { connection, local: Local::new(tcp), stream, _in_flight: in_flight });
+                    let (local, cut) = (Local::new(tcp), picked.cut);
+                    return Some(Opened { connection, local, stream, cut, _in_flight: in_flight });
                 }
                 Err(error) => Outcome::Ended(Err(error.into())),
             }

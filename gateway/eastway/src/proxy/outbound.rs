@@ -18,6 +18,7 @@ use eastway_tunnel::header::StreamHeader;
 use eastway_tunnel::{Link, OpenError, ResetCode, StreamError, TunnelStream};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::proxy::connection::{Connection, Outcome};
 use crate::proxy::copy::{self, ChunkReader, CopyError, Local, Side, TcpSide, Transferred, Watch};
@@ -135,7 +136,7 @@ pub fn serve(
             }
         };
         connection.opened(&router.telemetry);
-        let watch = &mut Watch { limits: router.limits, count: &mut || connection.count(&moved) };
+        let watch = &mut Watch { limits: router.limits, count: &mut || connection.count(&moved), cut: upstream.cut() };
         let ended = upstream.carry(&mut local.side(), &moved, watch).await;
         connection.closed(&router.telemetry, &Outcome::Ended(ended), &moved);
     }
@@ -149,12 +150,23 @@ pub enum Upstream {
         tcp: TcpStream,
         /// Counts the connection.
         in_flight: InFlightGuard,
+        /// Cancelled when the endpoint is trusted no more.
+        cut: Option<CancellationToken>,
     },
     /// A stream of a link, whose owner has dialled.
     Remote(TunnelStream),
 }
 
 impl Upstream {
+    /// What is cancelled when the endpoint is trusted no more. Of one of a peer its owner's gateway ends the stream.
+    #[must_use]
+    pub fn cut(&self) -> Option<CancellationToken> {
+        match self {
+            Self::Local { cut, .. } => cut.clone(),
+            Self::Remote(_) => None,
+        }
+    }
+
     /// Copies between it and the client until both directions have ended.
     ///
     /// # Errors
@@ -236,7 +248,7 @@ impl<C: Client> Connecting<'_, C> {
         let pick = |tried: &[EndpointId]| router.pick_local(candidate, target, routed, tried);
         let Reached { tcp, picked, in_flight } = reach(router, Path::Local, self.connection, pick).await?;
         self.replay.write_to(&tcp).await.map_err(|error| ConnectError::Broken(picked.address, error))?;
-        Ok(Upstream::Local { tcp, in_flight })
+        Ok(Upstream::Local { tcp, in_flight, cut: picked.cut })
     }
 
     /// By one link after the other, as long as it is the link that fails.
@@ -365,7 +377,7 @@ mod tests {
         let target =
             Target { service, port: PortNumber::new(80).unwrap(), cluster: None, subset: None, endpoint: None };
         let size = size_of_val(&serve(Arc::new(router), tcp, client, Arc::new(target)));
-        assert!(size <= 1_280, "{size} bytes");
+        assert!(size <= 1_288, "{size} bytes");
     }
 
     #[test]

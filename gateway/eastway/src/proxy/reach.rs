@@ -158,7 +158,7 @@ mod tests {
 
     fn picked(number: usize, is_failing: bool) -> Picked {
         let endpoint = EndpointId::parse(&format!("e-{number}")).unwrap();
-        Picked { endpoint, address: SocketAddr::from(([10, 0, 0, 1], 80)), version: None, is_failing }
+        Picked { endpoint, address: SocketAddr::from(([10, 0, 0, 1], 80)), version: None, is_failing, cut: None }
     }
 
     #[test]

@@ -154,7 +154,7 @@ async fn serve(router: &Arc<Router>, tcp: TcpStream, client: SocketAddr, cluster
         }
     };
     connection.opened(&router.telemetry);
-    let watch = &mut Watch { limits: router.limits, count: &mut || connection.count(&moved) };
+    let watch = &mut Watch { limits: router.limits, count: &mut || connection.count(&moved), cut: upstream.cut() };
     let ended = upstream.carry(&mut greeted.local.side(), &moved, watch).await;
     connection.closed(&router.telemetry, &Outcome::Ended(ended), &moved);
 }

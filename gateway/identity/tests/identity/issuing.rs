@@ -130,7 +130,12 @@ fn a_leaf_says_what_the_ca_decides() {
     assert!(!leaf.is_ca());
     assert_eq!(leaf.validity().not_before.timestamp(), seconds(noon() - MINUTE), "backdated by 60 s");
     assert_eq!(leaf.validity().not_after.timestamp(), seconds(noon() + DAY));
-    assert!(leaf.raw_serial().len() == 16, "a serial of 127 random bits");
+    assert!(leaf.raw_serial().len() == 18, "a serial of 79 random bits, and of 64 that name the identity");
+    let serial = eastway_identity::crl::serial(&chain[0]).unwrap();
+    let may_be = |id: &str| eastway_identity::crl::may_be_of(&serial, id);
+    assert!(may_be(gateway().as_str()) && !may_be("spiffe://onprem.example/ns/shop/sa/other"));
+    let of_others = "40be0c2b26bfcb7b1fe38473c84d880d";
+    assert!(eastway_identity::crl::may_be_of(of_others, gateway().as_str()), "another CA's may be anybody's");
     let again = cloud.ca.issue(&request, &gateway(), DAY, noon()).unwrap();
     assert_ne!(X509Certificate::from_der(&again[0]).unwrap().1.raw_serial(), leaf.raw_serial());
 }

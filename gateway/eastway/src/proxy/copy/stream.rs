@@ -47,5 +47,6 @@ fn reset_code(error: &CopyError) -> ResetCode {
         CopyError::Stream(StreamError::Reset(code)) => *code,
         CopyError::Stream(_) => ResetCode::Internal,
         CopyError::Idle(..) => ResetCode::IdleTimeout,
+        CopyError::Revoked => ResetCode::UpstreamReset,
     }
 }

@@ -50,7 +50,11 @@ impl Rig {
             let service = ServiceKey::parse("shop", "web").unwrap();
             let mut connection = Connection::outbound(&Label::parse("a").unwrap(), &service, 80, any_port());
             connection.opened(&counted);
-            let watch = &mut Watch { limits: Limits { idle, half_closed }, count: &mut || connection.count(&carried) };
+            let watch = &mut Watch {
+                limits: Limits { idle, half_closed },
+                count: &mut || connection.count(&carried),
+                cut: None,
+            };
             let result = with_stream(&mut Local::new(socket), &mut near, &carried, watch).await;
             let (outcome, result) = match result {
                 Err(CopyError::Idle(kind, limit)) => {

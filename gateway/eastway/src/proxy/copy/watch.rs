@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::{CopyError, Idle, Lane, Transferred};
 
@@ -26,15 +27,25 @@ pub struct Watch<'a> {
     pub limits: Limits,
     /// Called every few seconds while bytes move, to count them.
     pub count: &'a mut (dyn FnMut() + Send),
+    /// Ends it at once.
+    pub cut: Option<CancellationToken>,
 }
 
 impl Watch<'_> {
-    /// Until the connection has stood still for too long.
+    /// Until the connection has stood still for too long, or is cut.
     pub(super) async fn run(&mut self, moved: &Transferred) -> CopyError {
         let mut pause = BUSY.min(self.limits.slowest_look());
         let mut lanes = [Seen::new(&moved.from_local), Seen::new(&moved.to_local)];
         loop {
-            sleep(pause).await;
+            match self.cut.clone() {
+                // On the heap: few connections have one, and all are of this size.
+                Some(cut) => {
+                    if Box::pin(timeout(pause, cut.cancelled_owned())).await.is_ok() {
+                        return CopyError::Revoked;
+                    }
+                }
+                None => sleep(pause).await,
+            }
             let now = Instant::now();
             // Both are looked at, whatever the first says: each remembers when it moved.
             let looks = lanes.each_mut().map(|lane| lane.look(now));

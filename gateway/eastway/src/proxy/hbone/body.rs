@@ -199,7 +199,9 @@ impl Side for Body {
 /// (§8.5).
 fn reason(error: &CopyError) -> Reason {
     match error {
-        CopyError::Local(_) | CopyError::Stream(StreamError::Reset(ResetCode::UpstreamReset)) => Reason::CONNECT_ERROR,
+        CopyError::Local(_) | CopyError::Revoked | CopyError::Stream(StreamError::Reset(ResetCode::UpstreamReset)) => {
+            Reason::CONNECT_ERROR
+        }
         CopyError::Idle(..) | CopyError::Stream(StreamError::Reset(ResetCode::Cancelled | ResetCode::IdleTimeout)) => {
             Reason::CANCEL
         }

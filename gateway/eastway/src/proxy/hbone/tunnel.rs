@@ -41,7 +41,7 @@ impl Tunnel {
         };
         connection.opened(&router.telemetry);
         let mut body = Body { incoming, outgoing };
-        let watch = &mut Watch { limits: router.limits, count: &mut || connection.count(&moved) };
+        let watch = &mut Watch { limits: router.limits, count: &mut || connection.count(&moved), cut: upstream.cut() };
         let ended = upstream.carry(&mut body, &moved, watch).await;
         drop(upstream);
         let read_on = matches!(ended, Err(CopyError::Local(_) | CopyError::Stream(_)));
