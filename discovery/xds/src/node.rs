@@ -15,6 +15,8 @@ const MAX_TEXT: usize = 256;
 const SIDECAR: &str = "sidecar~";
 /// What the ids of clients without a proxy begin with.
 const PROXYLESS: &str = "proxyless~";
+/// Key of the metadata that says how connections to virtual addresses are taken; see [`Outbound::word`].
+pub const LISTEN: &str = "LISTEN";
 
 /// The workload that a client's certificate names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,8 +49,35 @@ pub struct Node {
     pub agent: String,
     /// Where it takes connections for its workload.
     pub inbound: Vec<Inbound>,
-    /// It wants no listeners at virtual addresses: its workload connects to nobody.
-    pub only_inbound: bool,
+    /// How it takes connections to virtual addresses.
+    pub outbound: Outbound,
+}
+
+/// How an Envoy takes connections to virtual addresses of imports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Outbound {
+    /// It listens there.
+    #[default]
+    Bound,
+    /// They are led to a listener of its own, which gives each to the one for its original destination.
+    Captured,
+    /// Not at all: its workload connects to nobody.
+    None,
+}
+
+impl Outbound {
+    const CAPTURED: &str = "capture";
+    const NONE: &str = "none";
+
+    /// As the node's metadata says it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Bound => "vip",
+            Self::Captured => Self::CAPTURED,
+            Self::None => Self::NONE,
+        }
+    }
 }
 
 /// Why a node is refused.
@@ -128,10 +157,14 @@ impl Node {
         let text = Some(node.user_agent_version).filter(|text| !text.is_empty()).map(|text| format!(" {text}"));
         let agent = node.user_agent_name + &version.or(text).unwrap_or_default();
         let agent = agent.chars().filter(|c| !c.is_control()).take(64).collect();
-        let only_inbound = hints.get("LISTEN").and_then(|hint| hint.string_value.as_deref()) == Some("none");
+        let outbound = match hints.get(LISTEN).and_then(|hint| hint.string_value.as_deref()) {
+            Some(Outbound::NONE) => Outbound::None,
+            Some(Outbound::CAPTURED) => Outbound::Captured,
+            Some(_) | None => Outbound::Bound,
+        };
         let inbound = hints.get(inbound::KEY).and_then(|hint| hint.string_value.as_deref());
         let inbound = inbound::parse(inbound)?;
-        Ok(Self { kind, id: node.id, cluster: node.cluster, agent, inbound, only_inbound })
+        Ok(Self { kind, id: node.id, cluster: node.cluster, agent, inbound, outbound })
     }
 
     /// Checks the node of a later message: none, or the same.

@@ -9,6 +9,7 @@
 //! may reach is decided where the connection arrives.
 
 mod assignment;
+mod capture;
 mod connections;
 mod fault;
 mod gateway;
@@ -34,6 +35,7 @@ use crate::kind::Kind;
 use crate::resource::Resource;
 use crate::view::{Edit, View};
 
+pub(crate) use capture::is_of;
 pub use eastway_model::AppProtocol;
 pub use gateway::GatewayAddress;
 pub use inbound::Surroundings;

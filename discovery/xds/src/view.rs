@@ -5,8 +5,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::kind::Kind;
+use crate::node::Outbound;
 use crate::resource::Resource;
-use crate::resources::{HBONE, Surroundings};
+use crate::resources::{HBONE, Surroundings, is_of};
 
 /// Views whose changes are remembered. A session is behind by one or two; one that is farther behind compares
 /// everything.
@@ -28,8 +29,8 @@ pub struct View {
     surroundings: Arc<Surroundings>,
     /// What one client alone has beside what all see; no name is in both.
     own: Option<Arc<View>>,
-    /// Listeners that lead out are not for this client.
-    only_inbound: bool,
+    /// Which listeners that lead out are for this client.
+    outbound: Outbound,
 }
 
 /// Makes what stands for a resource that does not exist; `None`: nothing does.
@@ -69,14 +70,13 @@ impl View {
         &self.surroundings
     }
 
-    /// The view of a client that has `own` beside what all see, without the listeners that lead out if it does not want
-    /// them.
-    pub(crate) fn with_own(&self, own: Arc<Self>, only_inbound: bool) -> Self {
-        Self { own: Some(own), only_inbound, ..self.clone() }
+    /// The view of a client that has `own` beside what all see, with those of the listeners that lead out which it wants.
+    pub(crate) fn with_own(&self, own: Arc<Self>, outbound: Outbound) -> Self {
+        Self { own: Some(own), outbound, ..self.clone() }
     }
 
     fn is_hidden(&self, kind: Kind, name: &str) -> bool {
-        self.only_inbound && kind == Kind::Listener && name != HBONE
+        kind == Kind::Listener && name != HBONE && !is_of(name, self.outbound)
     }
 
     /// A resource by kind and name.
@@ -180,7 +180,7 @@ impl View {
             history,
             surroundings: Arc::clone(&self.surroundings),
             own: self.own.clone(),
-            only_inbound: self.only_inbound,
+            outbound: self.outbound,
             instead: self.instead,
         })
     }

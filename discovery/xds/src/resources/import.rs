@@ -22,6 +22,7 @@ use eastway_proto::envoy::r#type::v3::Percent;
 use prost::Name;
 
 use super::assignment::assignment;
+use super::capture::captured;
 use super::parts::{ads, any, duration, filter_chain, number, seconds, socket, transport_socket};
 use super::{Generated, METADATA, cluster_name, connections, fault, routes, subset, tls};
 use crate::kind::Kind;
@@ -65,6 +66,7 @@ pub(super) fn resources(
         for address in addresses {
             let listener = listener(snapshot, import, *address, port, &name);
             resources.push((Kind::Listener, Resource::new(Kind::Listener, &listener.name, &listener)));
+            resources.push(captured(listener));
         }
     }
     resources

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::inbound::Inbound;
-use crate::node::Node;
+use crate::node::{Node, Outbound};
 use crate::resources::{Surroundings, inbound_resources};
 use crate::view::{Edit, Name, View};
 
@@ -12,18 +12,18 @@ use crate::view::{Edit, Name, View};
 #[derive(Debug)]
 pub(super) struct Own {
     inbound: Vec<Inbound>,
-    only_inbound: bool,
+    outbound: Outbound,
     made: Option<(Arc<Surroundings>, Arc<View>)>,
 }
 
 impl Own {
     pub(super) fn new(node: &Node) -> Self {
-        Self { inbound: node.inbound.clone(), only_inbound: node.only_inbound, made: None }
+        Self { inbound: node.inbound.clone(), outbound: node.outbound, made: None }
     }
 
     /// The view of this client.
     pub(super) fn beside(&mut self, shared: Arc<View>) -> Arc<View> {
-        if self.inbound.is_empty() && !self.only_inbound {
+        if self.inbound.is_empty() && self.outbound == Outbound::Bound {
             return shared;
         }
         let surroundings = shared.surroundings();
@@ -36,7 +36,7 @@ impl Own {
                 own
             }
         };
-        Arc::new(shared.with_own(own, self.only_inbound))
+        Arc::new(shared.with_own(own, self.outbound))
     }
 
     fn make(&self, surroundings: &Surroundings, before: Arc<View>) -> Arc<View> {
@@ -65,10 +65,10 @@ mod tests {
         Edit::Put(Kind::Listener, Resource::new(Kind::Listener, name, &Hint::default()))
     }
 
-    fn node(inbound: &str, only_inbound: bool) -> Node {
+    fn node(inbound: &str, outbound: Outbound) -> Node {
         let inbound = crate::inbound::parse((!inbound.is_empty()).then_some(inbound)).unwrap();
         let kind = crate::node::ClientKind::Envoy;
-        Node { kind, id: String::new(), cluster: String::new(), agent: String::new(), inbound, only_inbound }
+        Node { kind, id: String::new(), cluster: String::new(), agent: String::new(), inbound, outbound }
     }
 
     const INBOUND: &str =
@@ -85,10 +85,10 @@ mod tests {
             Arc::new(view.clone().surrounded(surroundings))
         };
         let shared = Arc::new(View::default().edited([listener("hbone"), listener("127.64.0.1:80")]).unwrap());
-        let mut nobody = Own::new(&node("", false));
+        let mut nobody = Own::new(&node("", Outbound::Bound));
         assert!(Arc::ptr_eq(&nobody.beside(Arc::clone(&shared)), &shared), "costs nothing");
 
-        let mut server = Own::new(&node(INBOUND, true));
+        let mut server = Own::new(&node(INBOUND, Outbound::None));
         assert_eq!(names(&server.beside(Arc::clone(&shared))), ["hbone"], "no trust domain is known yet");
         let shared = surrounded(&shared, "1");
         let first = server.beside(Arc::clone(&shared));

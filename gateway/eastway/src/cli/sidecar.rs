@@ -62,7 +62,8 @@ pub(super) fn run(args: SidecarArgs) -> Result<(), Failure> {
         | SidecarError::State { .. }
         | SidecarError::Socket(_)
         | SidecarError::Secret(_)
-        | SidecarError::Envoy(_) => Failure::failed(&error),
+        | SidecarError::Envoy(_)
+        | SidecarError::Capture(_) => Failure::failed(&error),
     })
 }
 

@@ -18,8 +18,8 @@ pub use policy::{
     LocalityWord, OutlierSection, PolicyMetadata, SplitSection, TrafficPolicy, TrafficPolicySpec,
 };
 pub use sidecar::{
-    EnvoyLogWord, EnvoySection, InboundSection, ModeWord, ProtocolWord, SidecarConfig, SidecarLogSection, SidecarMode,
-    SidecarTrustSection, WorkloadNameSection,
+    CaptureWord, EnvoyLogWord, EnvoySection, InboundSection, ModeWord, ProtocolWord, SidecarConfig, SidecarLogSection,
+    SidecarMode, SidecarTrustSection, WorkloadNameSection,
 };
 
 pub use eastway_registry::yaml::API_VERSION;

@@ -20,7 +20,7 @@ use serde::Serialize;
 use super::value::{Fqdn, HostPort};
 use crate::telemetry::{AccessMode, LogFormat};
 
-pub(super) use convert::{ca_address, convert, duration_in, folders, log_level, path, path_or};
+pub(super) use convert::{ca_address, convert, duration_in, folders, log_level, path, path_or, vip_ranges};
 
 /// What one `kind: GatewayConfig` file says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -7,14 +7,19 @@ use std::time::Duration;
 
 use eastway_identity::{SpiffeId, SpiffeIdError};
 use eastway_model::Label;
+use eastway_model::vip::VipRange;
 use eastway_registry::diagnostic::{Code, Diagnostics, Source};
 use eastway_registry::yaml::{self, At, Context, Field, MAX_CONFIG_BYTES};
 use eastway_xds::inbound::Inbound;
 use serde::Serialize;
 
-use super::file::{EnvoyLogWord, EnvoySection, SidecarConfig, SidecarMode, SidecarTrustSection, WorkloadNameSection};
+use super::file::{
+    CaptureWord, EnvoyLogWord, EnvoySection, SidecarConfig, SidecarMode, SidecarTrustSection, WorkloadNameSection,
+};
 use super::load::ConfigErrors;
-use super::settings::{CaAddress, SYSTEM_NAMESPACE, ca_address, duration_in, folder_of, log_level, path, path_or};
+use super::settings::{
+    CaAddress, SYSTEM_NAMESPACE, ca_address, duration_in, folder_of, log_level, path, path_or, vip_ranges,
+};
 use super::value::{Fqdn, HostPort, trust_domain};
 use crate::local::socket::MAX_PATH;
 use crate::telemetry::LogFormat;
@@ -60,8 +65,12 @@ pub struct SidecarSettings {
     pub gateway: HostPort,
     /// Where it takes connections for its workload; no two at the same place.
     pub inbound: Vec<Inbound>,
-    /// Whether it listens at the virtual addresses of imports.
+    /// Whether it takes connections to the virtual addresses of imports.
     pub outbound: bool,
+    /// How connections get to Envoy.
+    pub capture: CaptureWord,
+    /// Virtual addresses that are captured, none twice.
+    pub vips: Vec<VipRange>,
     /// Folder for sockets, short enough for them.
     pub state: PathBuf,
     /// Envoy, if there is one.
@@ -160,7 +169,8 @@ fn convert(base: &Path, config: &SidecarConfig, cx: &mut Context<'_>) -> Option<
     let mode = config.mode.value().copied().unwrap_or_default();
     if mode == SidecarMode::Agent {
         let (envoy, drain) = (config.envoy.get().map(|at| at.at), config.drain.get().map(|at| at.at));
-        for at in envoy.into_iter().chain(drain) {
+        let capture = config.capture.get().map(|at| at.at);
+        for at in envoy.into_iter().chain(drain).chain(capture) {
             cx.error(at, Code::Value, "has no effect with `mode: agent`, which starts no Envoy");
         }
     }
@@ -171,6 +181,7 @@ fn convert(base: &Path, config: &SidecarConfig, cx: &mut Context<'_>) -> Option<
     let what = "host and port of the gateway's listen.local, e.g. 10.0.0.5:15012";
     let gateway = cx.required_parse(root, "gateway", &config.gateway, what, HostPort::parse);
     let inbound = inbound::list(&config.inbound, cx);
+    let (capture, vips) = (config.capture.value().copied().unwrap_or_default(), vip_ranges(Some(&config.vips), cx));
     let state = state(&config.state, base, cx);
     let envoy = envoy_settings(config.envoy.value(), base, cx);
     let hour = Duration::from_secs(3600);
@@ -188,6 +199,8 @@ fn convert(base: &Path, config: &SidecarConfig, cx: &mut Context<'_>) -> Option<
         gateway: gateway?,
         inbound,
         outbound: config.outbound.value().copied().unwrap_or(true),
+        capture,
+        vips,
         state,
         envoy,
         drain,

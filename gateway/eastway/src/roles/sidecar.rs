@@ -9,6 +9,7 @@ mod admin;
 mod ads;
 mod authority;
 pub mod bootstrap;
+mod capture;
 mod grpc;
 mod output;
 mod process;
@@ -33,6 +34,8 @@ use tracing::{error, info};
 use self::ads::AdsProxy;
 use self::authority::Readable;
 use self::bootstrap::{Files, bootstrap};
+pub use self::capture::CaptureError;
+use self::capture::Capture;
 pub use self::process::EnvoyError;
 use self::program::ProgramError;
 use self::sds::SecretService;
@@ -101,6 +104,9 @@ pub enum SidecarError {
     /// Envoy itself.
     #[error(transparent)]
     Envoy(#[from] EnvoyError),
+    /// Connections cannot be led to Envoy.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
 }
 
 /// Envoy's first configuration, as [`run`] writes it, for a person to read.
@@ -156,6 +162,8 @@ async fn serve(settings: &SidecarSettings) -> Result<(), SidecarError> {
         }
     }
     let files = prepare(settings)?;
+    // Before Envoy: until it is there, nothing gets past it.
+    let capture = Capture::begin(settings).await?;
     let socket = UserSocket::bind(&files.agent, None)?;
     let file = socket.file();
     let (stop, now, end) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
@@ -183,6 +191,9 @@ async fn serve(settings: &SidecarSettings) -> Result<(), SidecarError> {
     end.cancel();
     tasks.close();
     tasks.wait().await;
+    if let Some(capture) = capture {
+        capture.end().await;
+    }
     clean_up(file, &files, &settings.state);
     signals.abort();
     result

@@ -33,10 +33,20 @@ pub struct SidecarConfig {
     #[serde(default)]
     #[schemars(length(max = 64))]
     pub inbound: List<InboundSection>,
-    /// Whether it listens at the virtual addresses of imports, which have to be addresses of this host then. Default:
-    /// `true`.
+    /// Whether it takes connections to the virtual addresses of imports. Without `capture` they have to be addresses of this
+    /// host then. Default: `true`.
     #[serde(default)]
     pub outbound: Field<bool>,
+    /// How connections get to Envoy. `none`: whoever connects has to name its addresses. `nftables`: it is led there by rules
+    /// in this network namespace, which the workload knows nothing of: what goes to a virtual address, and what comes from
+    /// other hosts to the port of an `inbound[].app`. It takes `nft` and CAP_NET_ADMIN. Default: `none`.
+    #[serde(default)]
+    pub capture: Field<CaptureWord>,
+    /// Virtual addresses that `capture` leads to Envoy: those of `vip.ranges` of the gateway's file. Default: `242.0.0.0/16`
+    /// and `fd65:6173:7477::/48`.
+    #[serde(default)]
+    #[schemars(length(max = 16))]
+    pub vips: List<String>,
     /// Folder for sockets and for Envoy's own file; nothing in it needs to be kept. Each sidecar has its own. Default:
     /// `./state`.
     #[serde(default)]
@@ -62,6 +72,18 @@ pub enum SidecarMode {
     Envoy,
     /// Tells gRPC libraries where to connect to.
     Agent,
+}
+
+/// How connections get to Envoy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, serde::Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline)]
+pub enum CaptureWord {
+    /// By its addresses.
+    #[default]
+    None,
+    /// By rules in the kernel.
+    Nftables,
 }
 
 /// A place where connections are taken for the workload.

@@ -11,7 +11,7 @@ use eastway_model::vip::VipRange;
 use eastway_model::{ClusterName, Label, ServiceKey};
 use eastway_registry::diagnostic::{Code, did_you_mean};
 use eastway_registry::value::duration;
-use eastway_registry::yaml::{At, Context, Field, Text};
+use eastway_registry::yaml::{At, Context, Field, List, Text};
 
 use super::registries::registries;
 use super::sni::sni;
@@ -341,21 +341,25 @@ fn name_settings(section: &At<NameSection>, zones: &[Fqdn], cx: &mut Context<'_>
 }
 
 fn vip_settings(section: Option<&VipSection>, cx: &mut Context<'_>) -> VipSettings {
+    let ranges = vip_ranges(section.map(|vip| &vip.ranges), cx);
+    let owner = section.and_then(|vip| vip.owner.value().copied()).unwrap_or(true);
+    VipSettings { ranges, owner }
+}
+
+/// The ranges of a list, or those that count without one.
+pub(in crate::config) fn vip_ranges(list: Option<&List<String>>, cx: &mut Context<'_>) -> Vec<VipRange> {
     let mut ranges: Vec<VipRange> = Vec::new();
-    if let Some(vip) = section {
-        for range in cx.parse_items(&vip.ranges, str::parse::<VipRange>) {
-            if let Some(other) = ranges.iter().find(|other| other.overlaps(&range.value)) {
-                cx.error(range.at, Code::Duplicate, format!("overlaps with {other}"));
-            } else {
-                ranges.push(range.value);
-            }
+    for range in list.map(|list| cx.parse_items(list, str::parse::<VipRange>)).unwrap_or_default() {
+        if let Some(other) = ranges.iter().find(|other| other.overlaps(&range.value)) {
+            cx.error(range.at, Code::Duplicate, format!("overlaps with {other}"));
+        } else {
+            ranges.push(range.value);
         }
     }
     if ranges.is_empty() {
         ranges = ["242.0.0.0/16", "fd65:6173:7477::/48"].iter().flat_map(|text| text.parse()).collect();
     }
-    let owner = section.and_then(|vip| vip.owner.value().copied()).unwrap_or(true);
-    VipSettings { ranges, owner }
+    ranges
 }
 
 fn sidecar_settings(

@@ -3,9 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use eastway_xds::inbound;
+use eastway_xds::node::{LISTEN, Outbound};
 use serde_json::{Value, json};
 
+use super::capture;
 use crate::config::SidecarSettings;
+use crate::config::file::CaptureWord;
 
 /// Name of the cluster that is the agent, for whoever names it in configuration that comes later.
 pub const AGENT: &str = "agent";
@@ -37,8 +40,12 @@ impl Files {
 #[must_use]
 pub fn bootstrap(settings: &SidecarSettings, files: &Files) -> Value {
     let (namespace, account) = (settings.namespace.as_str(), settings.service_account.as_str());
-    let listen = if settings.outbound { "vip" } else { "none" };
-    let mut metadata = json!({"NAMESPACE": namespace, "SERVICE_ACCOUNT": account, "LISTEN": listen});
+    let listen = match (settings.outbound, settings.capture) {
+        (true, CaptureWord::None) => Outbound::Bound,
+        (true, CaptureWord::Nftables) => Outbound::Captured,
+        (false, _) => Outbound::None,
+    };
+    let mut metadata = json!({"NAMESPACE": namespace, "SERVICE_ACCOUNT": account, LISTEN: listen.word()});
     if !settings.inbound.is_empty()
         && let (Some(fields), Ok(text)) = (metadata.as_object_mut(), serde_json::to_string(&settings.inbound))
     {
@@ -80,7 +87,10 @@ pub fn bootstrap(settings: &SidecarSettings, files: &Files) -> Value {
             "cds_config": from_ads,
             "lds_config": from_ads,
         },
-        "static_resources": {"clusters": [agent_cluster(files)]},
+        "static_resources": {
+            "clusters": [agent_cluster(files)],
+            "listeners": (listen == Outbound::Captured).then(capture::listener).into_iter().collect::<Vec<_>>(),
+        },
     })
 }
 

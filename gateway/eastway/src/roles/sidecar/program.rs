@@ -8,6 +8,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+use rustix::thread::{CapabilitySet, clear_ambient_capability_set, remove_capability_from_bounding_set};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
@@ -156,6 +157,8 @@ pub fn become_envoy(parent: u32, program: &Path, arguments: &[std::ffi::OsString
     if !is_child {
         return io::Error::other("the process that started this one is gone");
     }
+    // Rules in the kernel are this process's to make. Who has no such capability cannot, and need not, let go of it.
+    let _had_none = (clear_ambient_capability_set(), remove_capability_from_bounding_set(CapabilitySet::NET_ADMIN));
     std::process::Command::new(program).args(arguments).exec()
 }
 
