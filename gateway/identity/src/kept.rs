@@ -1,5 +1,5 @@
-//! What a gateway keeps over a restart of its container, as one text: its certificate, the certificate's key, and the
-//! keys that replicas share. It is meant for a file system in memory that no other pod sees.
+//! What a process keeps over a restart, as one text: its certificate, the certificate's key, and a gateway also the keys that
+//! replicas share. It is meant for a place that nobody else sees, best a file system in memory.
 
 use rustls_pki_types::CertificateDer;
 use zeroize::Zeroizing;
@@ -30,14 +30,16 @@ pub enum KeptError {
 
 /// All of it as PEM. Wiped from memory when dropped.
 #[must_use]
-pub fn to_pem(chain: &[CertificateDer<'_>], key: &PrivateKey, links: &LinkKeys) -> Zeroizing<String> {
+pub fn to_pem(chain: &[CertificateDer<'_>], key: &PrivateKey, links: Option<&LinkKeys>) -> Zeroizing<String> {
     let mut text = Zeroizing::new(String::new());
     for certificate in chain {
         text.push_str(&pem::encode("CERTIFICATE", certificate));
     }
     text.push_str(&Zeroizing::new(pem::encode(PRIVATE_KEY, key.secret_pkcs8())));
-    let links = Zeroizing::new([links.reset, links.connection_id, links.token].concat());
-    text.push_str(&Zeroizing::new(pem::encode(LINK_KEYS, &links)));
+    if let Some(links) = links {
+        let links = Zeroizing::new([links.reset, links.connection_id, links.token].concat());
+        text.push_str(&Zeroizing::new(pem::encode(LINK_KEYS, &links)));
+    }
     text
 }
 
@@ -45,14 +47,15 @@ pub fn to_pem(chain: &[CertificateDer<'_>], key: &PrivateKey, links: &LinkKeys) 
 ///
 /// # Errors
 /// [`KeptError`]
-pub fn from_pem(bytes: &[u8]) -> Result<(Identity, LinkKeys), KeptError> {
+pub fn from_pem(bytes: &[u8]) -> Result<(Identity, PrivateKey, Option<LinkKeys>), KeptError> {
     let blocks = pem::blocks(bytes).map_err(|error| KeptError::Pem(error.to_string()))?;
     let chain = blocks.iter().filter(|block| block.is_certificate());
     let chain = chain.map(|block| CertificateDer::from(block.der.to_vec())).collect();
     let body = |label| blocks.iter().find(|block| block.label == label).map(|block| &block.der);
     let key = body(PRIVATE_KEY).ok_or(KeptError::Missing(PRIVATE_KEY))?;
-    let links = body(LINK_KEYS).and_then(|der| link_keys(der)).ok_or(KeptError::Missing(LINK_KEYS))?;
-    Ok((Identity::new(chain, &PrivateKey::from_pkcs8(key.to_vec()))?, links))
+    let links = body(LINK_KEYS).map(|der| link_keys(der).ok_or(KeptError::Missing(LINK_KEYS))).transpose()?;
+    let key = PrivateKey::from_pkcs8(key.to_vec());
+    Ok((Identity::new(chain, &key)?, key, links))
 }
 
 fn link_keys(bytes: &[u8]) -> Option<LinkKeys> {
@@ -78,16 +81,20 @@ mod tests {
         let (key, csr) = csr::new_key_and_csr().unwrap();
         let id = SpiffeId::gateway("onprem.example").unwrap();
         let chain = ca.issue(&csr, &id, Duration::from_secs(3600), SystemTime::now()).unwrap();
-        let text = to_pem(&chain, &key, &ca.link_keys());
+        let text = to_pem(&chain, &key, Some(&ca.link_keys()));
 
-        let (identity, links) = from_pem(text.as_bytes()).unwrap();
+        let (identity, _, links) = from_pem(text.as_bytes()).unwrap();
         assert_eq!((identity.id(), identity.chain()), (&id, chain.as_slice()));
-        assert_eq!(links, ca.link_keys());
+        assert_eq!(links, Some(ca.link_keys()));
+        let alone = to_pem(&chain, &key, None);
+        assert!(matches!(from_pem(alone.as_bytes()), Ok((_, _, None))));
         for end in 0..text.len() - 1 {
-            assert!(from_pem(&text.as_bytes()[..end]).is_err(), "{end} bytes");
+            let half = from_pem(&text.as_bytes()[..end]);
+            assert!(half.is_err() || end + 1 >= alone.len(), "{end} bytes");
+            assert!(!matches!(half, Ok((_, _, Some(_)))), "{end} bytes");
         }
         let (other, _) = csr::new_key_and_csr().unwrap();
-        let mixed = to_pem(&chain, &other, &ca.link_keys());
+        let mixed = to_pem(&chain, &other, Some(&ca.link_keys()));
         assert!(matches!(from_pem(mixed.as_bytes()), Err(KeptError::Identity(IdentityError::KeyMismatch))));
     }
 }

@@ -27,7 +27,7 @@ pub(crate) struct Host {
     pub(crate) folder: TempDir,
     pub(crate) gateway: Gateway,
     version: &'static str,
-    _ca: Child,
+    ca: Child,
 }
 
 impl Host {
@@ -46,21 +46,24 @@ impl Host {
         });
         fs::write(folder.path().join("gateway.yaml"), config.to_string())?;
         command(&folder, &["ca", "init"]).await?;
-        let log = File::create(folder.path().join("ca.log"))?;
-        let ca = Command::new(binary())
-            .args(["ca", "--config", "gateway.yaml"])
-            .current_dir(folder.path())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .kill_on_drop(true)
-            .spawn()?;
+        let ca = ca(&folder)?;
         let gateway = Gateway::start(&folder.path().join("run/ca.sock")).await?;
-        Ok(Self { folder, gateway, version, _ca: ca })
+        Ok(Self { folder, gateway, version, ca })
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// Ends the CA role: nobody gets a certificate any more.
+    pub(crate) async fn end_ca(&mut self) -> Result<()> {
+        Ok(self.ca.kill().await?)
+    }
+
+    /// Starts it again.
+    pub(crate) fn start_ca(&mut self) -> Result<()> {
+        self.ca = ca(&self.folder)?;
+        Ok(())
     }
 
     /// Runs a step of `eastway ca rotate`.
@@ -82,9 +85,14 @@ impl Host {
             config[key] = value.clone();
         }
         fs::write(self.path("sidecar.yaml"), config.to_string())?;
+        self.start_sidecar(Command::new(binary()))
+    }
+
+    /// Starts the sidecar once more, with the file as it is, by a command that its arguments are added to.
+    pub(crate) fn start_sidecar(&self, mut command: Command) -> Result<Sidecar> {
         let log = self.path("sidecar.log");
         let output = File::options().create(true).append(true).open(&log)?;
-        let child = Command::new(binary())
+        let child = command
             .args(["sidecar", "--config", "sidecar.yaml"])
             .current_dir(self.folder.path())
             .stdin(Stdio::null())
@@ -94,6 +102,13 @@ impl Host {
             .spawn()?;
         Ok(Sidecar { child, log })
     }
+}
+
+fn ca(folder: &TempDir) -> Result<Child> {
+    let log = File::options().create(true).append(true).open(folder.path().join("ca.log"))?;
+    let mut command = Command::new(binary());
+    command.args(["ca", "--config", "gateway.yaml"]).current_dir(folder.path()).stdin(Stdio::null());
+    Ok(command.stdout(log.try_clone()?).stderr(log).kill_on_drop(true).spawn()?)
 }
 
 /// Runs `eastway` to its end with the host's configuration.

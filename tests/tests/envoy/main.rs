@@ -10,6 +10,7 @@
 )]
 
 mod bodies;
+mod capture;
 mod cut;
 mod forged;
 mod gateway;
@@ -17,6 +18,7 @@ mod host;
 mod istio;
 mod mutual;
 mod protocols;
+mod role;
 mod routing;
 mod table;
 mod told;

@@ -1,4 +1,4 @@
-//! The health port: `/healthz/live` and `/healthz/ready`, and nothing else. It may face a load balancer, so that it
+//! The health port: `/healthz/live` and `/healthz/ready`, `/healthz` and `/readyz` for short, and nothing else. It may face a load balancer, so that it
 //! tells no version and no name but those of what is pending.
 
 use std::fmt::Write as _;
@@ -11,8 +11,8 @@ use super::readiness::Readiness;
 /// Answers one request.
 pub fn handle(head: &Head, readiness: &Readiness) -> Response {
     match head.uri.path() {
-        "/healthz/live" => text(StatusCode::OK, "ok\n"),
-        "/healthz/ready" => ready(readiness),
+        "/healthz/live" | "/healthz" => text(StatusCode::OK, "ok\n"),
+        "/healthz/ready" | "/readyz" => ready(readiness),
         _ => text(StatusCode::NOT_FOUND, "not found\n"),
     }
 }

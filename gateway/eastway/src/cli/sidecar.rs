@@ -63,7 +63,8 @@ pub(super) fn run(args: SidecarArgs) -> Result<(), Failure> {
         | SidecarError::Socket(_)
         | SidecarError::Secret(_)
         | SidecarError::Envoy(_)
-        | SidecarError::Capture(_) => Failure::failed(&error),
+        | SidecarError::Capture(_)
+        | SidecarError::Health(_) => Failure::failed(&error),
     })
 }
 

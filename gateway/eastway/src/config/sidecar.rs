@@ -1,5 +1,6 @@
 //! A sidecar's settings after all checks.
 
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -71,6 +72,8 @@ pub struct SidecarSettings {
     pub capture: CaptureWord,
     /// Virtual addresses that are captured, none twice.
     pub vips: Vec<VipRange>,
+    /// Where it says how it is.
+    pub health: Option<SocketAddr>,
     /// Folder for sockets, short enough for them.
     pub state: PathBuf,
     /// Envoy, if there is one.
@@ -95,6 +98,8 @@ pub struct SidecarTrust {
     pub cacerts: PathBuf,
     /// What proves to a CA on the network who asks.
     pub token: PathBuf,
+    /// Where certificate and key are kept over a restart.
+    pub keep: Option<PathBuf>,
     /// Lifetime of leaves, 1 minute to 24 hours.
     pub leaf_ttl: Duration,
     /// Eastway's own namespace.
@@ -182,6 +187,7 @@ fn convert(base: &Path, config: &SidecarConfig, cx: &mut Context<'_>) -> Option<
     let gateway = cx.required_parse(root, "gateway", &config.gateway, what, HostPort::parse);
     let inbound = inbound::list(&config.inbound, cx);
     let (capture, vips) = (config.capture.value().copied().unwrap_or_default(), vip_ranges(Some(&config.vips), cx));
+    let health = config.health.get().and_then(|text| cx.parse(text, inbound::place));
     let state = state(&config.state, base, cx);
     let envoy = envoy_settings(config.envoy.value(), base, cx);
     let hour = Duration::from_secs(3600);
@@ -201,6 +207,7 @@ fn convert(base: &Path, config: &SidecarConfig, cx: &mut Context<'_>) -> Option<
         outbound: config.outbound.value().copied().unwrap_or(true),
         capture,
         vips,
+        health,
         state,
         envoy,
         drain,
@@ -234,11 +241,12 @@ fn trust_settings(section: &At<SidecarTrustSection>, base: &Path, cx: &mut Conte
     let cacerts = path_or(&trust.cacerts, base, "cacerts", cx);
     let token = trust.token.get().and_then(|text| path(text, base, cx));
     let token = token.unwrap_or_else(|| PathBuf::from("/var/run/secrets/eastway/token"));
+    let keep = trust.keep.get().and_then(|text| path(text, base, cx));
     let (minute, day) = (Duration::from_secs(60), Duration::from_secs(24 * 3600));
     let leaf_ttl = duration_in(&trust.leaf_ttl, minute, day, day, cx);
     let namespace = trust.system_namespace.get().and_then(|text| cx.parse(text, Label::parse));
     let system_namespace = namespace.or_else(|| Label::parse(SYSTEM_NAMESPACE).ok())?;
-    Some(SidecarTrust { domain: domain?, ca: ca?, cacerts, token, leaf_ttl, system_namespace })
+    Some(SidecarTrust { domain: domain?, ca: ca?, cacerts, token, keep, leaf_ttl, system_namespace })
 }
 
 /// The state folder; the sockets in it must have paths that a socket can have.

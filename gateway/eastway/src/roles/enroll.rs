@@ -199,10 +199,11 @@ impl CaClient {
         let chain = response.chain.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
         let identity = Identity::new(chain, &key)?;
         let link_keys = response.link_keys.as_ref().and_then(link_keys);
-        if let (Some(keep), Some(links)) = (&self.keep, &link_keys) {
-            keep.save(identity.chain(), &key, links);
+        let enrolled = Enrolled { identity, key, link_keys };
+        if let Some(keep) = &self.keep {
+            keep.save(&enrolled);
         }
-        Ok(Enrolled { identity, key, link_keys })
+        Ok(enrolled)
     }
 
     /// The certificate of the key that signs now.
@@ -359,8 +360,8 @@ const QUICK: u32 = 20;
 /// Asks until there is a certificate for a gateway, with the keys that its replicas share. What fails for a second is
 /// logged, and then once in a while. One that was kept over a restart does while nobody answers.
 pub async fn until_enrolled(client: &CaClient, ttl: Duration) -> (Identity, LinkKeys) {
-    if let Some(kept) = kept::enroll(client, ttl).await {
-        return kept;
+    if let Some(Enrolled { identity, link_keys: Some(keys), .. }) = kept::enroll(client, ttl).await {
+        return (identity, keys);
     }
     until(client, || async {
         let Enrolled { identity, link_keys, .. } = client.enroll(ttl, None).await?;
@@ -369,8 +370,12 @@ pub async fn until_enrolled(client: &CaClient, ttl: Duration) -> (Identity, Link
     .await
 }
 
-/// Asks until there is a certificate, for a role that holds no links.
+/// Asks until there is a certificate, for a role that holds no links. One that was kept over a restart does while nobody
+/// answers.
 pub async fn until_certified(client: &CaClient, ttl: Duration) -> Enrolled {
+    if let Some(kept) = kept::enroll(client, ttl).await {
+        return kept;
+    }
     until(client, || client.enroll(ttl, None)).await
 }
 

@@ -11,9 +11,11 @@ mod authority;
 pub mod bootstrap;
 mod capture;
 mod grpc;
+mod health;
 mod output;
 mod process;
 pub mod program;
+mod reload;
 mod sds;
 pub mod secrets;
 
@@ -34,12 +36,15 @@ use tracing::{error, info};
 use self::ads::AdsProxy;
 use self::authority::Readable;
 use self::bootstrap::{Files, bootstrap};
-pub use self::capture::CaptureError;
 use self::capture::Capture;
+pub use self::capture::CaptureError;
+use self::health::Health;
 pub use self::process::EnvoyError;
 use self::program::ProgramError;
+use self::reload::Follow;
 use self::sds::SecretService;
 use self::secrets::{SecretError, Secrets};
+use crate::admin::BindError;
 use crate::app::disk::write_secret;
 use crate::config::file::SidecarMode;
 use crate::config::settings::CaAddress;
@@ -107,6 +112,9 @@ pub enum SidecarError {
     /// Connections cannot be led to Envoy.
     #[error(transparent)]
     Capture(#[from] CaptureError),
+    /// The health port.
+    #[error(transparent)]
+    Health(#[from] BindError),
 }
 
 /// Envoy's first configuration, as [`run`] writes it, for a person to read.
@@ -143,13 +151,15 @@ pub fn run(options: &SidecarOptions) -> Result<(), SidecarError> {
         .enable_all()
         .thread_name("eastway")
         .build()?;
-    let result = runtime.block_on(serve(&settings));
+    let fixed_level = options.log_level.is_some();
+    let follow = Follow { file: options.config.clone(), log: (!fixed_level).then(|| log.clone()) };
+    let result = runtime.block_on(serve(&settings, follow));
     runtime.shutdown_background();
     log.flush();
     result
 }
 
-async fn serve(settings: &SidecarSettings) -> Result<(), SidecarError> {
+async fn serve(settings: &SidecarSettings, follow: Follow) -> Result<(), SidecarError> {
     let identity = settings.identity()?;
     let gateway = &settings.gateway;
     match settings.mode {
@@ -169,6 +179,8 @@ async fn serve(settings: &SidecarSettings) -> Result<(), SidecarError> {
     let (stop, now, end) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
     let signals = tokio::spawn(on_signals(stop.clone(), now.clone()));
     let tasks = TaskTracker::new();
+    let health = Health::begin(settings, &tasks, &end).await?;
+    tasks.spawn(follow.run(settings.clone(), health.clone(), end.clone()));
     let result = async {
         let client = ca_client(settings)?;
         let ttl = settings.trust.leaf_ttl;
@@ -176,10 +188,11 @@ async fn serve(settings: &SidecarSettings) -> Result<(), SidecarError> {
         let Some(enrolled) = stop.run_until_cancelled(until_certified(&client, ttl)).await else { return Ok(()) };
         let secrets = Secrets::new(identity, enrolled)?;
         info!(not_after = %humantime::format_rfc3339_seconds(secrets.identity().current().not_after()), "certificate received");
+        tasks.spawn(health.clone().follow(Arc::clone(secrets.identity()), end.clone()));
         tasks.spawn(keep_fresh(client, ttl, Arc::clone(&secrets), end.clone()));
         tasks.spawn(serve_agent(settings, socket, &secrets, end.clone())?);
         match settings.mode {
-            SidecarMode::Envoy => process::supervise(settings, &files, &stop, &now).await?,
+            SidecarMode::Envoy => process::supervise(settings, &files, &health, &stop, &now).await?,
             SidecarMode::Agent => {
                 say_variable(&settings.state);
                 stop.cancelled().await;
@@ -206,6 +219,9 @@ fn prepare(settings: &SidecarSettings) -> Result<Files, SidecarError> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(state).map_err(|source| failed(state, source))?;
     // One that was there already may have been open to others.
     fs::set_permissions(state, fs::Permissions::from_mode(0o700)).map_err(|source| failed(state, source))?;
+    if let Some(keep) = &settings.trust.keep {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(keep).map_err(|source| failed(keep, source))?;
+    }
     let files = Files::of(state);
     let file = match settings.mode {
         SidecarMode::Envoy => files.bootstrap.clone(),
@@ -225,7 +241,7 @@ fn say_variable(state: &Path) {
 }
 
 fn ca_client(settings: &SidecarSettings) -> Result<CaClient, SpiffeIdError> {
-    Ok(match &settings.trust.ca {
+    let client = match &settings.trust.ca {
         CaAddress::Unix(socket) => CaClient::new(socket.clone()),
         CaAddress::Network(address) => CaClient::network(NetworkCa {
             address: address.clone(),
@@ -233,6 +249,10 @@ fn ca_client(settings: &SidecarSettings) -> Result<CaClient, SpiffeIdError> {
             anchors: settings.trust.cacerts.clone(),
             token: settings.trust.token.clone(),
         }),
+    };
+    Ok(match &settings.trust.keep {
+        Some(folder) => client.keeping_of(settings.identity()?, folder),
+        None => client,
     })
 }
 

@@ -350,7 +350,9 @@ pub struct VipSection {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SidecarsSection {
-    /// Host and port at which sidecars reach the gateway's HBONE port, e.g. `10.0.0.5:15008`.
+    /// Host and port at which sidecars reach the gateway's HBONE port, e.g. `10.0.0.5:15008`. Default: the port of
+    /// `listen.hbone` at its address, or at that of `listen.local`, if it is one that can be connected to.
+    #[serde(default)]
     pub gateway: Field<Text>,
 }
 

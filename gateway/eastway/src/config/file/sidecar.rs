@@ -47,6 +47,10 @@ pub struct SidecarConfig {
     #[serde(default)]
     #[schemars(length(max = 16))]
     pub vips: List<String>,
+    /// Where it answers `/healthz` (it runs) and `/readyz` (Envoy has its configuration and the certificate is good), e.g.
+    /// `0.0.0.0:15021`. Default: nowhere.
+    #[serde(default)]
+    pub health: Field<Text>,
     /// Folder for sockets and for Envoy's own file; nothing in it needs to be kept. Each sidecar has its own. Default:
     /// `./state`.
     #[serde(default)]
@@ -165,6 +169,10 @@ pub struct SidecarTrustSection {
     /// request. Default: `/var/run/secrets/eastway/token`.
     #[serde(default)]
     pub token: Field<String>,
+    /// Folder, best one in memory, where certificate and key are kept over a restart, for nobody but this user: while the CA
+    /// is away a restarted sidecar goes on with them until they end. Default: they are nowhere but in memory.
+    #[serde(default)]
+    pub keep: Field<String>,
     /// Lifetime of certificates, 1m to 24h; the CA may give less. Default: `24h`.
     #[serde(default)]
     pub leaf_ttl: Field<Text>,

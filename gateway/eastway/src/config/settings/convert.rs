@@ -367,13 +367,26 @@ fn sidecar_settings(
     listen: &ListenSettings,
     cx: &mut Context<'_>,
 ) -> Option<SidecarSettings> {
-    let what = "where sidecars reach the gateway's HBONE port, e.g. 10.0.0.5:15008";
-    let gateway = cx.required_parse(section.at, "gateway", &section.value.gateway, what, HostPort::parse)?;
+    let gateway = match section.value.gateway.get() {
+        Some(text) => cx.parse(text, HostPort::parse),
+        None => own_port(listen).or_else(|| {
+            let what = "where sidecars reach the gateway's HBONE port, e.g. 10.0.0.5:15008";
+            cx.required_parse(section.at, "gateway", &section.value.gateway, what, HostPort::parse)
+        }),
+    }?;
     if listen.local.is_none() {
         let help = "add listen.local, e.g. 0.0.0.0:15012";
         cx.error_help(section.at, Code::Conflict, "sidecars are served at listen.local, and there is none", help);
     }
     Some(SidecarSettings { gateway })
+}
+
+/// Where the HBONE port is for others, if that can be told from where it listens.
+fn own_port(listen: &ListenSettings) -> Option<HostPort> {
+    let hbone = listen.hbone?;
+    let mut addresses = [Some(hbone), listen.local].into_iter().flatten().map(|address| address.ip());
+    let ip = addresses.find(|ip| !ip.is_unspecified())?;
+    HostPort::parse(&SocketAddr::new(ip, hbone.port()).to_string()).ok()
 }
 
 fn log_settings(section: Option<&LogSection>, cx: &mut Context<'_>) -> LogSettings {

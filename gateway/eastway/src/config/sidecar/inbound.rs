@@ -54,7 +54,7 @@ fn one(section: &At<InboundSection>, cx: &mut Context<'_>) -> Option<Inbound> {
     Some(Inbound { listen: listen?, app: app?, protocol, mode, allow })
 }
 
-fn place(text: &str) -> Result<SocketAddr, String> {
+pub(super) fn place(text: &str) -> Result<SocketAddr, String> {
     let address: SocketAddr = text.parse().map_err(|_| "must be an IP address and a port".to_owned())?;
     if address.port() == 0 { Err("port 0 is none".to_owned()) } else { Ok(address) }
 }

@@ -96,6 +96,19 @@ fn several_api_servers() {
 }
 
 #[test]
+fn sidecars_find_the_port_where_it_is() {
+    let at = |listen: &str| {
+        let folder = Folder::new(&[("gateway.yaml", &format!("{MINIMAL}listen: {{{listen}}}\nsidecars: {{}}\n"))]);
+        let loaded = load_settings(&folder.path("gateway.yaml"));
+        loaded.map(|settings| settings.sidecars.unwrap().gateway.to_string())
+    };
+    let local = "local: '10.0.0.5:15012'";
+    assert_eq!(at(&format!("{local}, hbone: '10.0.0.6:15008'")).unwrap(), "10.0.0.6:15008");
+    assert_eq!(at(&format!("{local}, hbone: '0.0.0.0:15008'")).unwrap(), "10.0.0.5:15008");
+    assert!(at(local).is_err() && at("local: '0.0.0.0:15012', hbone: '[::]:15008'").is_err());
+}
+
+#[test]
 fn paths_begin_at_the_folder_of_the_file() {
     let text = format!(
         "{MINIMAL}state: ../state\nregistries: [{{name: a, file: ./a.yaml}}, {{name: b, file: /etc/b.yaml}}]\n"

@@ -1,7 +1,7 @@
 //! `kind: SidecarConfig`, good and with mistakes.
 
 use super::Folder;
-use crate::config::file::{EnvoyLogWord, SidecarMode};
+use crate::config::file::{CaptureWord, EnvoyLogWord, SidecarMode};
 use crate::config::{CaAddress, load_sidecar};
 
 const MINIMAL: &str = "\
@@ -11,6 +11,8 @@ workload: {namespace: shop, serviceAccount: web, name: web-1}
 trust: {domain: onprem.example, ca: 'unix:./run/web.sock'}
 gateway: 127.0.0.1:15012
 ";
+
+const VIPS: [&str; 2] = ["242.0.0.0/16", "fd65:6173:7477::/48"];
 
 fn errors(text: &str) -> String {
     let folder = Folder::new(&[("sidecar.yaml", text)]);
@@ -42,6 +44,24 @@ fn all_of_it() {
         (settings.envoy.admin.map(std::num::NonZeroU16::get), settings.envoy.log),
         (Some(9901), EnvoyLogWord::Info)
     );
+}
+
+#[test]
+fn what_is_captured_and_kept() {
+    let more = "capture: nftables\nhealth: 127.0.0.1:15021\n";
+    let text = format!("{MINIMAL}{more}").replace("web.sock'}", "web.sock', keep: ./keep}");
+    let folder = Folder::new(&[("sidecar.yaml", &text)]);
+    let settings = load_sidecar(&folder.path("sidecar.yaml")).unwrap();
+    let vips: Vec<_> = settings.vips.iter().map(ToString::to_string).collect();
+    assert_eq!((settings.capture, vips.as_slice()), (CaptureWord::Nftables, &VIPS.map(str::to_owned)[..]));
+    assert_eq!(settings.health.unwrap().port(), 15021);
+    assert_eq!(settings.trust.keep, Some(folder.path("keep")));
+    let said = errors(&format!("{MINIMAL}capture: iptables\nvips: [10.0.0.1/8]\nhealth: localhost\n"));
+    for words in ["sidecar.yaml:6:10: capture: ", "sidecar.yaml:7:8: vips[0]: ", "sidecar.yaml:8:9: health: "] {
+        assert!(said.contains(words), "{words}\n{said}");
+    }
+    let said = errors(&format!("{MINIMAL}mode: agent\ncapture: nftables\n"));
+    assert!(said.contains("sidecar.yaml:7:10: capture: has no effect"), "{said}");
 }
 
 #[test]

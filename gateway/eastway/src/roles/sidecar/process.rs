@@ -13,7 +13,9 @@ use tracing::{debug, error, info, warn};
 
 use super::admin::Admin;
 use super::bootstrap::Files;
+use super::health::Health;
 use super::{output, program};
+use crate::admin::Guard;
 use crate::config::SidecarSettings;
 
 /// One that ends sooner at the first start would end again: it has said why.
@@ -45,11 +47,13 @@ pub enum EnvoyError {
 pub(super) async fn supervise(
     settings: &SidecarSettings,
     files: &Files,
+    health: &Health,
     stop: &CancellationToken,
     now: &CancellationToken,
 ) -> Result<(), EnvoyError> {
     let admin = Admin::of(settings, files);
     let (mut served, mut pause) = (false, PAUSE.0);
+    let mut pending = health.waits_for("Envoy");
     loop {
         // One that was killed leaves its socket, and the next one would not begin to listen.
         if let Err(error) = std::fs::remove_file(&files.admin)
@@ -58,7 +62,7 @@ pub(super) async fn supervise(
             debug!(%error, "the socket of Envoy's administration cannot be removed");
         }
         let mut envoy = match program::start(settings, files) {
-            Ok(child) => Envoy::new(child, admin.clone()),
+            Ok(child) => Envoy::new(child, admin.clone(), pending),
             Err(error) if !served => return Err(EnvoyError::Start(error)),
             Err(error) => {
                 error!(%error, again_in = ?pause, "Envoy cannot be started");
@@ -73,10 +77,12 @@ pub(super) async fn supervise(
         let status = tokio::select! {
             status = envoy.until_end() => status,
             () = stop.cancelled() => {
-                envoy.finish(settings.drain, now).await;
+                health.drains();
+                envoy.finish(health.drain(), now).await;
                 return Ok(());
             }
         };
+        pending = health.waits_for("Envoy");
         let lived = begun.elapsed();
         served |= lived >= SERVED || envoy.was_ready;
         // One that was killed has not ended by its own will.
@@ -100,12 +106,14 @@ struct Envoy {
     child: Child,
     admin: Admin,
     was_ready: bool,
+    /// Until it is ready.
+    pending: Option<Guard>,
     /// Those that log what it writes.
     output: JoinSet<()>,
 }
 
 impl Envoy {
-    fn new(mut child: Child, admin: Admin) -> Self {
+    fn new(mut child: Child, admin: Admin, pending: Guard) -> Self {
         info!(pid = child.id(), "Envoy started");
         let mut output = JoinSet::new();
         if let Some(stdout) = child.stdout.take() {
@@ -114,7 +122,7 @@ impl Envoy {
         if let Some(stderr) = child.stderr.take() {
             output.spawn(output::log(stderr));
         }
-        Self { child, admin, was_ready: false, output }
+        Self { child, admin, was_ready: false, pending: Some(pending), output }
     }
 
     /// Waits until it has ended, and all it wrote is in the log. Says when it is ready.
@@ -133,6 +141,7 @@ impl Envoy {
                 }
                 ready = look, if !self.was_ready => if ready {
                     self.was_ready = true;
+                    self.pending = None;
                     info!(after = ?begun.elapsed(), "Envoy is ready: it has its configuration and takes connections");
                 },
             }
