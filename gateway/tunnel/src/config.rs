@@ -161,7 +161,8 @@ pub struct Timing {
     pub handshake: Duration,
     /// For the header of a stream, and for the one byte that answers it.
     pub header: Duration,
-    /// How long opening a stream may wait for the other side to admit one more.
+    /// How long opening a stream may wait for the other side to admit one more: a burst of several times what it admits
+    /// waits for a round trip for each doubling.
     pub open: Duration,
     /// Pause before the first redial of an address; doubles up to `redial_max`. Jittered by a quarter.
     pub redial: Duration,
@@ -183,7 +184,7 @@ impl Default for Timing {
             acknowledge: Duration::from_secs(4),
             handshake: Duration::from_secs(5),
             header: Duration::from_secs(5),
-            open: Duration::from_secs(1),
+            open: Duration::from_secs(3),
             redial: Duration::from_millis(100),
             redial_max: Duration::from_secs(1),
             refused_max: Duration::from_secs(10),

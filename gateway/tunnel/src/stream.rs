@@ -17,7 +17,7 @@ use bytes::Bytes;
 pub use crate::transport::StreamError;
 pub(crate) use accepted::admit;
 pub use accepted::{AcceptedStream, LinkInfo, StreamHandler};
-pub(crate) use shared::{Direction, StreamShared};
+pub(crate) use shared::{Direction, Stall, StreamShared};
 
 use crate::code::ResetCode;
 use crate::transport::SendStream;

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::LinkShared;
-use crate::stream::StreamShared;
+use crate::stream::{Stall, StreamShared};
 
 /// Time between two looks at a link's streams.
 pub(crate) const TICK: Duration = Duration::from_millis(50);
@@ -47,6 +47,11 @@ impl Budget {
     fn moving(&self, most: u64) -> u64 {
         let links = self.links.load(Ordering::Relaxed).max(1);
         (self.total / 2 / links).clamp(LEAST_WINDOW.min(most), most)
+    }
+
+    /// What a reservation of `old` may become at most, as long as nobody else reserves anything.
+    fn left(&self, old: u64) -> u64 {
+        (self.total / 2).saturating_sub(self.stalled.load(Ordering::Relaxed).saturating_sub(old))
     }
 
     /// Changes a reservation for stalled streams from `old` towards `wanted` and returns what it is now.
@@ -127,22 +132,27 @@ impl Balance {
         }
     }
 
-    /// Charges stalled streams, cuts those for which there is no room, and returns the charge.
+    /// Charges stalled streams, cuts those for which there is no room, and returns how much of the charge is for what
+    /// lies in the link's window. A stream is charged for what it holds, and if that is not known for a window: many
+    /// with a few bytes each, as when a thousand connections begin at once, are no reason to cut any.
     fn relieve(&mut self, now: u32) -> u64 {
         let each = u64::from(self.link.limits.stream_window);
-        let mut stalled = stalled(&self.link, now);
         let most = u64::from(self.link.limits.link_window_max.saturating_sub(self.link.limits.link_window));
-        let wanted = (stalled.len() as u64).saturating_mul(each);
+        let mut stalled = stalled(&self.link, now, most.min(self.budget.left(self.reserved)));
+        let charge = |stall: &Stall| stall.held.unwrap_or(each);
+        let wanted: u64 = stalled.iter().map(|(stall, _)| charge(stall)).sum();
+        let windows = stalled.iter().filter(|(stall, _)| stall.held.is_none()).count() as u64 * each;
         self.reserved = self.budget.reserve(self.reserved, wanted.min(most));
-        let room = usize::try_from(self.reserved / each.max(1)).unwrap_or(usize::MAX);
-        if stalled.len() > room {
-            stalled.sort_by_key(|(ticks, _)| std::cmp::Reverse(*ticks));
-            let excess = stalled.len() - room;
+        if wanted > self.reserved {
+            stalled.sort_by_key(|(stall, _)| std::cmp::Reverse((charge(stall), stall.ticks)));
             let soon = self.last_cut.is_some_and(|cut| now.wrapping_sub(cut) < SOON);
             let least = if soon { SHED_SOON } else { SHED };
-            let cut = stalled.iter().take(excess).filter(|(ticks, _)| *ticks >= least);
-            let mut count = 0_u32;
-            for (_, stream) in cut {
+            let (mut excess, mut count) = (wanted - self.reserved, 0_u32);
+            for (stall, stream) in stalled.iter().filter(|(stall, _)| stall.ticks >= least) {
+                if excess == 0 {
+                    break;
+                }
+                excess = excess.saturating_sub(charge(stall));
                 stream.shed();
                 count += 1;
             }
@@ -151,7 +161,7 @@ impl Balance {
                 tracing::warn!(peer = %self.link.peer(), streams = count, "Streams that nobody reads were cut to keep others moving");
             }
         }
-        self.reserved
+        self.reserved.min(windows)
     }
 
     /// Long paths need more bytes in flight; short ones only lose them in the peer's socket buffer.
@@ -175,12 +185,18 @@ impl Drop for Balance {
     }
 }
 
-fn stalled(link: &LinkShared, now: u32) -> Vec<(u32, Arc<StreamShared>)> {
+/// `room`: bytes that may be taken off the transport, all streams together.
+fn stalled(link: &LinkShared, now: u32, mut room: u64) -> Vec<(Stall, Arc<StreamShared>)> {
     if !link.pace().any_held() {
         return Vec::new();
     }
     // Not under the lock: dropping the last reference to a stream takes it.
     let streams: Vec<_> = link.streams().values().cloned().collect();
     let streams = streams.into_iter().filter_map(|stream| stream.upgrade());
-    streams.filter_map(|stream| Some((stream.stalled_for(now, STALLED)?, stream))).collect()
+    let look = |stream: Arc<StreamShared>| {
+        let stall = stream.stalled_for(now, STALLED, room)?;
+        room = room.saturating_sub(stall.held.unwrap_or_else(|| u64::from(link.limits.stream_window)));
+        Some((stall, stream))
+    };
+    streams.filter_map(look).collect()
 }

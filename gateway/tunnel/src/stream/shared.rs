@@ -1,5 +1,6 @@
 //! What both halves of a stream and the watch over unread bytes share.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
@@ -34,8 +35,29 @@ pub(crate) struct StreamShared {
 
 struct Receiver {
     inner: Box<dyn RecvStream>,
-    /// Taken off the transport to see whether there is any; at most one chunk.
-    stash: Option<Bytes>,
+    /// Taken off the transport to see how much there is, in order.
+    stash: VecDeque<Bytes>,
+}
+
+/// A stream whose reader does not come back for what is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stall {
+    /// For how many ticks of its link.
+    pub(crate) ticks: u32,
+    /// Bytes that it holds, if that is all there is; it may be a whole window otherwise.
+    pub(crate) held: Option<u64>,
+}
+
+/// Most that is taken off the transport of one stream: what a client may have said before it is known whether anybody
+/// listens.
+const STASH: u64 = 64 << 10;
+/// Most chunks of it: each costs some bytes of its own.
+const STASH_CHUNKS: usize = 64;
+
+impl Receiver {
+    fn stashed(&self) -> u64 {
+        self.stash.iter().map(|chunk| chunk.len() as u64).sum()
+    }
 }
 
 impl StreamShared {
@@ -44,7 +66,7 @@ impl StreamShared {
             id: link.next_stream_id(),
             link: Arc::clone(link),
             direction,
-            recv: Mutex::new(Receiver { inner, stash: None }),
+            recv: Mutex::new(Receiver { inner, stash: VecDeque::new() }),
             reader: Reader::new(Arc::clone(link.pace())),
             shed: AtomicBool::new(false),
         });
@@ -58,10 +80,10 @@ impl StreamShared {
     }
 
     pub(super) fn poll_read(&self, cx: &mut Context<'_>, max: usize) -> Poll<Result<Option<Bytes>, StreamError>> {
-        self.poll(cx, |receiver, cx| match receiver.stash.take() {
+        self.poll(cx, |receiver, cx| match receiver.stash.pop_front() {
             Some(mut chunk) => {
                 if chunk.len() > max {
-                    receiver.stash = Some(chunk.split_off(max));
+                    receiver.stash.push_front(chunk.split_off(max));
                 }
                 Poll::Ready(Ok(Some((chunk.len(), chunk))))
             }
@@ -75,11 +97,14 @@ impl StreamShared {
         chunks: &mut [Bytes],
     ) -> Poll<Result<Option<usize>, StreamError>> {
         self.poll(cx, |receiver, cx| {
-            if let Some(slot) = chunks.first_mut()
-                && let Some(chunk) = receiver.stash.take()
-            {
-                *slot = chunk;
-                return Poll::Ready(Ok(Some((slot.len(), 1))));
+            if !receiver.stash.is_empty() && !chunks.is_empty() {
+                let (mut bytes, mut count) = (0, 0);
+                for (slot, chunk) in chunks.iter_mut().zip(std::iter::from_fn(|| receiver.stash.pop_front())) {
+                    *slot = chunk;
+                    bytes += slot.len();
+                    count += 1;
+                }
+                return Poll::Ready(Ok(Some((bytes, count))));
             }
             let count = ready!(receiver.inner.poll_read_chunks(cx, chunks))?;
             let bytes = |count| chunks.iter().take(count).map(Bytes::len).sum();
@@ -125,43 +150,55 @@ impl StreamShared {
 
     pub(super) fn stop(&self, code: ResetCode) {
         let mut receiver = self.receiver();
-        receiver.stash = None;
+        receiver.stash = VecDeque::new();
         receiver.inner.stop(code);
         self.reader.waits();
     }
 
-    /// For how many ticks, at least `at_least`, the reader has not come back although more is unread.
-    /// `None`: it holds nothing up.
-    pub(crate) fn stalled_for(&self, now: u32, at_least: u32) -> Option<u32> {
+    /// Whether the reader has not come back for at least `at_least` ticks although more is unread. To see how much that
+    /// is, up to `room` bytes are taken off the transport. `None`: it holds nothing up.
+    pub(crate) fn stalled_for(&self, now: u32, at_least: u32, room: u64) -> Option<Stall> {
         self.reader.away(now, at_least)?;
         let mut receiver = self.receiver();
         // Again under the lock: a reader that waits has its waker registered with the transport, and that
         // one must not be replaced.
         let ticks = self.reader.away(now, at_least)?;
-        if receiver.stash.is_none() {
-            self.reader.presume_empty();
-            let waker = Waker::from(Arc::clone(&self.reader));
-            match receiver.inner.poll_read(&mut Context::from_waker(&waker), usize::MAX) {
+        let waker = Waker::from(Arc::clone(&self.reader));
+        let mut cx = Context::from_waker(&waker);
+        let mut held = receiver.stashed();
+        let most = STASH.min(held.saturating_add(room));
+        loop {
+            let is_first = receiver.stash.is_empty();
+            // One chunk tells whether there is anything at all, which is worth its bytes.
+            if !is_first && (held >= most || receiver.stash.len() >= STASH_CHUNKS) {
+                return Some(Stall { ticks, held: None });
+            }
+            if is_first {
+                self.reader.presume_empty();
+            }
+            match receiver.inner.poll_read(&mut cx, usize::MAX) {
                 Poll::Ready(Ok(Some(chunk))) => {
-                    receiver.stash = Some(chunk);
-                    self.reader.not_empty(now.wrapping_sub(ticks));
+                    held += chunk.len() as u64;
+                    receiver.stash.push_back(chunk);
+                    if is_first {
+                        self.reader.not_empty(now.wrapping_sub(ticks));
+                    }
                 }
                 // An end that was found by the way: who waits for an abort learns it from here.
                 Poll::Ready(Ok(None) | Err(_)) => {
                     self.reader.abort();
-                    return None;
+                    return (!is_first).then_some(Stall { ticks, held: Some(held) });
                 }
-                Poll::Pending => return None,
+                Poll::Pending => return (!is_first).then_some(Stall { ticks, held: Some(held) }),
             }
         }
-        Some(ticks)
     }
 
     /// Cuts a stalled stream to make room for those that move.
     pub(crate) fn shed(&self) {
         let mut receiver = self.receiver();
         if !self.shed.swap(true, Ordering::Relaxed) {
-            receiver.stash = None;
+            receiver.stash = VecDeque::new();
             receiver.inner.stop(ResetCode::Overloaded);
             self.reader.waits();
             self.link.counters().reset_sent(ResetCode::Overloaded);

@@ -5,6 +5,7 @@ use std::task::{Context, Wake, Waker};
 
 use bytes::Bytes;
 use eastway_tunnel::{OpenError, ResetCode, StreamError};
+use tokio::task::JoinSet;
 
 use crate::relay::Relay;
 use crate::support::{federation, header, linked_pair, pair, read_all, soon, until};
@@ -193,6 +194,30 @@ async fn p9_streams_over_the_limit_are_told_so() {
     until("room again", || (b.tunnel.status()[0].links.first()?.streams_served == 0).then_some(())).await;
     let mut stream = a.open("b", "greet").await;
     soon("room again", stream.accepted()).await.unwrap();
+}
+
+/// More than a link admits at first, all at once, each with something to say, to endpoints that take their time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_burst_waits_for_room_and_nobody_is_cut_while_endpoints_are_dialled() {
+    const BURST: usize = 1_100;
+    let (a, b) = linked_pair().await;
+    let link = a.link_to("b").await;
+    let mut streams = JoinSet::new();
+    for number in 0..BURST {
+        let link = link.clone();
+        streams.spawn(async move {
+            let first = Bytes::from(format!("{number:04}").repeat(512));
+            let mut stream = link.open_with(&header("late"), first.clone()).await.map_err(|error| error.to_string())?;
+            stream.accepted().await.map_err(|error| error.to_string())?;
+            stream.send.finish();
+            let came = read_all(&mut stream.recv).await.map_err(|error| error.to_string())?;
+            if came == first { Ok(()) } else { Err("altered".to_owned()) }
+        });
+    }
+    let results = soon("all of them", streams.join_all()).await;
+    let failed: Vec<_> = results.into_iter().filter_map(Result::err).collect();
+    assert!(failed.is_empty(), "{} of {BURST} failed: {:?}", failed.len(), failed.first());
+    assert_eq!(b.tunnel.counters().resets_sent.get("OVERLOADED"), None);
 }
 
 #[tokio::test]

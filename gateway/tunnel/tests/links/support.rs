@@ -243,12 +243,14 @@ async fn serve(name: &str, mut stream: AcceptedStream) {
             stream.aborted().await;
             return;
         }
+        // As long as the endpoint is dialled.
+        "late" => tokio::time::sleep(Duration::from_millis(1_500)).await,
         _ => {}
     }
     let Ok(TunnelStream { mut send, mut recv }) = stream.accept().await else { return };
     match name {
         // Answers with what it gets.
-        "echo" => {
+        "echo" | "late" => {
             while let Ok(Some(chunk)) = recv.read().await {
                 if send.write(chunk).await.is_err() {
                     return;
