@@ -36,8 +36,8 @@ use std::time::Duration;
 
 use eastway_dns::ZoneStore;
 use eastway_identity::{IdentityStore, TrustStore};
-use eastway_model::ClusterName;
 use eastway_model::store::{Reader, Writer};
+use eastway_model::{ClusterName, ServiceKey};
 use eastway_tunnel::{ReplicaId, Tunnel, TunnelConfig, World};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -59,6 +59,7 @@ use crate::app::store::StoreSender;
 use crate::app::vips::VipBook;
 use crate::config::{Loaded, ReloadStatus, Settings};
 use crate::local::listener::{BindError as BindLocalError, LocalListener};
+use crate::proxy::hbone::held::Held;
 use crate::proxy::inbound::Inbound;
 use crate::proxy::sni::SniListener;
 use crate::proxy::vip::{Listeners, VipLimits};
@@ -157,6 +158,10 @@ pub struct Gateway {
     pub anchors: anchors::Published,
     /// Certificates of this cluster that are revoked.
     pub revoked: watch::Sender<Arc<BTreeSet<String>>>,
+    /// Services whose endpoints in other clusters sidecars are told as one for each cluster.
+    pub summaries: watch::Sender<Arc<BTreeSet<ServiceKey>>>,
+    /// What tunnels of sidecars hold.
+    pub tunnels: Arc<Held>,
     /// Sidecars that are connected, once they are served.
     pub sidecars: OnceLock<Arc<eastway_xds::server::Clients>>,
 }
@@ -249,6 +254,8 @@ pub async fn build(
         wants_shares: watch::Sender::new(false),
         anchors: watch::Sender::default(),
         revoked: watch::Sender::default(),
+        summaries: watch::Sender::default(),
+        tunnels: Held::new(settings.limits.hbone_buffer_bytes),
         sidecars: OnceLock::new(),
         settings,
     };

@@ -1,5 +1,7 @@
 //! Sidecars at the gateway: CONNECT over mutual TLS to single endpoints of other clouds.
 
+mod budget;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

@@ -22,12 +22,13 @@ use crate::admin::check::CheckFacts;
 use crate::admin::sidecars::{ResourceKind, SidecarConfigView, SidecarView};
 use crate::admin::views::{
     ConfigView, Description, DnsView, EndpointView, IdentityView, Leftovers, PeerCounts, PeerView, RegistryView,
-    ReplicaView, ServiceCounts, ServiceView, SnapshotView, StatusView,
+    ReplicaView, ServiceCounts, ServiceView, SnapshotView, StatusView, TunnelsView,
 };
 use crate::admin::{AdminSource, BoxFuture, DescribeQuery, SourceError};
 use crate::app::Gateway;
 use crate::app::imports::copy_of_imports;
 use crate::app::registries::RegistryStatus;
+use crate::proxy::hbone::held::Holding;
 use crate::telemetry::{Certificate, Metrics};
 
 /// Reads the handles of a gateway.
@@ -105,6 +106,7 @@ impl AdminSource for Source {
             services: service_counts(&snapshot, frontend.vips.values().map(Vec::len).sum()),
             replicas: replicas(&self.gateway),
             open_connections: self.gateway.router.in_flight.total(),
+            tunnels: self.gateway.settings.listen.hbone.map(|_| tunnels(&self.gateway)),
             resident_bytes: resident_bytes(),
             ..StatusView::default()
         }
@@ -214,8 +216,15 @@ impl AdminSource for Source {
                 metrics.set_certificate(&Certificate::Issuer, end);
             }
         }
+        metrics.set_held(&self.gateway.tunnels.now());
         metrics.set_ready(self.gateway.readiness.is_ready());
     }
+}
+
+/// What tunnels of sidecars hold.
+fn tunnels(gateway: &Gateway) -> TunnelsView {
+    let Holding { tunnels, bytes, limit } = gateway.tunnels.now();
+    TunnelsView { open: tunnels as u64, buffered_bytes: bytes, buffer_limit_bytes: limit }
 }
 
 /// How the registries are doing.

@@ -78,8 +78,22 @@ pub struct StatusView {
     pub replicas: Vec<ReplicaView>,
     /// Connections open now.
     pub open_connections: u64,
+    /// Tunnels of sidecars; none if there is no port for them.
+    pub tunnels: Option<TunnelsView>,
     /// Resident memory, bytes.
     pub resident_bytes: u64,
+}
+
+/// Tunnels of sidecars, and what they hold in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TunnelsView {
+    /// How many are open.
+    pub open: u64,
+    /// Bytes in their buffers.
+    pub buffered_bytes: u64,
+    /// Beyond so many no further tunnel is granted.
+    pub buffer_limit_bytes: u64,
 }
 
 /// The snapshot that is served.

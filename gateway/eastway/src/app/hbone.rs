@@ -27,9 +27,10 @@ pub(super) fn serve(running: &Running, listener: Option<LocalListener>, connecti
     let workloads =
         Wanted::Workloads { trust_domain: settings.trust.domain.clone(), but: Arc::from(settings.system_namespace()) };
     let stages = Stages { drain: running.stop.clone(), accepting: running.accepting.clone(), end: running.end.clone() };
-    let (router, identity, connections) = (gateway.router.clone(), identity.clone(), connections.clone());
+    let (identity, connections) = (identity.clone(), connections.clone());
+    let shared = (gateway.router.clone(), gateway.tunnels.clone());
     running.spawn("sidecar port", async move {
-        if let Err(error) = hbone::serve(listener, router, identity, workloads, connections, stages).await {
+        if let Err(error) = hbone::serve(listener, shared, identity, workloads, connections, stages).await {
             error!(%error, "sidecars are not served");
         }
     });

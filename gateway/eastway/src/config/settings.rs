@@ -347,6 +347,8 @@ pub struct Limits {
     pub buffer_bytes: u64,
     /// DNS connections over TCP at once.
     pub dns_connections: usize,
+    /// Bytes of all tunnels of sidecars in buffers.
+    pub hbone_buffer_bytes: u64,
     /// DNS answers per second and client network.
     pub dns_answers_per_second: u32,
     /// Without a byte, or with bytes that nobody takes, for so long a connection is reset.
@@ -365,6 +367,7 @@ impl Default for Limits {
             buffer_bytes: 256 << 20,
             dns_connections: 128,
             dns_answers_per_second: 10_000,
+            hbone_buffer_bytes: 256 << 20,
             connection_idle: Duration::from_secs(3_600),
             connection_half_closed: Duration::from_secs(600),
         }

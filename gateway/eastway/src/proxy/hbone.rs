@@ -5,12 +5,14 @@
 //! - `session`: one connection of a sidecar, and what becomes of the requests on it.
 //! - `tunnel`: one request that was granted, to its end.
 //! - `body`: the two directions of its stream.
+//! - [`held`]: what all of them hold in memory.
 //!
 //! It is `h2` itself and not hyper: of an upgraded stream hyper hides how its directions end and are reset, and copies
 //! what it carries.
 
 pub mod authority;
 mod body;
+pub mod held;
 mod session;
 mod tunnel;
 
@@ -24,6 +26,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::local::listener::{ConnectionLimits, LocalListener};
 use crate::router::Router;
+use held::Held;
 use session::Session;
 
 /// Connections of one address: each carries [`session::MAX_STREAMS`] tunnels, and outside of Kubernetes the sidecars of
@@ -58,7 +61,7 @@ pub struct Stages {
 /// TLS cannot be set up.
 pub async fn serve(
     listener: LocalListener,
-    router: Arc<Router>,
+    (router, held): (Arc<Router>, Arc<Held>),
     identity: Arc<IdentityStore>,
     workloads: Wanted,
     connections: TaskTracker,
@@ -72,7 +75,8 @@ pub async fn serve(
     let sessions = TaskTracker::new();
     let serving = async {
         while let Some(io) = accepted.next().await {
-            let session = Session::new(io, Arc::clone(&router), connections.clone(), stages.drain.clone());
+            let shared = (Arc::clone(&router), Arc::clone(&held));
+            let session = Session::new(io, shared, connections.clone(), stages.drain.clone());
             if let Some(session) = session {
                 let (end, counted) = (stages.end.clone(), connections.token());
                 sessions.spawn(async move {

@@ -37,6 +37,7 @@ pub use self::recent::RECENT;
 use self::recent::Recent;
 pub use self::traffic::{ConnectionLabels, ConnectionMetrics, Destination, Reporter, ResponseFlag, UNKNOWN, Workload};
 use super::refusals::Refusal;
+use crate::proxy::hbone::held::Holding;
 
 /// Most sets of connection labels; each is shown as 3 series and one more for each way connections ended.
 const MAX_CONNECTION_SETS: usize = 600;
@@ -181,6 +182,9 @@ metrics! {
     controller_ports: Gauge, "eastway_controller_ports", "Ports of the gateways that stand for imports, out of 12000";
     controller_writes: Counter, "eastway_controller_writes", "Requests that wrote to the Kubernetes API";
     controller_failures: Counter, "eastway_controller_failures", "Requests to write to the Kubernetes API that failed";
+    hbone_tunnels: Gauge, "eastway_hbone_tunnels", "Tunnels of sidecars that are open";
+    hbone_buffered: Gauge, "eastway_hbone_buffered_bytes", "Bytes that tunnels of sidecars hold in memory";
+    hbone_buffer_limit: Gauge, "eastway_hbone_buffer_limit_bytes", "Bytes beyond which no further tunnel is granted";
     sidecars: Gauge, "eastway_sidecars", "Sidecars that are connected for their configuration";
     sidecar_pushes: Family<Reason, Counter>, "eastway_sidecar_pushes", "Responses sent to sidecars, by type of resource";
     sidecar_refusals: Family<Reason, Counter>, "eastway_sidecar_refusals", "Responses that sidecars refused (NACK), by type of resource";
@@ -423,6 +427,14 @@ impl Metrics {
         if success {
             self.config_time.set(unix_seconds(SystemTime::now()));
         }
+    }
+
+    /// What tunnels of sidecars hold now.
+    pub fn set_held(&self, held: &Holding) {
+        self.hbone_tunnels.set(count_of(held.tunnels));
+        let bytes = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.hbone_buffered.set(bytes(held.bytes));
+        self.hbone_buffer_limit.set(bytes(held.limit));
     }
 
     /// So many sidecars are connected now.

@@ -428,6 +428,10 @@ pub struct LimitsSection {
     /// DNS answers per second and client network, 1 to 10000000. Default: 10000.
     #[serde(default)]
     pub dns_answers_per_second: Field<u64>,
+    /// Bytes that tunnels of sidecars may hold in buffers, 16MiB to 64GiB. While they hold more, further ones are refused
+    /// with 503; those that exist go on. Default: `256MiB`.
+    #[serde(default)]
+    pub hbone_buffer_bytes: Field<Text>,
     /// A connection is reset when no byte moved in either direction for so long, or bytes waited and nobody
     /// took them, 1s to 168h. Default: `1h`.
     #[serde(default)]

@@ -427,20 +427,23 @@ fn limits(section: Option<&LimitsSection>, cx: &mut Context<'_>) -> Limits {
     limits.dns_connections = number_in(&section.dns_connections, 65_536, limits.dns_connections, cx);
     let answers = limits.dns_answers_per_second;
     limits.dns_answers_per_second = number_in(&section.dns_answers_per_second, 10_000_000, answers, cx);
-    if let Some(text) = section.buffer_bytes.get()
-        && let Some(bytes) = cx.parse(text, byte_size)
-    {
-        if (16 << 20..=64 << 30).contains(&bytes) {
-            limits.buffer_bytes = bytes;
-        } else {
-            cx.error(text.at, Code::Value, "must be 16MiB to 64GiB");
-        }
-    }
+    limits.buffer_bytes = buffer_bytes(&section.buffer_bytes, limits.buffer_bytes, cx);
+    limits.hbone_buffer_bytes = buffer_bytes(&section.hbone_buffer_bytes, limits.hbone_buffer_bytes, cx);
     let (least, most) = (Duration::from_secs(1), 7 * 24 * HOUR);
     limits.connection_idle = duration_in(&section.connection_idle, least, most, limits.connection_idle, cx);
     let half_closed = limits.connection_half_closed;
     limits.connection_half_closed = duration_in(&section.connection_half_closed, least, most, half_closed, cx);
     limits
+}
+
+fn buffer_bytes(field: &Field<Text>, default: u64, cx: &mut Context<'_>) -> u64 {
+    let Some(text) = field.get() else { return default };
+    let Some(bytes) = cx.parse(text, byte_size) else { return default };
+    if !(16 << 20..=64 << 30).contains(&bytes) {
+        cx.error(text.at, Code::Value, "must be 16MiB to 64GiB");
+        return default;
+    }
+    bytes
 }
 
 fn number_in<N: TryFrom<u64>>(field: &Field<u64>, max: u64, default: N, cx: &mut Context<'_>) -> N {

@@ -4,6 +4,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -12,6 +13,8 @@ use eastway_tunnel::{ResetCode, StreamError};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::time::timeout;
 
+use super::held::Meter;
+use super::session::SEND_BUFFER;
 use crate::proxy::copy::{CopyError, Lane, Read, Side};
 use crate::proxy::outbound::Client;
 
@@ -30,11 +33,12 @@ pub(super) struct Incoming {
     began: bool,
     /// Bytes that were handed on, and whose window was not given back.
     unreleased: usize,
+    meter: Arc<Meter>,
 }
 
 impl Incoming {
-    pub(super) fn new(stream: RecvStream) -> Self {
-        Self { stream, ended: false, began: false, unreleased: 0 }
+    pub(super) fn new(stream: RecvStream, meter: Arc<Meter>) -> Self {
+        Self { stream, ended: false, began: false, unreleased: 0, meter }
     }
 
     /// Whether no byte was taken from it.
@@ -65,6 +69,7 @@ impl Incoming {
             // Of a stream that is gone nothing can be given back, nor has to.
             let _gone = self.stream.flow_control().release_capacity(std::mem::take(&mut self.unreleased));
         }
+        self.meter.set_passed_on(self.unreleased);
     }
 }
 
@@ -92,11 +97,14 @@ impl Client for Incoming {
 pub(super) struct Outgoing {
     stream: SendStream<Bytes>,
     ended: bool,
+    /// Bytes that were ever sent, as far as they could still wait.
+    sent: usize,
+    meter: Arc<Meter>,
 }
 
 impl Outgoing {
-    pub(super) fn new(stream: SendStream<Bytes>) -> Self {
-        Self { stream, ended: false }
+    pub(super) fn new(stream: SendStream<Bytes>, meter: Arc<Meter>) -> Self {
+        Self { stream, ended: false, sent: 0, meter }
     }
 
     /// Cuts the stream, both ways.
@@ -125,9 +133,16 @@ impl Outgoing {
                 while !part.is_empty() {
                     self.stream.send_data(part.split_to(part.len().min(FRAME)), false).map_err(broken)?;
                 }
+                self.sent = (self.sent + room).min(SEND_BUFFER);
+                self.meter.set_waiting(0);
                 return Poll::Ready(Ok(room));
             }
-            match ready!(self.stream.poll_capacity(cx)) {
+            let Poll::Ready(capacity) = self.stream.poll_capacity(cx) else {
+                // The sidecar is slow: what it was sent may all be here yet.
+                self.meter.set_waiting(self.sent + chunk.len());
+                return Poll::Pending;
+            };
+            match capacity {
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Poll::Ready(Err(broken(error))),
                 None => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),

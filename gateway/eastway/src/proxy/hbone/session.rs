@@ -21,6 +21,7 @@ use tracing::debug;
 
 use super::authority::{Authority, AuthorityError};
 use super::body::{Incoming, Outgoing};
+use super::held::Held;
 use super::tunnel::Tunnel;
 use crate::local::listener;
 use crate::proxy::connection::{Connection, Outcome};
@@ -40,7 +41,7 @@ const MAX_FRAME: u32 = 16 << 10;
 /// A CONNECT request of Envoy has some hundred bytes of header.
 const MAX_HEADER_LIST: u32 = 16 << 10;
 /// Bytes of a tunnel that wait to be sent to the sidecar.
-const SEND_BUFFER: usize = 256 << 10;
+pub(super) const SEND_BUFFER: usize = 256 << 10;
 /// Overhead of small frames that wait here, as `h2` counts it (up to 256 bytes each): five tunnels that are full of
 /// ten-byte frames. More ends the connection. Empty frames are limited by `h2` itself, to 100.
 const SMALL_FRAMES: usize = 32 << 20;
@@ -71,7 +72,7 @@ impl Session {
     /// `None`: it is refused.
     pub(super) fn new(
         io: listener::Connection,
-        router: Arc<Router>,
+        (router, held): (Arc<Router>, Arc<Held>),
         tunnels: TaskTracker,
         drain: CancellationToken,
     ) -> Option<Self> {
@@ -84,7 +85,7 @@ impl Session {
             return None;
         };
         let (local, room) = (io.local_addr(), Arc::new(Semaphore::new(MAX_TUNNELS)));
-        let requests = Requests { router, tunnels, source, client, local, room };
+        let requests = Requests { router, held, tunnels, source, client, local, room };
         Some(Self { io, requests, expires: caller.not_after, drain })
     }
 
@@ -193,6 +194,8 @@ enum Refused {
     NoLink(Authority),
     #[error("{MAX_TUNNELS} tunnels of one connection are at work")]
     Overload,
+    #[error("all tunnels together hold more than limits.hboneBufferBytes")]
+    Memory,
 }
 
 impl Refused {
@@ -206,6 +209,7 @@ impl Refused {
             Self::NoEndpoints(..) => "no_endpoints",
             Self::NoLink(_) => "no_link",
             Self::Overload => "overload",
+            Self::Memory => "memory",
         }
     }
 
@@ -215,7 +219,7 @@ impl Refused {
             Self::Malformed(_) => StatusCode::BAD_REQUEST,
             Self::Unknown(..) => StatusCode::NOT_FOUND,
             // Another gateway of this cluster may know more, and Envoy asks it.
-            Self::NotYet(_) | Self::NoEndpoints(..) | Self::NoLink(_) | Self::Overload => {
+            Self::NotYet(_) | Self::NoEndpoints(..) | Self::NoLink(_) | Self::Overload | Self::Memory => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
         }
@@ -225,7 +229,7 @@ impl Refused {
     fn refusal(&self) -> Option<Refusal> {
         match self {
             Self::Method(_) | Self::Malformed(_) | Self::Unknown(..) => Some(Refusal::Hbone),
-            Self::Overload => Some(Refusal::Overload),
+            Self::Overload | Self::Memory => Some(Refusal::Overload),
             Self::NotYet(_) | Self::NoEndpoints(..) | Self::NoLink(_) => None,
         }
     }
@@ -234,6 +238,7 @@ impl Refused {
 /// What requests of one connection have in common.
 struct Requests {
     router: Arc<Router>,
+    held: Arc<Held>,
     tunnels: TaskTracker,
     source: SourceIdentity,
     client: SocketAddr,
@@ -245,7 +250,7 @@ impl Requests {
     fn answer(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
         let granted = self.grant(&request).and_then(|granted| {
             let permit = Arc::clone(&self.room).try_acquire_owned().map_err(|_| Refused::Overload)?;
-            Ok((granted, permit))
+            if self.held.has_room() { Ok((granted, permit)) } else { Err(Refused::Memory) }
         });
         let metrics = &self.router.telemetry.metrics;
         let ((target, routed), permit) = match granted {
@@ -262,12 +267,14 @@ impl Requests {
         // Before anybody is dialled: Envoy says nothing until it has the answer, and a round trip over the WAN is long.
         let Ok(outgoing) = respond.send_response(response(StatusCode::OK), false) else { return };
         let connection = self.connection(&target);
-        let (incoming, outgoing) = (Incoming::new(request.into_body()), Outgoing::new(outgoing));
+        let mut incoming = request.into_body();
+        let entry = self.held.enter(incoming.flow_control().clone());
+        let (incoming, outgoing) = (Incoming::new(incoming, entry.meter()), Outgoing::new(outgoing, entry.meter()));
         let tunnel = Tunnel { target, routed, incoming, outgoing, connection };
         let serving = tunnel.serve(Arc::clone(&self.router));
         self.tunnels.spawn(async move {
             serving.await;
-            drop(permit);
+            drop((entry, permit));
         });
     }
 
@@ -297,7 +304,9 @@ impl Requests {
         let (authority, error) = match refused {
             Refused::Unknown(error, authority) | Refused::NoEndpoints(error, authority) => (authority, (*error).into()),
             Refused::NoLink(authority) => (authority, ConnectError::NoLink(authority.cluster.clone())),
-            Refused::Method(_) | Refused::Malformed(_) | Refused::NotYet(_) | Refused::Overload => return,
+            Refused::Method(_) | Refused::Malformed(_) | Refused::NotYet(_) | Refused::Overload | Refused::Memory => {
+                return;
+            }
         };
         let target = Target::from(authority.clone());
         self.connection(&target).closed(telemetry, &Outcome::NotConnected(error), &Transferred::default());
