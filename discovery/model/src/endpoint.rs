@@ -1,6 +1,7 @@
 //! Endpoints: single workloads behind a service.
 
 mod chunks;
+pub mod labels;
 pub(crate) mod local;
 mod pairs;
 mod remote;

@@ -17,7 +17,8 @@ use crate::name::{ClusterName, PortName, ServiceKey};
 use crate::rules::route::{RouteTable, Wanted};
 use crate::rules::{Rules, TrafficPolicy};
 use crate::service::{
-    InternalTrafficPolicy, IpFamily, PortNumber, Protocol, ServiceKind, ServicePort, ServiceRecord, SessionAffinity,
+    EndpointGroup, InternalTrafficPolicy, IpFamily, PortNumber, Protocol, ServiceKind, ServicePort, ServiceRecord,
+    SessionAffinity,
 };
 use crate::time::UnixMillis;
 
@@ -82,6 +83,16 @@ impl ImportPart {
     pub fn serves(&self, protocol: Protocol, number: PortNumber) -> bool {
         self.record.port(protocol, number).is_some()
     }
+
+    /// How many endpoints it has, as far as it is known: by their records, else by what the export counts.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        if !self.endpoints.is_empty() {
+            return self.endpoints.len();
+        }
+        let of = |group: &EndpointGroup| u64::from(group.ready) + u64::from(group.draining);
+        usize::try_from(self.record.groups.iter().map(of).sum::<u64>()).unwrap_or(usize::MAX)
+    }
 }
 
 impl Import {
@@ -95,6 +106,13 @@ impl Import {
     #[must_use]
     pub fn part(&self, cluster: Option<&ClusterName>) -> Option<&ImportPart> {
         self.parts.iter().find(|part| part.cluster.as_ref() == cluster)
+    }
+
+    /// How many endpoints other clusters have.
+    #[must_use]
+    pub fn remote_size(&self) -> usize {
+        let remote = self.parts.iter().filter(|part| part.cluster.is_some());
+        remote.map(ImportPart::size).fold(0, usize::saturating_add)
     }
 }
 

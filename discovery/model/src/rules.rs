@@ -5,6 +5,7 @@ mod access;
 mod filter;
 pub mod route;
 mod traffic;
+mod visibility;
 
 pub use access::{AccessMode, AccessPolicy, AccessRule, Match};
 pub use filter::{FilterError, Glob, GlobError, NEVER_SHARED, NameFilter, NameFilterEntry, never_shared};
@@ -13,6 +14,7 @@ pub use traffic::{
     Abort, Balance, ClusterRef, ConnectionLimits, Delay, Fault, Locality, MAX_SPLITS, MAX_WEIGHT, Outliers,
     SidecarPolicy, Split, TrafficPolicy, TrafficPolicyError,
 };
+pub use visibility::{MAX_PATTERNS, PatternError, ServicePattern, Visibility, Visible};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -38,6 +40,8 @@ pub struct Rules {
     pub access: Vec<Arc<AccessPolicy>>,
     /// Whether a refusal is carried out at all.
     pub access_mode: AccessMode,
+    /// What workloads are told of.
+    pub visibility: Arc<Visibility>,
     /// Names of our own for imports.
     pub names: Vec<NameRule>,
 }

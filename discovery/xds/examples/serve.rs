@@ -121,6 +121,7 @@ impl World {
             gateway: GatewayAddress { host: "10.0.0.5".to_owned(), port: 15008 },
             gateway_identity: "spiffe://a.example/ns/eastway-system/sa/eastway-gateway".to_owned(),
             trust_domain: "a.example".to_owned(),
+            endpoints_per_service: usize::MAX,
         };
         let generator = Generator::new(&settings);
         let mut world = Self { writer, generator, addresses: BTreeMap::new(), services, endpoints, turn: 0 };

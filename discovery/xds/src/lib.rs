@@ -3,6 +3,7 @@
 //! - [`resources`]: clusters, endpoints, listeners and routes, generated from a store's snapshot.
 //! - [`view`]: one immutable set of resources, encoded once and shared by all who see it.
 //! - [`mod@inbound`]: where one sidecar takes connections, which is in a view of its own.
+//! - [`scopes`]: what of it the clients of each namespace see.
 //! - [`session`]: one client's stream as a state machine without I/O, in both forms of the protocol: state of the
 //!   world, and delta.
 //! - [`server`]: the gRPC service around it, and the list of who is connected.
@@ -16,10 +17,12 @@ pub mod kind;
 pub mod node;
 pub mod resource;
 pub mod resources;
+pub mod scopes;
 pub mod server;
 pub mod session;
 pub mod view;
 
 pub use kind::Kind;
 pub use resource::Resource;
+pub use scopes::Scopes;
 pub use view::View;

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use eastway_model::ServiceKey;
 use eastway_proto::xds::discovery as wire;
 use prost::Message;
 use sha2::{Digest, Sha256};
@@ -22,6 +23,8 @@ pub struct Resource {
     delta: Bytes,
     /// As a state-of-the-world response holds it: an `Any`, a part of the same bytes.
     world: Bytes,
+    /// The services that it belongs to; none: it is for everybody.
+    owners: Arc<[ServiceKey]>,
 }
 
 impl Resource {
@@ -40,7 +43,22 @@ impl Resource {
         let name_len = if name.is_empty() { 0 } else { 1 + prost::length_delimiter_len(name.len()) + name.len() };
         let end = delta.len().saturating_sub(name_len);
         let world = delta.slice(end.saturating_sub(any_len)..end);
-        Arc::new(Self { name: Arc::from(name), version: Arc::from(version), delta, world })
+        Arc::new(Self { name: Arc::from(name), version: Arc::from(version), delta, world, owners: Arc::default() })
+    }
+
+    /// It, belonging to these services: who is told of none of them is not told of it.
+    #[must_use]
+    pub(crate) fn owned_by(self: Arc<Self>, owners: &Arc<[ServiceKey]>) -> Arc<Self> {
+        Arc::new(Self { owners: Arc::clone(owners), ..Arc::unwrap_or_clone(self) })
+    }
+
+    pub(crate) fn owners(&self) -> &Arc<[ServiceKey]> {
+        &self.owners
+    }
+
+    /// Whether clients have the same, and the same clients.
+    pub(crate) fn is_as(&self, other: &Self) -> bool {
+        self.version == other.version && self.owners == other.owners
     }
 
     /// Its name, unique among those of its kind.

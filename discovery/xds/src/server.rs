@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use eastway_model::Label;
 use eastway_proto::xds::discovery as wire;
 use eastway_proto::xds::discovery::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
@@ -27,8 +28,8 @@ use tonic::{Code, Extensions, Request, Response, Status, Streaming};
 
 use crate::kind::Kind;
 use crate::node::{ClientKind, Node, NodeError, Workload};
+use crate::scopes::{Scopes, Views};
 use crate::session::{DeltaSession, Session, SessionError, Verdict, WorldSession};
-use crate::view::View;
 use own::Own;
 
 /// Largest request: 20,000 names with a version each are some 2 MiB.
@@ -96,13 +97,40 @@ pub trait Observer: Send + Sync + 'static {
     fn cut(&self, client: &str, why: &Cut);
 }
 
-/// The newest view; `None`: there is none yet.
-pub type Views = watch::Receiver<Option<Arc<View>>>;
+/// Where views come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// The same for all clients.
+    All(Views),
+    /// By the namespaces of their workloads.
+    Scopes(Arc<Scopes>),
+}
 
-/// Serves one view to all clients of a kind.
+impl Source {
+    fn of(&self, namespace: &Label) -> Views {
+        match self {
+            Self::All(views) => views.clone(),
+            Self::Scopes(scopes) => scopes.of(namespace),
+        }
+    }
+}
+
+impl From<Views> for Source {
+    fn from(views: Views) -> Self {
+        Self::All(views)
+    }
+}
+
+impl From<Arc<Scopes>> for Source {
+    fn from(scopes: Arc<Scopes>) -> Self {
+        Self::Scopes(scopes)
+    }
+}
+
+/// Serves the newest views to all clients.
 pub struct Server {
-    views: Views,
-    proxyless: Option<(Views, watch::Sender<bool>)>,
+    views: Source,
+    proxyless: Option<(Source, watch::Sender<bool>)>,
     admit: Admit,
     observer: Arc<dyn Observer>,
     clients: Arc<Clients>,
@@ -126,7 +154,7 @@ impl Server {
     /// earlier process.
     #[must_use]
     pub fn new(
-        views: Views,
+        views: impl Into<Source>,
         admit: Admit,
         observer: Arc<dyn Observer>,
         limits: Limits,
@@ -135,13 +163,13 @@ impl Server {
     ) -> Self {
         let room = Arc::new(Semaphore::new(limits.streams));
         let (clients, streams) = (Arc::new(Clients::default()), AtomicU64::new(0));
-        Self { views, proxyless: None, admit, observer, clients, limits, room, epoch, streams, stop }
+        Self { views: views.into(), proxyless: None, admit, observer, clients, limits, room, epoch, streams, stop }
     }
 
     /// Clients without a proxy are served `views`, and `wanted` becomes true with the first of them.
     #[must_use]
-    pub fn with_proxyless(self, views: Views, wanted: watch::Sender<bool>) -> Self {
-        Self { proxyless: Some((views, wanted)), ..self }
+    pub fn with_proxyless(self, views: impl Into<Source>, wanted: watch::Sender<bool>) -> Self {
+        Self { proxyless: Some((views.into(), wanted)), ..self }
     }
 
     /// Who is connected.
@@ -229,8 +257,8 @@ struct Task<S: Session> {
     /// Locked for a moment, and by those who ask what the client was told.
     session: Arc<Mutex<S>>,
     caller: Caller,
-    views: Views,
-    proxyless: Option<(Views, watch::Sender<bool>)>,
+    views: Source,
+    proxyless: Option<(Source, watch::Sender<bool>)>,
     requests: Streaming<S::Request>,
     sender: mpsc::Sender<Result<S::Response, Status>>,
     observer: Arc<dyn Observer>,
@@ -328,7 +356,8 @@ where
         let session = Arc::clone(&self.session) as Arc<dyn clients::Told>;
         let entry = self.clients.enter(&node, &self.caller, session, Arc::clone(&self.observer));
         let mut own = Own::new(&node);
-        let view = self.views.borrow_and_update().clone();
+        let mut views = self.views.of(&self.caller.workload.namespace);
+        let view = views.borrow_and_update().clone();
         if let Some(view) = view {
             self.session().update(own.beside(view));
         }
@@ -342,7 +371,7 @@ where
                     Err(end) => return end,
                 },
                 None => {
-                    let view = self.views.borrow_and_update().clone();
+                    let view = views.borrow_and_update().clone();
                     view.map(|view| self.session().update(own.beside(view))).unwrap_or_default()
                 }
             };
@@ -358,7 +387,7 @@ where
             tokio::select! {
                 () = self.sender.closed() => return End::Gone,
                 () = sleep_until(held_until.unwrap_or_else(Instant::now)), if is_holding => release = true,
-                changed = self.views.changed() => if changed.is_err() { return End::Gone },
+                changed = views.changed() => if changed.is_err() { return End::Gone },
                 request = self.requests.message() => match request {
                     Ok(Some(request)) => next = Some(request),
                     Ok(None) => return End::Gone,

@@ -20,6 +20,8 @@ pub type Collection = BTreeMap<Arc<str>, Arc<Resource>>;
 #[derive(Clone, Default)]
 pub struct View {
     generation: u64,
+    /// Views of another line are no earlier or later ones of this; 0 is that of views that are no selection.
+    line: u64,
     kinds: BTreeMap<Kind, Arc<Collection>>,
     /// What each of the last generations changed; oldest first.
     history: VecDeque<(u64, Arc<[Name]>)>,
@@ -53,6 +55,21 @@ impl View {
     #[must_use]
     pub fn answering(instead: Instead) -> Self {
         Self { instead: Some(instead), ..Self::default() }
+    }
+
+    /// An empty view of a line of its own.
+    pub(crate) fn of_line(line: u64) -> Self {
+        Self { line, ..Self::default() }
+    }
+
+    /// `edited`, or `before` if there is none, with all that `shared` has beside resources.
+    pub(crate) fn selected(before: Arc<Self>, edited: Option<Self>, shared: &Self) -> Arc<Self> {
+        if edited.is_none() && Arc::ptr_eq(&before.surroundings, &shared.surroundings) {
+            return before;
+        }
+        let view = edited.unwrap_or_else(|| Self::clone(&before));
+        let surroundings = Arc::clone(&shared.surroundings);
+        Arc::new(Self { surroundings, instead: shared.instead, ..view })
     }
 
     /// Counts views, from 0, which is empty.
@@ -119,6 +136,9 @@ impl View {
     /// What may differ from an older view of the same client; `None`: that is not known any more.
     #[must_use]
     pub fn changes_since(&self, old: &Self) -> Option<BTreeSet<Name>> {
+        if self.line != old.line {
+            return None;
+        }
         let mut changed = self.shared_changes_since(old.generation)?;
         match (&self.own, &old.own) {
             (Some(own), Some(old)) => changed.extend(own.shared_changes_since(old.generation)?),
@@ -150,7 +170,7 @@ impl View {
                 Edit::Put(kind, resource) => {
                     let collection = kinds.entry(kind).or_default();
                     let known = collection.get(resource.name());
-                    if known.is_some_and(|known| known.version() == resource.version()) {
+                    if known.is_some_and(|known| known.is_as(&resource)) {
                         continue;
                     }
                     changed.insert((kind, Arc::clone(resource.name())));
@@ -176,6 +196,7 @@ impl View {
         history.push_back((generation, changed.into_iter().collect()));
         Some(Self {
             generation,
+            line: self.line,
             kinds,
             history,
             surroundings: Arc::clone(&self.surroundings),

@@ -44,7 +44,7 @@ const NOT_RUN: [(&str, &str, &str); 5] = [
 ];
 
 /// Every document with blocks that are run, and the test that runs it.
-const RUN: [&str; 7] = [
+const RUN: [&str; 8] = [
     "README.md",
     "docs/dns.md",
     "docs/istio.md",
@@ -52,6 +52,7 @@ const RUN: [&str; 7] = [
     "docs/operations/troubleshooting.md",
     "docs/operations/upgrade.md",
     "docs/routing.md",
+    "docs/sidecars.md",
 ];
 
 lab_test! {
@@ -77,6 +78,10 @@ lab_test! {
 
     async fn routing_works_as_it_stands() {
         run("docs/routing.md").await
+    }
+
+    async fn sidecars_works_as_it_stands() {
+        run("docs/sidecars.md").await
     }
 
     async fn upgrade_works_as_it_stands() {

@@ -22,6 +22,7 @@ mod role;
 mod routing;
 mod table;
 mod told;
+mod views;
 mod whole_path;
 mod workloads;
 

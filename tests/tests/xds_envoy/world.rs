@@ -61,6 +61,7 @@ impl World {
             gateway: GatewayAddress { host: "127.0.0.1".to_owned(), port: 9 },
             gateway_identity: "spiffe://a.example/ns/eastway-system/sa/eastway-gateway".to_owned(),
             trust_domain: "a.example".to_owned(),
+            endpoints_per_service: 500,
         };
         let views = watch::Sender::new(None);
         let (problems, pushed) = (Arc::default(), Arc::default());

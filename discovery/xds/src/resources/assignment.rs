@@ -7,10 +7,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use eastway_model::endpoint::labels::to_word;
 use eastway_model::rules::route::Share;
 use eastway_model::rules::{ClusterRef, Locality, MAX_WEIGHT};
 use eastway_model::store::Snapshot;
-use eastway_model::{ClusterName, EndpointCondition, Import, ImportPart, ServicePort, Subset};
+use eastway_model::{
+    ClusterName, EndpointCondition, EndpointGroup, EndpointId, EndpointRef, Import, ImportPart, LocalEndpoint,
+    ServicePort, Subset,
+};
 use eastway_proto::xds::v1 as wire;
 
 use super::{HBONE, METADATA, tls};
@@ -25,15 +29,25 @@ const LOST: &str = ".lost";
 /// Envoy's own rule sends some of them on when more than two of seven are not.
 const OVERPROVISIONING: u32 = 100_000;
 
+/// How endpoints of other clusters are given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Form {
+    /// Each by its name.
+    #[default]
+    Single,
+    /// All that a cluster has with the same labels as one.
+    Summary,
+}
+
 /// The assignment named `name`.
 pub(super) fn assignment(
     snapshot: &Snapshot,
     import: &Import,
     port: &ServicePort,
     share: &Share,
-    name: &str,
+    (name, form): (&str, Form),
 ) -> wire::ClusterLoadAssignment {
-    let candidates = candidates(snapshot, import, port, share);
+    let candidates = candidates(snapshot, import, port, share, form);
     let level = Level::of(&candidates).unwrap_or(Level::Stale);
     let ranks: BTreeSet<u32> = candidates.iter().map(|candidate| candidate.rank).collect();
     // Envoy wants priorities without gaps.
@@ -58,9 +72,36 @@ pub(super) fn assignment(
     }
 }
 
+/// The assignment named `name` of one endpoint and no other, whatever state it is in; `None`: there is no such endpoint.
+pub(super) fn assignment_of_one(
+    snapshot: &Snapshot,
+    import: &Import,
+    port: &ServicePort,
+    (owner, id): (&ClusterName, &EndpointId),
+    name: &str,
+) -> Option<wire::ClusterLoadAssignment> {
+    let any = Subset::default();
+    let ranks = Ranks { subset: &any, with: Some(0), without: None };
+    let is_own = owner == snapshot.cluster();
+    let part = import.part((!is_own).then_some(owner)).filter(|part| part.serves(port.protocol, port.number))?;
+    let candidate = match &part.cluster {
+        None => one_local(snapshot, snapshot.local(&import.key)?.endpoints.get(id)?, port, &ranks)?,
+        Some(cluster) => one_remote(import, part, (cluster, part.endpoints.get(id.as_str())?), port, &ranks)?,
+    };
+    let locality = wire::Locality { region: candidate.region.to_string(), zone: candidate.zone.to_string() };
+    let endpoint = Candidate { state: State::Ready, stale: false, ..candidate };
+    let endpoints = wire::LocalityEndpoints {
+        locality: Some(locality),
+        lb_endpoints: vec![endpoint.into_endpoint(Level::Ready, 1)],
+        load_balancing_weight: None,
+        priority: 0,
+    };
+    Some(wire::ClusterLoadAssignment { cluster_name: name.to_owned(), endpoints: vec![endpoints], policy: None })
+}
+
 /// What the best endpoints of a share are worth; `None`: it has none that could be tried.
 pub(super) fn level(snapshot: &Snapshot, import: &Import, port: &ServicePort, share: &Share) -> Option<Level> {
-    Level::of(&candidates(snapshot, import, port, share))
+    Level::of(&candidates(snapshot, import, port, share, Form::Single))
 }
 
 /// One endpoint, before it is known how it compares with the others.
@@ -149,14 +190,15 @@ fn scaled(weight: u32, total: u64) -> u32 {
     u32::try_from(part).unwrap_or(u32::MAX).max(1)
 }
 
-fn candidates(snapshot: &Snapshot, import: &Import, port: &ServicePort, share: &Share) -> Vec<Candidate> {
+fn candidates(snapshot: &Snapshot, import: &Import, port: &ServicePort, share: &Share, form: Form) -> Vec<Candidate> {
     let mut candidates = Vec::new();
     for part in import.parts.iter().filter(|part| part.serves(port.protocol, port.number)) {
         let ranks = Ranks::of(import, part, snapshot.cluster(), share);
         match &part.cluster {
             None => local(snapshot, import, port, &ranks, &mut candidates),
-            Some(cluster) if part.endpoints.is_empty() => {
-                candidates.extend(whole(import, part, cluster, port, &ranks));
+            // Also as long as its records are not known.
+            Some(cluster) if form == Form::Summary || part.endpoints.is_empty() => {
+                candidates.extend(summary(import, part, cluster, port, &ranks));
             }
             Some(cluster) => remote(import, part, cluster, port, &ranks, &mut candidates),
         }
@@ -201,31 +243,36 @@ impl<'a> Ranks<'a> {
     }
 
     fn of_labels(&self, labels: &Subset) -> Option<u32> {
-        if self.subset.iter().all(|(key, value)| labels.get(key) == Some(value)) { self.with } else { self.without }
+        if has_labels(labels, self.subset) { self.with } else { self.without }
     }
+}
+
+fn has_labels(labels: &Subset, wanted: &Subset) -> bool {
+    wanted.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 
 /// Endpoints of this cluster, at their addresses.
 fn local(snapshot: &Snapshot, import: &Import, port: &ServicePort, ranks: &Ranks<'_>, candidates: &mut Vec<Candidate>) {
     let Some(service) = snapshot.local(&import.key) else { return };
-    for local in service.endpoints.iter() {
-        let Some(target) = local.target_ports.get(&port.number) else { continue };
-        let Some(rank) = ranks.of_labels(&local.endpoint.subset) else { continue };
-        let endpoint = &local.endpoint;
-        let place = wire::SocketAddress { address: local.address.to_string(), port_value: u32::from(*target) };
-        let mut metadata = labels(&endpoint.subset);
-        tls::mark(&mut metadata, snapshot.cluster(), endpoint.tls);
-        candidates.push(Candidate {
-            rank,
-            region: Arc::from(snapshot.cluster()),
-            zone: endpoint.zone.clone().unwrap_or_default(),
-            state: State::of(endpoint.condition),
-            stale: false,
-            weight: endpoint.weight,
-            place: wire::address::Address::SocketAddress(place),
-            metadata,
-        });
-    }
+    candidates.extend(service.endpoints.iter().filter_map(|local| one_local(snapshot, local, port, ranks)));
+}
+
+fn one_local(snapshot: &Snapshot, local: &LocalEndpoint, port: &ServicePort, ranks: &Ranks<'_>) -> Option<Candidate> {
+    let endpoint = &local.endpoint;
+    let target = local.target_ports.get(&port.number)?;
+    let place = wire::SocketAddress { address: local.address.to_string(), port_value: u32::from(*target) };
+    let mut metadata = labels(&endpoint.subset);
+    tls::mark(&mut metadata, snapshot.cluster(), endpoint.tls);
+    Some(Candidate {
+        rank: ranks.of_labels(&endpoint.subset)?,
+        region: Arc::from(snapshot.cluster()),
+        zone: endpoint.zone.clone().unwrap_or_default(),
+        state: State::of(endpoint.condition),
+        stale: false,
+        weight: endpoint.weight,
+        place: wire::address::Address::SocketAddress(place),
+        metadata,
+    })
 }
 
 /// Endpoints of a peer, each of them by its name.
@@ -237,63 +284,94 @@ fn remote(
     ranks: &Ranks<'_>,
     candidates: &mut Vec<Candidate>,
 ) {
-    let service = service_authority(import, cluster, port);
-    for endpoint in part.endpoints.iter() {
-        let Some(rank) = ranks.of_labels(&endpoint.shape.subset) else { continue };
-        let mut metadata = labels(&endpoint.shape.subset);
-        let authority = format!("{}.{service}", endpoint.id);
-        metadata.insert(METADATA.to_owned(), named(authority, import));
-        tls::mark(&mut metadata, cluster, endpoint.shape.tls);
-        candidates.push(Candidate {
-            rank,
-            region: Arc::from(cluster),
-            zone: endpoint.shape.zone.clone().unwrap_or_default(),
-            state: State::of(endpoint.condition),
-            stale: part.stale,
-            weight: endpoint.weight,
-            place: internal(format!("{}.{cluster}", endpoint.id), part.stale),
-            metadata,
-        });
-    }
+    let all = part.endpoints.iter();
+    candidates.extend(all.filter_map(|endpoint| one_remote(import, part, (cluster, endpoint), port, ranks)));
 }
 
-/// A peer whose endpoints are not known: the service as a whole, and its gateway chooses, so that all of them have to
-/// have the labels. Its weight is that of all its ready endpoints together, so that it gets their share beside single
-/// ones.
-fn whole(
+fn one_remote(
+    import: &Import,
+    part: &ImportPart,
+    (cluster, endpoint): (&ClusterName, EndpointRef<'_>),
+    port: &ServicePort,
+    ranks: &Ranks<'_>,
+) -> Option<Candidate> {
+    let mut metadata = labels(&endpoint.shape.subset);
+    let authority = format!("{}.{}", endpoint.id, service_authority(import, cluster, port));
+    metadata.insert(METADATA.to_owned(), named(authority, import, None));
+    tls::mark(&mut metadata, cluster, endpoint.shape.tls);
+    Some(Candidate {
+        rank: ranks.of_labels(&endpoint.shape.subset)?,
+        region: Arc::from(cluster),
+        zone: endpoint.shape.zone.clone().unwrap_or_default(),
+        state: State::of(endpoint.condition),
+        stale: part.stale,
+        weight: endpoint.weight,
+        place: internal(format!("{}.{cluster}", endpoint.id), part.stale),
+        metadata,
+    })
+}
+
+/// All endpoints of a peer with the labels as one, among which its gateway chooses; and if those without the labels are a
+/// last resort, they as well, by what leads to any.
+fn summary(
     import: &Import,
     part: &ImportPart,
     cluster: &ClusterName,
     port: &ServicePort,
     ranks: &Ranks<'_>,
-) -> Option<Candidate> {
-    let of_all: Option<BTreeSet<u32>> = part.record.groups.iter().map(|group| ranks.of_labels(&group.subset)).collect();
-    let rank = of_all?.last().copied()?;
-    let (mut ready, mut weight, mut draining) = (0_u64, 0_u64, 0_u64);
-    for group in &part.record.groups {
-        let most = u64::from(group.ready).saturating_mul(u64::from(MAX_WEIGHT));
-        // A peer's sum of weights is a claim: no more than its endpoints could have.
-        weight = weight.saturating_add(group.weight.clamp(u64::from(group.ready), most));
-        ready = ready.saturating_add(u64::from(group.ready));
-        draining = draining.saturating_add(u64::from(group.draining));
+) -> Vec<Candidate> {
+    let any = Subset::default();
+    let (with, without): (Vec<_>, Vec<_>) =
+        part.record.groups.iter().partition(|group| has_labels(&group.subset, ranks.subset));
+    let ways = [(ranks.with, ranks.subset, with), (ranks.without, &any, without)];
+    let sums = ways.into_iter().filter_map(|(rank, subset, groups)| {
+        let sum = Sum::of(&groups)?;
+        let word = to_word(subset);
+        let before = if word.is_empty() { word } else { word + "." };
+        let authority = format!("{before}{}", service_authority(import, cluster, port));
+        let mut metadata = labels(subset);
+        metadata.insert(METADATA.to_owned(), named(authority, import, Some(sum.endpoints)));
+        tls::mark(&mut metadata, cluster, tls::mode_of_all(&groups));
+        Some(Candidate {
+            rank: rank?,
+            region: Arc::from(cluster),
+            zone: Arc::default(),
+            state: sum.state,
+            stale: part.stale,
+            weight: sum.weight,
+            place: internal(format!("{before}{}.{}.{cluster}", import.key.name, import.key.namespace), part.stale),
+            metadata,
+        })
+    });
+    sums.collect()
+}
+
+/// What several endpoints are together.
+struct Sum {
+    state: State,
+    endpoints: u64,
+    /// That of the ready ones, so that they get their share beside single endpoints.
+    weight: u32,
+}
+
+impl Sum {
+    /// `None`: none of them could be tried.
+    fn of(groups: &[&EndpointGroup]) -> Option<Self> {
+        let (mut ready, mut weight, mut draining) = (0_u64, 0_u64, 0_u64);
+        for group in groups {
+            let most = u64::from(group.ready).saturating_mul(u64::from(MAX_WEIGHT));
+            // A peer's sum of weights is a claim: no more than its endpoints could have.
+            weight = weight.saturating_add(group.weight.clamp(u64::from(group.ready), most));
+            ready = ready.saturating_add(u64::from(group.ready));
+            draining = draining.saturating_add(u64::from(group.draining));
+        }
+        let (state, endpoints) = match (ready, draining) {
+            (0, 0) => return None,
+            (0, _) => (State::Draining, draining),
+            (_, _) => (State::Ready, ready),
+        };
+        Some(Self { state, endpoints, weight: u32::try_from(weight).unwrap_or(u32::MAX) })
     }
-    let state = match (ready, draining) {
-        (0, 0) => return None,
-        (0, _) => State::Draining,
-        (_, _) => State::Ready,
-    };
-    let mut metadata = BTreeMap::from([(METADATA.to_owned(), named(service_authority(import, cluster, port), import))]);
-    tls::mark(&mut metadata, cluster, tls::mode_of_all(&part.record.groups));
-    Some(Candidate {
-        rank,
-        region: Arc::from(cluster),
-        zone: Arc::default(),
-        state,
-        stale: part.stale,
-        weight: u32::try_from(weight).unwrap_or(u32::MAX),
-        place: internal(format!("{}.{}.{cluster}", import.key.name, import.key.namespace), part.stale),
-        metadata,
-    })
 }
 
 /// `<service>.<namespace>.<cluster>:<port>`: what a CONNECT stream asks for; an endpoint's id may stand before it.
@@ -312,10 +390,11 @@ fn internal(mut endpoint_id: String, stale: bool) -> wire::address::Address {
     wire::address::Address::EnvoyInternalAddress(wire::InternalAddress { server_listener_name, endpoint_id })
 }
 
-fn named(authority: String, import: &Import) -> wire::Struct {
-    wire::Struct {
-        fields: [("endpoint".to_owned(), text(authority)), ("service".to_owned(), text(import.key.to_string()))].into(),
-    }
+/// `summary`: it stands for so many endpoints.
+fn named(authority: String, import: &Import, summary: Option<u64>) -> wire::Struct {
+    let named = [("endpoint", Some(authority)), ("service", Some(import.key.to_string()))];
+    let all = named.into_iter().chain([("summary", summary.map(|endpoints| endpoints.to_string()))]);
+    wire::Struct { fields: all.filter_map(|(key, value)| Some((key.to_owned(), text(value?)))).collect() }
 }
 
 fn labels(subset: &Subset) -> BTreeMap<String, wire::Struct> {

@@ -21,10 +21,10 @@ use eastway_proto::envoy::r#type::metadata::v3 as metadata;
 use eastway_proto::envoy::r#type::v3::Percent;
 use prost::Name;
 
-use super::assignment::assignment;
+use super::assignment::{Form, assignment};
 use super::capture::captured;
 use super::parts::{ads, any, duration, filter_chain, number, seconds, socket, transport_socket};
-use super::{Generated, METADATA, cluster_name, connections, fault, routes, subset, tls};
+use super::{Generated, METADATA, affinity, cluster_name, connections, fault, routes, subset, tls};
 use crate::kind::Kind;
 use crate::resource::Resource;
 
@@ -32,15 +32,17 @@ use crate::resource::Resource;
 const CONNECT: u64 = 5;
 /// More than are ever wanted: the defaults of 1,024 are a limit on connections.
 pub(super) const UNLIMITED: u32 = 100_000;
+/// Requests of a connection to a summary: a dial of some round trips for each hundred is little.
+const REQUESTS: u32 = 100;
 /// Dials of a connection of bytes, each of another endpoint.
 const DIALS: u32 = 3;
 
-/// What is told of an import that listens at these addresses.
+/// What is told of an import that listens at these addresses, with its endpoints in this form.
 pub(super) fn resources(
     snapshot: &Snapshot,
     import: &Import,
     addresses: &[IpAddr],
-    trust_domain: &str,
+    (trust_domain, form): (&str, Form),
 ) -> Vec<Generated> {
     let mut resources = Vec::new();
     let policy = import.policy.as_ref().map(|policy| policy.sidecars).unwrap_or_default();
@@ -49,12 +51,16 @@ pub(super) fn resources(
         for share in subset::shares(import, port) {
             let name = subset::name(snapshot.cluster(), &import.key, port.number, &share);
             let mut cluster = cluster(&name, protocol, policy);
+            cluster.lb_policy = balancing(import, form).into();
+            if form == Form::Summary {
+                spread(&mut cluster, protocol);
+            }
             cluster.transport_socket_matches = tls::matches(snapshot, import, port, trust_domain);
             resources.push((Kind::Cluster, Resource::new(Kind::Cluster, &name, &cluster)));
             if let Some(fault) = fault::of(import, port) {
                 resources.extend(fault::resources(&name, protocol, fault));
             }
-            let endpoints = assignment(snapshot, import, port, &share, &name);
+            let endpoints = assignment(snapshot, import, port, &share, (&name, form));
             resources.push((Kind::Endpoints, Resource::new(Kind::Endpoints, &name, &endpoints)));
         }
         let name = cluster_name(&import.key, port.number);
@@ -72,8 +78,9 @@ pub(super) fn resources(
     resources
 }
 
-fn cluster(name: &str, protocol: AppProtocol, policy: SidecarPolicy) -> cluster::Cluster {
-    let SidecarPolicy { outliers, limits, balance, fault: _ } = policy;
+/// A cluster without its transport sockets.
+pub(super) fn cluster(name: &str, protocol: AppProtocol, policy: SidecarPolicy) -> cluster::Cluster {
+    let SidecarPolicy { outliers, limits, balance: _, fault: _ } = policy;
     let thresholds = cluster::circuit_breakers::Thresholds {
         max_connections: number(limits.connections.unwrap_or(UNLIMITED)),
         max_pending_requests: number(limits.pending.unwrap_or(UNLIMITED)),
@@ -112,12 +119,6 @@ fn cluster(name: &str, protocol: AppProtocol, policy: SidecarPolicy) -> cluster:
             ..cluster::cluster::EdsClusterConfig::default()
         }),
         connect_timeout: seconds(CONNECT),
-        lb_policy: match balance {
-            Balance::LeastRequest => cluster::cluster::LbPolicy::LeastRequest,
-            Balance::RoundRobin => cluster::cluster::LbPolicy::RoundRobin,
-            Balance::Random => cluster::cluster::LbPolicy::Random,
-        }
-        .into(),
         common_lb_config: Some(common),
         circuit_breakers: Some(cluster::CircuitBreakers {
             thresholds: vec![thresholds],
@@ -131,6 +132,34 @@ fn cluster(name: &str, protocol: AppProtocol, policy: SidecarPolicy) -> cluster:
         )),
         ..cluster::Cluster::default()
     }
+}
+
+/// By what an endpoint is chosen.
+fn balancing(import: &Import, form: Form) -> cluster::cluster::LbPolicy {
+    use cluster::cluster::LbPolicy;
+    match form {
+        Form::Single | Form::Summary if affinity::is_sticky(import) => LbPolicy::RingHash,
+        Form::Single => match import.policy.as_ref().map(|policy| policy.sidecars.balance).unwrap_or_default() {
+            Balance::LeastRequest => LbPolicy::LeastRequest,
+            Balance::RoundRobin => LbPolicy::RoundRobin,
+            Balance::Random => LbPolicy::Random,
+        },
+        // Requests under way are few for a thousand endpoints and many for one: what stands for several gets its share
+        // by weight alone.
+        Form::Summary => LbPolicy::RoundRobin,
+    }
+}
+
+/// Behind a summary each connection is with one endpoint: new ones bring requests to the others.
+fn spread(cluster: &mut cluster::Cluster, protocol: AppProtocol) {
+    let Some(options) = protocol_options(protocol) else { return };
+    let common = core::HttpProtocolOptions {
+        max_requests_per_connection: number(REQUESTS),
+        ..core::HttpProtocolOptions::default()
+    };
+    let options = http::HttpProtocolOptions { common_http_protocol_options: Some(common), ..options };
+    cluster.typed_extension_protocol_options =
+        [(http::HttpProtocolOptions::full_name(), any(&options))].into_iter().collect();
 }
 
 /// There is no TLS inside that could choose between them.
@@ -169,6 +198,7 @@ fn listener(
 ) -> listener::Listener {
     let at = SocketAddr::new(address, port.number.get());
     let mut filters = Vec::new();
+    let sticky = affinity::is_sticky(import);
     let chains = if AppProtocol::of(port).is_http() {
         vec![filter_chain("envoy.filters.network.http_connection_manager", &http_proxy(name))]
     } else {
@@ -176,7 +206,7 @@ fn listener(
         if chains.iter().any(|chain| !chain.server_names.is_empty()) {
             filters.push(connections::tls_inspector());
         }
-        chains.into_iter().map(|chain| bytes_chain(name, chain)).collect()
+        chains.into_iter().map(|chain| bytes_chain(name, chain, sticky)).collect()
     };
     listener::Listener {
         name: at.to_string(),
@@ -188,13 +218,15 @@ fn listener(
     }
 }
 
-fn bytes_chain(name: &str, chain: connections::Chain) -> listener::FilterChain {
+/// A chain that hands on the bytes of those connections.
+pub(super) fn bytes_chain(name: &str, chain: connections::Chain, sticky: bool) -> listener::FilterChain {
     let proxy = tcp::TcpProxy {
         stat_prefix: name.to_owned(),
         cluster_specifier: Some(chain.clusters),
         // How long a connection may stand still is the gateway's to say.
         idle_timeout: seconds(0),
         max_connect_attempts: number(DIALS),
+        hash_policy: sticky.then(affinity::of_connection).into_iter().collect(),
         ..tcp::TcpProxy::default()
     };
     let server_names = chain.server_names;

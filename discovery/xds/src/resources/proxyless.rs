@@ -27,7 +27,7 @@ use eastway_model::rules::route::{Entry, Share as Part};
 use eastway_model::store::Snapshot;
 use eastway_model::{AppProtocol, ClusterName, Import, PortNumber, Protocol, ServiceKey, ServicePort, Subset};
 
-use super::{Addresses, Generated, is_served, share_cluster_name, share_name, subset};
+use super::{Addresses, Generated, is_served, owned, share_cluster_name, share_name, subset, users};
 use crate::kind::Kind;
 use crate::resource::Resource;
 use crate::view::{Edit, View};
@@ -129,7 +129,8 @@ impl Generator {
             resources.iter().map(|(kind, resource)| (*kind, Arc::clone(resource.name()))).collect();
         let gone = before.difference(&names).map(|(kind, name)| Edit::Remove(*kind, Arc::clone(name)));
         edits.extend(gone);
-        edits.extend(resources.into_iter().map(|(kind, resource)| Edit::Put(kind, resource)));
+        let users: Arc<[ServiceKey]> = users(&snapshot.rules().routes, key).cloned().collect();
+        edits.extend(owned(resources, key, &users));
         self.made.insert(key.clone(), Made { addresses, shares, names });
     }
 }

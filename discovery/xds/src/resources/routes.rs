@@ -18,6 +18,7 @@ use eastway_proto::envoy::r#type::v3::FractionalPercent;
 use eastway_proto::envoy::r#type::v3::fractional_percent::DenominatorType;
 use prost::{Message, Name};
 
+use super::affinity;
 use super::fault::{FAULTS, faults};
 use super::matching::request_match;
 use super::parts::{any, duration, number};
@@ -44,10 +45,15 @@ pub(super) fn configuration(
     name: &str,
 ) -> route::RouteConfiguration {
     let table = import.routes.as_deref().and_then(|table| table.at(port));
-    let routes = match table {
+    let mut routes = match table {
         Some(routes) => routes.entries.iter().map(|entry| of_entry(snapshot, port, entry)).collect(),
         None => vec![without_rules(snapshot, import, port)],
     };
+    for route in routes.iter_mut().filter(|_| affinity::is_sticky(import)) {
+        if let Some(route::route::Action::Route(action)) = &mut route.action {
+            affinity::of_request(action);
+        }
+    }
     let host = route::VirtualHost {
         name: name.to_owned(),
         domains: vec!["*".to_owned()],

@@ -30,13 +30,17 @@ use prost::{Message, Name};
 
 use super::*;
 
+mod affinity;
+mod headless;
 mod routes;
+mod summary;
 
 fn settings(host: &str) -> Settings {
     Settings {
         gateway: GatewayAddress { host: host.to_owned(), port: 15008 },
         gateway_identity: "spiffe://a.example/ns/eastway-system/sa/eastway-gateway".to_owned(),
         trust_domain: "a.example".to_owned(),
+        endpoints_per_service: ENDPOINTS_PER_SERVICE,
     }
 }
 
@@ -74,11 +78,16 @@ fn endpoint(id: &str, zone: Option<&str>, condition: EndpointCondition, version:
 struct World {
     writer: Writer,
     addresses: Addresses,
+    endpoints_per_service: usize,
 }
 
 impl World {
     fn new() -> Self {
-        let mut world = Self { writer: Writer::new(name("a")).0, addresses: Addresses::new() };
+        let mut world = Self {
+            writer: Writer::new(name("a")).0,
+            addresses: Addresses::new(),
+            endpoints_per_service: ENDPOINTS_PER_SERVICE,
+        };
         world.set_policy(None);
         for peer in ["b", "c"] {
             world.peer(peer, PeerChange::State(PeerState::Up));
@@ -133,7 +142,12 @@ impl World {
     }
 
     fn view(&self) -> Arc<View> {
-        self.update(&mut Generator::new(&settings("10.0.0.5")))
+        self.update(&mut self.generator())
+    }
+
+    fn generator(&self) -> Generator {
+        let endpoints_per_service = self.endpoints_per_service;
+        Generator::new(&Settings { endpoints_per_service, ..settings("10.0.0.5") })
     }
 
     /// The endpoints of one import as `region/zone p<priority>: place health weight`.
@@ -472,7 +486,7 @@ fn trust_domains_are_known_apart_and_together_and_what_is_gone_goes() {
 
 #[test]
 fn weights_are_never_0_and_their_sum_fits() {
-    let mut world = World::new();
+    let mut world = World { endpoints_per_service: usize::MAX, ..World::new() };
     world.export("b", "shop/web", &[port(80, None)], 1);
     let heavy = |number: u32| Endpoint {
         weight: if number == 0 { 1 } else { 1_000_000 },

@@ -73,8 +73,8 @@ pub(super) fn mark(metadata: &mut BTreeMap<String, wire::Struct>, cluster: &Clus
     }
 }
 
-/// What a service as a whole speaks, of whose endpoints nobody knows which will serve: TLS if all do.
-pub(super) fn mode_of_all(groups: &[EndpointGroup]) -> TlsMode {
+/// What endpoints speak of which nobody knows which will serve: TLS if all do.
+pub(super) fn mode_of_all(groups: &[&EndpointGroup]) -> TlsMode {
     let all = !groups.is_empty() && groups.iter().all(|group| group.tls.is_mutual());
     groups.first().filter(|_| all).map_or(TlsMode::None, |group| group.tls)
 }

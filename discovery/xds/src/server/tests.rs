@@ -11,7 +11,7 @@ use tokio::sync::mpsc::Sender;
 use super::*;
 use crate::resource::Resource;
 use crate::session::State;
-use crate::view::Edit;
+use crate::view::{Edit, View};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 

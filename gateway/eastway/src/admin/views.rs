@@ -425,6 +425,8 @@ pub struct Description {
     pub access: Option<String>,
     /// Routes of the Gateway API, if there are any.
     pub rules: Option<RulesView>,
+    /// What sidecars are told in place of single endpoints, if they are.
+    pub sidecars: Option<String>,
     /// What is odd about it, e.g. conflicts or stale records.
     pub warnings: Vec<String>,
 }

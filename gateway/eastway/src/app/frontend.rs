@@ -14,6 +14,7 @@ use eastway_model::rules::NameRule;
 use eastway_model::store::{Reader, Snapshot};
 use eastway_model::{ClusterName, EndpointId, Import, Label, Protocol, ServiceKey, ServiceKind};
 use eastway_xds::resources::proxyless::ShareAddresses;
+use eastway_xds::resources::{EndpointAddresses, OneByOne};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
@@ -36,6 +37,8 @@ pub struct FrontendView {
     pub follows: Option<u64>,
     /// Addresses of each import.
     pub vips: BTreeMap<ServiceKey, Vec<IpAddr>>,
+    /// Addresses of the endpoints of each headless import.
+    pub endpoints: EndpointAddresses,
     /// Addresses that lead to one share of an import each; `None`: nobody wants any.
     pub shares: Option<ShareAddresses>,
     /// Imports without an address, or without some port of it, because there is no room.
@@ -203,6 +206,7 @@ impl Frontend {
             Some(import) if import.kind == ServiceKind::Headless => self.headless(&mut plan, snapshot, import),
             Some(_) | None => {
                 self.headless.remove(key);
+                self.current.endpoints.remove(key);
                 Vec::new()
             }
         };
@@ -330,14 +334,17 @@ impl Frontend {
         if ready.len() > MAX_HEADLESS {
             warn!(service = %plan.key, endpoints = ready.len(), "only the first {MAX_HEADLESS} endpoints of a headless import get addresses");
         }
+        let mut one_by_one = OneByOne::new();
         for (cluster, id, hostname) in ready.into_iter().take(MAX_HEADLESS) {
-            let addresses = self.allocate(plan, Purpose::Endpoint(cluster.clone(), id), import);
+            let addresses = self.allocate(plan, Purpose::Endpoint(cluster.clone(), id.clone()), import);
+            one_by_one.insert((cluster.clone(), id), addresses.clone());
             endpoints.push(HeadlessEndpoint {
                 hostname: hostname.map(|hostname| hostname.to_string()),
                 cluster: cluster.to_string(),
                 addresses,
             });
         }
+        self.current.endpoints.insert(plan.key.clone(), one_by_one);
         endpoints
     }
 

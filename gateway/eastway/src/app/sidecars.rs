@@ -10,7 +10,7 @@ use eastway_model::{Label, ServiceKey};
 use eastway_xds::node::Workload;
 use eastway_xds::resources::{self, GatewayAddress, Generator, Trust, proxyless};
 use eastway_xds::server::{Admit, Caller, Cut, Limits, Observer, Server};
-use eastway_xds::{Kind, View};
+use eastway_xds::{Kind, Scopes};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -50,14 +50,14 @@ pub fn serve(
         gateway: GatewayAddress { host: settings.gateway.host.to_string(), port: settings.gateway.port },
         gateway_identity: all.service_account(GATEWAY_ACCOUNT)?.as_str().to_owned(),
         trust_domain: all.trust.domain.to_string(),
+        endpoints_per_service: settings.endpoints_per_service,
     };
-    let (sender, views) = watch::channel(None);
+    let (scopes, proxyless_scopes): (Arc<Scopes>, Arc<Scopes>) = Default::default();
     let observer = Arc::new(Counting(gateway.telemetry.clone()));
     let limits = Limits { streams: MAX_SIDECARS, ..Limits::default() };
     let admit = admit(all.system_namespace(), gateway.telemetry.clone());
-    let (proxyless, proxyless_views) = watch::channel(None);
-    let server = Server::new(views, admit, observer, limits, gateway.clock.started_at().0, end.clone())
-        .with_proxyless(proxyless_views, gateway.wants_shares.clone());
+    let server = Server::new(Arc::clone(&scopes), admit, observer, limits, gateway.clock.started_at().0, end.clone())
+        .with_proxyless(Arc::clone(&proxyless_scopes), gateway.wants_shares.clone());
     // Set here and nowhere else.
     let _set = gateway.sidecars.set(server.clients());
     let publisher = Publisher {
@@ -66,8 +66,9 @@ pub fn serve(
         frontend: gateway.frontend.clone(),
         anchors: gateway.anchors.subscribe(),
         generator: Generator::new(&settings),
-        views: sender,
-        proxyless: Proxyless { generator: proxyless::Generator::default(), views: proxyless },
+        summaries: gateway.summaries.clone(),
+        scopes,
+        proxyless: Proxyless { generator: proxyless::Generator::default(), scopes: proxyless_scopes },
     };
     let publish = async move {
         // Nothing to run is left when the process ends.
@@ -83,14 +84,15 @@ struct Publisher {
     frontend: watch::Receiver<Arc<FrontendView>>,
     anchors: watch::Receiver<Option<Arc<Trust>>>,
     generator: Generator,
-    views: watch::Sender<Option<Arc<View>>>,
+    summaries: watch::Sender<Arc<BTreeSet<ServiceKey>>>,
+    scopes: Arc<Scopes>,
     proxyless: Proxyless,
 }
 
 /// What clients without a proxy are told, once there is one.
 struct Proxyless {
     generator: proxyless::Generator,
-    views: watch::Sender<Option<Arc<View>>>,
+    scopes: Arc<Scopes>,
 }
 
 impl Proxyless {
@@ -98,19 +100,8 @@ impl Proxyless {
         // Until all shares have addresses there is nothing to say: it would change at once.
         let Some(shares) = &addresses.shares else { return };
         let view = self.generator.update(snapshot, &addresses.vips, shares);
-        publish(&self.views, view);
+        self.scopes.publish(view, &snapshot.rules().visibility);
     }
-}
-
-/// Makes `view` the newest one, unless it is already.
-fn publish(views: &watch::Sender<Option<Arc<View>>>, view: Arc<View>) {
-    views.send_if_modified(|current| {
-        let is_new = current.as_ref().is_none_or(|current| current.generation() != view.generation());
-        if is_new {
-            *current = Some(view);
-        }
-        is_new
-    });
 }
 
 impl Publisher {
@@ -125,8 +116,9 @@ impl Publisher {
             if let Some(trust) = self.anchors.borrow_and_update().clone() {
                 self.generator.set_trust(&trust);
             }
-            let view = self.generator.update(&snapshot, &addresses.vips);
-            publish(&self.views, view);
+            let view = self.generator.update_all(&snapshot, (&addresses.vips, &addresses.endpoints));
+            self.scopes.publish(view, &snapshot.rules().visibility);
+            self.tell_summaries();
             self.proxyless.publish(&snapshot, &addresses);
             let next = Instant::now() + PACE;
             tokio::select! {
@@ -136,6 +128,16 @@ impl Publisher {
             }
             sleep_until(next).await;
         }
+    }
+
+    fn tell_summaries(&self) {
+        self.summaries.send_if_modified(|current| {
+            let changed = !self.generator.summaries().eq(current.iter());
+            if changed {
+                *current = Arc::new(self.generator.summaries().cloned().collect());
+            }
+            changed
+        });
     }
 
     /// Waits until what is missing in a snapshot is known not to be there, and virtual addresses are known of what is.

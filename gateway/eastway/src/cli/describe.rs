@@ -97,6 +97,7 @@ fn explain(view: &Description) -> String {
     line("addresses", &view.vips.iter().map(ToString::to_string).collect::<Vec<_>>());
     line("rule", std::slice::from_ref(&view.policy));
     line("access", view.access.as_slice());
+    line("sidecars", view.sidecars.as_slice());
     if view.candidates.is_empty() {
         text.push_str("\nNo endpoint: connections are refused.\n");
     } else {

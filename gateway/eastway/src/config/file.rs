@@ -15,7 +15,8 @@ pub use gateway::{
 pub use peer::{NameFilterSection, Peer, PeerMetadata, PeerSpec};
 pub use policy::{
     AbortSection, AccessAllow, AccessPolicy, AccessPolicySpec, ConnectionLimitsSection, DelaySection, FaultSection,
-    LocalityWord, OutlierSection, PolicyMetadata, SplitSection, TrafficPolicy, TrafficPolicySpec,
+    LocalityWord, OutlierSection, PolicyMetadata, SplitSection, TrafficPolicy, TrafficPolicySpec, Visibility,
+    VisibilitySpec,
 };
 pub use sidecar::{
     CaptureWord, EnvoyLogWord, EnvoySection, InboundSection, ModeWord, ProtocolWord, SidecarConfig, SidecarLogSection,

@@ -56,6 +56,7 @@ impl Loaded {
             routes: Arc::clone(&self.policies.routes),
             access: self.policies.access.clone(),
             access_mode: self.settings.authorization,
+            visibility: Arc::clone(&self.policies.visibility),
             names: self.settings.dns.names.clone(),
         }
     }

@@ -1,14 +1,15 @@
 //! Policies after all checks.
 
 pub(super) mod sidecars;
+mod visibility;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use eastway_model::rules::route::Origin;
 use eastway_model::rules::{
-    AccessPolicy, AccessRule, ClusterRef, Locality, MAX_WEIGHT, Match, RouteBook, Split, TrafficPolicy,
-    TrafficPolicyError,
+    AccessPolicy, AccessRule, ClusterRef, Locality, MAX_WEIGHT, Match, RouteBook, ServicePattern, Split, TrafficPolicy,
+    TrafficPolicyError, Visibility,
 };
 use eastway_model::{Label, ServiceKey, Subset};
 use eastway_registry::diagnostic::{Code, Diagnostics, quoted};
@@ -26,7 +27,7 @@ const MAX_SUBSET_BYTES: usize = 256;
 const PAIR_OVERHEAD: usize = 8;
 
 /// What a file of the folder may be.
-const KINDS: &str = "TrafficPolicy, AccessPolicy, HTTPRoute, GRPCRoute, TCPRoute, TLSRoute, ServiceShare, VirtualService or DestinationRule";
+const KINDS: &str = "TrafficPolicy, AccessPolicy, Visibility, HTTPRoute, GRPCRoute, TCPRoute, TLSRoute, ServiceShare, VirtualService or DestinationRule";
 
 /// All policies of a folder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub struct Policies {
     pub routes: Arc<RouteBook>,
     /// In the order of namespace and name.
     pub access: Vec<Arc<AccessPolicy>>,
+    /// What workloads are told of.
+    pub visibility: Arc<Visibility>,
 }
 
 /// Whose services a policy may be about. Who may write objects in one namespace has no say in others.
@@ -54,6 +57,7 @@ pub(super) struct Collected {
     traffic: BTreeMap<ServiceKey, (Arc<TrafficPolicy>, Place)>,
     access: BTreeMap<(Label, Label), (Arc<AccessPolicy>, Place)>,
     traffic_names: BTreeMap<(Label, Label), Place>,
+    visibility: BTreeMap<(Label, Label), (Vec<ServicePattern>, Place)>,
     /// Clusters that policies name, to be compared with the Peers.
     pub(super) clusters: Vec<(Label, Place)>,
     pub(super) routes: CollectedRoutes,
@@ -66,6 +70,7 @@ impl Collected {
             traffic: self.traffic.into_iter().map(|(key, (policy, _))| (key, policy)).collect(),
             routes: Arc::new(self.routes.finish(self.istio)),
             access: self.access.into_values().map(|(policy, _)| policy).collect(),
+            visibility: Arc::new(visibility::by_namespace(self.visibility)),
         }
     }
 
@@ -81,6 +86,11 @@ impl Collected {
             "AccessPolicy" => {
                 if let Some(policy) = document.decode::<file::AccessPolicy>(sink) {
                     self.access_policy(&policy, reach, &mut Context::new(document, sink));
+                }
+            }
+            "Visibility" => {
+                if let Some(policy) = document.decode::<file::Visibility>(sink) {
+                    self.visibility(&policy, &mut Context::new(document, sink));
                 }
             }
             _ if istio::KINDS.contains(&kind) => {

@@ -131,7 +131,7 @@ fn check_gateway(path: &Path) -> Report {
     let summary = Summary {
         cluster: loaded.settings.cluster.clone(),
         peers: loaded.peers.len(),
-        policies: loaded.policies.traffic.len() + loaded.policies.access.len(),
+        policies: loaded.policies.traffic.len() + loaded.policies.access.len() + loaded.policies.visibility.len(),
         routes: loaded.policies.routes.routes().len(),
         services,
     };
@@ -184,8 +184,8 @@ fn check_source(kind: &str, path: &Path, source: &Arc<Source>) -> Diagnostics {
         "SidecarConfig" => {
             sidecar::settings_of(path, source, &mut sink);
         }
-        "TrafficPolicy" | "AccessPolicy" | "HTTPRoute" | "GRPCRoute" | "TCPRoute" | "TLSRoute" | "ServiceShare"
-        | "VirtualService" | "DestinationRule" => {
+        "TrafficPolicy" | "AccessPolicy" | "Visibility" | "HTTPRoute" | "GRPCRoute" | "TCPRoute" | "TLSRoute"
+        | "ServiceShare" | "VirtualService" | "DestinationRule" => {
             let mut policies = policy::Collected::default();
             for document in yaml::read(source, &mut sink) {
                 policies.document(&document, policy::Reach::Any, &mut sink);

@@ -5,14 +5,15 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema};
 
 use super::file::route::{GrpcRoute, HttpRoute, ServiceShare, TcpRoute, TlsRoute};
-use super::file::{AccessPolicy, GatewayConfig, Peer, SidecarConfig, TrafficPolicy};
+use super::file::{AccessPolicy, GatewayConfig, Peer, SidecarConfig, TrafficPolicy, Visibility};
 
 /// Every kind of file with a schema.
-pub const KINDS: [&str; 11] = [
+pub const KINDS: [&str; 12] = [
     "GatewayConfig",
     "Peer",
     "TrafficPolicy",
     "AccessPolicy",
+    "Visibility",
     "HTTPRoute",
     "GRPCRoute",
     "TCPRoute",
@@ -32,6 +33,7 @@ pub fn schema(kind: &str) -> Option<String> {
         "Peer" => generate::<Peer>(),
         "TrafficPolicy" => generate::<TrafficPolicy>(),
         "AccessPolicy" => generate::<AccessPolicy>(),
+        "Visibility" => generate::<Visibility>(),
         "SidecarConfig" => generate::<SidecarConfig>(),
         "HTTPRoute" => generate::<HttpRoute>(),
         "GRPCRoute" => generate::<GrpcRoute>(),

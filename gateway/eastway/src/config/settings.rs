@@ -317,6 +317,8 @@ pub struct VipSettings {
 pub struct SidecarSettings {
     /// Where they reach the gateway's HBONE port.
     pub gateway: HostPort,
+    /// Most endpoints of other clusters that a service may have for sidecars to be told them one by one.
+    pub endpoints_per_service: usize,
 }
 
 /// Logs.
@@ -345,10 +347,10 @@ pub struct Limits {
     pub streams_per_peer: u32,
     /// Bytes of all links in buffers.
     pub buffer_bytes: u64,
-    /// DNS connections over TCP at once.
-    pub dns_connections: usize,
     /// Bytes of all tunnels of sidecars in buffers.
     pub hbone_buffer_bytes: u64,
+    /// DNS connections over TCP at once.
+    pub dns_connections: usize,
     /// DNS answers per second and client network.
     pub dns_answers_per_second: u32,
     /// Without a byte, or with bytes that nobody takes, for so long a connection is reset.
@@ -365,9 +367,9 @@ impl Default for Limits {
             updates_per_second_per_peer: 10_000,
             streams_per_peer: 65_536,
             buffer_bytes: 256 << 20,
+            hbone_buffer_bytes: 256 << 20,
             dns_connections: 128,
             dns_answers_per_second: 10_000,
-            hbone_buffer_bytes: 256 << 20,
             connection_idle: Duration::from_secs(3_600),
             connection_half_closed: Duration::from_secs(600),
         }

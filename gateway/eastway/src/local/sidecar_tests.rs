@@ -34,6 +34,7 @@ async fn serve(cluster: &Cluster) -> HostPort {
         gateway: GatewayAddress { host: "10.0.0.5".to_owned(), port: 15008 },
         gateway_identity: Cluster::id("eastway-gateway").as_str().to_owned(),
         trust_domain: "a.example".to_owned(),
+        endpoints_per_service: 500,
     };
     let view = Generator::new(&settings).update(writer.snapshot(), &Addresses::new());
     let views = watch::Sender::new(Some(view)).subscribe();

@@ -226,6 +226,7 @@ impl AdminSource for FakeSource {
             }],
             access: None,
             rules: query.request.as_ref().map(|_| rules()),
+            sidecars: None,
             warnings: Vec::new(),
         })
     }

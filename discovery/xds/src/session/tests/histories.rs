@@ -1,8 +1,11 @@
 //! After any history both forms of the protocol leave their clients with the same.
 
+use eastway_model::rules::{Visibility, Visible};
+use eastway_model::{Label, ServiceKey};
 use proptest::prelude::*;
 
 use super::*;
+use crate::scopes::Scopes;
 
 /// What can happen to a server and two clients.
 #[derive(Clone, Debug)]
@@ -12,6 +15,8 @@ enum Event {
     /// The endpoints alone.
     Endpoints(u8, u8),
     Listener(u8, u8),
+    /// The clients' namespace is told of services with these bits alone; `None`: of all.
+    Visible(Option<u8>),
     /// The delta client loses its stream and comes back with what it holds.
     Reconnect,
 }
@@ -21,33 +26,55 @@ fn event() -> impl Strategy<Value = Event> {
         4 => (0..6_u8, 0..4_u8).prop_map(|(name, content)| Event::Set(name, content)),
         4 => (0..6_u8, 1..4_u8).prop_map(|(name, content)| Event::Endpoints(name, content)),
         2 => (0..4_u8, 0..4_u8).prop_map(|(name, content)| Event::Listener(name, content)),
+        1 => proptest::option::of(any::<u8>()).prop_map(Event::Visible),
         1 => Just(Event::Reconnect),
     ]
+}
+
+/// What is told of the service of this number.
+fn owned(kind: Kind, name: &str, content: &str, number: u8) -> Edit {
+    let Edit::Put(kind, resource) = put(kind, name, content) else { unreachable!() };
+    Edit::Put(kind, resource.owned_by(&[service(number)].into()))
+}
+
+fn service(number: u8) -> ServiceKey {
+    format!("other/s{number}").parse().unwrap()
+}
+
+/// What this set of services comes to.
+fn visibility(bits: Option<u8>) -> Arc<Visibility> {
+    let namespace = Label::parse("shop").unwrap();
+    let Some(bits) = bits else { return Arc::default() };
+    let services = (0..8).filter(|number| bits & 1 << number != 0);
+    let services = services.map(|number| service(number).to_string().parse().unwrap()).collect();
+    Arc::new([(namespace.clone(), Arc::new(Visible { namespace, services }))].into())
 }
 
 fn apply(view: &View, event: &Event) -> View {
     let text = |content: &u8| content.to_string();
     let edits = match event {
         Event::Set(name, 0) => vec![gone(C, &format!("c{name}")), gone(E, &format!("c{name}"))],
-        Event::Set(name, content) => {
-            let name = format!("c{name}");
-            let mut edits = vec![put(C, &name, &format!("{name}={content}"))];
+        Event::Set(number, content) => {
+            let name = format!("c{number}");
+            let mut edits = vec![owned(C, &name, &format!("{name}={content}"), *number)];
             if view.get(E, &name).is_none() {
-                edits.push(put(E, &name, &format!("{name}=1")));
+                edits.push(owned(E, &name, &format!("{name}=1"), *number));
             }
             edits
         }
-        Event::Endpoints(name, content) => {
-            let name = format!("c{name}");
+        Event::Endpoints(number, content) => {
+            let name = format!("c{number}");
             let there = view.get(C, &name).is_some();
-            if there { vec![put(E, &name, &format!("{name}={}", text(content)))] } else { Vec::new() }
+            if there { vec![owned(E, &name, &format!("{name}={}", text(content)), *number)] } else { Vec::new() }
         }
         Event::Listener(name, 0) => vec![gone(L, &format!("l{name}"))],
-        Event::Listener(name, content) => {
-            let name = format!("l{name}");
-            vec![put(L, &name, &format!("{name}={content}"))]
+        // One of them is for everybody.
+        Event::Listener(0, content) => vec![put(L, "l0", &format!("l0={content}"))],
+        Event::Listener(number, content) => {
+            let name = format!("l{number}");
+            vec![owned(L, &name, &format!("{name}={content}"), *number)]
         }
-        Event::Reconnect => Vec::new(),
+        Event::Visible(_) | Event::Reconnect => Vec::new(),
     };
     view.edited(edits).unwrap_or_else(|| view.clone())
 }
@@ -212,35 +239,47 @@ impl WorldProxy {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
-    /// Both forms of the protocol lead to what the server has, at every step, whatever happened before, and no cluster
-    /// is left waiting for endpoints.
+    /// Both forms of the protocol lead to what the server has for their namespace, at every step, whatever happened
+    /// before, and no cluster is left waiting for endpoints.
     #[test]
     fn both_forms_end_in_the_same_state(
         history in proptest::collection::vec(proptest::collection::vec(event(), 1..5), 1..40)
     ) {
+        let (scopes, mut bits) = (Scopes::default(), None);
         let mut view = Arc::new(View::default());
+        scopes.publish(Arc::clone(&view), &visibility(bits));
+        let views = scopes.of(&Label::parse("shop").unwrap());
+        let seen = || views.borrow().clone().unwrap();
         let (mut delta, mut world) = (new(), WorldSession::new("w".to_owned()));
         let (mut a, mut b) = (DeltaProxy::default(), WorldProxy::default());
-        delta.update(Arc::clone(&view));
-        world.update(Arc::clone(&view));
+        delta.update(seen());
+        world.update(seen());
         a.connect(&mut delta);
         b.connect(&mut world);
         for (step, events) in history.iter().enumerate() {
             for event in events {
                 view = Arc::new(apply(&view, event));
+                if let Event::Visible(now) = event {
+                    bits = *now;
+                }
+                scopes.publish(Arc::clone(&view), &visibility(bits));
                 if matches!(event, Event::Reconnect) {
                     delta = DeltaSession::new(format!("s{step}"));
-                    delta.update(Arc::clone(&view));
+                    delta.update(seen());
                     a.connect(&mut delta);
                 }
             }
-            let pushed = delta.update(Arc::clone(&view));
+            let pushed = delta.update(seen());
             a.read(&mut delta, pushed);
-            let pushed = world.update(Arc::clone(&view));
+            let pushed = world.update(seen());
             b.read(&mut world, pushed);
             let mut truth = BTreeMap::new();
             for kind in [C, E, L] {
-                for resource in view.all(kind) {
+                let shown = |name: &str| {
+                    let number: u8 = name[1..].parse().unwrap();
+                    name == "l0" || bits.is_none_or(|bits| bits & 1 << number != 0)
+                };
+                for resource in view.all(kind).filter(|resource| shown(resource.name())) {
                     let any = wire::Any::decode(resource.world().clone()).unwrap();
                     let content = wire::Hint::decode(any.value).unwrap().string_value.unwrap();
                     truth.insert((kind, resource.name().to_string()), content);

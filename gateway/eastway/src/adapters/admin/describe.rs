@@ -61,8 +61,17 @@ pub(super) fn describe(gateway: &Gateway, query: &DescribeQuery) -> Result<Descr
             .collect(),
         access,
         rules: rules(&snapshot, &key, port, query),
+        sidecars: sidecars(gateway, &snapshot, &key),
         warnings,
     })
+}
+
+/// What is different for sidecars than for those who use the virtual address.
+fn sidecars(gateway: &Gateway, snapshot: &Snapshot, key: &ServiceKey) -> Option<String> {
+    let most = gateway.settings.sidecars.as_ref()?.endpoints_per_service;
+    let import = snapshot.import(key).filter(|_| gateway.summaries.borrow().contains(key))?;
+    let size = import.remote_size();
+    Some(format!("summary: other clusters have {size} endpoints, told as one per cluster and version above {most}"))
 }
 
 fn rules(snapshot: &Snapshot, key: &ServiceKey, port: NonZeroU16, query: &DescribeQuery) -> Option<RulesView> {

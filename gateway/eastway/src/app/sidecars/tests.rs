@@ -8,6 +8,7 @@ use eastway_model::{
     Change, ClusterName, LocalChange, PeerChange, PeerState, PortNumber, Protocol, ServiceKind, ServicePort,
     ServiceRecord, UnixMillis,
 };
+use eastway_xds::View;
 use tokio::time::sleep;
 
 use super::*;
@@ -53,16 +54,19 @@ impl Rig {
             gateway: GatewayAddress { host: "10.0.0.5".to_owned(), port: 15008 },
             gateway_identity: "spiffe://a.example/ns/eastway-system/sa/eastway-gateway".to_owned(),
             trust_domain: "a.example".to_owned(),
+            endpoints_per_service: resources::ENDPOINTS_PER_SERVICE,
         };
-        let (views, latest) = watch::channel(None);
+        let scopes = Arc::new(Scopes::default());
+        let latest = scopes.of(&name("shop"));
         let publisher = Publisher {
             reader: self.reader.clone(),
             known: self.known.subscribe(),
             frontend: self.frontend.subscribe(),
             anchors: self.anchors.subscribe(),
             generator: Generator::new(&settings),
-            views,
-            proxyless: Proxyless { generator: proxyless::Generator::default(), views: watch::Sender::default() },
+            summaries: watch::Sender::default(),
+            scopes,
+            proxyless: Proxyless { generator: proxyless::Generator::default(), scopes: Arc::default() },
         };
         (publisher, latest)
     }

@@ -193,8 +193,13 @@ fn endpoints(table: &mut Table, item: &ResourceView) {
 
 /// The address of an endpoint, or what the gateway is asked for.
 fn address(endpoint: &Value) -> String {
-    if let Some(named) = endpoint.pointer("/metadata/filter_metadata/eastway/endpoint").and_then(Value::as_str) {
-        return named.to_owned();
+    let named = |key: &str| {
+        let named = endpoint.pointer("/metadata/filter_metadata/eastway").and_then(|named| named.get(key));
+        named.and_then(Value::as_str)
+    };
+    if let Some(authority) = named("endpoint") {
+        let summary = named("summary").map(|endpoints| format!(" (summary of {endpoints})"));
+        return format!("{authority}{}", summary.unwrap_or_default());
     }
     let socket = endpoint.pointer("/endpoint/address/socket_address").unwrap_or(&Value::Null);
     format!("{}:{}", text(socket, "/address"), number(socket, "/port_value", 0))

@@ -354,6 +354,12 @@ pub struct SidecarsSection {
     /// `listen.hbone` at its address, or at that of `listen.local`, if it is one that can be connected to.
     #[serde(default)]
     pub gateway: Field<Text>,
+    /// Most endpoints that other clusters may have of one service for sidecars to be told them one by one, 1 to 1000000.
+    /// Of a service with more they are told one for each cluster, and for each set of labels of it that a rule leads to,
+    /// weighted by how many it stands for; single ones again when a fifth fewer are left. Default: 500.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub endpoints_per_service: Field<u64>,
 }
 
 /// A Kubernetes cluster, and where Eastway is in it.
@@ -422,16 +428,16 @@ pub struct LimitsSection {
     /// Bytes of all links that may wait in buffers, 16MiB to 64GiB. Default: `256MiB`.
     #[serde(default)]
     pub buffer_bytes: Field<Text>,
+    /// Bytes that tunnels of sidecars may hold in buffers, 16MiB to 64GiB. While they hold more, further ones are refused
+    /// with 503; those that exist go on. Default: `256MiB`.
+    #[serde(default)]
+    pub hbone_buffer_bytes: Field<Text>,
     /// DNS connections over TCP at once, 1 to 65536; over UDP at most 64 queries per core are in work. Default: 128.
     #[serde(default)]
     pub dns_connections: Field<u64>,
     /// DNS answers per second and client network, 1 to 10000000. Default: 10000.
     #[serde(default)]
     pub dns_answers_per_second: Field<u64>,
-    /// Bytes that tunnels of sidecars may hold in buffers, 16MiB to 64GiB. While they hold more, further ones are refused
-    /// with 503; those that exist go on. Default: `256MiB`.
-    #[serde(default)]
-    pub hbone_buffer_bytes: Field<Text>,
     /// A connection is reset when no byte moved in either direction for so long, or bytes waited and nobody
     /// took them, 1s to 168h. Default: `1h`.
     #[serde(default)]

@@ -1,5 +1,5 @@
-//! `kind: TrafficPolicy` and `kind: AccessPolicy`: how connections are shared out, and who may
-//! connect.
+//! `kind: TrafficPolicy`, `kind: AccessPolicy` and `kind: Visibility`: how connections are shared out, who may connect,
+//! and who is told of what.
 
 use std::collections::BTreeMap;
 
@@ -208,6 +208,34 @@ pub struct AccessPolicySpec {
     pub dry_run: Field<bool>,
     /// Sources that may connect.
     pub allow: List<AccessAllow>,
+}
+
+/// What sidecars and gRPC clients of one namespace are told of, beside the services of the namespace itself. Several of
+/// one namespace add up; who has none is told of everything that this cluster exports or imports. It keeps what a
+/// sidecar holds small; who may connect is what AccessPolicies say.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Visibility {
+    /// Always `eastway.dev/v1alpha1`.
+    #[schemars(extend("const" = "eastway.dev/v1alpha1"))]
+    pub api_version: Field<String>,
+    /// Always `Visibility`.
+    #[schemars(extend("const" = "Visibility"))]
+    pub kind: Field<String>,
+    /// Its name, and the namespace of the workloads.
+    pub metadata: Field<PolicyMetadata>,
+    /// What they are told of.
+    pub spec: Field<VisibilitySpec>,
+}
+
+/// What workloads are told of.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VisibilitySpec {
+    /// Services, `namespace/name` each, where `*` stands for any characters, or `*` for all; at most 1000. `[]`: none but
+    /// their own namespace's.
+    #[schemars(length(max = 1000))]
+    pub services: List<String>,
 }
 
 /// Sources that may connect.

@@ -378,7 +378,9 @@ fn sidecar_settings(
         let help = "add listen.local, e.g. 0.0.0.0:15012";
         cx.error_help(section.at, Code::Conflict, "sidecars are served at listen.local, and there is none", help);
     }
-    Some(SidecarSettings { gateway })
+    let most = eastway_xds::resources::ENDPOINTS_PER_SERVICE;
+    let endpoints_per_service = number_in(&section.value.endpoints_per_service, 1_000_000, most, cx);
+    Some(SidecarSettings { gateway, endpoints_per_service })
 }
 
 /// Where the HBONE port is for others, if that can be told from where it listens.

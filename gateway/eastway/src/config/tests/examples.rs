@@ -17,7 +17,7 @@ fn they_are_good_and_complete() {
     let warnings: Vec<&str> = report.diagnostics.iter().map(|each| each.message.as_str()).collect();
     assert_eq!(warnings, ["the list is empty: this policy allows nobody"], "{report}");
     let summary = report.summary.unwrap();
-    assert_eq!((summary.peers, summary.policies, summary.services), (2, 3, 2));
+    assert_eq!((summary.peers, summary.policies, summary.services), (2, 4, 2));
 }
 
 #[test]
@@ -40,7 +40,7 @@ fn each_is_good_by_itself_and_by_its_schema() {
         }
         checked += 1;
     }
-    assert_eq!(checked, 7);
+    assert_eq!(checked, 8);
 }
 
 #[test]

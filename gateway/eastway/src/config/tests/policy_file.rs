@@ -24,7 +24,21 @@ macro_rules! refused {
     )*};
 }
 
+const VISIBILITY: &str = "apiVersion: eastway.dev/v1alpha1
+kind: Visibility
+metadata: {name: web, namespace: shop}
+spec:
+  services: ['bookinfo/*', payments/api]
+";
+
+fn told(services: &str) -> String {
+    errors(&VISIBILITY.replace("['bookinfo/*', payments/api]", services))
+}
+
 refused! {
+    a_pattern_without_a_namespace: told("[reviews, 'bookinfo/re views', '**']");
+    nothing_is_said_of_services: errors(&VISIBILITY.replace("  services: ['bookinfo/*', payments/api]", "  {}"));
+    a_visibility_twice: errors(&format!("{VISIBILITY}---\n{VISIBILITY}"));
     another_kind: errors(&with("kind: TrafficPolicy", "kind: UDPRoute"));
     no_kind: errors("spec: {}\n");
     service_missing: errors(&with("  service: reviews\n", ""));
@@ -45,6 +59,22 @@ refused! {
     access_to_nothing: errors(&with("services: [ratings]", "services: []"));
     no_service_accounts: errors(&with("serviceAccounts: ['*']", "serviceAccounts: []"));
     allow_missing: errors(&with("  allow: [{cluster: gke, namespace: bookinfo, serviceAccounts: ['*']}]\n", ""));
+}
+
+#[test]
+fn what_workloads_are_told_of_adds_up() {
+    let more =
+        VISIBILITY.replace("name: web", "name: more").replace("['bookinfo/*', payments/api]", "['x/*', payments/api]");
+    let none = VISIBILITY.replace("namespace: shop", "namespace: bank").replace("['bookinfo/*', payments/api]", "[]");
+    let folder = folder(&format!("{VISIBILITY}---\n{more}---\n{none}"));
+    let loaded = crate::config::load(&folder.path("gateway.yaml")).unwrap();
+    let said: Vec<String> = loaded
+        .policies
+        .visibility
+        .iter()
+        .map(|(namespace, visible)| format!("{namespace}: {}", serde_json::to_string(&visible.services).unwrap()))
+        .collect();
+    assert_eq!(said, ["bank: []", r#"shop: ["bookinfo/*","payments/api","x/*"]"#]);
 }
 
 #[test]

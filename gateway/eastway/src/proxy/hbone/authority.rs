@@ -2,17 +2,21 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
-use eastway_model::{ClusterName, EndpointId, NameError, PortNumber, ServiceKey};
+use eastway_model::endpoint::labels;
+use eastway_model::{ClusterName, EndpointId, NameError, PortNumber, ServiceKey, Subset};
 
 use crate::proxy::outbound::Target;
 
-/// `<endpoint>.<service>.<namespace>.<cluster>:<port>`, or without the endpoint: any of the service in that cluster.
-/// Only names of services and endpoints can be said, no address (invariant I1).
+/// `<endpoint>.<service>.<namespace>.<cluster>:<port>`, or without the endpoint: any of the service in that cluster; with
+/// labels in its place, e.g. `version=v2`, any that has them ([`labels`] says how they are written). Only names of services and endpoints can be said, no address (invariant I1).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Authority {
     /// Exactly this endpoint.
     pub endpoint: Option<EndpointId>,
+    /// Only endpoints with these labels; empty: any.
+    pub subset: Subset,
     /// The service.
     pub service: ServiceKey,
     /// The cluster.
@@ -28,9 +32,12 @@ pub enum AuthorityError {
     #[error("the port must be a number from 1 to 65535")]
     Port,
     /// Neither three nor four parts.
-    #[error("must have the form [endpoint.]service.namespace.cluster:port")]
+    #[error("must have the form [endpoint or labels.]service.namespace.cluster:port")]
     Form,
-    /// The first of four parts.
+    /// The first of four parts, if it has a `=`.
+    #[error("the labels must be written as key=value, joined by +, in the order of their keys")]
+    Labels,
+    /// The first of four parts, if it has none.
     #[error("the endpoint must be 1 to 64 characters of a-z, 0-9 and '-'")]
     Endpoint,
     /// Service or namespace.
@@ -50,16 +57,21 @@ impl FromStr for Authority {
         // The fifth is one too many.
         let mut parts = host.splitn(5, '.');
         let mut next = || parts.next();
-        let (endpoint, [service, namespace, cluster]) = match (next(), next(), next(), next(), next()) {
+        let (which, [service, namespace, cluster]) = match (next(), next(), next(), next(), next()) {
             (Some(service), Some(namespace), Some(cluster), None, None) => (None, [service, namespace, cluster]),
-            (Some(id), Some(service), Some(namespace), Some(cluster), None) => {
-                (Some(EndpointId::parse(id).ok_or(AuthorityError::Endpoint)?), [service, namespace, cluster])
+            (Some(which), Some(service), Some(namespace), Some(cluster), None) => {
+                (Some(which), [service, namespace, cluster])
             }
             _ => return Err(AuthorityError::Form),
         };
+        let (endpoint, subset) = match which {
+            None => (None, Subset::default()),
+            Some(word) if word.contains('=') => (None, labels::of_word(word).ok_or(AuthorityError::Labels)?),
+            Some(id) => (Some(EndpointId::parse(id).ok_or(AuthorityError::Endpoint)?), Subset::default()),
+        };
         let service = ServiceKey::parse(namespace, service).map_err(AuthorityError::Service)?;
         let cluster = ClusterName::parse(cluster).map_err(AuthorityError::Cluster)?;
-        Ok(Self { endpoint, service, cluster, port })
+        Ok(Self { endpoint, subset, service, cluster, port })
     }
 }
 
@@ -71,17 +83,20 @@ fn parse_port(text: &str) -> Option<PortNumber> {
 
 impl fmt::Display for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { endpoint, service: ServiceKey { namespace, name }, cluster, port } = self;
+        let Self { endpoint, subset, service: ServiceKey { namespace, name }, cluster, port } = self;
         if let Some(endpoint) = endpoint {
             write!(f, "{endpoint}.")?;
+        } else if !subset.is_empty() {
+            write!(f, "{}.", labels::to_word(subset))?;
         }
         write!(f, "{name}.{namespace}.{cluster}:{port}")
     }
 }
 
 impl From<Authority> for Target {
-    fn from(Authority { endpoint, service, cluster, port }: Authority) -> Self {
-        Self { service, port, cluster: Some(cluster), subset: None, endpoint }
+    fn from(Authority { endpoint, subset, service, cluster, port }: Authority) -> Self {
+        let subset = (!subset.is_empty()).then(|| Arc::new(subset));
+        Self { service, port, cluster: Some(cluster), subset, endpoint }
     }
 }
 
@@ -99,6 +114,13 @@ mod tests {
         assert_eq!((one.cluster.as_str(), one.port.get()), ("gke", 9080));
         let all: Authority = "reviews.bookinfo.gke:9080".parse().unwrap();
         assert_eq!(all, Authority { endpoint: None, ..one });
+        let of_version: Authority = "version=v1~2E2.reviews.bookinfo.gke:9080".parse().unwrap();
+        let subset: Subset = [("version".into(), "v1.2".into())].into_iter().collect();
+        assert_eq!(of_version, Authority { subset: subset.clone(), ..all });
+        assert_eq!(Target::from(of_version).subset.as_deref(), Some(&subset));
+        // As HTTP reads it.
+        let uri: hyper::Uri = "a=1+b~2Ec=V_2.reviews.bookinfo.gke:9080".parse().unwrap();
+        assert!(uri.authority().unwrap().as_str().parse::<Authority>().is_ok());
     }
 
     #[test]
@@ -120,6 +142,9 @@ mod tests {
             ("E.reviews.bookinfo.gke:80", AuthorityError::Endpoint),
             ("me@e.reviews.bookinfo.gke:80", AuthorityError::Endpoint),
             (".reviews.bookinfo.gke:80", AuthorityError::Endpoint),
+            ("version=.x.reviews.bookinfo.gke:80", AuthorityError::Form),
+            ("=v2.reviews.bookinfo.gke:80", AuthorityError::Labels),
+            ("b=1+a=2.reviews.bookinfo.gke:80", AuthorityError::Labels),
         ];
         for (text, error) in cases {
             assert_eq!(text.parse::<Authority>(), Err(error), "{text}");
@@ -131,7 +156,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_taken_is_written_as_it_was_read(text in r"[a-z0-9.:-]{0,40}|[a-z]{1,3}(\.[a-z0-9-]{1,5}){2,4}:[0-9]{1,5}|\PC*") {
+        fn what_is_taken_is_written_as_it_was_read(text in r"[a-z0-9.:-]{0,40}|[a-c=+~2E]{1,8}\.[a-z]\.[a-z]\.[a-z]:[1-9]|[a-z]{1,3}(\.[a-z0-9-]{1,5}){2,4}:[0-9]{1,5}|\PC*") {
             if let Ok(authority) = text.parse::<Authority>() {
                 prop_assert_eq!(authority.to_string(), text);
             }
