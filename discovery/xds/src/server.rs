@@ -34,6 +34,8 @@ use own::Own;
 
 /// Largest request: 20,000 names with a version each are some 2 MiB.
 const MAX_REQUEST: usize = 4 << 20;
+/// What a certificate has left so little of that a stream goes on to its end.
+const SHORT: Duration = Duration::from_secs(2);
 /// How long routes wait for clusters to be acknowledged. They are warm within milliseconds, unless something that they
 /// need is missing.
 const WARMING: Duration = Duration::from_secs(5);
@@ -311,14 +313,18 @@ where
 {
     async fn run(mut self, stop: CancellationToken) {
         let left = self.caller.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        // A renewed certificate is shown with the next stream: early enough for all that ends with the old one.
+        let (left, status) = if left > SHORT {
+            (left / 6 * 5, Status::unavailable("come again with a renewed certificate"))
+        } else {
+            (left, Status::unauthenticated("the certificate of the client has ended"))
+        };
         let (sender, observer, address) =
             (self.sender.clone(), Arc::clone(&self.observer), self.caller.address.clone());
         let end = tokio::select! {
             () = stop.cancelled() => End::Told(Status::unavailable("the gateway stops"), None),
             // It comes again with a renewed certificate (invariant I9).
-            () = sleep_until(Instant::now() + left) => {
-                End::Told(Status::unauthenticated("the certificate of the client has ended"), None)
-            }
+            () = sleep_until(Instant::now() + left) => End::Told(status, None),
             end = self.serve() => end,
         };
         match end {

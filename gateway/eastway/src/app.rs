@@ -60,6 +60,7 @@ use crate::app::vips::VipBook;
 use crate::config::{Loaded, ReloadStatus, Settings};
 use crate::local::listener::{BindError as BindLocalError, LocalListener};
 use crate::proxy::hbone::held::Held;
+use crate::proxy::hbone::renewals::Renewals;
 use crate::proxy::inbound::Inbound;
 use crate::proxy::sni::SniListener;
 use crate::proxy::vip::{Listeners, VipLimits};
@@ -162,6 +163,8 @@ pub struct Gateway {
     pub summaries: watch::Sender<Arc<BTreeSet<ServiceKey>>>,
     /// What tunnels of sidecars hold.
     pub tunnels: Arc<Held>,
+    /// Sidecars that have renewed their certificates.
+    pub renewals: Arc<Renewals>,
     /// Sidecars that are connected, once they are served.
     pub sidecars: OnceLock<Arc<eastway_xds::server::Clients>>,
 }
@@ -256,6 +259,7 @@ pub async fn build(
         revoked: watch::Sender::default(),
         summaries: watch::Sender::default(),
         tunnels: Held::new(settings.limits.hbone_buffer_bytes),
+        renewals: Arc::default(),
         sidecars: OnceLock::new(),
         settings,
     };

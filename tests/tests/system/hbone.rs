@@ -1,6 +1,7 @@
 //! Sidecars at the gateway: CONNECT over mutual TLS to single endpoints of other clouds.
 
 mod budget;
+mod renewal;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

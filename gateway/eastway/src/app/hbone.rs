@@ -9,7 +9,7 @@ use tracing::error;
 use super::Running;
 use crate::config::Settings;
 use crate::local::listener::{BindError, LocalListener};
-use crate::proxy::hbone::{self, Stages};
+use crate::proxy::hbone::{self, Shared, Stages};
 
 /// Binds it, if it is configured.
 pub(super) async fn bind(settings: &Settings) -> Result<Option<LocalListener>, BindError> {
@@ -28,7 +28,8 @@ pub(super) fn serve(running: &Running, listener: Option<LocalListener>, connecti
         Wanted::Workloads { trust_domain: settings.trust.domain.clone(), but: Arc::from(settings.system_namespace()) };
     let stages = Stages { drain: running.stop.clone(), accepting: running.accepting.clone(), end: running.end.clone() };
     let (identity, connections) = (identity.clone(), connections.clone());
-    let shared = (gateway.router.clone(), gateway.tunnels.clone());
+    let (router, held, renewals) = (gateway.router.clone(), gateway.tunnels.clone(), gateway.renewals.clone());
+    let shared = Shared { router, held, renewals, revoked: gateway.revoked.subscribe() };
     running.spawn("sidecar port", async move {
         if let Err(error) = hbone::serve(listener, shared, identity, workloads, connections, stages).await {
             error!(%error, "sidecars are not served");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use eastway_identity::SpiffeIdError;
 use eastway_model::store::{Reader, Snapshot};
@@ -21,6 +21,7 @@ use crate::app::Gateway;
 use crate::app::frontend::FrontendView;
 use crate::config::settings::{SYSTEM_NAMESPACE, SidecarSettings};
 use crate::local::listener;
+use crate::proxy::hbone::renewals::{Certificate, Renewals};
 use crate::roles::{CA_ACCOUNT, CONTROLLER_ACCOUNT, GATEWAY_ACCOUNT};
 use crate::telemetry::{Refusal, Telemetry};
 
@@ -55,7 +56,7 @@ pub fn serve(
     let (scopes, proxyless_scopes): (Arc<Scopes>, Arc<Scopes>) = Default::default();
     let observer = Arc::new(Counting(gateway.telemetry.clone()));
     let limits = Limits { streams: MAX_SIDECARS, ..Limits::default() };
-    let admit = admit(all.system_namespace(), gateway.telemetry.clone());
+    let admit = showing(admit(all.system_namespace(), gateway.telemetry.clone()), Arc::clone(&gateway.renewals));
     let server = Server::new(Arc::clone(&scopes), admit, observer, limits, gateway.clock.started_at().0, end.clone())
         .with_proxyless(Arc::clone(&proxyless_scopes), gateway.wants_shares.clone());
     // Set here and nowhere else.
@@ -219,6 +220,19 @@ pub async fn subscribe(
         }
     };
     let _ended = end.run_until_cancelled(follow).await;
+}
+
+/// Who asks for its configuration shows its certificate: the newest one, as a stream ends before the certificate does.
+fn showing(admit: Admit, renewals: Arc<Renewals>) -> Admit {
+    Arc::new(move |extensions| {
+        let caller = admit(extensions)?;
+        if let Some(connection) = extensions.get::<listener::Caller>() {
+            let address = connection.address.ip();
+            let certificate = Certificate { end: caller.not_after, serial: Arc::clone(&caller.serial) };
+            renewals.show(&caller.identity, address, certificate, SystemTime::now());
+        }
+        Ok(caller)
+    })
 }
 
 /// Any workload of this cluster, and none of our own processes.

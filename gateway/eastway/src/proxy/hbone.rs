@@ -6,6 +6,7 @@
 //! - `tunnel`: one request that was granted, to its end.
 //! - `body`: the two directions of its stream.
 //! - [`held`]: what all of them hold in memory.
+//! - [`renewals`]: which sidecars have renewed their certificates.
 //!
 //! It is `h2` itself and not hyper: of an upgraded stream hyper hides how its directions end and are reset, and copies
 //! what it carries.
@@ -13,13 +14,16 @@
 pub mod authority;
 mod body;
 pub mod held;
+pub mod renewals;
 mod session;
 mod tunnel;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use eastway_identity::local::{ClientAuth, LocalTrust, Wanted, anchors_of, server_config};
 use eastway_identity::{IdentityStore, system_clock};
+use tokio::sync::watch;
 use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -27,6 +31,7 @@ use tokio_util::task::TaskTracker;
 use crate::local::listener::{ConnectionLimits, LocalListener};
 use crate::router::Router;
 use held::Held;
+use renewals::Renewals;
 use session::Session;
 
 /// Connections of one address: each carries [`session::MAX_STREAMS`] tunnels, and outside of Kubernetes the sidecars of
@@ -54,6 +59,19 @@ pub struct Stages {
     pub end: CancellationToken,
 }
 
+/// What connections have in common with the rest of the gateway.
+#[derive(Clone)]
+pub struct Shared {
+    /// Where tunnels go.
+    pub router: Arc<Router>,
+    /// What they hold.
+    pub held: Arc<Held>,
+    /// Who has renewed its certificate.
+    pub renewals: Arc<Renewals>,
+    /// Serial numbers of revoked certificates.
+    pub revoked: watch::Receiver<Arc<BTreeSet<String>>>,
+}
+
 /// Serves `workloads` until the stages are over. `connections` counts connections and tunnels, to wait for in a drain:
 /// what a tunnel said last is sent only when its connection has ended.
 ///
@@ -61,7 +79,7 @@ pub struct Stages {
 /// TLS cannot be set up.
 pub async fn serve(
     listener: LocalListener,
-    (router, held): (Arc<Router>, Arc<Held>),
+    shared: Shared,
     identity: Arc<IdentityStore>,
     workloads: Wanted,
     connections: TaskTracker,
@@ -69,14 +87,13 @@ pub async fn serve(
 ) -> Result<(), rustls::Error> {
     let trust = LocalTrust::new(anchors_of(Arc::clone(&identity)), workloads);
     let tls = server_config(identity, trust.clone(), ClientAuth::Required, system_clock())?;
-    let refusals = Arc::clone(&router.telemetry.refusals);
+    let refusals = Arc::clone(&shared.router.telemetry.refusals);
     let (accepted, accept) = listener.accept(tls, trust, refusals, stages.accepting.clone());
     let mut accepted = accepted.filter_map(Result::ok);
     let sessions = TaskTracker::new();
     let serving = async {
         while let Some(io) = accepted.next().await {
-            let shared = (Arc::clone(&router), Arc::clone(&held));
-            let session = Session::new(io, shared, connections.clone(), stages.drain.clone());
+            let session = Session::new(io, shared.clone(), connections.clone(), stages.drain.clone());
             if let Some(session) = session {
                 let (end, counted) = (stages.end.clone(), connections.token());
                 sessions.spawn(async move {

@@ -1,7 +1,8 @@
 //! One connection of a sidecar: HTTP/2, with every bound said, and the requests on it.
 
+use std::collections::BTreeSet;
 use std::future::poll_fn;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -13,15 +14,17 @@ use eastway_model::{ClusterName, WorkloadIdentity};
 use h2::server::{self, SendResponse};
 use h2::{Ping, PingPong, RecvStream};
 use hyper::{Method, Request, Response, StatusCode};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
+use super::Shared;
 use super::authority::{Authority, AuthorityError};
 use super::body::{Incoming, Outgoing};
 use super::held::Held;
+use super::renewals::{Certificate, Renewals};
 use super::tunnel::Tunnel;
 use crate::local::listener;
 use crate::proxy::connection::{Connection, Outcome};
@@ -63,8 +66,11 @@ const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::fro
 pub(super) struct Session {
     io: listener::Connection,
     requests: Requests,
-    /// When the sidecar's certificate ends.
+    /// When the sidecar's certificate ends, who it is, and who has renewed since.
     expires: SystemTime,
+    identity: Arc<str>,
+    renewals: Arc<Renewals>,
+    revoked: watch::Receiver<Arc<BTreeSet<String>>>,
     drain: CancellationToken,
 }
 
@@ -72,7 +78,7 @@ impl Session {
     /// `None`: it is refused.
     pub(super) fn new(
         io: listener::Connection,
-        (router, held): (Arc<Router>, Arc<Held>),
+        Shared { router, held, renewals, revoked }: Shared,
         tunnels: TaskTracker,
         drain: CancellationToken,
     ) -> Option<Self> {
@@ -86,12 +92,15 @@ impl Session {
         };
         let (local, room) = (io.local_addr(), Arc::new(Semaphore::new(MAX_TUNNELS)));
         let requests = Requests { router, held, tunnels, source, client, local, room };
-        Some(Self { io, requests, expires: caller.not_after, drain })
+        let (identity, expires) = (Arc::from(caller.id.as_str()), caller.not_after);
+        let certificate = Certificate { end: expires, serial: caller.serial };
+        renewals.show(&identity, client.ip(), certificate, SystemTime::now());
+        Some(Self { io, requests, expires, identity, renewals, revoked, drain })
     }
 
     /// Serves it until it ends. What it carries ends with it.
     pub(super) async fn run(self) {
-        let Self { io, requests, expires, drain } = self;
+        let Self { io, requests, expires, identity, renewals, mut revoked, drain } = self;
         let client = requests.client;
         debug!(%client, source = %requests.source, "a sidecar came");
         let Ok(Ok(mut connection)) = timeout(PREFACE, builder().handshake(io)).await else {
@@ -122,13 +131,28 @@ impl Session {
                     leaving = true;
                     connection.graceful_shutdown();
                 }
-                // It comes again with a renewed certificate (invariant I9).
-                () = &mut expire => break "its certificate has expired".to_owned(),
+                // Unless it has come with a renewed one (invariant I9).
+                () = &mut expire => match renewed(&renewals, &identity, client.ip()) {
+                    Some(left) => expire.as_mut().reset(Instant::now() + left),
+                    None => break "its certificate has expired".to_owned(),
+                },
+                Ok(()) = revoked.changed() => {
+                    let newest = renewals.newest(&identity, client.ip());
+                    if newest.is_some_and(|newest| revoked.borrow_and_update().contains(&*newest.serial)) {
+                        break "its certificate is revoked".to_owned();
+                    }
+                }
                 () = &mut silent => break "no answer to a ping".to_owned(),
             }
         };
         debug!(%client, end, "a sidecar left");
     }
+}
+
+/// For how long the newest certificate of a sidecar is still good; `None`: it is not.
+fn renewed(renewals: &Renewals, identity: &str, address: IpAddr) -> Option<Duration> {
+    let left = renewals.newest(identity, address)?.end.duration_since(SystemTime::now()).ok()?;
+    (!left.is_zero()).then_some(left)
 }
 
 fn builder() -> server::Builder {
