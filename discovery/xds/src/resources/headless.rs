@@ -12,6 +12,7 @@ use eastway_proto::envoy::config::listener::v3 as listener;
 use eastway_proto::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
 
 use super::assignment::assignment_of_one;
+use super::capture::captured;
 use super::connections::Chain;
 use super::import::{bytes_chain, cluster};
 use super::parts::socket;
@@ -46,6 +47,7 @@ pub(super) fn resources(
             for address in addresses {
                 let listener = listener(*address, port, &name);
                 resources.push((Kind::Listener, Resource::new(Kind::Listener, &listener.name, &listener)));
+                resources.push(captured(listener));
             }
         }
     }

@@ -22,6 +22,7 @@ fn behind_each_address_there_is_exactly_one_endpoint() {
     let view = update(&endpoints);
     let listeners: Vec<&str> = view.all(Kind::Listener).map(|listener| &**listener.name()).collect();
     assert_eq!(listeners, ["242.0.0.1:5432", "242.0.0.2:5432", "hbone"], "one that is not there has none");
+    assert!(view.names().any(|(_, name)| &*name == "captured|242.0.0.2:5432"), "also for who captures connections");
     let cluster = "outbound|5432|endpoint.d-2_cluster.b|db.shop.svc.clusterset.local";
     assert!(shown(view.get(Kind::Listener, "242.0.0.2:5432").unwrap(), Kind::Listener).contains(cluster));
     let made: cluster::v3::Cluster = decode(view.get(Kind::Cluster, cluster).unwrap());
