@@ -27,7 +27,7 @@ mod watch;
 pub use load::{ConfigErrors, Loaded, load, load_settings, settings_of_text};
 pub use peer::PeerSettings;
 pub use policy::Policies;
-pub use report::{Report, Summary, check, check_peer, check_text};
+pub use report::{Report, Summary, check, check_peer, check_sidecar, check_text};
 pub use schema::{KINDS, schema};
 pub use settings::{CaAddress, RegistrySettings, ReplicaSettings, Settings};
 pub use sidecar::{SidecarSettings, load_sidecar};

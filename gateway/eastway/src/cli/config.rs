@@ -10,7 +10,7 @@ use eastway_registry::diagnostic::{Diagnostic, Diagnostics};
 use super::exit::{self, Failure};
 use super::output::{Format, Output, print};
 use crate::admin::views::View;
-use crate::config::{self, ConfigErrors, Loaded, Settings};
+use crate::config::{self, ConfigErrors, Loaded, Report, Settings};
 
 /// `eastway config …`
 #[derive(Debug, Subcommand)]
@@ -58,13 +58,18 @@ pub(super) struct CheckArgs {
 
 pub(super) fn run(command: &ConfigCommand) -> Result<(), Failure> {
     match command {
-        ConfigCommand::Check(args) => check(&args.config.path, args.output),
+        ConfigCommand::Check(args) => show(&config::check(&args.config.path), args.output),
     }
 }
 
 /// As `eastway config check FILE`.
 pub(super) fn check_file(file: &Path) -> Result<(), Failure> {
-    check(file, Output { format: Format::Table })
+    show(&config::check(file), Output { format: Format::Table })
+}
+
+/// As [`check_file`], of a file that has to be a sidecar's.
+pub(super) fn check_sidecar(file: &Path) -> Result<(), Failure> {
+    show(&config::check_sidecar(file), Output { format: Format::Table })
 }
 
 /// `listen.admin` of a GatewayConfig file.
@@ -97,8 +102,7 @@ fn refuse_all(file: &str, all: &[&Diagnostic], errors: usize, omitted: usize) ->
     Failure::usage(format!("{file} cannot be used: {count}"))
 }
 
-fn check(file: &Path, output: Output) -> Result<(), Failure> {
-    let report = config::check(file);
+fn show(report: &Report, output: Output) -> Result<(), Failure> {
     if output.format == Format::Table {
         if !report.usable {
             let all: Vec<&Diagnostic> = report.diagnostics.iter().collect();
@@ -106,7 +110,7 @@ fn check(file: &Path, output: Output) -> Result<(), Failure> {
         }
         print(&format!("{report}\n"))?;
     } else {
-        let view = View::new("ConfigCheck", &report);
+        let view = View::new("ConfigCheck", report);
         let value = serde_json::to_value(view).map_err(|error| Failure::failed(&error))?;
         output.print(&value, || Ok(String::new()))?;
     }

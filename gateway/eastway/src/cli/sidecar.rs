@@ -46,7 +46,7 @@ pub(super) struct SidecarArgs {
 pub(super) fn run(args: SidecarArgs) -> Result<(), Failure> {
     let SidecarArgs { config, check, print_bootstrap, log_level, log_format } = args;
     if check {
-        return super::config::check_file(&config);
+        return super::config::check_sidecar(&config);
     }
     let refused = |ConfigErrors(diagnostics): &ConfigErrors| super::config::refuse(&config, diagnostics);
     if print_bootstrap {

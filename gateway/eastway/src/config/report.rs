@@ -81,6 +81,20 @@ pub fn check(path: &Path) -> Report {
     }
 }
 
+/// Checks a file as that of a sidecar, whatever it says it is.
+#[must_use]
+pub fn check_sidecar(path: &Path) -> Report {
+    let sink = match yaml::read_file(path, yaml::MAX_CONFIG_BYTES) {
+        Ok(source) => check_source(sidecar::KIND, path, &source),
+        Err(diagnostic) => {
+            let mut sink = Diagnostics::new();
+            sink.push(*diagnostic);
+            sink
+        }
+    };
+    Report::new(path, Some(sidecar::KIND), None, sink)
+}
+
 /// Checks a text as a file of whatever kind it says, with nothing around it.
 #[must_use]
 pub fn check_text(name: &str, text: &str) -> Report {
@@ -181,7 +195,7 @@ fn check_source(kind: &str, path: &Path, source: &Arc<Source>) -> Diagnostics {
         "Peer" => {
             peer_settings(path, source, &mut sink);
         }
-        "SidecarConfig" => {
+        sidecar::KIND => {
             sidecar::settings_of(path, source, &mut sink);
         }
         "TrafficPolicy" | "AccessPolicy" | "Visibility" | "HTTPRoute" | "GRPCRoute" | "TCPRoute" | "TLSRoute"

@@ -21,16 +21,20 @@ use super::load::ConfigErrors;
 use super::settings::{
     CaAddress, SYSTEM_NAMESPACE, ca_address, duration_in, folder_of, log_level, path, path_or, vip_ranges,
 };
-use super::value::{Fqdn, HostPort, trust_domain};
+use super::value::{Fqdn, HostPort, HostPortError, trust_domain};
 use crate::local::socket::MAX_PATH;
 use crate::telemetry::LogFormat;
 
 mod inbound;
 
+/// What such a file says it is.
+pub(super) const KIND: &str = "SidecarConfig";
 /// Longest name of a socket in the state folder.
 pub const LONGEST_SOCKET: &str = "envoy-admin.sock";
 /// Worker threads, unless the file says otherwise: as many as Istio gives its sidecars.
 const CONCURRENCY: NonZeroU16 = NonZeroU16::MIN.saturating_add(1);
+/// Usual port of the gateway's `listen.local`.
+const LOCAL: u16 = 15012;
 /// Options of Envoy that the sidecar sets, by all their names.
 const OURS: [&str; 13] = [
     "-c",
@@ -162,10 +166,18 @@ pub fn load_sidecar(file: &Path) -> Result<SidecarSettings, ConfigErrors> {
 
 /// As [`load_sidecar`], for a text that was read already.
 pub(super) fn settings_of(file: &Path, source: &Arc<Source>, sink: &mut Diagnostics) -> Option<SidecarSettings> {
-    let document = yaml::read_one(source, "SidecarConfig", sink)?;
+    let document = yaml::read_one(source, KIND, sink)?;
+    if let (Some(at), Some(kind)) = (document.child(document.root(), "kind"), document.text(&["kind"]))
+        && super::KINDS.contains(&kind)
+        && kind != KIND
+    {
+        // Every key of it would be wrong here.
+        Context::new(&document, sink).error(at, Code::Kind, format!("must be {KIND}, not {kind}"));
+        return None;
+    }
     let config: SidecarConfig = document.decode(sink)?;
     let mut cx = Context::new(&document, sink);
-    cx.header(cx.root(), &config.api_version, &config.kind, "SidecarConfig");
+    cx.header(cx.root(), &config.api_version, &config.kind, KIND);
     convert(folder_of(file), &config, &mut cx)
 }
 
@@ -184,8 +196,13 @@ fn convert(base: &Path, config: &SidecarConfig, cx: &mut Context<'_>) -> Option<
     let trust = cx.required(root, "trust", &config.trust, "at least trust.domain and trust.ca");
     let trust = trust.and_then(|section| trust_settings(section, base, cx));
     let what = "host and port of the gateway's listen.local, e.g. 10.0.0.5:15012";
-    let gateway = cx.required_parse(root, "gateway", &config.gateway, what, HostPort::parse);
+    let gateway = cx.required_parse(root, "gateway", &config.gateway, what, |text| match HostPort::parse(text) {
+        // What is at hand there is the port of links.
+        Err(HostPortError::NoPort(host)) => Err(format!("must be host:port; the port is missing, e.g. {host}:{LOCAL}")),
+        parsed => parsed.map_err(|error| error.to_string()),
+    });
     let inbound = inbound::list(&config.inbound, cx);
+    idle(config, mode, &inbound, cx);
     let (capture, vips) = (config.capture.value().copied().unwrap_or_default(), vip_ranges(Some(&config.vips), cx));
     let health = config.health.get().and_then(|text| cx.parse(text, inbound::place));
     let state = state(&config.state, base, cx);
@@ -214,6 +231,18 @@ fn convert(base: &Path, config: &SidecarConfig, cx: &mut Context<'_>) -> Option<
         log_format,
         log_level,
     })
+}
+
+/// An Envoy that nobody gets to is probably not meant.
+fn idle(config: &SidecarConfig, mode: SidecarMode, inbound: &[Inbound], cx: &mut Context<'_>) {
+    if let Some(outbound) = config.outbound.get()
+        && !outbound.value
+        && mode == SidecarMode::Envoy
+        && inbound.is_empty()
+        && config.inbound.items().next().is_none()
+    {
+        cx.warn(outbound.at, Code::Empty, "without `inbound` Envoy takes no connections at all");
+    }
 }
 
 type WorkloadName = (Option<Label>, Option<Label>, Option<Arc<str>>);

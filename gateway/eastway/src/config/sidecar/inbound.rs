@@ -16,7 +16,10 @@ pub(super) fn list(list: &List<InboundSection>, cx: &mut Context<'_>) -> Vec<Inb
         let at = section.value.listen.get().map_or(section.at, |listen| listen.at);
         if all.iter().any(|other| other.listen == inbound.listen) {
             cx.error(at, Code::Duplicate, format!("{} is listed twice", inbound.listen));
-        } else if inbound.listen == inbound.app {
+        } else if let Some(other) = all.iter().find(|other| excludes(other.listen, inbound.listen)) {
+            let (one, other) = (inbound.listen, other.listen);
+            cx.error(at, Code::Conflict, format!("{one} and {other} cannot both be listened at: one is all addresses"));
+        } else if excludes(inbound.listen, inbound.app) {
             cx.error(at, Code::Conflict, "the workload itself listens there, as app says");
         } else {
             all.push(inbound);
@@ -26,6 +29,13 @@ pub(super) fn list(list: &List<InboundSection>, cx: &mut Context<'_>) -> Vec<Inb
         cx.error(at.at, Code::TooLarge, format!("has more than {MAX_INBOUND} places"));
     }
     all
+}
+
+/// Whether who listens at one of two places keeps everybody from the other. `[::]` is IPv6 only.
+fn excludes(one: SocketAddr, other: SocketAddr) -> bool {
+    let same_family = one.is_ipv4() == other.is_ipv4();
+    let meet = one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && same_family && meet
 }
 
 fn one(section: &At<InboundSection>, cx: &mut Context<'_>) -> Option<Inbound> {

@@ -98,3 +98,64 @@ fn config_check_knows_it() {
     let said = folder.relative(&crate::config::check(&folder.path("sidecar.yaml")).to_string());
     assert_eq!(said, "sidecar.yaml: a good SidecarConfig; 0 warnings");
 }
+
+#[test]
+fn places_that_exclude_each_other_are_refused() {
+    let inbound = |listens: &[&str]| {
+        let item = |listen: &&str| format!("{{listen: '{listen}', app: '127.0.0.1:8080'}}");
+        let items: Vec<_> = listens.iter().map(item).collect();
+        format!("{MINIMAL}inbound: [{}]\n", items.join(", "))
+    };
+    for pair in [["0.0.0.0:9443", "10.244.0.2:9443"], ["[2001:db8::1]:9443", "[::]:9443"]] {
+        let said = errors(&inbound(&pair));
+        let wanted = format!("inbound[1].listen: {} and {} cannot both be listened at", pair[1], pair[0]);
+        assert!(said.contains("sidecar.yaml:6:") && said.contains(&wanted), "{said}");
+    }
+    let apart = ["0.0.0.0:9443", "10.244.0.2:9444", "[::]:9443", "10.244.0.3:9444"];
+    let folder = Folder::new(&[("sidecar.yaml", &inbound(&apart))]);
+    assert_eq!(load_sidecar(&folder.path("sidecar.yaml")).unwrap().inbound.len(), apart.len());
+    let said = errors(&format!("{MINIMAL}inbound: [{{listen: '0.0.0.0:8080', app: '127.0.0.1:8080'}}]\n"));
+    assert!(said.contains("inbound[0].listen: the workload itself listens there"), "{said}");
+}
+
+#[test]
+fn another_kind_or_nothing_is_told_as_what_it_is() {
+    let check = |text: &str| {
+        let folder = Folder::new(&[("file.yaml", text)]);
+        let said = crate::config::check_sidecar(&folder.path("file.yaml")).to_string();
+        folder.relative(&said)
+    };
+    let said = check("apiVersion: eastway.dev/v1alpha1\nkind: GatewayConfig\ncluster: onprem\n");
+    assert!(said.starts_with("file.yaml:2:7: kind: must be SidecarConfig, not GatewayConfig\n"), "{said}");
+    assert!(!said.contains("services.yaml") && !said.contains("cluster"), "{said}");
+    for nothing in ["", "# nothing yet\n"] {
+        let said = check(nothing);
+        assert!(said.contains("is empty; a SidecarConfig was expected"), "{said}");
+    }
+    assert!(check(MINIMAL).contains("a good SidecarConfig"), "{}", check(MINIMAL));
+}
+
+#[test]
+fn the_port_that_is_missing_is_that_of_sidecars() {
+    let said = errors(&MINIMAL.replace("127.0.0.1:15012", "gw.onprem.example"));
+    assert!(said.contains("gateway: must be host:port; the port is missing, e.g. gw.onprem.example:15012"), "{said}");
+}
+
+#[test]
+fn an_envoy_that_nobody_gets_to_is_worth_a_word() {
+    let warned = |more: &str| {
+        let folder = Folder::new(&[("sidecar.yaml", &format!("{MINIMAL}{more}"))]);
+        folder.relative(&crate::config::check_sidecar(&folder.path("sidecar.yaml")).to_string())
+    };
+    let said = warned("outbound: false\n");
+    assert!(
+        said.contains("sidecar.yaml:6:11: warning: outbound: without `inbound` Envoy takes no connections"),
+        "{said}"
+    );
+    assert!(said.contains("1 warning"), "{said}");
+    let place = "inbound: [{listen: '10.0.0.7:9443', app: '127.0.0.1:8080'}]\n";
+    for useful in ["", "mode: agent\noutbound: false\n", &format!("outbound: false\n{place}")] {
+        let said = warned(useful);
+        assert!(said.contains("0 warnings"), "{said}");
+    }
+}
