@@ -4,8 +4,9 @@
 mod kept;
 
 use std::io;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -21,6 +22,7 @@ use hyper_util::rt::TokioIo;
 use rustls_pki_types::CertificateDer;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -38,8 +40,10 @@ const TRUST_INTERVAL: (Duration, Duration) = (Duration::from_secs(5), Duration::
 const ANCHORS_INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// Shortest and longest pause after a failed request.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
-/// Of so many failures in a row one is logged.
-const LOGGED: u32 = 50;
+/// For so long failures are not logged, and a CA on this machine is asked often: one that starts beside this takes a moment.
+const QUICK: Duration = Duration::from_secs(1);
+/// Between two lines about failures.
+const LOGGED: Duration = Duration::from_secs(30);
 /// Longest token file.
 const MAX_TOKEN: u64 = 16 << 10;
 
@@ -47,14 +51,17 @@ const MAX_TOKEN: u64 = 16 << 10;
 #[derive(Debug, thiserror::Error)]
 pub enum EnrollError {
     /// The CA role does not listen there.
-    #[error("cannot reach the certificate authority at {path}: {source}; is `eastway ca` running?")]
+    #[error("cannot reach the certificate authority at {path}: {source}; {}", advice(.source))]
     Connect {
         /// Its socket.
         path: PathBuf,
-        /// The transport's error.
+        /// What the system says.
         #[source]
-        source: tonic::transport::Error,
+        source: io::Error,
     },
+    /// It takes the connection and says nothing.
+    #[error("the certificate authority at {0} does not answer")]
+    Silent(String),
     /// The CA role on the network cannot be reached, or is not the one.
     #[error("certificate authority: {0}")]
     Dial(#[from] DialError),
@@ -98,7 +105,7 @@ impl EnrollError {
     fn is_of_the_connection(&self) -> bool {
         use tonic::Code;
         match self {
-            Self::Dial(_) => true,
+            Self::Dial(_) | Self::Silent(_) => true,
             Self::Refused(status) => {
                 matches!(status.code(), Code::Unknown | Code::Unavailable | Code::Internal | Code::Cancelled)
             }
@@ -110,6 +117,15 @@ impl EnrollError {
             | Self::Key(_)
             | Self::NoLinkKeys => false,
         }
+    }
+}
+
+/// What to do about a socket that cannot be opened.
+fn advice(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        "this user may not open it"
+    } else {
+        "is `eastway ca` running?"
     }
 }
 
@@ -193,9 +209,9 @@ impl CaClient {
                 Err(source) => return Err(EnrollError::Token { path: ca.token.clone(), source }),
             }
         }
-        request.set_timeout(TIMEOUT);
+        request.set_timeout(2 * TIMEOUT);
         let mut client = self.connect(current).await?;
-        let response = client.sign(request).await.map_err(Box::new)?.into_inner();
+        let response = self.answer(client.sign(request)).await?;
         let chain = response.chain.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
         let identity = Identity::new(chain, &key)?;
         let link_keys = response.link_keys.as_ref().and_then(link_keys);
@@ -250,9 +266,23 @@ impl CaClient {
 
     async fn trust_as(&self, current: Option<&Arc<IdentityStore>>) -> Result<wire::TrustResponse, EnrollError> {
         let mut request = tonic::Request::new(wire::TrustRequest {});
-        request.set_timeout(TIMEOUT);
+        request.set_timeout(2 * TIMEOUT);
         let mut client = self.connect(current).await?;
-        Ok(client.trust(request).await.map_err(Box::new)?.into_inner())
+        self.answer(client.trust(request)).await
+    }
+
+    /// What is answered in time. The request's own time is longer: who is silent is told apart from who refuses.
+    async fn answer<T>(
+        &self,
+        answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<T, EnrollError> {
+        match timeout(TIMEOUT, answer).await {
+            Ok(answer) => Ok(answer.map_err(Box::new)?.into_inner()),
+            Err(_) => Err(EnrollError::Silent(match &self.way {
+                Way::Socket(path) => path.display().to_string(),
+                Way::Network(ca) => ca.address.to_string(),
+            })),
+        }
     }
 
     async fn connect(
@@ -266,14 +296,6 @@ impl CaClient {
         Ok(CertificateAuthorityClient::new(channel))
     }
 
-    /// Failures that are not logged: a ca role that starts beside this process takes a moment.
-    fn quick(&self) -> u32 {
-        match &self.way {
-            Way::Socket(_) => QUICK,
-            Way::Network(_) => 2,
-        }
-    }
-
     fn trust_interval(&self) -> Duration {
         match &self.way {
             Way::Socket(_) => TRUST_INTERVAL.0,
@@ -283,15 +305,21 @@ impl CaClient {
 }
 
 async fn connect_socket(path: &Path) -> Result<Channel, EnrollError> {
-    let socket = path.to_owned();
+    let failed = |source| EnrollError::Connect { path: path.to_owned(), source };
+    let stream = UnixStream::connect(path).await.map_err(|error| failed(no_socket(path).unwrap_or(error)))?;
+    let stream = Mutex::new(Some(TokioIo::new(stream)));
     let connector = service_fn(move |_: Uri| {
-        let socket = socket.clone();
-        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
+        std::future::ready(stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected)))
     });
-    // The name is not looked at: the connector knows only the socket.
-    let endpoint = Endpoint::from_static("http://ca").timeout(TIMEOUT).connect_timeout(TIMEOUT);
-    let channel = endpoint.connect_with_connector(connector).await;
-    channel.map_err(|source| EnrollError::Connect { path: path.to_owned(), source })
+    let channel = Endpoint::from_static("http://ca").connect_with_connector(connector).await;
+    channel.map_err(|error| failed(io::Error::other(error)))
+}
+
+/// A file that is something else is said to refuse the connection.
+fn no_socket(path: &Path) -> Option<io::Error> {
+    let is_socket = std::fs::metadata(path).ok()?.file_type().is_socket();
+    (!is_socket).then(|| io::Error::other("it is not a socket"))
 }
 
 async fn connect_network(ca: &NetworkCa, current: Option<&Arc<IdentityStore>>) -> Result<Channel, EnrollError> {
@@ -354,9 +382,6 @@ fn link_keys(keys: &wire::LinkKeys) -> Option<LinkKeys> {
     })
 }
 
-/// Attempts in quick succession: a ca role that starts beside this one takes a moment.
-const QUICK: u32 = 20;
-
 /// Asks until there is a certificate for a gateway, with the keys that its replicas share. What fails for a second is
 /// logged, and then once in a while. One that was kept over a restart does while nobody answers.
 pub async fn until_enrolled(client: &CaClient, ttl: Duration) -> (Identity, LinkKeys) {
@@ -380,17 +405,19 @@ pub async fn until_certified(client: &CaClient, ttl: Duration) -> Enrolled {
 }
 
 async fn until<T, F: Future<Output = Result<T, EnrollError>>>(client: &CaClient, ask: impl Fn() -> F) -> T {
-    let mut attempt = 0_u32;
+    let begun = Instant::now();
+    let (mut attempt, mut next_line) = (0_u32, begun + QUICK);
     loop {
         match ask().await {
             Ok(enrolled) => return enrolled,
             Err(error) => {
-                if attempt.checked_sub(client.quick()).is_some_and(|late| late.is_multiple_of(LOGGED)) {
+                if next_line <= Instant::now() {
                     warn!(%error, "no certificate yet, asking again");
+                    next_line = Instant::now() + LOGGED;
                 }
                 attempt = attempt.wrapping_add(1);
                 let pause = match &client.way {
-                    Way::Socket(_) if attempt < QUICK => RETRY.0 / 4,
+                    Way::Socket(_) if begun.elapsed() < QUICK => RETRY.0 / 4,
                     Way::Socket(_) => RETRY.0 * 5,
                     // Each attempt costs the API server a question.
                     Way::Network(_) => RETRY.0.saturating_mul(1 << attempt.min(8)).min(RETRY.1),
@@ -518,6 +545,36 @@ mod tests {
         assert!(!socket.exists(), "nothing is left behind");
         let gone = client.enroll(settings.leaf_ttl, None).await.unwrap_err();
         assert!(gone.to_string().contains("is `eastway ca` running?"), "{gone}");
+    }
+
+    #[tokio::test]
+    async fn what_is_no_ca_is_told_in_words() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ca.sock");
+        let said = async || CaClient::new(path.clone()).enroll(LOGGED, None).await.unwrap_err().to_string();
+        let missing = said().await;
+        assert!(missing.contains("No such file") && missing.ends_with("is `eastway ca` running?"), "{missing}");
+        std::fs::write(&path, "").unwrap();
+        let file = said().await;
+        assert!(file.contains("ca.sock: it is not a socket"), "{file}");
+        std::fs::remove_file(&path).unwrap();
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let dead = said().await;
+        assert!(dead.contains("Connection refused") && dead.ends_with("is `eastway ca` running?"), "{dead}");
+        let source = io::Error::from(io::ErrorKind::PermissionDenied);
+        let forbidden = EnrollError::Connect { path, source }.to_string();
+        assert!(forbidden.ends_with("permission denied; this user may not open it"), "{forbidden}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_accepts_and_says_nothing_is_told_from_one_that_refuses() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ca.sock");
+        let _listens = tokio::net::UnixListener::bind(&path).unwrap();
+        let begun = Instant::now();
+        let silent = CaClient::new(path).enroll(LOGGED, None).await.unwrap_err();
+        assert!(silent.to_string().ends_with("ca.sock does not answer"), "{silent}");
+        assert!(silent.is_of_the_connection() && begun.elapsed() < 2 * TIMEOUT, "{:?}", begun.elapsed());
     }
 
     #[tokio::test]
