@@ -10,10 +10,11 @@ use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, bail};
+use clap::builder::OsStringValueParser;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
@@ -60,8 +61,8 @@ pub struct Args {
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<SocketAddr>,
     /// Put this Envoy beside each service, and play the routing rules [default: `envoy` in PATH, if there is one]
-    #[arg(long, value_name = "PROGRAM", env = "EASTWAY_ENVOY")]
-    pub envoy: Option<PathBuf>,
+    #[arg(long, value_name = "PROGRAM", env = "EASTWAY_ENVOY", value_parser = OsStringValueParser::new())]
+    pub envoy: Option<OsString>,
     /// Run the services without Envoys beside them
     #[arg(long)]
     pub no_envoy: bool,

@@ -31,7 +31,8 @@ pub(super) async fn choose(args: &Args, isolation: Isolation) -> Result<Choice> 
         // All of them would listen at the same addresses.
         return Ok(Err("on loopback there is no host for each workload".to_owned()));
     }
-    if let Some(path) = &args.envoy {
+    // An empty variable is one that is not set.
+    if let Some(path) = args.envoy.as_deref().filter(|path| !path.is_empty()).map(Path::new) {
         return Ok(Ok(usable(path).await.with_context(|| format!("--envoy {}", path.display()))?));
     }
     let Some(path) = in_path() else { return Ok(Err("there is no envoy in PATH".to_owned())) };

@@ -89,7 +89,7 @@ pub enum SidecarError {
     #[error("trust.domain: {0}")]
     TrustDomain(#[from] SpiffeIdError),
     /// Envoy's program.
-    #[error(transparent)]
+    #[error("envoy.path: {0}")]
     Program(#[from] ProgramError),
     /// The state folder.
     #[error("state: cannot use {}: {source}", path.display())]
