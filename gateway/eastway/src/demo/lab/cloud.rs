@@ -305,6 +305,20 @@ impl Cloud {
         Ok(())
     }
 
+    /// Workloads that were started and have ended by themselves.
+    ///
+    /// # Errors
+    /// The kernel cannot say.
+    pub fn ended_workloads(&self) -> Result<Vec<&Process>> {
+        let mut ended = Vec::new();
+        for process in &self.workloads {
+            if process.has_ended()? {
+                ended.push(process);
+            }
+        }
+        Ok(ended)
+    }
+
     /// The end of the log of every process that has one, for error messages.
     #[must_use]
     pub fn logs(&self) -> String {

@@ -8,7 +8,9 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 
@@ -81,6 +83,24 @@ impl Process {
         Ok(self.child.try_wait()?.is_none())
     }
 
+    /// Whether it has ended, for who only looks at it: its status stays for who waits.
+    ///
+    /// # Errors
+    /// The kernel cannot say.
+    pub fn has_ended(&self) -> Result<bool> {
+        if self.child.id().is_none() {
+            return Ok(true);
+        }
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        let status = waitid(Id::Pid(Pid::from_raw(i32::try_from(self.pid)?)), flags);
+        match status {
+            Ok(status) => Ok(status != WaitStatus::StillAlive),
+            // Somebody has waited for it.
+            Err(Errno::ECHILD) => Ok(true),
+            Err(error) => Err(error).with_context(|| format!("look at {}", self.name)),
+        }
+    }
+
     /// Sends a signal.
     ///
     /// # Errors
@@ -134,6 +154,13 @@ impl Process {
     #[must_use]
     pub fn log_tail(&self, limit: u64) -> String {
         tail(&self.log, limit).unwrap_or_else(|error| format!("(no log: {error})"))
+    }
+
+    /// The last line that it printed, if there is one.
+    #[must_use]
+    pub fn last_line(&self) -> Option<String> {
+        let tail = self.log_tail(LOG_TAIL);
+        tail.lines().map(str::trim).rfind(|line| !line.is_empty()).map(str::to_owned)
     }
 
     /// Its log file.

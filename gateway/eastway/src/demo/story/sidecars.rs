@@ -5,9 +5,11 @@
 //! which takes no privilege.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use futures_util::future::try_join_all;
 use serde_json::{Value, json};
 
@@ -20,6 +22,9 @@ const INBOUND: u16 = 9443;
 const GATEWAY: [u8; 4] = [10, 244, 0, 1];
 const HBONE: u16 = 15008;
 const XDS: u16 = 15012;
+
+/// Between two looks at whether all run.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// The service account of a service, as the lab's registries list it.
 pub(in super::super) fn account(service: Service) -> String {
@@ -92,6 +97,21 @@ impl Story {
             cloud.start_on_pod(workload.pod, &format!("{}-sidecar", workload.name()), arguments).await?;
         }
         Ok(())
+    }
+}
+
+impl Story {
+    /// Waits until a workload or its sidecar has ended, which none does by itself; says which, and what it said last.
+    pub(in super::super) async fn until_one_ended(&self) -> Result<Infallible> {
+        loop {
+            for cloud in &self.clouds {
+                if let Some(process) = cloud.ended_workloads()?.first() {
+                    let said = process.last_line().unwrap_or_else(|| "without a word".to_owned());
+                    bail!("{} has ended: {}", process.name(), said.trim_start_matches("error: "));
+                }
+            }
+            tokio::time::sleep(LOOK).await;
+        }
     }
 }
 
