@@ -301,6 +301,40 @@ fn demo_with_envoys_follows_rules_and_leaves_nothing() {
     assert_eq!(left_behind(), before);
 }
 
+/// An Envoy that ends at once ends the demo at once, and the last line says whose it was and what it said.
+#[test]
+fn demo_with_an_envoy_that_ends_does_not_wait_for_answers() {
+    use std::os::unix::fs::PermissionsExt;
+    let binary = Binary::copy();
+    let envoy = binary.folder.path().join("envoy");
+    let text = "#!/bin/sh\n[ \"$1\" = --version ] && exec echo 'envoy  version: a/1.40.0/Clean/RELEASE/x'\nexit 3\n";
+    std::fs::write(&envoy, text).unwrap();
+    std::fs::set_permissions(&envoy, PermissionsExt::from_mode(0o755)).unwrap();
+    let begun = Instant::now();
+    let mut demo = binary.demo(&["--once", "--require-namespaces", "--envoy", envoy.to_str().unwrap()]);
+    let output = demo.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let last = said.lines().last().unwrap_or_default();
+    assert!(!output.status.success() && begun.elapsed() < Duration::from_secs(15), "{:?}: {said}", begun.elapsed());
+    let why = "-sidecar has ended: Envoy ended right after its start (exit status: 3)";
+    assert!(last.starts_with("error: ") && last.contains(why), "{last}");
+    binary.wait_until_nothing_runs();
+}
+
+/// An Envoy that is not there is told by its flag, and an empty variable is as none.
+#[test]
+fn demo_with_an_envoy_that_is_missing() {
+    let demo = |arguments: &[&str], variable: &str| {
+        let mut demo = Command::new(eastway_tests::binary());
+        demo.arg("demo").args(arguments).env("EASTWAY_ENVOY", variable).stdin(Stdio::null());
+        String::from_utf8_lossy(&demo.output().unwrap().stderr).into_owned()
+    };
+    let missing = demo(&["--once", "--isolation", "namespaces"], "/nonexistent");
+    assert_eq!(missing, "error: --envoy /nonexistent: there is no Envoy at /nonexistent; 1.36.0 or newer is needed\n");
+    let empty = demo(&["-o", "json"], "");
+    assert_eq!(empty, "error: -o json prints one result: add --once\n");
+}
+
 /// Neither does a kill that gives no process a chance to tidy up.
 #[test]
 fn demo_that_is_killed_leaves_nothing() {
