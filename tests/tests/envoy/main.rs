@@ -17,6 +17,7 @@ mod gateway;
 mod host;
 mod istio;
 mod mutual;
+mod occupied;
 mod protocols;
 mod role;
 mod routing;

@@ -18,6 +18,7 @@ pub mod program;
 mod reload;
 mod sds;
 pub mod secrets;
+mod start;
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -28,6 +29,7 @@ use std::sync::Arc;
 use eastway_identity::SpiffeIdError;
 use eastway_proto::envoy::service::secret::v3::secret_discovery_service_server::SecretDiscoveryServiceServer;
 use futures_util::StreamExt as _;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
@@ -190,9 +192,10 @@ async fn serve(settings: &SidecarSettings, follow: Follow) -> Result<(), Sidecar
         info!(not_after = %humantime::format_rfc3339_seconds(secrets.identity().current().not_after()), "certificate received");
         tasks.spawn(health.clone().follow(Arc::clone(secrets.identity()), end.clone()));
         tasks.spawn(keep_fresh(client, ttl, Arc::clone(&secrets), end.clone()));
-        tasks.spawn(serve_agent(settings, socket, &secrets, end.clone())?);
+        let again = Arc::new(Notify::new());
+        tasks.spawn(serve_agent(settings, socket, &secrets, Arc::clone(&again), end.clone())?);
         match settings.mode {
-            SidecarMode::Envoy => process::supervise(settings, &files, &health, &stop, &now).await?,
+            SidecarMode::Envoy => process::supervise(settings, &files, &health, &again, &stop, &now).await?,
             SidecarMode::Agent => {
                 say_variable(&settings.state);
                 stop.cancelled().await;
@@ -261,10 +264,11 @@ fn serve_agent(
     settings: &SidecarSettings,
     socket: UserSocket,
     secrets: &Arc<Secrets>,
+    again: Arc<Notify>,
     end: CancellationToken,
 ) -> Result<impl Future<Output = ()> + Send + use<>, SpiffeIdError> {
     let gateway = settings.system_account(GATEWAY_ACCOUNT)?;
-    let proxy = AdsProxy::new(settings.gateway.clone(), gateway, Arc::clone(secrets), end.clone());
+    let proxy = AdsProxy::new(settings.gateway.clone(), gateway, Arc::clone(secrets), again, end.clone());
     let service = SecretService { secrets: secrets.subscribe(), stop: end.clone() };
     let connections = socket.connections(MAX_CONNECTIONS).map(|connection| connection.map(Readable::new));
     let server = Server::builder()

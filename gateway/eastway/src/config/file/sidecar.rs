@@ -47,8 +47,8 @@ pub struct SidecarConfig {
     #[serde(default)]
     #[schemars(length(max = 16))]
     pub vips: List<String>,
-    /// Where it answers `/healthz` (it runs) and `/readyz` (Envoy has its configuration and the certificate is good), e.g.
-    /// `0.0.0.0:15021`. Default: nowhere.
+    /// Where it answers `/healthz` (it runs) and `/readyz` (Envoy has its configuration and listens at all of `inbound`, and
+    /// the certificate is good), e.g. `0.0.0.0:15021`. Default: nowhere.
     #[serde(default)]
     pub health: Field<Text>,
     /// Folder for sockets and for Envoy's own file; nothing in it needs to be kept. Each sidecar has its own. Default:

@@ -1,5 +1,6 @@
 //! Envoy's administration, as far as it is asked: whether it is ready, how many connections it has, and to let go of them.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,6 +9,8 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
@@ -50,9 +53,14 @@ impl Admin {
         }
     }
 
-    /// Whether Envoy has its configuration and takes connections.
-    pub(super) async fn is_ready(&self) -> bool {
-        self.ask(Method::GET, "/ready").await.is_ok()
+    /// Whether Envoy has its configuration: not whether it could do what that says.
+    pub(super) async fn ready(&self) -> Result<(), AdminError> {
+        self.ask(Method::GET, "/ready").await.map(drop)
+    }
+
+    /// Where Envoy listens.
+    pub(super) async fn listeners(&self) -> Result<BTreeSet<SocketAddr>, AdminError> {
+        listeners(&self.ask(Method::GET, "/listeners?format=json").await?).ok_or(AdminError::Body)
     }
 
     /// Tells Envoy to take leave of its clients: HTTP ones are told to close, and no listener takes new connections after
@@ -107,6 +115,30 @@ async fn ask(
     }
 }
 
+/// Envoy's list of listeners.
+#[derive(Deserialize)]
+struct Listeners {
+    #[serde(default)]
+    listener_statuses: Vec<ListenerStatus>,
+}
+
+#[derive(Deserialize)]
+struct ListenerStatus {
+    #[serde(default)]
+    local_address: Value,
+}
+
+/// Their addresses; those inside Envoy have none.
+fn listeners(list: &[u8]) -> Option<BTreeSet<SocketAddr>> {
+    let list: Listeners = serde_json::from_slice(list).ok()?;
+    let address = |status: ListenerStatus| {
+        let socket = status.local_address.get("socket_address")?;
+        let port = socket.get("port_value")?.as_u64()?;
+        Some(SocketAddr::new(socket.get("address")?.as_str()?.parse().ok()?, u16::try_from(port).ok()?))
+    };
+    Some(list.listener_statuses.into_iter().filter_map(address).collect())
+}
+
 /// The sum over listeners with an address, from Envoy's page of statistics.
 fn connections(page: &str) -> u64 {
     let is_counted = |name: &str| {
@@ -123,6 +155,17 @@ fn connections(page: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn listeners_are_known_by_their_addresses() {
+        let list = br#"{"listener_statuses": [
+            {"name": "inbound|[::1]:9443", "local_address": {"socket_address": {"address": "::1", "port_value": 9443}}},
+            {"name": "a", "local_address": {"socket_address": {"address": "10.0.0.7", "port_value": 9443}}},
+            {"name": "hbone", "local_address": {"envoy_internal_address": {"server_listener_name": "hbone"}}}]}"#;
+        let addresses = ["10.0.0.7:9443", "[::1]:9443"].map(|address| address.parse().unwrap());
+        assert_eq!(listeners(list), Some(BTreeSet::from(addresses)));
+        assert_eq!((listeners(b"{}"), listeners(b"<html>")), (Some(BTreeSet::new()), None));
+    }
 
     #[test]
     fn only_connections_of_clients_are_counted() {

@@ -13,7 +13,7 @@ use eastway_identity::SpiffeId;
 use eastway_identity::local::{LocalTrust, Wanted, client_config};
 use eastway_identity::system_clock;
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -56,15 +56,24 @@ struct Upstream {
     room: Arc<Semaphore>,
     /// Envoy tries several times a second.
     lines: LogLimit<()>,
+    /// Ends all streams, for clients to begin new ones.
+    again: Arc<Notify>,
     stop: CancellationToken,
 }
 
 impl AdsProxy {
-    /// Streams go to `gateway`, which must prove to be `identity`, until `stop`.
-    pub(super) fn new(gateway: HostPort, identity: SpiffeId, secrets: Arc<Secrets>, stop: CancellationToken) -> Self {
+    /// Streams go to `gateway`, which must prove to be `identity`, until `stop`. `again` ends those there are: a client
+    /// begins a new one with what it has, and is told the rest, also what it had refused.
+    pub(super) fn new(
+        gateway: HostPort,
+        identity: SpiffeId,
+        secrets: Arc<Secrets>,
+        again: Arc<Notify>,
+        stop: CancellationToken,
+    ) -> Self {
         let room = Arc::new(Semaphore::new(MAX_STREAMS));
         let lines = LogLimit::new(INTERVAL);
-        Self { upstream: Arc::new(Upstream { gateway, identity, secrets, room, lines, stop }) }
+        Self { upstream: Arc::new(Upstream { gateway, identity, secrets, room, lines, again, stop }) }
     }
 }
 
@@ -82,8 +91,14 @@ impl Upstream {
         };
         let responses = self.open(method, requests).await.inspect_err(|status| self.failed(status))?;
         info!(gateway = %self.gateway, "the gateway configures a client");
-        let stop = self.stop.clone();
-        let responses = responses.take_until(stop.cancelled_owned()).map(move |message| {
+        let (stop, again) = (self.stop.clone(), Arc::clone(&self.again).notified_owned());
+        let end = async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = again => {}
+            }
+        };
+        let responses = responses.take_until(end).map(move |message| {
             // As long as the stream lives.
             let _permit = &permit;
             message.inspect_err(|status| self.failed(status))

@@ -2,10 +2,12 @@
 
 use std::io;
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Child;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -14,6 +16,7 @@ use tracing::{debug, error, info, warn};
 use super::admin::Admin;
 use super::bootstrap::Files;
 use super::health::Health;
+use super::start::Start;
 use super::{output, program};
 use crate::admin::Guard;
 use crate::config::SidecarSettings;
@@ -24,7 +27,7 @@ const SERVED: Duration = Duration::from_secs(2);
 const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// One that lived so long has recovered: the next pause is the shortest.
 const SETTLED: Duration = Duration::from_secs(30);
-/// Between two looks at whether it is ready, or still has connections.
+/// Between two looks at whether it still has connections.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long it may take to end when told to at once.
 const END: Duration = Duration::from_secs(5);
@@ -40,7 +43,8 @@ pub enum EnvoyError {
     Ended(ExitStatus),
 }
 
-/// Runs Envoy until `stop`, and lets its connections finish then, unless `now`. To be awaited on the main thread.
+/// Runs Envoy until `stop`; `again` makes it ask the gateway once more for what it has not got. Its
+/// connections may finish then, unless `now`. To be awaited on the main thread.
 ///
 /// # Errors
 /// [`EnvoyError`] if it cannot be started at all.
@@ -48,6 +52,7 @@ pub(super) async fn supervise(
     settings: &SidecarSettings,
     files: &Files,
     health: &Health,
+    again: &Arc<Notify>,
     stop: &CancellationToken,
     now: &CancellationToken,
 ) -> Result<(), EnvoyError> {
@@ -62,7 +67,10 @@ pub(super) async fn supervise(
             debug!(%error, "the socket of Envoy's administration cannot be removed");
         }
         let mut envoy = match program::start(settings, files) {
-            Ok(child) => Envoy::new(child, admin.clone(), pending),
+            Ok(child) => {
+                let start = Start::of(settings, admin.clone(), Arc::clone(again));
+                Envoy::new(child, admin.clone(), start, pending)
+            }
             Err(error) if !served => return Err(EnvoyError::Start(error)),
             Err(error) => {
                 error!(%error, again_in = ?pause, "Envoy cannot be started");
@@ -105,6 +113,7 @@ pub(super) async fn supervise(
 struct Envoy {
     child: Child,
     admin: Admin,
+    start: Start,
     was_ready: bool,
     /// Until it is ready.
     pending: Option<Guard>,
@@ -113,7 +122,7 @@ struct Envoy {
 }
 
 impl Envoy {
-    fn new(mut child: Child, admin: Admin, pending: Guard) -> Self {
+    fn new(mut child: Child, admin: Admin, start: Start, pending: Guard) -> Self {
         info!(pid = child.id(), "Envoy started");
         let mut output = JoinSet::new();
         if let Some(stdout) = child.stdout.take() {
@@ -122,28 +131,23 @@ impl Envoy {
         if let Some(stderr) = child.stderr.take() {
             output.spawn(output::log(stderr));
         }
-        Self { child, admin, was_ready: false, pending: Some(pending), output }
+        Self { child, admin, start, was_ready: false, pending: Some(pending), output }
     }
 
     /// Waits until it has ended, and all it wrote is in the log. Says when it is ready.
     async fn until_end(&mut self) -> ExitStatus {
-        let begun = Instant::now();
         loop {
-            let look = async {
-                sleep(LOOK).await;
-                self.admin.is_ready().await
-            };
             tokio::select! {
                 Ok(status) = self.child.wait() => {
                     // Closed by its end, unless a child of its own holds them.
                     let _written = timeout(LOOK, async { while self.output.join_next().await.is_some() {} }).await;
                     return status;
                 }
-                ready = look, if !self.was_ready => if ready {
+                after = self.start.ready(), if !self.was_ready => {
                     self.was_ready = true;
                     self.pending = None;
-                    info!(after = ?begun.elapsed(), "Envoy is ready: it has its configuration and takes connections");
-                },
+                    info!(?after, "Envoy is ready: it has its configuration and takes connections");
+                }
             }
         }
     }
