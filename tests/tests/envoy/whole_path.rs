@@ -1,14 +1,16 @@
 //! The whole path: a workload with an Envoy beside it, its cloud's gateway, a link, the other cloud's gateway, and single
 //! pods there. All of it is configured by us alone.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use eastway_tests::lab::files;
+use eastway_tests::lab::files::{self, ServiceSpec};
 use eastway_tests::load::{Load, Plan, Record};
-use eastway_tests::mesh::{Mesh, MeshBuilder, NAMESPACE};
-use eastway_tests::servers::Habit;
+use eastway_tests::mesh::{Mesh, MeshBuilder, NAMESPACE, PORT};
+use eastway_tests::servers::{Habit, Server};
 use eastway_tests::{envoy, lab_test, within};
+use serde_json::json;
 use tokio::process::Command;
 
 /// Longest wait for what takes a second or two.
@@ -95,7 +97,64 @@ async fn one_bad_pod(version: &str) -> Result<()> {
     mesh.stop().await
 }
 
+/// A pod that is on the list and does not listen.
+async fn one_dead_pod(version: &str, protocol: &str) -> Result<()> {
+    let mut mesh = mesh().await?;
+    let ports = json!({"ports": [{"name": "web", "port": PORT, "appProtocol": protocol}]});
+    let dead = mesh.cloud("b").net().pod(14);
+    mesh.change_services("b", |services| {
+        for spec in services {
+            spec.more = ports.clone();
+        }
+    })?;
+    let plan = sidecar(&mut mesh, version).await?;
+    mesh.change_services("b", |services| {
+        let listed = services.drain(..).map(|spec| spec.endpoint(dead, "v1")).collect();
+        *services = listed;
+    })?;
+    let is_host = |line: &String| line.contains("::health_flags::");
+    let four = async || Ok(hosts(&mesh).await?.iter().filter(|line| is_host(line)).count() == 4);
+    within(PATIENCE, "Envoy has a host for each pod of b", four).await?;
+    let record = asked(&mesh, plan).await?;
+    println!("Envoy {version}: {} requests by {protocol} with a dead pod, by {:?}", record.sent, record.by_server);
+    ensure!(record.by_server.len() == 3, "{:?}", record.by_server);
+    mesh.stop().await
+}
+
+/// The only pod there is starts a while after it was put on the list.
+async fn one_late_pod(version: &str) -> Result<()> {
+    let mut mesh = mesh().await?;
+    let plan = sidecar(&mut mesh, version).await?;
+    let late = mesh.cloud("b").net().pod(14);
+    mesh.change_services("b", |services| {
+        let alone = services.drain(..).map(|spec| ServiceSpec::new(NAMESPACE, &spec.name, PORT).endpoint(late, "v1"));
+        *services = alone.collect();
+    })?;
+    within(PATIENCE, "it is ejected", async || {
+        let _refused = mesh.ask("a", plan.target).await;
+        Ok(ejected(&mesh).await? == 1)
+    })
+    .await?;
+    let pods = mesh.cloud("b").net().pods();
+    Server::start(pods, SocketAddr::new(late, PORT), "b-14", Habit::Http).await?;
+    // Its ejection takes 30 s.
+    let answered = async || Ok(mesh.ask("a", plan.target).await? == "b-14");
+    let took = within(Duration::from_secs(10), "it answers", answered).await?;
+    println!("Envoy {version}: the only pod answers {took:.1?} after it has started");
+    mesh.stop().await
+}
+
 lab_test! {
+    /// What a gateway cannot reach costs no request and no connection, though Envoy, whose first hop is the gateway, cannot
+    /// tell why one ended.
+    async fn a_dead_pod_costs_nothing_with_envoy_1_40_0() { one_dead_pod("1.40.0", "http").await }
+    async fn a_dead_pod_costs_nothing_with_envoy_1_36_2() { one_dead_pod("1.36.2", "http").await }
+    async fn a_dead_pod_costs_no_connection_of_bytes() { one_dead_pod("1.40.0", "tcp").await }
+
+    /// An ejection must not last where it leaves nobody.
+    async fn the_only_pod_is_tried_again_with_envoy_1_40_0() { one_late_pod("1.40.0").await }
+    async fn the_only_pod_is_tried_again_with_envoy_1_36_2() { one_late_pod("1.36.2").await }
+
     /// Each pod of the other cloud is a host of its own, and a bad one is ejected while its siblings behind the same
     /// gateway keep serving.
     async fn a_bad_pod_is_ejected_alone_with_envoy_1_40_0() { one_bad_pod("1.40.0").await }

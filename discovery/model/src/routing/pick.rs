@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::affinity::Score;
 use crate::endpoint::{EndpointId, LocalEndpoint, LocalEndpoints, Subset};
-use crate::service::{LocalService, PortNumber, Protocol};
+use crate::service::{LocalService, PortNumber, Protocol, ServiceKind};
 
 /// How many endpoints are drawn blindly before all are looked at: at least these, and one for each
 /// 16 endpoints, so that blind draws never cost more than a small part of the look at all.
@@ -21,7 +21,7 @@ pub struct PickRequest<'a> {
     pub port: PortNumber,
     /// Labels the endpoint must have.
     pub subset: &'a Subset,
-    /// Exactly this endpoint.
+    /// This endpoint; of a plain service that is not headless one with the same labels while it cannot be reached.
     pub endpoint: Option<&'a EndpointId>,
     /// Endpoints in this zone are preferred.
     pub zone: Option<&'a str>,
@@ -197,15 +197,32 @@ pub fn pick_endpoint<'s>(
     service: &'s LocalService,
     request: &PickRequest<'_>,
     in_flight: impl Fn(&EndpointId) -> u32,
-    mut draw: impl FnMut(u64) -> u64,
+    draw: impl FnMut(u64) -> u64,
 ) -> Result<&'s LocalEndpoint, PickError> {
     if service.record.port(request.protocol, request.port).is_none() {
         return Err(PickError::UnknownPort);
     }
-    if let Some(id) = request.endpoint {
-        let endpoint = service.endpoints.get(id).filter(|endpoint| request.tier(endpoint).is_some());
-        return endpoint.map(AsRef::as_ref).ok_or_else(|| nothing(service, request));
+    let Some(id) = request.endpoint else { return pick_any(service, request, in_flight, draw) };
+    let named = service.endpoints.get(id).map(AsRef::as_ref);
+    let (named, tier) =
+        named.and_then(|named| Some((named, request.tier(named)?))).ok_or_else(|| nothing(service, request))?;
+    if tier < Tier::Failing || named.endpoint.tls.is_mutual() || service.record.kind == ServiceKind::Headless {
+        return Ok(named);
     }
+    // It cannot be reached, and only the client's proxy has chosen it, which learns no more than that a connection ended
+    // and would choose it again: one with the same labels stands in. Not where a name of its own leads to it, nor where
+    // the client will ask it to prove who it is.
+    let among = PickRequest { endpoint: None, subset: &named.endpoint.subset, ..*request };
+    let other = pick_any(service, &among, in_flight, draw).ok();
+    Ok(other.filter(|other| among.tier(other).is_some_and(|other| other < tier)).unwrap_or(named))
+}
+
+fn pick_any<'s>(
+    service: &'s LocalService,
+    request: &PickRequest<'_>,
+    in_flight: impl Fn(&EndpointId) -> u32,
+    mut draw: impl FnMut(u64) -> u64,
+) -> Result<&'s LocalEndpoint, PickError> {
     if let Some(client) = request.affinity {
         return stick(&service.endpoints, request, client).ok_or_else(|| nothing(service, request));
     }

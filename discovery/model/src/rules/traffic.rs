@@ -106,9 +106,9 @@ pub enum Balance {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Outliers {
-    /// Answers of 5xx in a row; 0: they do not count.
+    /// Answers of 5xx in a row, requests without an answer among them; 0: they do not count.
     pub errors: u32,
-    /// Connections that failed in a row; 0: they do not count.
+    /// Connections of bytes that failed in a row, and of requests if errors do not count; 0: they do not count.
     pub failures: u32,
     /// How often it is looked.
     pub interval: Duration,

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use eastway_model::routing::{Failing, PickError, PickRequest, pick_endpoint};
-use eastway_model::{Endpoint, EndpointCondition, EndpointId, LocalEndpoint, LocalService, Subset, TlsMode, Zone};
+use eastway_model::{
+    Endpoint, EndpointCondition, EndpointId, LocalEndpoint, LocalService, ServiceKind, Subset, TlsMode, Zone,
+};
 
 use super::support::*;
 
@@ -175,9 +177,30 @@ fn who_fails_is_used_only_if_nobody_else_is_left() {
     let tried = [id("e00002"), id("e00003")];
     assert_eq!(pick(&["e00001"], now, &tried), ["e00001"], "rather than one that was tried just now");
     assert_eq!(pick(&["e00001"], later, &[]), ["e00001", "e00002"], "for a time only");
-    let until = failing(&["e00001"]);
-    let failing = Some(Failing { until: &until, now });
-    assert_eq!(only(&service, &PickRequest { failing, endpoint: Some(&id("e00001")), ..http() }), ["e00001"]);
+}
+
+#[test]
+fn one_of_the_same_version_stands_in_for_a_named_endpoint_that_cannot_be_reached() {
+    let until: HashMap<_, _> = [(id("e00001"), Instant::now() + Duration::from_secs(5))].into();
+    let failing = Some(Failing { until: &until, now: Instant::now() });
+    let named = id("e00001");
+    let request = PickRequest { endpoint: Some(&named), failing, ..http() };
+    let strict = with(1, |endpoint| endpoint.tls = TlsMode::MeshStrict);
+    let siblings = || [local_endpoint(2, "v2"), local_endpoint(3, "v1")];
+    let plain = service([local_endpoint(1, "v1")].into_iter().chain(siblings()));
+    assert_eq!(only(&plain, &request), ["e00003"]);
+    assert_eq!(only(&plain, &PickRequest { failing: None, ..request }), ["e00001"], "while it can be reached");
+    let tried = [named.clone()];
+    assert_eq!(only(&plain, &PickRequest { failing: None, avoid: &tried, ..request }), ["e00003"], "at once");
+    let all = [named.clone(), id("e00003")];
+    assert_eq!(only(&plain, &PickRequest { avoid: &all, ..request }), ["e00001"], "nobody is left");
+    let alone = service([local_endpoint(1, "v1"), local_endpoint(2, "v2")]);
+    assert_eq!(only(&alone, &request), ["e00001"], "another version is another thing");
+    let mutual = service([strict].into_iter().chain(siblings()));
+    assert_eq!(only(&mutual, &request), ["e00001"], "the client asks it who it is");
+    let mut headless = plain.clone();
+    Arc::make_mut(&mut headless.record).kind = ServiceKind::Headless;
+    assert_eq!(only(&headless, &request), ["e00001"], "its name says which");
 }
 
 #[test]

@@ -92,12 +92,16 @@ pub(super) fn cluster(name: &str, protocol: AppProtocol, policy: SidecarPolicy) 
     let common = cluster::cluster::CommonLbConfig {
         // 1.36 collects changes of health for a second otherwise.
         update_merge_window: duration(Duration::ZERO),
-        // Without it half of the endpoints being down would send requests to those as well.
-        healthy_panic_threshold: Some(Percent { value: 0.0 }),
+        // By default half of the endpoints being down would send requests to those as well. At one in a hundred it is
+        // only when nobody is left, here or anywhere: to try those that failed a moment ago beats refusing everything
+        // until their ejection ends.
+        healthy_panic_threshold: Some(Percent { value: 1.0 }),
         ..cluster::cluster::CommonLbConfig::default()
     };
     let outliers = cluster::OutlierDetection {
-        split_external_local_origin_errors: true,
+        // The first hop of a connection, to the gateway, succeeds whatever becomes of it further on. Counted apart, that
+        // would wipe out each failure; with requests, one that fails is an answer with an error.
+        split_external_local_origin_errors: !protocol.is_http() || outliers.errors == 0,
         consecutive_5xx: number(outliers.errors.max(1)),
         enforcing_consecutive_5xx: (outliers.errors == 0).then(|| number(0)).flatten(),
         consecutive_local_origin_failure: number(outliers.failures.max(1)),

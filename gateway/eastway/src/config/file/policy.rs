@@ -75,11 +75,13 @@ pub struct TrafficPolicySpec {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct OutlierSection {
-    /// Answers of 5xx in a row, up to 1000; 0: they do not count. Default: 5.
+    /// Answers of 5xx and requests without an answer in a row, up to 1000; 0: they do not count.
+    /// Default: 5.
     #[serde(default)]
     #[schemars(range(min = 0, max = 1000))]
     pub consecutive_errors: Field<i64>,
-    /// Connections that failed in a row, up to 1000; 0: they do not count. Default: 3.
+    /// Connections that failed in a row, at ports of bytes, and at others if errors do not count; up to 1000; 0: they do not
+    /// count. Default: 3.
     #[serde(default)]
     #[schemars(range(min = 0, max = 1000))]
     pub consecutive_failures: Field<i64>,

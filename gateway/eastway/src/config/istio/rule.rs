@@ -93,11 +93,11 @@ fn tls(at: NodeId, cx: &mut Context<'_>) {
 fn outliers(at: NodeId, cx: &mut Context<'_>) -> Outliers {
     cx.keys(at, fields::OUTLIERS);
     let split: Field<bool> = cx.field(at, "splitExternalLocalOriginErrors");
-    if let Some(split) = split.get().filter(|split| !split.value) {
+    if let Some(split) = split.get().filter(|split| split.value) {
         cx.error(
             split.at,
             Code::Value,
-            "is not done here: failed connections and bad answers are always counted apart",
+            "is not done here: a failed connection counts as a bad answer at ports of requests; leave it out",
         );
     }
     let defaults = Outliers::default();

@@ -357,7 +357,7 @@ fn a_destination_rule_is_a_traffic_policy() {
     outlierDetection:
       consecutive5xxErrors: 7
       consecutiveLocalOriginFailures: 2
-      splitExternalLocalOriginErrors: true
+      splitExternalLocalOriginErrors: false
       interval: 1.5s
       baseEjectionTime: 3m
       maxEjectionPercent: 50
@@ -604,7 +604,7 @@ fn mistakes_are_told_with_their_place() {
         ("sniHosts: [a.example]", "port: 90"),
         ("simple: RANDOM", "simple: PASSTHROUGH"),
         ("mode: ISTIO_MUTUAL", "mode: SIMPLE"),
-        ("consecutive5xxErrors: 1", "splitExternalLocalOriginErrors: false"),
+        ("consecutive5xxErrors: 1", "splitExternalLocalOriginErrors: true"),
         ("name: v1\n", "name: V1\n"),
         ("networking.istio.io/v1beta1", "networking.istio.io/v2"),
         ("networking.istio.io/v1beta1", "networking.k8s.io/v1"),
