@@ -170,6 +170,7 @@ impl Running {
         let path = self.registry.config.path.clone();
         self.watch.set([path.as_path()]);
         let read = read(&path).await;
+        self.watch.hurry(read.is_err());
         if self.seen.as_ref() == Some(&read) {
             return Ok(());
         }

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,8 +27,11 @@ const PATIENCE: Duration = Duration::from_millis(300);
 /// Poll beside notifications.
 pub const POLL: Duration = Duration::from_secs(30);
 
-/// Poll where the system gives no notifications.
-const POLL_ALONE: Duration = Duration::from_secs(2);
+/// Poll where the system gives no notifications, and where what was read last cannot be used.
+const POLL_SOON: Duration = Duration::from_secs(2);
+
+/// Most symbolic links on the way to a file, as Linux has it (path_resolution(7)).
+const MAX_LINKS: usize = 40;
 
 /// Watches a set of files and folders.
 pub struct Watch {
@@ -35,7 +39,9 @@ pub struct Watch {
     /// Folders with a live watch, and which folder was behind the name then.
     folders: BTreeMap<PathBuf, Inode>,
     signal: Arc<Signal>,
-    poll: Duration,
+    /// Whether every folder that matters has a live watch.
+    notified: bool,
+    hurry: bool,
     next_poll: Instant,
     /// When the change began that has not come to rest yet.
     pending: Option<Instant>,
@@ -47,8 +53,17 @@ type Inode = (u64, u64);
 struct Signal {
     /// At most one permit is stored: any number of events is one wake-up.
     wake: Notify,
+    matters: Mutex<Matters>,
+    /// A watched folder was moved or removed: its watch may have ended, even if it is back by now.
+    moved: AtomicBool,
+}
+
+#[derive(Default)]
+struct Matters {
     /// Names that matter beside YAML files, since other things may be written in the same folders.
-    names: Mutex<BTreeSet<PathBuf>>,
+    names: BTreeSet<PathBuf>,
+    /// Folders that are watched. Their own coming and going matters as well.
+    folders: BTreeSet<PathBuf>,
 }
 
 impl Default for Watch {
@@ -67,30 +82,43 @@ impl Watch {
         let watcher = match watcher {
             Ok(watcher) => Some(watcher),
             Err(error) => {
-                tracing::warn!(%error, poll = ?POLL_ALONE, "no file notifications; polling instead");
+                tracing::warn!(%error, poll = ?POLL_SOON, "no file notifications; polling instead");
                 None
             }
         };
-        let poll = if watcher.is_some() { POLL } else { POLL_ALONE };
-        Self { watcher, folders: BTreeMap::new(), signal, poll, next_poll: Instant::now() + poll, pending: None }
+        let notified = watcher.is_some();
+        let next_poll = Instant::now() + if notified { POLL } else { POLL_SOON };
+        Self { watcher, folders: BTreeMap::new(), signal, notified, hurry: false, next_poll, pending: None }
+    }
+
+    /// Whether to look every 2 s, because what was read last cannot be used: whoever mends it waits for us.
+    pub fn hurry(&mut self, hurry: bool) {
+        self.hurry = hurry;
+        self.next_poll = self.next_poll.min(Instant::now() + self.poll());
+    }
+
+    fn poll(&self) -> Duration {
+        if self.notified && !self.hurry { POLL } else { POLL_SOON }
     }
 
     /// Watches `paths` and nothing else. To be called again after each change: the folders behind
     /// the names may be others now.
     pub fn set<'p>(&mut self, paths: impl IntoIterator<Item = &'p Path>) {
-        let mut names = BTreeSet::new();
-        let mut folders = BTreeMap::new();
+        let (mut names, mut folders) = (BTreeSet::new(), BTreeMap::new());
         for path in paths {
-            for path in [Some(path.to_owned()), path.canonicalize().ok()].into_iter().flatten() {
-                add_folders(&path, &mut folders);
-                names.insert(path);
+            // Events have absolute names, whatever the configuration says.
+            let path = std::path::absolute(path).unwrap_or_else(|_no_working_directory| path.to_owned());
+            for path in path.canonicalize().into_iter().chain(links(&path)).chain([path.clone()]) {
+                add(path, &mut names, &mut folders);
             }
         }
-        *self.signal.names.lock().unwrap_or_else(PoisonError::into_inner) = names;
+        let matters = Matters { names, folders: folders.keys().cloned().collect() };
+        *self.signal.matters.lock().unwrap_or_else(PoisonError::into_inner) = matters;
         let Some(watcher) = &mut self.watcher else { return };
+        let all = self.signal.moved.swap(false, Ordering::Relaxed);
         let mut ended = BTreeSet::new();
         for (folder, inode) in &self.folders {
-            if folders.get(folder) != Some(inode) {
+            if all || folders.get(folder) != Some(inode) {
                 // Fails if the folder is gone, which ends the watch as well.
                 let _gone = watcher.unwatch(folder);
                 ended.insert(*inode);
@@ -107,9 +135,9 @@ impl Watch {
                     self.folders.insert(folder, inode);
                 }
                 Err(error) => {
-                    tracing::warn!(folder = %folder.display(), %error, poll = ?self.poll, "cannot watch; polling instead");
-                    self.poll = POLL_ALONE;
-                    self.next_poll = Instant::now() + self.poll;
+                    tracing::warn!(folder = %folder.display(), %error, poll = ?POLL_SOON, "cannot watch; polling instead");
+                    self.notified = false;
+                    self.next_poll = Instant::now() + POLL_SOON;
                 }
             }
         }
@@ -124,7 +152,7 @@ impl Watch {
                 tokio::select! {
                     () = self.signal.wake.notified() => {}
                     () = sleep_until(self.next_poll) => {
-                        self.next_poll = Instant::now() + self.poll;
+                        self.next_poll = Instant::now() + self.poll();
                         return;
                     }
                 }
@@ -139,7 +167,7 @@ impl Watch {
             quiet = Instant::now() + QUIET;
         }
         self.pending = None;
-        self.next_poll = Instant::now() + self.poll;
+        self.next_poll = Instant::now() + self.poll();
     }
 }
 
@@ -147,7 +175,7 @@ impl Signal {
     fn event(&self, event: notify::Result<notify::Event>) {
         let relevant = match event {
             // Reading a file is an event too, and we read after every event.
-            Ok(event) => is_change(event.kind) && (event.need_rescan() || self.concerns(&event.paths)),
+            Ok(event) => is_change(event.kind) && (self.concerns(&event) || event.need_rescan()),
             Err(_) => true,
         };
         if relevant {
@@ -155,12 +183,16 @@ impl Signal {
         }
     }
 
-    fn concerns(&self, paths: &[PathBuf]) -> bool {
+    fn concerns(&self, event: &notify::Event) -> bool {
         let yaml = |path: &Path| path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
         // ConfigMaps and Secrets: `..data` is the link that is swapped.
         let mount = |path: &Path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".."));
-        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-        paths.iter().any(|path| yaml(path) || mount(path) || names.contains(path))
+        let matters = self.matters.lock().unwrap_or_else(PoisonError::into_inner);
+        let moved = event.paths.iter().any(|path| matters.folders.contains(path));
+        if moved {
+            self.moved.store(true, Ordering::Relaxed);
+        }
+        moved || event.paths.iter().any(|path| yaml(path) || mount(path) || matters.names.contains(path))
     }
 }
 
@@ -172,23 +204,51 @@ fn is_change(kind: EventKind) -> bool {
     }
 }
 
-/// The folder itself if `path` is one, and the nearest folder above it that exists: that is where
-/// its replacement shows.
-fn add_folders(path: &Path, folders: &mut BTreeMap<PathBuf, Inode>) {
+/// Adds the folder itself if `path` is one, and the nearest folder above it that exists, with the name in it that leads
+/// to `path`: that is where its replacement shows.
+fn add(path: PathBuf, names: &mut BTreeSet<PathBuf>, folders: &mut BTreeMap<PathBuf, Inode>) {
     let inode = |path: &Path| {
         let metadata = std::fs::metadata(path).ok()?;
         metadata.is_dir().then(|| (metadata.dev(), metadata.ino()))
     };
-    if let Some(inode) = inode(path) {
-        folders.insert(path.to_owned(), inode);
+    if let Some(inode) = inode(&path) {
+        folders.insert(path.clone(), inode);
     }
-    for above in path.ancestors().skip(1) {
-        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+    let mut below = path.as_path();
+    while let Some(above) = below.parent() {
         if let Some(inode) = inode(above) {
             folders.insert(above.to_owned(), inode);
-            return;
+            names.insert(below.to_owned());
+            break;
         }
+        below = above;
     }
+    names.insert(path);
+}
+
+/// The symbolic links on the way along `path`, by the real names of their folders: whoever swaps one of them changes
+/// what `path` leads to.
+fn links(path: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut real = PathBuf::new();
+    let parts = |path: &Path| path.iter().map(ToOwned::to_owned).rev().collect::<Vec<_>>();
+    let mut ahead = parts(path);
+    while let Some(part) = ahead.pop() {
+        if part == ".." {
+            real.pop();
+            continue;
+        }
+        // The root, where a link's target begins with it, replaces everything.
+        real.push(part);
+        let Ok(target) = real.read_link() else { continue };
+        if found.len() == MAX_LINKS {
+            break;
+        }
+        found.push(real.clone());
+        real.pop();
+        ahead.extend(parts(&target));
+    }
+    found
 }
 
 #[cfg(test)]
@@ -287,6 +347,81 @@ mod tests {
         }
     }
 
+    /// In the working directory of the tests, so that the path is relative: nobody else can be given one.
+    #[tokio::test]
+    async fn by_a_relative_path_a_swapped_link_and_a_folder_that_returns_wake() {
+        let folder = tempfile::tempdir_in(".").unwrap();
+        let name = PathBuf::from(folder.path().file_name().unwrap());
+        let at = |file: &str| name.join(file);
+        for version in ["v1", "v2"] {
+            std::fs::create_dir(at(version)).unwrap();
+        }
+        let link = std::os::unix::fs::symlink::<&str, PathBuf>;
+        link("v1", at("policies")).unwrap();
+        let mut watch = Watch::new();
+        watch.set([at("policies").as_path()]);
+        for version in ["v2", "v1"] {
+            link(version, at("new")).unwrap();
+            std::fs::rename(at("new"), at("policies")).unwrap();
+            wakes(&mut watch).await;
+            watch.set([at("policies").as_path()]);
+        }
+        let mut watch = Watch::new();
+        watch.set([at("v2").as_path()]);
+        std::fs::rename(at("v2"), at("away")).unwrap();
+        wakes(&mut watch).await;
+        watch.set([at("v2").as_path()]);
+        std::fs::rename(at("away"), at("v2")).unwrap();
+        wakes(&mut watch).await;
+        watch.set([at("v2").as_path()]);
+        std::fs::write(at("v2/a.yaml"), "1").unwrap();
+        wakes(&mut watch).await;
+    }
+
+    /// A release is often a folder, and a link to it is what is swapped.
+    #[tokio::test]
+    async fn links_above_and_between_are_followed() {
+        let outer = tempfile::tempdir().unwrap();
+        let at = |name: &str| outer.path().join(name);
+        for file in ["releases/1/policies", "releases/2/policies", "configuration"] {
+            std::fs::create_dir_all(at(file)).unwrap();
+        }
+        let link = std::os::unix::fs::symlink::<&str, PathBuf>;
+        link("releases/1", at("current")).unwrap();
+        link("../current/policies", at("configuration/policies")).unwrap();
+        let mut watch = Watch::new();
+        watch.set([at("configuration/policies").as_path()]);
+        link("releases/2", at("next")).unwrap();
+        std::fs::rename(at("next"), at("current")).unwrap();
+        wakes(&mut watch).await;
+        watch.set([at("configuration/policies").as_path()]);
+        std::fs::write(at("releases/2/policies/a.yaml"), "1").unwrap();
+        wakes(&mut watch).await;
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_was_away_for_a_moment_is_watched_again() {
+        let outer = tempfile::tempdir().unwrap();
+        let (peers, away) = (outer.path().join("peers"), outer.path().join("away"));
+        std::fs::create_dir(&peers).unwrap();
+        let mut watch = Watch::new();
+        watch.set([peers.as_path()]);
+        std::fs::rename(&peers, &away).unwrap();
+        std::fs::rename(&away, &peers).unwrap();
+        wakes(&mut watch).await;
+        watch.set([peers.as_path()]);
+        std::fs::write(peers.join("a.yaml"), "1").unwrap();
+        wakes(&mut watch).await;
+    }
+
+    #[test]
+    fn links_that_lead_in_a_circle_end() {
+        let folder = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("b", folder.path().join("a")).unwrap();
+        std::os::unix::fs::symlink("a", folder.path().join("b")).unwrap();
+        assert_eq!(links(&folder.path().canonicalize().unwrap().join("a")).len(), MAX_LINKS);
+    }
+
     #[tokio::test]
     async fn a_waiter_that_is_interrupted_misses_nothing() {
         let folder = tempfile::tempdir().unwrap();
@@ -305,6 +440,21 @@ mod tests {
         let interrupted = async { while timeout(Duration::from_secs(7), watch.changed()).await.is_err() {} };
         interrupted.await;
         assert!(started.elapsed() <= POLL + Duration::from_secs(1), "{:?}", started.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn in_a_hurry_the_poll_is_soon() {
+        let mut watch = Watch::new();
+        let started = Instant::now();
+        watch.hurry(true);
+        watch.changed().await;
+        watch.changed().await;
+        assert_eq!(started.elapsed().as_secs(), 2 * POLL_SOON.as_secs());
+        watch.hurry(false);
+        let started = Instant::now();
+        watch.changed().await;
+        watch.changed().await;
+        assert!(started.elapsed() >= POLL, "{:?}", started.elapsed());
     }
 
     #[tokio::test]

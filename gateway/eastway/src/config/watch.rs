@@ -61,6 +61,8 @@ pub fn watch(
         let follow = async {
             loop {
                 follower.step().await;
+                let failed = !follower.status.borrow().errors.is_empty();
+                follower.watch.hurry(failed);
                 follower.watch.changed().await;
             }
         };

@@ -23,8 +23,13 @@ impl Fixture {
 
     fn start_in(folder: Folder) -> Self {
         let path = folder.path("gateway.yaml");
+        Self::start_by(&path, folder)
+    }
+
+    /// By a name of the file that may be relative.
+    fn start_by(path: &Path, folder: Folder) -> Self {
         let cancel = CancellationToken::new();
-        let (loaded, status, run) = watch(&path, Arc::new(load(&path).unwrap()), cancel.clone());
+        let (loaded, status, run) = watch(path, Arc::new(load(path).unwrap()), cancel.clone());
         Self { folder, loaded, status, task: tokio::spawn(run), cancel }
     }
 
@@ -122,6 +127,32 @@ async fn a_mounted_configmap_is_followed_through_its_swap() {
     std::fs::rename(fixture.folder.path("..data_tmp"), fixture.folder.path("..data")).unwrap();
     fixture.until(|status| status.generation == 2).await;
     assert!(fixture.loaded.borrow().settings.trust.crl.is_some());
+    fixture.stop().await;
+}
+
+/// Well within the poll of 30 s.
+#[tokio::test]
+async fn by_a_relative_path_a_swapped_link_and_a_folder_that_returns_are_followed() {
+    let later = format!("{PEER}  withdrawAfter: 7s\n");
+    let folder = Folder::new(&[("gateway.yaml", MINIMAL), ("v1/gke.yaml", PEER), ("v2/gke.yaml", &later)]);
+    let link = std::os::unix::fs::symlink::<&str, PathBuf>;
+    link("v1", folder.path("peers")).unwrap();
+    let root: PathBuf = std::env::current_dir().unwrap().iter().skip(1).map(|_| "..").collect();
+    let path = root.join(folder.path("gateway.yaml").strip_prefix("/").unwrap());
+    assert!(path.is_relative());
+    let mut fixture = Fixture::start_by(&path, folder);
+    link("v2", fixture.folder.path("new")).unwrap();
+    std::fs::rename(fixture.folder.path("new"), fixture.folder.path("peers")).unwrap();
+    let all = |wanted: u64| {
+        move |loaded: &Arc<Loaded>| loaded.peers.values().all(|peer| peer.withdraw_after.as_secs() == wanted)
+    };
+    timeout(SOON, fixture.loaded.wait_for(all(7))).await.expect("the swapped link is not followed").unwrap();
+    std::fs::rename(fixture.folder.path("v2"), fixture.folder.path("away")).unwrap();
+    fixture.until(|status| !status.errors.is_empty()).await;
+    std::fs::rename(fixture.folder.path("away"), fixture.folder.path("v2")).unwrap();
+    fixture.until(|status| status.errors.is_empty()).await;
+    fixture.folder.write("v2/gke.yaml", &later.replace("7s", "8s"));
+    timeout(SOON, fixture.loaded.wait_for(all(8))).await.expect("the folder is not followed").unwrap();
     fixture.stop().await;
 }
 

@@ -28,12 +28,15 @@ impl Follow {
         // What was said last, so that a look without news says nothing.
         let mut last = Ok(running.clone());
         let follow = async {
+            watch.set([self.file.as_path()]);
             loop {
-                watch.set([self.file.as_path()]);
                 watch.changed().await;
+                // Before it is read, so that nothing is missed in between.
+                watch.set([self.file.as_path()]);
                 let file = self.file.clone();
                 let Ok(read) = tokio::task::spawn_blocking(move || load_sidecar(&file)).await else { continue };
                 let read = read.map_err(|errors| lines(&errors));
+                watch.hurry(read.is_err());
                 if read == last {
                     continue;
                 }
