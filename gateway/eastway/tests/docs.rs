@@ -132,6 +132,8 @@ fn touch(metrics: &Arc<Metrics>) {
     metrics.federation_closed(&peer, "version");
     metrics.set_federation_lag(&peer, std::time::Duration::ZERO);
     metrics.set_federation_objects(&peer, 0, 0, 0);
+    metrics.sidecar_pushed("cds");
+    metrics.sidecar_refused("cds");
     metrics.set_dns_answers("NOERROR", 1);
     metrics.set_dns_dropped("rate", 1);
     metrics.set_certificate(&Certificate::Leaf, SystemTime::now());

@@ -135,7 +135,7 @@ async fn x1_x2_workloads_get_their_configuration_and_nothing_else() {
         assert!(ask(channel, "sidecar~web-1.shop", "web.shop").await.is_err(), "nothing comes after the handshake");
     }
     let page = cluster.telemetry.metrics.encode().unwrap();
-    assert!(page.contains("eastway_sidecar_pushes_total{reason=\"cds\"} 1"), "{page}");
+    assert!(page.contains("eastway_sidecar_pushes_total{kind=\"cds\"} 1"), "{page}");
     assert!(page.contains("reason=\"sidecar\""), "{page}");
 }
 

@@ -29,8 +29,8 @@ pub use self::controller::ControllerSample;
 use self::family::{Family, Labels};
 pub use self::labels::DialOutcome;
 use self::labels::{
-    BuildLabels, CertificateLabels, DenialLabels, Direction, PeerLabel, PeerReason, Reason, counts_of, peer_label,
-    peer_reason,
+    BuildLabels, CertificateLabels, DenialLabels, Direction, KindLabel, PeerLabel, PeerReason, Reason, counts_of,
+    peer_label, peer_reason,
 };
 pub use self::process::{open_fds, resident_bytes};
 pub use self::recent::RECENT;
@@ -186,8 +186,8 @@ metrics! {
     hbone_buffered: Gauge, "eastway_hbone_buffered_bytes", "Bytes that tunnels of sidecars hold in memory";
     hbone_buffer_limit: Gauge, "eastway_hbone_buffer_limit_bytes", "Bytes beyond which no further tunnel is granted";
     sidecars: Gauge, "eastway_sidecars", "Sidecars that are connected for their configuration";
-    sidecar_pushes: Family<Reason, Counter>, "eastway_sidecar_pushes", "Responses sent to sidecars, by type of resource";
-    sidecar_refusals: Family<Reason, Counter>, "eastway_sidecar_refusals", "Responses that sidecars refused (NACK), by type of resource";
+    sidecar_pushes: Family<KindLabel, Counter>, "eastway_sidecar_pushes", "Responses sent to sidecars, by kind of resource";
+    sidecar_refusals: Family<KindLabel, Counter>, "eastway_sidecar_refusals", "Responses that sidecars refused (NACK), by kind of resource";
     controller_feed: Gauge, "eastway_controller_feed_connected", "1 if a gateway tells the controller what peers export";
     ready: Gauge, "eastway_ready", "1 if this process is ready";
     log_lines_dropped: Counter, "eastway_log_lines_dropped", "Log lines dropped because the output was blocked";
@@ -442,14 +442,14 @@ impl Metrics {
         self.sidecars.set(count_of(connected));
     }
 
-    /// A sidecar was sent resources of this type.
+    /// A sidecar was sent resources of this kind.
     pub fn sidecar_pushed(&self, kind: &'static str) {
-        self.sidecar_pushes.get(&Reason { reason: kind }).inc();
+        self.sidecar_pushes.get(&KindLabel { kind }).inc();
     }
 
-    /// A sidecar refused resources of this type.
+    /// A sidecar refused resources of this kind.
     pub fn sidecar_refused(&self, kind: &'static str) {
-        self.sidecar_refusals.get(&Reason { reason: kind }).inc();
+        self.sidecar_refusals.get(&KindLabel { kind }).inc();
     }
 
     /// How many imports have a virtual address.

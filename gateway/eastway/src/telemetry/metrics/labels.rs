@@ -104,6 +104,22 @@ impl Labels for Reason {
     }
 }
 
+/// A kind of resource.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct KindLabel {
+    pub(super) kind: &'static str,
+}
+
+impl Labels for KindLabel {
+    fn owner(&self) -> Option<&Arc<str>> {
+        None
+    }
+
+    fn overflow(&self) -> Self {
+        Self { kind: OTHER }
+    }
+}
+
 /// A denied connection: the service is our own, the source's namespace is what the peer says.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct DenialLabels {
