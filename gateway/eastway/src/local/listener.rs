@@ -56,10 +56,19 @@ pub struct ConnectionLimits {
     pub each: usize,
 }
 
+impl ConnectionLimits {
+    /// So many, of which one address has no more than half: whole nodes are behind one address where their pods'
+    /// addresses are translated, and none of them is to take the room of all others.
+    #[must_use]
+    pub const fn shared(all: usize) -> Self {
+        Self { all, each: all.div_ceil(2) }
+    }
+}
+
 /// A cluster has a few gateways and controllers.
 impl Default for ConnectionLimits {
     fn default() -> Self {
-        Self { all: 512, each: 512 }
+        Self::shared(512)
     }
 }
 
@@ -123,12 +132,10 @@ impl LocalListener {
         Self { last_words: LAST_WORDS, ..self.with_revoked(revoked) }
     }
 
-    /// Takes this many connections more than those of gateways and controllers.
+    /// Takes this many connections more than those of gateways and controllers; one address has half of all.
     #[must_use]
     pub fn with_room_for(self, more: usize) -> Self {
-        let ConnectionLimits { all, each } = self.limits;
-        let limits = ConnectionLimits { all: all.saturating_add(more), each: each.saturating_add(more) };
-        Self { limits, ..self }
+        Self { limits: ConnectionLimits::shared(self.limits.all.saturating_add(more)), ..self }
     }
 
     /// The address, with the port that was chosen.

@@ -13,13 +13,15 @@ use eastway_xds::Kind;
 use eastway_xds::resources::{Addresses, GatewayAddress, Generator, Settings};
 use eastway_xds::server::{Limits, Server};
 use prost::Message;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::dial::{self, DialError};
 use super::links::AllFacts;
-use super::listener::LocalListener;
+use super::listener::{ConnectionLimits, LocalListener};
 use super::server::{self, FeedSource};
 use super::tests::Cluster;
 use crate::app::clock::Clock;
@@ -27,7 +29,12 @@ use crate::app::sidecars::{Counting, admit};
 use crate::config::value::HostPort;
 
 async fn serve(cluster: &Cluster) -> HostPort {
+    serve_with(cluster, ConnectionLimits::default()).await
+}
+
+async fn serve_with(cluster: &Cluster, limits: ConnectionLimits) -> HostPort {
     let listener = LocalListener::bind("listen.local", "127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let listener = listener.with_limits(limits);
     let address = HostPort::parse(&listener.local_addr().to_string()).unwrap();
     let (writer, reader) = eastway_model::store::Writer::new(eastway_model::Label::parse("a").unwrap());
     let settings = Settings {
@@ -137,6 +144,32 @@ async fn x1_x2_workloads_get_their_configuration_and_nothing_else() {
     let page = cluster.telemetry.metrics.encode().unwrap();
     assert!(page.contains("eastway_sidecar_pushes_total{kind=\"cds\"} 1"), "{page}");
     assert!(page.contains("reason=\"sidecar\""), "{page}");
+}
+
+/// Whether the other side ends this connection before it would for want of a handshake, 5 s.
+async fn is_cut(mut stream: TcpStream) -> bool {
+    let read = tokio::time::timeout(Duration::from_secs(4), stream.read(&mut [0])).await;
+    matches!(read, Ok(Ok(0) | Err(_)))
+}
+
+/// Who only connects holds half of the port, and the others go on.
+#[tokio::test]
+async fn i8_one_address_leaves_room_for_others() {
+    let cluster = Cluster::new();
+    let address = serve_with(&cluster, ConnectionLimits::shared(4)).await;
+    let connect = async || {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.9:0".parse().unwrap()).unwrap();
+        socket.connect(address.to_string().parse().unwrap()).await.unwrap()
+    };
+    let greedy = [connect().await, connect().await];
+    assert!(is_cut(connect().await).await, "one address has more than half");
+    let web = SpiffeId::workload("a.example", "shop", "web").unwrap();
+    let channel = dial(&address, cluster.identity_of(&web)).await.unwrap();
+    assert_eq!(ask(channel, "sidecar~web-1.shop", "web.shop").await.unwrap().resources.len(), 1);
+    let page = cluster.telemetry.metrics.encode().unwrap();
+    assert!(page.contains("eastway_refused_total{peer=\"\",reason=\"overload\"} 1"), "{page}");
+    drop(greedy);
 }
 
 /// Keys are made where they are used, so the gateway has none to give away: who asks for another's secret, or for its
