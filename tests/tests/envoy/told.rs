@@ -128,6 +128,11 @@ lab_test! {
             Ok(code == Some(3) && line.contains("REFUSED") && text.contains(reason) && text.contains("registered implementation for 'x'"))
         })
         .await?;
+        let (code, text) = mesh.cloud("a").command(0, &["check"]).await?;
+        let warned = text.contains("WARN EW121") && text.contains("stubborn.shop: cds: Didn't find");
+        ensure!(code == Some(3) && warned && text.contains("eastway proxy-status") && !text.contains("shopper-1"), "{text}");
+        let metrics = mesh.cloud("a").metrics(0).await?;
+        ensure!(metrics.contains("eastway_sidecar_refusals_total{kind=\"cds\"} 1"), "{metrics}");
         // Beside it, Envoy has taken all.
         let text = ask(&mesh, &["proxy-status", "shopper-1.shop"], 0).await?;
         ensure!(!text.contains("REFUSED") && text.contains("SYNCED"), "{text}");

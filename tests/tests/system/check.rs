@@ -86,6 +86,17 @@ pub(crate) async fn complains(mesh: &Mesh, cloud: &str, codes: &[&str], words: &
     Ok(())
 }
 
+/// Asked twice, the report is the same to the byte but for the time of a round trip.
+async fn says_the_same_twice(mesh: &Mesh, cloud: &str) -> Result<()> {
+    let report = async || -> Result<String> {
+        let (_, output) = mesh.cloud(cloud).command(0, &["check", "-o", "json"]).await?;
+        Ok(output.lines().filter(|line| !line.contains("there and back in")).collect::<Vec<_>>().join("\n"))
+    };
+    let (first, second) = (report().await?, report().await?);
+    ensure!(first == second, "{cloud} says\n{first}\nand then\n{second}");
+    Ok(())
+}
+
 /// Serves nothing.
 struct Nothing;
 
@@ -152,6 +163,7 @@ lab_test! {
         mesh.target("a", "in-b").await?;
         mesh.target("b", "in-a").await?;
         complains(&mesh, "a", &[], &[]).await?;
+        says_the_same_twice(&mesh, "a").await?;
         let largest: u64 = std::fs::read_to_string("/proc/sys/net/core/rmem_max")?.trim().parse()?;
         let found = Complaints::of(&mesh, "a").await?;
         let warned = found.machine.iter().any(|code| code == "EW112");
@@ -206,6 +218,7 @@ lab_test! {
         let unresolved = found.by_code["EW204"].to_string();
         ensure!(unresolved.contains(".shop.svc.clusterset.local"), "{unresolved}");
         complains(&mesh, "c", &["EW113", "EW204"], &["vip.ranges"]).await?;
+        says_the_same_twice(&mesh, "c").await?;
         mesh.stop().await
     }
 

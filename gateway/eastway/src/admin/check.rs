@@ -41,6 +41,8 @@ pub struct GatewayFacts {
     pub ca_silent: Option<String>,
     /// Other gateways of this cluster that are configured, or found, and do not answer.
     pub siblings_silent: Vec<String>,
+    /// Sidecars that refuse something now: which, of what kind, and what the proxy says.
+    pub sidecars_refusing: Vec<String>,
     /// What keeps the process from being ready.
     pub pending: Vec<String>,
     /// Why the files on disk are not what runs.

@@ -70,6 +70,7 @@ fn gateway_facts(gateway: &Gateway, snapshot: &Snapshot) -> GatewayFacts {
         crl_next_update: gateway.trust.crl_next_update().map(millis),
         ca_silent: None,
         siblings_silent: gateway.tunnel.get().map(|tunnel| silent(tunnel)).unwrap_or_default(),
+        sidecars_refusing: super::sidecars::refusing(gateway),
         pending: gateway.readiness.pending().iter().map(ToString::to_string).collect(),
         config_errors: gateway.configuration.status.borrow().errors.clone(),
         registry_errors: super::registries(gateway)

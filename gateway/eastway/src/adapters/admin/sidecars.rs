@@ -47,6 +47,26 @@ pub(super) fn config(gateway: &Gateway, node: &str, kind: ResourceKind) -> Resul
     Ok(SidecarConfigView { node: client.node.id.clone(), refused, items })
 }
 
+/// Those that refuse something now, a line for each kind of it, by name.
+pub(super) fn refusing(gateway: &Gateway) -> Vec<String> {
+    let clients = gateway.sidecars.get().map(|clients| clients.list()).unwrap_or_default();
+    let mut lines: Vec<String> = clients.iter().flat_map(refusals).collect();
+    lines.sort();
+    // Connections of before may linger, and say the same.
+    lines.dedup();
+    lines
+}
+
+fn refusals(client: &Client) -> impl Iterator<Item = String> {
+    let name = short(&client.node.id);
+    client.kinds.iter().filter(|(_, report)| report.status.state() == State::Refused).filter_map(
+        move |(kind, report)| {
+            let reason = &report.status.refused.as_ref()?.reason;
+            Some(format!("{name}: {}: {reason}", kind.short()))
+        },
+    )
+}
+
 fn clients(gateway: &Gateway) -> Result<Vec<Client>, SourceError> {
     let clients = gateway.sidecars.get().ok_or(SourceError::NoSidecars)?;
     Ok(clients.list())

@@ -79,6 +79,9 @@ codes! {
     SIBLINGS_SILENT = "EW120" Warning "gateways of this cluster do not answer: {what}",
         "they do not run, UDP between the gateways of this cluster is blocked, or their link keys are others",
         "start them, or take them out of `replicas.siblings`; open UDP of `replicas.listen` between them; after `ca rotate finish --force` restart all of them";
+    SIDECARS_REFUSE = "EW121" Warning "sidecars refuse what they are told: {what}",
+        "their proxies cannot use a part of it and go on with what they had: a rule that their version does not know, or a mistake of ours",
+        "run `eastway proxy-status`, and `eastway proxy-status SIDECAR` for what it holds; change the rule, or upgrade the proxy";
 
     DNS_OK = "EW200" Ok "names are answered", "", "";
     DNS_SILENT = "EW201" Error "our DNS server does not answer",

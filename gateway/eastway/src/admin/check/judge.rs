@@ -99,6 +99,9 @@ fn gateway(report: &mut Report, now: u64, facts: &GatewayFacts) {
     if !facts.siblings_silent.is_empty() {
         add(&codes::SIBLINGS_SILENT, &list(&facts.siblings_silent));
     }
+    if !facts.sidecars_refusing.is_empty() {
+        add(&codes::SIDECARS_REFUSE, &list(&facts.sidecars_refusing));
+    }
     match facts.issuer_not_after {
         Some(end) if end <= now => add(&codes::ISSUER_EXPIRED, &duration(now - end)),
         Some(end) if end - now < ISSUER_WARNING => add(&codes::ISSUER_ENDS, &duration(end - now)),

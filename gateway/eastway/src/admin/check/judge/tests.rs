@@ -81,6 +81,7 @@ const FAULTS: &[(&str, Break)] = &[
     ("EW118", |f| f.gateway.registry_errors = vec!["hosts: services.yaml:3:1: unknown field".to_owned()]),
     ("EW119", |f| f.gateway.ca_silent = Some("cannot reach it".to_owned())),
     ("EW120", |f| f.gateway.siblings_silent = vec!["10.244.0.2:15442".to_owned()]),
+    ("EW121", |f| f.gateway.sidecars_refusing = vec!["web-1.shop: rds: no such domain".to_owned()]),
     ("EW109", |f| f.gateway.leaf = Some((NOW + HOUR, NOW + 25 * HOUR))),
     ("EW110", |f| f.gateway.dropped_log_lines = 7),
     ("EW111", |f| f.gateway.fd_limit = Some(1_024)),
