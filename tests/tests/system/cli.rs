@@ -61,11 +61,18 @@ lab_test! {
             ensure!(!output.contains('{'), "{output}");
             Ok(true)
         }).await?;
-        for (cluster, rule) in [("b", "allowed: allowed by access policy shop/everyone"), ("nobody", "denied: the caller's cluster is no peer")] {
+        let answers = [
+            (0, "b", "allowed: allowed by access policy shop/everyone"),
+            (1, "nobody", "error: no cluster \"nobody\": this is a, its peers are b"),
+        ];
+        for (wanted, cluster, words) in answers {
             let arguments = ["describe", "shop/web", "--from", "shop/client", "--from-cluster", cluster];
             let (code, output) = mesh.cloud("a").command(0, &arguments).await?;
-            ensure!(code == Some(0) && output.contains(rule), "{output}");
+            ensure!(code == Some(wanted) && output.contains(words), "{output}");
         }
+        // A request, where no rule looks at requests.
+        let (_, output) = mesh.cloud("a").command(0, &["describe", "shop/web", "--header", "end-user=jason"]).await?;
+        ensure!(output.contains("The request: no rule: by weights"), "{output}");
         mesh.stop().await
     }
 }

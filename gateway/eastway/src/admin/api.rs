@@ -239,7 +239,7 @@ fn describe(head: &Head, context: &AdminContext) -> Response {
         parameters;
     let request = match super::rules::request(method.as_deref(), path.as_deref(), headers.as_deref()) {
         Ok(request) => request,
-        Err(error) => return problem(StatusCode::BAD_REQUEST, error),
+        Err(error) => return problem(StatusCode::BAD_REQUEST, &error.to_string()),
     };
     let query = DescribeQuery { target: service, port, cluster, namespace, service_account, zone, request };
     let names = [&query.cluster, &query.namespace, &query.service_account, &query.zone];

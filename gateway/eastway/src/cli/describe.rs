@@ -6,7 +6,7 @@ use super::client::{self, Target, encode};
 use super::exit::Failure;
 use super::output::{Output, Table};
 use super::show::labels;
-use crate::admin::rules::RulesView;
+use crate::admin::rules::{self, RulesView};
 use crate::admin::views::{CandidateView, Description, EndpointChoice};
 use crate::telemetry::Escaped;
 
@@ -54,6 +54,10 @@ pub(super) struct DescribeArgs {
 }
 
 pub(super) fn describe(args: &DescribeArgs) -> Result<(), Failure> {
+    let headers = (!args.header.is_empty()).then(|| args.header.join("\n"));
+    // The gateway would say the same; a mistake of whoever asks is told before anything is asked.
+    rules::request(args.method.as_deref(), args.path.as_deref(), headers.as_deref())
+        .map_err(|error| Failure::usage(error.to_string()))?;
     let mut path = format!("/describe?service={}", encode(&args.service));
     let mut add = |key: &str, value: &str| path.push_str(&format!("&{key}={}", encode(value)));
     if let Some(port) = args.port {
@@ -74,13 +78,10 @@ pub(super) fn describe(args: &DescribeArgs) -> Result<(), Failure> {
     if let Some(zone) = &args.zone {
         add("zone", zone);
     }
-    for (key, value) in [("path", &args.path), ("method", &args.method)] {
+    for (key, value) in [("path", &args.path), ("method", &args.method), ("headers", &headers)] {
         if let Some(value) = value {
             add(key, value);
         }
-    }
-    if !args.header.is_empty() {
-        add("headers", &args.header.join("\n"));
     }
     let answer = args.target.get(&path)?;
     args.output.print(&answer, || Ok(explain(&client::view(&answer)?)))

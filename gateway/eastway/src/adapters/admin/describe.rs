@@ -66,6 +66,9 @@ pub(super) fn describe(gateway: &Gateway, query: &DescribeQuery) -> Result<Descr
     })
 }
 
+/// What becomes of a request where no rule looks at requests.
+const NO_RULE: &str = "no rule: by weights, locality and failover, as every connection";
+
 /// What is different for sidecars than for those who use the virtual address.
 fn sidecars(gateway: &Gateway, snapshot: &Snapshot, key: &ServiceKey) -> Option<String> {
     let most = gateway.settings.sidecars.as_ref()?.endpoints_per_service;
@@ -76,7 +79,10 @@ fn sidecars(gateway: &Gateway, snapshot: &Snapshot, key: &ServiceKey) -> Option<
 
 fn rules(snapshot: &Snapshot, key: &ServiceKey, port: NonZeroU16, query: &DescribeQuery) -> Option<RulesView> {
     let port = snapshot.import(key)?.port(Protocol::Tcp, port)?;
-    let explained = explain_rules(snapshot, key, port, query.request.as_ref())?;
+    let unruled = || query.request.as_ref().map(|_| NO_RULE.to_owned());
+    let Some(explained) = explain_rules(snapshot, key, port, query.request.as_ref()) else {
+        return unruled().map(|outcome| RulesView { outcome: Some(outcome), ..RulesView::default() });
+    };
     let rules = explained.rules.into_iter().map(|rule| RuleView {
         rule: rule.rule,
         matches: rule.matches,
@@ -87,7 +93,7 @@ fn rules(snapshot: &Snapshot, key: &ServiceKey, port: NonZeroU16, query: &Descri
     Some(RulesView {
         kind: explained.kind.to_string(),
         rules: rules.collect(),
-        outcome: explained.outcome,
+        outcome: explained.outcome.or_else(unruled),
         statuses: explained.statuses,
     })
 }
@@ -155,6 +161,14 @@ fn source(snapshot: &Snapshot, query: &DescribeQuery) -> Result<SourceIdentity, 
         }
     };
     let cluster = label("cluster", &query.cluster)?;
+    let peers = &snapshot.rules().peers;
+    if let Some(unknown) = cluster.as_ref().filter(|name| *name != snapshot.cluster() && !peers.contains_key(*name)) {
+        let peers: Vec<_> = peers.keys().map(ToString::to_string).collect();
+        let peers =
+            if peers.is_empty() { "it has no peers".to_owned() } else { format!("its peers are {}", peers.join(", ")) };
+        let own = snapshot.cluster();
+        return Err(SourceError::BadQuery(format!("no cluster {:?}: this is {own}, {peers}", unknown.as_str())));
+    }
     Ok(SourceIdentity {
         namespace: label("namespace", &query.namespace)?,
         service_account: label("service account", &query.service_account)?,
