@@ -159,7 +159,7 @@ async fn i12_health_names_what_is_pending_and_fails_while_draining() {
     assert_eq!((status(&answer), body(&answer)), ("503", "draining\n"));
     assert_eq!(status(&get(gateway.health, "/healthz/live").await), "200");
     // The health port faces a load balancer: it has nothing else.
-    for path in ["/", "/metrics", "/config_dump", "/status", "/healthz"] {
+    for path in ["/", "/metrics", "/config_dump", "/status", "/healthz/"] {
         assert_eq!(status(&get(gateway.health, path).await), "404", "{path}");
     }
 }
