@@ -7,6 +7,7 @@
     reason = "a panic is a verdict"
 )]
 
+mod patterns;
 mod proxy;
 mod soak;
 mod world;

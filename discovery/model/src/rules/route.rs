@@ -19,7 +19,7 @@ pub use filter::{
     Redirect, Retry, RetryOn, Rewrite, Scheme, Timeouts,
 };
 pub use origin::Origin;
-pub use pattern::{MAX_PATTERN, Pattern, PatternError, TextMatch};
+pub use pattern::{MAX_PATTERN, MAX_STEPS, Pattern, PatternError, TextMatch};
 pub use request::{GrpcMethod, NamedMatch, PathMatch, Request, RequestMatch};
 pub use status::{Condition, ConditionKind, ParentStatus, Reason};
 pub use table::{Attached, Entry, PortRoutes, RouteTable, Target, Targets};
@@ -53,6 +53,12 @@ pub const MAX_BACKEND_WEIGHT: u32 = 1_000_000;
 pub const MAX_ROUTES: usize = 10_000;
 /// Most routes of one service.
 pub const MAX_ROUTES_OF_SERVICE: usize = 100;
+
+/// Most [steps](Pattern::steps) of all regular expressions of one service. Whoever is told of the service compiles them
+/// all, for each of its ports.
+pub const MAX_STEPS_OF_SERVICE: u32 = 150_000;
+/// Most of all services together.
+pub const MAX_STEPS_OF_ALL: u32 = 1_500_000;
 
 /// What a route is about, the most specific first: of several kinds that are attached to one port the first counts
 /// (GEP-1294, "Route types").
@@ -141,6 +147,15 @@ pub struct Route {
     pub server_names: Vec<Arc<str>>,
     /// 1 to [`MAX_RULES`], and more of others than the Gateway API.
     pub rules: Vec<Rule>,
+}
+
+impl Route {
+    /// [Steps](Pattern::steps) of all regular expressions in it.
+    #[must_use]
+    pub fn steps(&self) -> u32 {
+        let matches = self.rules.iter().flat_map(|rule| &rule.matches);
+        matches.fold(0, |steps, one| steps.saturating_add(one.steps()))
+    }
 }
 
 /// A service whose traffic a route is about.

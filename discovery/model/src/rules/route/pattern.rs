@@ -1,24 +1,31 @@
 //! Texts to compare with, and regular expressions that all readers of a rule take alike.
 
+mod syntax;
+
 use std::fmt;
 use std::sync::Arc;
 
-use regex::bytes::{Regex, RegexBuilder};
+use regex::bytes::RegexBuilder;
 
 /// Longest regular expression, bytes (Gateway API: `path.value`).
 pub const MAX_PATTERN: usize = 1_024;
-/// Most memory of one when it is compiled, bytes. Proxies have limits of their own, and refuse more than the rule.
-const MAX_COMPILED: usize = 256 << 10;
-
-/// Most repetitions that RE2 counts.
+/// Most [steps](Pattern::steps) of one. Two of them, which are one for a gRPC method, stay below the 32,768
+/// instructions that sidecars take.
+pub const MAX_STEPS: u32 = 15_000;
+/// Most times that something is repeated by counts, those around it included (RE2).
 const MAX_REPETITION: u32 = 1_000;
+/// Most memory of one while it is compiled, bytes: several times what [`MAX_STEPS`] need.
+const MAX_COMPILED: usize = 8 << 20;
 
 /// A regular expression that matches a whole text, in the common part of RE2's and Rust's syntax: what one of them
 /// refuses, or reads otherwise, is refused here, because a proxy would refuse all rules of a service for it.
-#[derive(Clone)]
+///
+/// It is kept as its text. Compiled it is many times as large, and who needs that are proxies: here requests are matched
+/// for those who ask what would become of one, and it is compiled for each question.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Pattern {
     text: Arc<str>,
-    compiled: Regex,
+    steps: u32,
 }
 
 /// Why a text is no pattern.
@@ -33,13 +40,28 @@ pub enum PatternError {
     /// Something that not all proxies know, or that they read in different ways.
     #[error("has {0}, which not every proxy takes alike; only RE2's syntax without it can be used")]
     Unsupported(&'static str),
-    /// It is no regular expression, or too large a one.
+    /// A repetition of a repetition, by its operators.
+    #[error(
+        "has {0}, a repetition of a repetition, which RE2 refuses; put the first one into a group: (?:a*)* for a**"
+    )]
+    Stacked(String),
+    /// Counts of nested repetitions that come to more than [`MAX_REPETITION`].
+    #[error(
+        "repeats a part {0} times with all counts around it, and RE2 at most {MAX_REPETITION} times; lower them, or repeat without a bound: a* for a{{0,5000}}"
+    )]
+    TooOften(u32),
+    /// More than [`MAX_STEPS`].
+    #[error(
+        "comes to {0} steps with its counted repetitions written out; {MAX_STEPS} are allowed. Lower the counts, or repeat without a bound: .* for .{{0,900}}"
+    )]
+    TooLarge(u32),
+    /// It is no regular expression.
     #[error("is no regular expression: {0}")]
     Syntax(String),
 }
 
 impl Pattern {
-    /// Checks and compiles it.
+    /// Checks it.
     ///
     /// # Errors
     /// [`PatternError`]
@@ -50,11 +72,11 @@ impl Pattern {
         if text.len() > MAX_PATTERN {
             return Err(PatternError::TooLong(text.len()));
         }
-        check(text)?;
-        let compiled = RegexBuilder::new(&format!("^(?:{text})$")).unicode(false).size_limit(MAX_COMPILED).build();
-        // The first lines quote the expression.
-        let reason = |error: regex::Error| error.to_string().lines().last().unwrap_or_default().trim().to_owned();
-        Ok(Self { text: Arc::from(text), compiled: compiled.map_err(|error| PatternError::Syntax(reason(error)))? })
+        let steps = syntax::steps(text)?;
+        if steps > MAX_STEPS {
+            return Err(PatternError::TooLarge(steps));
+        }
+        Ok(Self { text: Arc::from(text), steps })
     }
 
     /// Whatever begins with this text.
@@ -75,7 +97,15 @@ impl Pattern {
     /// Whether it matches all of `text`.
     #[must_use]
     pub fn matches(&self, text: &str) -> bool {
-        self.compiled.is_match(text.as_bytes())
+        let mut builder = RegexBuilder::new(&format!("^(?:{})$", self.text));
+        // What is checked compiles within its bounds.
+        builder.unicode(false).size_limit(MAX_COMPILED).build().is_ok_and(|regex| regex.is_match(text.as_bytes()))
+    }
+
+    /// How large a proxy's program for it is at most, in instructions of RE2.
+    #[must_use]
+    pub fn steps(&self) -> u32 {
+        self.steps
     }
 
     /// As it is written.
@@ -84,57 +114,6 @@ impl Pattern {
         &self.text
     }
 }
-
-/// Refuses what RE2 does not know, or reads otherwise than we do.
-fn check(text: &str) -> Result<(), PatternError> {
-    let unsupported = |what| Err(PatternError::Unsupported(what));
-    if !text.is_ascii() {
-        return unsupported("a character that is not ASCII");
-    }
-    let mut rest = text;
-    let mut in_class = false;
-    while let Some(first) = rest.chars().next() {
-        match (first, in_class) {
-            ('\\', _) => {
-                let escaped = rest.chars().nth(1);
-                let known = escaped.is_some_and(|c| c.is_ascii_punctuation() || "dDsSwWntrfv".contains(c))
-                    || !in_class && matches!(escaped, Some('b' | 'B'));
-                if !known || matches!(escaped, Some('<' | '>')) || rest.starts_with("\\b{") {
-                    return unsupported(
-                        "an escape other than \\d \\D \\s \\S \\w \\W \\b \\B and those of single characters",
-                    );
-                }
-                rest = rest.get(1..).unwrap_or_default();
-            }
-            ('[', false) => in_class = true,
-            ('[', true) => return unsupported("[ inside of [ ]"),
-            (']', true) => in_class = false,
-            ('(', false) if rest.starts_with("(?") && !rest.starts_with("(?:") && !rest.starts_with("(?i)") => {
-                return unsupported("a group that begins with (? and is not (?: or (?i)");
-            }
-            ('{', false) => {
-                let counts = rest.get(1..).and_then(|rest| rest.split_once('}')).map_or("", |(counts, _)| counts);
-                if counts.split(',').any(|count| count.parse::<u32>().is_ok_and(|count| count > MAX_REPETITION)) {
-                    return unsupported("a repetition of more than 1000");
-                }
-            }
-            _ if in_class && ["&&", "--", "~~"].iter().any(|word| rest.starts_with(word)) => {
-                return unsupported("an operation on sets");
-            }
-            _ => {}
-        }
-        rest = rest.get(1..).unwrap_or_default();
-    }
-    Ok(())
-}
-
-impl PartialEq for Pattern {
-    fn eq(&self, other: &Self) -> bool {
-        self.text == other.text
-    }
-}
-
-impl Eq for Pattern {}
 
 impl fmt::Debug for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -165,6 +144,15 @@ impl TextMatch {
         match self {
             Self::Exact(wanted) => **wanted == *text,
             Self::Regex(pattern) => pattern.matches(text),
+        }
+    }
+
+    /// [Steps](Pattern::steps) of its pattern, if it is one.
+    #[must_use]
+    pub fn steps(&self) -> u32 {
+        match self {
+            Self::Exact(_) => 0,
+            Self::Regex(pattern) => pattern.steps(),
         }
     }
 

@@ -88,6 +88,19 @@ impl RequestMatch {
         path && names && self.method.is_none() && self.headers.is_empty() && self.query.is_empty()
     }
 
+    /// [Steps](Pattern::steps) of all its patterns.
+    #[must_use]
+    pub fn steps(&self) -> u32 {
+        let path = match &self.path {
+            None | Some(PathMatch::Exact(_) | PathMatch::Prefix(_) | PathMatch::Start(_)) => 0,
+            Some(PathMatch::Regex(pattern)) => pattern.steps(),
+            Some(PathMatch::Grpc(GrpcMethod { service, method })) => {
+                service.iter().chain(method).map(TextMatch::steps).sum()
+            }
+        };
+        self.headers.iter().chain(&self.query).fold(path, |steps, one| steps.saturating_add(one.value.steps()))
+    }
+
     /// What of it the request is not; `None`: it matches.
     #[must_use]
     pub fn mismatch(&self, request: &Request) -> Option<String> {

@@ -332,16 +332,82 @@ fn patterns_are_those_that_all_proxies_read_alike() {
         ("(?i)jason", "JASON", "jasons"),
         (r"a\.b\d{2}", "a.b12", "a-b12"),
         ("[^/]+", "x-y", "x/y"),
+        ("(?:a*)*b", "aab", "a"),
+        ("[]&]{2}", "]&", "]"),
     ] {
         let pattern = Pattern::parse(pattern).unwrap();
         assert!(pattern.matches(yes) && !pattern.matches(no), "{pattern:?}");
     }
-    for bad in
-        ["", "(", "a{2000}", "(?P<x>a)", "(?x) a", r"\p{Greek}", "[a&&b]", "[[:alpha:]]", r"\<a", "ä", r"\b{start}"]
-    {
+    for bad in [
+        "",
+        "(",
+        "a{2000}",
+        "(?P<x>a)",
+        "(?x) a",
+        r"\p{Greek}",
+        "[a&&b]",
+        "[]&&b]",
+        "[[:alpha:]]",
+        r"\<a",
+        "ä",
+        r"\b{start}",
+        r"\x41",
+        r"\Aa",
+        "(?i:a)",
+        "(?-i)a",
+        "[--a]",
+        "[a--b]",
+        "[[a]]",
+        "a{2",
+        "a{,2}",
+        "a{2,1}",
+    ] {
         assert!(Pattern::parse(bad).is_err(), "{bad}");
     }
     assert!(Pattern::parse(&"a".repeat(1_025)).is_err());
+}
+
+/// Each with what to write instead. A test of the workspace shows that proxies refuse them, or read them otherwise.
+#[test]
+fn patterns_that_proxies_refuse_are_told_with_what_to_write() {
+    let told: Vec<String> = [
+        "a**",
+        "a+*",
+        "a*?*",
+        "a{2}*",
+        "a{1}{2}",
+        "a{2}??",
+        "(a{60}){60}",
+        "((a{10}){10}){11}",
+        "(?:a{2}b|c){501}",
+        "/x)|(/y",
+        ".)$*+(",
+        "a{02}",
+        "a{ 2}",
+        ".{1000}.{1000}",
+        "[b-a]",
+    ]
+    .into_iter()
+    .map(|bad| format!("{bad}  {}", Pattern::parse(bad).unwrap_err()))
+    .collect();
+    insta::assert_snapshot!(told.join("\n"));
+}
+
+/// What the counts of repetitions make of a pattern is known without making it, and is bounded.
+#[test]
+fn patterns_have_a_price() {
+    let steps = |text: &str| Pattern::parse(text).unwrap().steps();
+    assert!(steps("/v[0-9]+/.*") < 50);
+    assert!(steps("a{1000}") > 1_000 && steps("a{500}b{500}") > 1_000);
+    assert!(steps("[^/]{1,1000}") <= MAX_STEPS, "a long element of a path");
+    assert_eq!(Pattern::parse(".{1000}.{1000}"), Err(PatternError::TooLarge(22_008)));
+    let largest = Pattern::parse("(?:[a-z]|(?i)[k-s]|x){450}").unwrap();
+    assert!(largest.steps() > MAX_STEPS / 2 && largest.matches(&"k".repeat(450)) && !largest.matches(&"k".repeat(449)));
+    let path = Some(PathMatch::Regex(Pattern::parse("a{10}").unwrap()));
+    let value = TextMatch::Regex(Pattern::parse("b{20}").unwrap());
+    let one = RequestMatch { path, headers: vec![NamedMatch { name: "x".into(), value }], ..RequestMatch::default() };
+    let all = route(RouteKind::Http, "shop/r", "shop/web", vec![matching(vec![one.clone(), one], Vec::new())]);
+    assert_eq!(all.steps(), 2 * (steps("a{10}") + steps("b{20}")));
 }
 
 #[test]
