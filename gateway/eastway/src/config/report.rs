@@ -204,6 +204,7 @@ fn check_source(kind: &str, path: &Path, source: &Arc<Source>) -> Diagnostics {
             for document in yaml::read(source, &mut sink) {
                 policies.document(&document, policy::Reach::Any, &mut sink);
             }
+            policies.routes.bounds(&policies.istio, &mut sink);
         }
         _ => gateway_settings(path, source, &mut sink),
     }

@@ -7,11 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use eastway_model::rules::route::{
-    MAX_HOSTNAMES, MAX_PARENTS, MAX_ROUTES, MAX_ROUTES_OF_SERVICE, MAX_RULES, ObjectName, Origin, Parent, Route,
-    RouteBook, RouteKind, Rule, ServiceShare, Share,
+    MAX_HOSTNAMES, MAX_PARENTS, MAX_ROUTES, MAX_ROUTES_OF_SERVICE, MAX_RULES, MAX_STEPS_OF_ALL, MAX_STEPS_OF_SERVICE,
+    ObjectName, Origin, Parent, Route, RouteBook, RouteKind, Rule, ServiceShare, Share,
 };
 use eastway_model::{Label, ServiceKey, UnixMillis};
-use eastway_registry::diagnostic::{Code, Diagnostics, quoted};
+use eastway_registry::diagnostic::{Code, Diagnostic, Diagnostics, quoted};
 use eastway_registry::yaml::{Context, Document, Field, List, NodeId, Place};
 
 use super::file::route as file;
@@ -65,18 +65,37 @@ impl CollectedRoutes {
                 );
             }
         }
-        let mut of_service: BTreeMap<&ServiceKey, usize> = BTreeMap::new();
-        for (number, (route, place)) in self.routes.values().chain(istio.routes()).enumerate() {
+        self.bounds(istio, sink);
+    }
+
+    /// What only shows of all routes together, and of each file too.
+    pub(super) fn bounds(&self, istio: &CollectedIstio, sink: &mut Diagnostics) {
+        let routes = self.routes.values().chain(istio.routes());
+        let mut of_service: BTreeMap<&ServiceKey, (usize, u32)> = BTreeMap::new();
+        let mut of_all = 0_u32;
+        for (number, (route, place)) in routes.enumerate() {
             if number == MAX_ROUTES {
                 sink.push(place.error(Code::TooLarge, format!("there are more than {MAX_ROUTES} routes")));
             }
+            let own = route.steps();
+            let had = of_all;
             for parent in &route.parents {
-                let count = of_service.entry(&parent.service).or_default();
+                let (count, steps) = of_service.entry(&parent.service).or_default();
                 *count += 1;
                 if *count == MAX_ROUTES_OF_SERVICE + 1 {
                     let message = format!("{} has more than {MAX_ROUTES_OF_SERVICE} routes", parent.service);
                     sink.push(place.error(Code::TooLarge, message));
                 }
+                let before = *steps;
+                *steps = steps.saturating_add(own);
+                of_all = of_all.saturating_add(own);
+                if before <= MAX_STEPS_OF_SERVICE && *steps > MAX_STEPS_OF_SERVICE {
+                    let whose = format!("the routes of {}", parent.service);
+                    sink.push(too_large(place, &whose, *steps, MAX_STEPS_OF_SERVICE));
+                }
+            }
+            if had <= MAX_STEPS_OF_ALL && of_all > MAX_STEPS_OF_ALL {
+                sink.push(too_large(place, "all routes", of_all, MAX_STEPS_OF_ALL));
             }
         }
     }
@@ -240,6 +259,15 @@ impl CollectedRoutes {
         let route = Route { kind, origin, name, created: UnixMillis(0), parents, server_names, rules };
         self.routes.insert(key, (Arc::new(route), cx.place(at)));
     }
+}
+
+/// Every proxy that is told of the services compiles their expressions.
+fn too_large(place: &Place, whose: &str, steps: u32, most: u32) -> Diagnostic {
+    let message = format!(
+        "with this one the regular expressions of {whose} come to {steps} steps, counted repetitions written out; {most} are allowed"
+    );
+    let help = "write prefixes and exact paths where they say the same, lower counts in { }, or repeat without a bound";
+    place.error(Code::TooLarge, message).with_help(help)
 }
 
 fn hostnames_mean_nothing(hostnames: &List<String>, cx: &mut Context<'_>) {

@@ -57,6 +57,7 @@ fn mistakes_are_told_with_their_place() {
         ("codes: [503]", "codes: [200]"),
         ("value: /a/", "value: a"),
         ("type: PathPrefix, value: /a/", "type: RegularExpression, value: '(?<x>a)'"),
+        ("type: PathPrefix, value: /a/", "type: RegularExpression, value: '/x)|(/y'"),
         ("name: x-a, value: b", "name: Host, value: b"),
         ("requestHeaderModifier: {set: [{name: x-a, value: b}]}", "requestRedirect: {}"),
         ("sessionName: cart", "sessionName: cart, idleTimeout: 5s"),
@@ -100,6 +101,43 @@ fn what_has_no_effect_is_a_warning() {
         .replace("  rules:", "  hostnames: [web.example]\n  rules:")
         .replace("{name: End-User, value: jason}", "{name: End-User, value: jason}, {name: end-user, value: mary}");
     insta::assert_snapshot!(folder(&text).warnings());
+}
+
+/// A file of 100 kB whose expressions would be gigabytes: known by their counts, never made.
+#[test]
+fn expressions_that_are_bombs_are_refused_at_once() {
+    let route = ROUTES.split("---\n").nth(1).unwrap();
+    let with = |patterns: &dyn Fn(usize, usize) -> String| {
+        let rules = (0..16).map(|rule| {
+            let matches =
+                (0..64).map(|one| format!("{{path: {{type: RegularExpression, value: '{}'}}}}", patterns(rule, one)));
+            format!(
+                "  - matches: [{}]\n    backendRefs: [{{kind: Service, name: web, port: 80}}]\n",
+                matches.collect::<Vec<_>>().join(", ")
+            )
+        });
+        let head = route.split_once("  rules:").unwrap().0;
+        format!("{head}  rules:\n{}", rules.collect::<String>())
+    };
+    let quick = |text: &str| {
+        let folder = folder(text);
+        let before = std::time::Instant::now();
+        let told = folder.errors();
+        let took = before.elapsed();
+        assert!(took < std::time::Duration::from_secs(2), "{took:?}");
+        told
+    };
+    let told = quick(&with(&|rule, one| format!("/{one}/{rule}/(a{{100}}){{80}}")));
+    assert!(told.contains("repeats a part 8000 times with all counts around it"), "{told}");
+    let told = quick(&with(&|rule, one| format!("/{one}/{rule}/.{{900}}")));
+    assert!(told.contains("the regular expressions of the routes of shop/web come to"), "{told}");
+    let few = with(&|rule, one| format!("/{one}/{rule}/[a-z]{{8}}"));
+    assert!(super::load(&folder(&few).path("gateway.yaml")).is_ok(), "{}", folder(&few).errors());
+    // Each service has few, and all together have too many.
+    let many = (0..12)
+        .map(|n| with(&|rule, one| format!("/{one}/{rule}/a{{60}}")).replace("name: web", &format!("name: web{n}")));
+    let told = quick(&many.collect::<Vec<_>>().join("---\n"));
+    assert!(told.contains("the regular expressions of all routes come to"), "{told}");
 }
 
 #[test]
