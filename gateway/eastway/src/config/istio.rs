@@ -18,7 +18,7 @@ use eastway_model::{ServiceKey, Subset};
 use eastway_registry::diagnostic::{Code, Diagnostics, did_you_mean, quoted};
 use eastway_registry::yaml::{Context, Field, NodeId, Place};
 
-use super::route::parts::object_name;
+use super::route::parts::{name_at, object_name};
 
 /// The kinds that are read here.
 pub(super) const KINDS: [&str; 2] = ["DestinationRule", "VirtualService"];
@@ -114,11 +114,12 @@ impl CollectedIstio {
         };
         let name = name?;
         let key = (kind, name.clone());
+        let at = name_at(cx);
         if let Some(earlier) = self.names.get(&key) {
-            cx.error(spec, Code::Duplicate, format!("{kind} {name} is already defined in {earlier}"));
+            cx.error(at, Code::Duplicate, format!("{kind} {name} is already defined in {earlier}"));
             return None;
         }
-        self.names.insert(key, cx.place(spec));
+        self.names.insert(key, cx.place(at));
         Some((name, spec))
     }
 }

@@ -204,13 +204,13 @@ impl CollectedRoutes {
             cx.error_help(section.at, Code::Missing, "cluster or subset is required: this is the whole service", help);
             return;
         }
-        let place = cx.place(section.at);
+        let at = parts::name_at(cx);
         if let Some((_, earlier)) = self.shares.get(&name) {
-            cx.error(section.at, Code::Duplicate, format!("ServiceShare {name} is already defined in {earlier}"));
+            cx.error(at, Code::Duplicate, format!("ServiceShare {name} is already defined in {earlier}"));
             return;
         }
         let service = ServiceKey { namespace: name.namespace.clone(), name: service };
-        self.shares.insert(name.clone(), (Arc::new(ServiceShare { name, service, share }), place));
+        self.shares.insert(name.clone(), (Arc::new(ServiceShare { name, service, share }), cx.place(at)));
     }
 
     /// Checks `apiVersion` and `kind`, and gives root and name.
@@ -250,6 +250,7 @@ impl CollectedRoutes {
     ) {
         let parents = parents_of(at, parents, &name, cx);
         let key = (kind, name.clone());
+        let at = parts::name_at(cx);
         if let Some((_, earlier)) = self.routes.get(&key) {
             cx.error(at, Code::Duplicate, format!("{kind} {name} is already defined in {earlier}"));
             return;

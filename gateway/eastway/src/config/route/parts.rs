@@ -101,6 +101,12 @@ pub(in crate::config) fn object_name(
     Some(ObjectName { namespace: namespace?, name: name? })
 }
 
+/// Where the name of an object is: what concerns all of it is told there.
+pub(in crate::config) fn name_at(cx: &Context<'_>) -> NodeId {
+    let root = cx.root();
+    cx.child(root, "metadata").and_then(|metadata| cx.child(metadata, "name")).unwrap_or(root)
+}
+
 pub(super) fn rule_name(field: &Field<String>, cx: &mut Context<'_>) -> Option<Arc<str>> {
     cx.parse(field.get()?, subdomain)
 }

@@ -141,6 +141,12 @@ fn expressions_that_are_bombs_are_refused_at_once() {
 }
 
 #[test]
+fn an_object_that_is_there_twice_is_told_at_its_name() {
+    let told = folder(&format!("{ROUTES}---\n{}", ROUTES.split("---\n").nth(1).unwrap())).errors();
+    insta::assert_snapshot!(told);
+}
+
+#[test]
 fn a_policy_of_sidecars() {
     let policy = "\
 apiVersion: eastway.dev/v1alpha1
