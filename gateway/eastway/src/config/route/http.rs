@@ -165,7 +165,7 @@ fn named(
 }
 
 fn backends(list: &List<file::HttpBackend>, parts: &mut Parts<'_>, cx: &mut Context<'_>) -> Vec<Backend> {
-    let mut found = Vec::new();
+    let mut found: Vec<Backend> = Vec::new();
     for section in bounded(list, MAX_BACKENDS, "backends", cx) {
         let file::HttpBackend { group, kind, name, namespace, port, weight: share, filters: changes } = &section.value;
         let reference = Reference { at: section.at, group, kind, name, namespace, port };
@@ -179,6 +179,10 @@ fn backends(list: &List<file::HttpBackend>, parts: &mut Parts<'_>, cx: &mut Cont
         let Some(reference) = reference else { continue };
         let Filters { request, response, .. } = changes;
         found.push(Backend { reference, weight: weight(share, cx), request, response });
+    }
+    if let Some(list) = list.get().filter(|_| !found.is_empty() && found.iter().all(|backend| backend.weight == 0)) {
+        let message = "all weights are 0: what comes to this rule gets 500";
+        cx.warn(list.at, Code::Value, message);
     }
     found
 }

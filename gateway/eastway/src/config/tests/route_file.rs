@@ -99,7 +99,8 @@ fn every_bound_has_a_name() {
 fn what_has_no_effect_is_a_warning() {
     let text = ROUTES
         .replace("  rules:", "  hostnames: [web.example]\n  rules:")
-        .replace("{name: End-User, value: jason}", "{name: End-User, value: jason}, {name: end-user, value: mary}");
+        .replace("{name: End-User, value: jason}", "{name: End-User, value: jason}, {name: end-user, value: mary}")
+        .replace("weight: 3", "weight: 0");
     insta::assert_snapshot!(folder(&text).warnings());
 }
 
