@@ -22,7 +22,7 @@ pub use filter::{
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(rename = "HTTPRoute")]
 pub struct HttpRoute {
-    /// `gateway.networking.k8s.io/v1`.
+    /// `gateway.networking.k8s.io/v1`, or `v1beta1`.
     pub api_version: Field<String>,
     /// Always `HTTPRoute`.
     #[schemars(extend("const" = "HTTPRoute"))]
@@ -38,7 +38,7 @@ pub struct HttpRoute {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(rename = "GRPCRoute")]
 pub struct GrpcRoute {
-    /// `gateway.networking.k8s.io/v1`.
+    /// `gateway.networking.k8s.io/v1`, or `v1alpha2`.
     pub api_version: Field<String>,
     /// Always `GRPCRoute`.
     #[schemars(extend("const" = "GRPCRoute"))]
