@@ -132,6 +132,16 @@ impl Document {
         }
     }
 
+    /// Takes out what is at `keys` from the root, as if nobody had written it.
+    pub fn remove(&mut self, keys: &[&str]) {
+        let Some((last, parents)) = keys.split_last() else { return };
+        let parent = parents.iter().try_fold(self.root, |node, key| self.child(node, key));
+        let index = parent.and_then(|parent| usize::try_from(parent.0).ok());
+        if let Some(Node { value: Value::Map(entries), .. }) = index.and_then(|index| self.nodes.get_mut(index)) {
+            entries.retain(|entry| &*entry.key != *last);
+        }
+    }
+
     pub(super) fn value(&self, node: NodeId) -> Option<&Value> {
         self.node(node).map(|node| &node.value)
     }

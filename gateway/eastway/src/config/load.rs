@@ -19,6 +19,8 @@ use super::{across, fixed};
 
 /// Most files of one folder.
 const MAX_FILES: usize = 10_000;
+/// How many that are not read are named.
+const SHOWN: usize = 3;
 
 /// A configuration without errors.
 #[derive(Clone, Debug)]
@@ -144,10 +146,12 @@ impl<'r> Loader<'r> {
         let peers = self.files(&peers);
         let placed: Arc<[_]> = peers.iter().filter_map(|path| self.peer(path).map(Arc::new)).collect();
         let mut collected = policy::Collected::default();
-        for path in self.files(&policies) {
+        let files = self.files(&policies);
+        self.others(&policies.path);
+        for path in files {
             let Some(source) = self.file(&path) else { continue };
             for document in yaml::read(&source, &mut self.sink) {
-                collected.document(&document, policy::Reach::Any, &mut self.sink);
+                collected.document(document, policy::Reach::Any, &mut self.sink);
             }
         }
         across::check(settings.as_ref(), &placed, &collected, &mut self.sink);
@@ -228,6 +232,28 @@ impl<'r> Loader<'r> {
                 Vec::new()
             }
         }
+    }
+
+    /// Tells of what lies in a folder and is not read. What is hidden is meant not to be.
+    fn others(&mut self, folder: &Path) {
+        // That it cannot be read is said where its files are looked for.
+        let Ok(entries) = std::fs::read_dir(folder) else { return };
+        let paths = entries.take(MAX_FILES).flatten().map(|entry| entry.path()).filter(|path| !is_yaml(path));
+        let names = paths.filter_map(|path| path.file_name()?.to_str().map(str::to_owned));
+        let mut names: Vec<String> = names.filter(|name| !name.starts_with('.')).collect();
+        names.sort();
+        let verb = match names.len() {
+            0 => return,
+            1 => "is",
+            _ => "are",
+        };
+        let shown = names.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let more = if names.len() > SHOWN { ", …" } else { "" };
+        let message = format!("{} {verb} not read: {shown}{more}", names.len());
+        self.read.update(&message);
+        let help = "what is read are files *.yaml and *.yml in this folder itself";
+        let file = folder.display().to_string();
+        self.sink.push(Diagnostic::of_file(Severity::Warning, Code::Kind, file, message).with_help(help));
     }
 
     fn folder_error(&mut self, folder: &Folder, code: Code, message: String) {

@@ -95,7 +95,7 @@ impl Merge<'_> {
                 let before = self.collected.clone();
                 let system = self.loaded.settings.system_namespace();
                 let reach = if key.namespace == system { Reach::Any } else { Reach::Own };
-                self.collected.document(&document, reach, &mut sink);
+                self.collected.document(document, reach, &mut sink);
                 if sink.has_errors() {
                     self.collected = before;
                     return first(key, &sink);

@@ -29,6 +29,16 @@ const PAIR_OVERHEAD: usize = 8;
 /// What a file of the folder may be.
 const KINDS: &str = "TrafficPolicy, AccessPolicy, Visibility, HTTPRoute, GRPCRoute, TCPRoute, TLSRoute, ServiceShare, VirtualService or DestinationRule";
 
+/// What an API server adds to an object, and `kubectl get -o yaml` prints. Nobody wrote it, and it says nothing here.
+const OF_SERVER: [&[&str]; 6] = [
+    &["status"],
+    &["metadata", "uid"],
+    &["metadata", "resourceVersion"],
+    &["metadata", "creationTimestamp"],
+    &["metadata", "generation"],
+    &["metadata", "managedFields"],
+];
+
 /// All policies of a folder.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policies {
@@ -75,7 +85,12 @@ impl Collected {
     }
 
     /// Takes in one document of a file in the policies folder.
-    pub(super) fn document(&mut self, document: &Arc<Document>, reach: Reach, sink: &mut Diagnostics) {
+    pub(super) fn document(&mut self, mut document: Arc<Document>, reach: Reach, sink: &mut Diagnostics) {
+        // Nobody else has it yet.
+        if let Some(document) = Arc::get_mut(&mut document) {
+            OF_SERVER.iter().for_each(|keys| document.remove(keys));
+        }
+        let document = &document;
         let kind = document.text(&["kind"]).unwrap_or_default();
         match kind {
             "TrafficPolicy" => {

@@ -202,7 +202,7 @@ fn check_source(kind: &str, path: &Path, source: &Arc<Source>) -> Diagnostics {
         | "ServiceShare" | "VirtualService" | "DestinationRule" => {
             let mut policies = policy::Collected::default();
             for document in yaml::read(source, &mut sink) {
-                policies.document(&document, policy::Reach::Any, &mut sink);
+                policies.document(document, policy::Reach::Any, &mut sink);
             }
             policies.routes.bounds(&policies.istio, &mut sink);
         }

@@ -6,13 +6,7 @@ use eastway_registry::yaml::Keys;
 const SOURCES: &str = "rules count for all clients of the service; tell them apart by a header that they set";
 const LEAVE_OUT: &str = "leave it out";
 
-pub(super) const OBJECT: Keys = &[
-    ("apiVersion", ""),
-    ("kind", ""),
-    ("metadata", ""),
-    ("spec", ""),
-    ("status", "it is the API server's; leave it out"),
-];
+pub(super) const OBJECT: Keys = &[("apiVersion", ""), ("kind", ""), ("metadata", ""), ("spec", "")];
 
 pub(super) const VIRTUAL_SERVICE: Keys =
     &[("hosts", ""), ("gateways", ""), ("exportTo", ""), ("http", ""), ("tls", ""), ("tcp", "")];

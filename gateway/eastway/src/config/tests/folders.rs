@@ -65,6 +65,20 @@ fn mistakes_of_all_files_at_once() {
     insta::assert_snapshot!(Folder::new(&files).errors());
 }
 
+/// Somebody meant them to be read.
+#[test]
+fn what_is_not_read_of_the_policies_is_told() {
+    let folder = Folder::new(&[
+        ("gateway.yaml", MINIMAL),
+        ("policies/a.json", "{}"),
+        ("policies/sub/b.yaml", "kind: TrafficPolicy"),
+        ("policies/.draft", "x"),
+    ]);
+    insta::assert_snapshot!(folder.warnings());
+    let many = ["gateway.yaml", "policies/1", "policies/2", "policies/3", "policies/4"].map(|name| (name, MINIMAL));
+    assert!(Folder::new(&many).warnings().contains("4 are not read: 1, 2, 3, …"), "{}", Folder::new(&many).warnings());
+}
+
 #[test]
 fn a_file_that_is_not_there() {
     insta::assert_snapshot!(Folder::new(&[]).errors());

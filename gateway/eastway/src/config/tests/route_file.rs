@@ -141,6 +141,20 @@ fn expressions_that_are_bombs_are_refused_at_once() {
     assert!(told.contains("the regular expressions of all routes come to"), "{told}");
 }
 
+/// As `kubectl get -o yaml` prints them: what the API server adds is nobody's.
+#[test]
+fn objects_can_be_kept_as_an_api_server_has_them() {
+    let added = "{uid: 7d3f, resourceVersion: '12', generation: 3, creationTimestamp: '2026-11-02T10:00:00Z', managedFields: [{manager: kubectl}], ";
+    let policy = "apiVersion: eastway.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: t, namespace: shop}\nspec: {service: db}\n";
+    let istio = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: d, namespace: shop}\nspec: {host: cache}\n";
+    let text = format!("{ROUTES}---\n{policy}---\n{istio}").replace("metadata: {", &format!("metadata: {added}"));
+    let text = text.replace("---\n", "status: {conditions: []}\n---\n") + "status: {parents: []}\n";
+    let folder = folder(&text);
+    assert!(super::load(&folder.path("gateway.yaml")).is_ok(), "{}", folder.errors());
+    let told = self::folder(&text.replace("uid: 7d3f", "uuid: 7d3f")).errors();
+    assert!(told.contains("unknown field"), "{told}");
+}
+
 #[test]
 fn an_object_that_is_there_twice_is_told_at_its_name() {
     let told = folder(&format!("{ROUTES}---\n{}", ROUTES.split("---\n").nth(1).unwrap())).errors();
