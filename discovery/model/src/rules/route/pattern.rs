@@ -45,7 +45,7 @@ pub enum PatternError {
         "has {0}, a repetition of a repetition, which RE2 refuses; put the first one into a group: (?:a*)* for a**"
     )]
     Stacked(String),
-    /// Counts of nested repetitions that come to more than [`MAX_REPETITION`].
+    /// Counts of nested repetitions that come to more than 1,000.
     #[error(
         "repeats a part {0} times with all counts around it, and RE2 at most {MAX_REPETITION} times; lower them, or repeat without a bound: a* for a{{0,5000}}"
     )]
