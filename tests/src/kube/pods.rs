@@ -11,7 +11,8 @@ use super::{Cluster, image};
 use crate::lab::place::Place;
 use crate::load::ask_once;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+/// After an outage of its API server a cluster takes a minute to believe in its node again.
+const PATIENCE: Duration = Duration::from_secs(150);
 /// Name of the one container.
 const SLEEPER: &str = "sleeper";
 

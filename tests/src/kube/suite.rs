@@ -21,6 +21,9 @@ pub type Body = for<'a> fn(&'a Bed) -> Pin<Box<dyn Future<Output = Result<()>> +
 
 /// Longest run of one test that names no limit.
 pub const LIMIT: Duration = Duration::from_secs(180);
+/// Pause between two looks for programs that have ended, as long as a kubelet's first back-off.
+const RESTART: Duration = Duration::from_secs(10);
+
 /// Where the summary and logs go, from Cargo's target folder.
 const RESULTS: &str = "e2e";
 
@@ -150,13 +153,13 @@ fn run(name: &str, clusters: &[&str], tests: &[Test], selection: &Selection) -> 
                 ignored += 1;
                 continue;
             }
-            for cluster in bed.clusters() {
-                for program in cluster.revive().await? {
-                    println!("  {} of {} had ended, and was started again", program, cluster.name());
-                }
-            }
+            revive(&bed).await?;
             let started = Instant::now();
-            let verdict = tokio::time::timeout(test.limit, (test.body)(&bed)).await;
+            let body = tokio::time::timeout(test.limit, (test.body)(&bed));
+            let verdict = tokio::select! {
+                verdict = body => verdict,
+                Err(error) = keep_alive(&bed) => Ok(Err(error)),
+            };
             let took = seconds(started.elapsed());
             let verdict = verdict.unwrap_or_else(|_| bail!("took longer than {:?}", test.limit));
             verdicts.insert(test.name.to_owned(), json!({"passed": verdict.is_ok(), "seconds": took}));
@@ -190,6 +193,24 @@ fn run(name: &str, clusters: &[&str], tests: &[Test], selection: &Selection) -> 
         );
         Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     })
+}
+
+/// What a kubelet would do: a scheduler, say, ends when it hears nothing of its API server for a while, or does not
+/// understand what it hears.
+async fn keep_alive(bed: &Bed) -> Result<()> {
+    loop {
+        tokio::time::sleep(RESTART).await;
+        revive(bed).await?;
+    }
+}
+
+async fn revive(bed: &Bed) -> Result<()> {
+    for cluster in bed.clusters() {
+        for program in cluster.revive().await? {
+            println!("  {} of {} had ended, and was started again", program, cluster.name());
+        }
+    }
+    Ok(())
 }
 
 fn causes(error: &anyhow::Error) -> String {
