@@ -1,13 +1,14 @@
 //! Containers as the node has them: what there is to look at, and to break, while the API server is away.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tokio::process::Command;
+use tokio::time::sleep;
 
 use super::Cluster;
 use super::eastway::SYSTEM;
@@ -17,6 +18,10 @@ use crate::until::within;
 
 /// Longest pause of a kubelet before it starts a container again that ended a few times.
 const RESTART: Duration = Duration::from_secs(90);
+/// Longest end of a pod that was deleted.
+const ENDING: Duration = Duration::from_secs(60);
+/// Pause between two looks.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// A running container.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,14 +113,21 @@ impl Cluster {
         Ok(found)
     }
 
-    /// The one running container of this name in a namespace whose pod is called `pod`.
+    /// The one running container of this name in a namespace whose pod is called `pod`; that of an earlier pod of the name
+    /// is waited for to end.
     ///
     /// # Errors
-    /// There is none.
+    /// There is none, or more than one.
     pub async fn container(&self, namespace: &str, pod: &str, container: &str) -> Result<Container> {
-        let mut all = self.containers(namespace, container).await?;
-        all.retain(|one| one.pod == pod);
-        ensure!(all.len() == 1, "{} containers {container} in {namespace}/{pod}", all.len());
-        all.pop().context("one")
+        let started = Instant::now();
+        loop {
+            let mut all = self.containers(namespace, container).await?;
+            all.retain(|one| one.pod == pod);
+            if all.len() < 2 || started.elapsed() > ENDING {
+                ensure!(all.len() == 1, "{} containers {container} in {namespace}/{pod}", all.len());
+                return all.pop().context("one");
+            }
+            sleep(PAUSE).await;
+        }
     }
 }
