@@ -21,7 +21,7 @@ use eastway_proto::xds_matcher::{core::v3 as xds_core, matcher::v3 as xds};
 use prost::Name as _;
 
 use super::import::{protocol_options, router_filter, websocket};
-use super::parts::{any, filter, number, seconds, socket, transport_socket};
+use super::parts::{any, everything_to, filter, number, seconds, socket, transport_socket};
 use super::secrets::ALL_ANCHORS;
 use super::tls::{BYTES_ALPN, ISTIO_ALPN, common, uri};
 use super::{AppProtocol, Generated};
@@ -274,30 +274,7 @@ fn http_proxy(
     certificate: hcm::http_connection_manager::ForwardClientCertDetails,
 ) -> hcm::HttpConnectionManager {
     use hcm::http_connection_manager::{RouteSpecifier, ServerHeaderTransformation, SetCurrentClientCertDetails};
-    let action = route::RouteAction {
-        cluster_specifier: Some(route::route_action::ClusterSpecifier::Cluster(name.to_owned())),
-        timeout: seconds(0),
-        ..route::RouteAction::default()
-    };
-    let all = route::RouteMatch {
-        path_specifier: Some(route::route_match::PathSpecifier::Prefix("/".to_owned())),
-        ..route::RouteMatch::default()
-    };
-    let host = route::VirtualHost {
-        name: name.to_owned(),
-        domains: vec!["*".to_owned()],
-        routes: vec![route::Route {
-            r#match: Some(all),
-            action: Some(route::route::Action::Route(action)),
-            ..route::Route::default()
-        }],
-        ..route::VirtualHost::default()
-    };
-    let routes = route::RouteConfiguration {
-        name: name.to_owned(),
-        virtual_hosts: vec![host],
-        ..route::RouteConfiguration::default()
-    };
+    let routes = route::RouteConfiguration { name: name.to_owned(), ..everything_to(name, "/", seconds(0)) };
     hcm::HttpConnectionManager {
         stat_prefix: name.to_owned(),
         route_specifier: Some(RouteSpecifier::RouteConfig(routes)),

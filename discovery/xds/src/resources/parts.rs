@@ -54,7 +54,7 @@ pub(super) fn transport_socket<M: Message + Name>(name: &str, config: &M) -> cor
     core::TransportSocket { name: name.to_owned(), config_type: Some(config_type) }
 }
 
-/// Routes that send everything to one cluster. `prefix` is what every path begins with: `/`, or nothing for gRPC.
+/// Routes without a name that send everything to one cluster. `prefix` is what every path begins with: `/`, or nothing for gRPC.
 pub(super) fn everything_to(
     cluster: &str,
     prefix: &str,
@@ -74,13 +74,22 @@ pub(super) fn everything_to(
         action: Some(route::route::Action::Route(action)),
         ..route::Route::default()
     };
+    route::RouteConfiguration { name: String::new(), ..for_all_hosts(cluster, vec![route]) }
+}
+
+/// Routes where it does not matter which host is asked for: the listener says which service is meant.
+pub(super) fn for_all_hosts(name: &str, routes: Vec<route::Route>) -> route::RouteConfiguration {
     let host = route::VirtualHost {
-        name: cluster.to_owned(),
+        name: name.to_owned(),
         domains: vec!["*".to_owned()],
-        routes: vec![route],
+        routes,
         ..route::VirtualHost::default()
     };
-    route::RouteConfiguration { virtual_hosts: vec![host], ..route::RouteConfiguration::default() }
+    route::RouteConfiguration {
+        name: name.to_owned(),
+        virtual_hosts: vec![host],
+        ..route::RouteConfiguration::default()
+    }
 }
 
 /// A filter chain of one filter, for any connection.

@@ -21,7 +21,7 @@ use prost::{Message, Name};
 use super::affinity;
 use super::fault::{FAULTS, faults};
 use super::matching::request_match;
-use super::parts::{any, duration, number};
+use super::parts::{any, duration, for_all_hosts, number};
 use super::rewriting::{redirect, rewrite};
 use super::subset::{NOWHERE, Weighted, cluster_of, splits, weighted};
 
@@ -54,17 +54,7 @@ pub(super) fn configuration(
             affinity::of_request(action);
         }
     }
-    let host = route::VirtualHost {
-        name: name.to_owned(),
-        domains: vec!["*".to_owned()],
-        routes,
-        ..route::VirtualHost::default()
-    };
-    route::RouteConfiguration {
-        name: name.to_owned(),
-        virtual_hosts: vec![host],
-        ..route::RouteConfiguration::default()
-    }
+    for_all_hosts(name, routes)
 }
 
 fn without_rules(snapshot: &Snapshot, import: &Import, port: &ServicePort) -> route::Route {

@@ -9,7 +9,7 @@ use route::route_match::PathSpecifier;
 
 use super::parts::NOBODY;
 use crate::resources::matching::request_match;
-use crate::resources::parts::number;
+use crate::resources::parts::{for_all_hosts, number};
 use crate::resources::subset::{NOWHERE, Weighted, weighted};
 
 /// The routes of `name`. A call that none matches fails as UNAVAILABLE.
@@ -25,17 +25,7 @@ pub(super) fn routes(
     if routes.is_empty() {
         routes.push(to(request_match(None), ClusterSpecifier::Cluster(NOBODY.to_owned())));
     }
-    let host = route::VirtualHost {
-        name: name.to_owned(),
-        domains: vec!["*".to_owned()],
-        routes,
-        ..route::VirtualHost::default()
-    };
-    route::RouteConfiguration {
-        name: name.to_owned(),
-        virtual_hosts: vec![host],
-        ..route::RouteConfiguration::default()
-    }
+    for_all_hosts(name, routes)
 }
 
 /// Whether a call of gRPC can match: it is a POST, and its path has no query.
