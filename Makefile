@@ -65,10 +65,12 @@ e2e-clusters:
 e2e-documents:
 	EASTWAY_BIN=$(TARGET)/release/eastway $(CARGO) test --locked -q --workspace --test e2e_documents -- $(ARGS)
 
-soak: deps-e2e ## What the tests do for a minute, at its full length, as root: a flood at the link port, half an hour without an API server (figures go to bench/soak.json)
+soak: deps-e2e ## What the tests do for a minute, at its full length, as root: a flood at the link port, 1,000 reloads under load, half an hour without an API server (figures go to bench/soak.json)
 	$(CARGO) build --release --locked -q -p eastway
 	EASTWAY_FLOOD_SECONDS=60 EASTWAY_BIN=$(TARGET)/release/eastway \
 		$(CARGO) test --locked -q --workspace --test system -- flood:: --nocapture --test-threads=1
+	EASTWAY_RELOADS=1000 EASTWAY_BIN=$(TARGET)/release/eastway \
+		$(CARGO) test --locked -q --workspace --test envoy -- f34_ --nocapture --test-threads=1
 	EASTWAY_BIN=$(TARGET)/release/eastway $(CARGO) test --locked -q --workspace --test e2e -- --ignored half_an_hour
 	cp $(TARGET)/e2e/summary.json bench/soak.json
 

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use eastway_tests::load::{Load, Plan};
 use eastway_tests::within;
 use serde_json::{Value, json};
@@ -15,7 +15,14 @@ const SERVERS: [Placed; 3] = [("a", 11, "v1"), ("a", 12, "v2"), ("b", 13, "v3")]
 /// Requests per second.
 const RATE: u32 = 500;
 
-pub(super) async fn run(version: &str, reloads: u64) -> Result<()> {
+/// How many times the rules change; `make soak` asks for 1,000.
+const RELOADS: &str = "EASTWAY_RELOADS";
+
+pub(super) async fn run(version: &str) -> Result<()> {
+    let reloads = match std::env::var(RELOADS) {
+        Ok(number) => number.parse().with_context(|| format!("{RELOADS}={number}: not a number"))?,
+        Err(_) => 100,
+    };
     let bed = Bed::with(version, &SERVERS).await?;
     let (place, source) = bed.mesh.client("a");
     let load = Load::start(&place, Plan { source, target: bed.target, rate: RATE, size: 1_000 });
