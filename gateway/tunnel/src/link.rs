@@ -10,7 +10,8 @@ use std::fmt;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Waker};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
@@ -27,7 +28,7 @@ use crate::events::{Event, Observer};
 use crate::header::{HeaderError, HeaderTooLong, StreamHeader};
 use crate::metrics::Counters;
 use crate::stream::{Direction, LinkInfo, RecvHalf, SendHalf, StreamShared, TunnelStream};
-use crate::transport::{Connection, Side, StreamError};
+use crate::transport::{Connection, SendStream, Side, StreamError};
 
 /// A link to one replica of a peer. Cheap to clone.
 #[derive(Clone)]
@@ -222,6 +223,8 @@ pub(crate) struct LinkShared {
     /// Streams that the transport admits now.
     admitted: AtomicU32,
     streams: Mutex<HashMap<u64, Weak<StreamShared>>>,
+    /// Halves that ended here in order, until the other side has all of them.
+    unacknowledged: Mutex<Vec<Box<dyn SendStream>>>,
     next_stream: AtomicU64,
     pace: Arc<Pace>,
     idle: tokio::sync::Notify,
@@ -283,6 +286,7 @@ impl LinkShared {
             served: AtomicU32::new(0),
             admitted: AtomicU32::new(limits.initial_streams),
             streams: Mutex::new(HashMap::new()),
+            unacknowledged: Mutex::new(Vec::new()),
             next_stream: AtomicU64::new(0),
             pace: Arc::default(),
             idle: tokio::sync::Notify::new(),
@@ -423,25 +427,56 @@ impl LinkShared {
             // A burst of streams must not leave its memory behind.
             streams.shrink_to(64);
             drop(streams);
+            self.notify_if_idle();
+        }
+    }
+
+    fn streams(&self) -> MutexGuard<'_, HashMap<u64, Weak<StreamShared>>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a half that ended in order until [`LinkShared::sweep`] finds that the other side has all of it: a link that
+    /// is closed before takes the last bytes with it.
+    pub(crate) fn finished(&self, half: Box<dyn SendStream>) {
+        self.unacknowledged().push(half);
+    }
+
+    /// Lets go of what the other side has got. Called every [`TICK`](balance::TICK).
+    pub(crate) fn sweep(&self) {
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut halves = self.unacknowledged();
+        if halves.is_empty() {
+            return;
+        }
+        halves.retain_mut(|half| half.poll_stopped(&mut cx).is_pending());
+        if halves.is_empty() {
+            halves.shrink_to(64);
+            drop(halves);
+            self.notify_if_idle();
+        }
+    }
+
+    fn unacknowledged(&self) -> MutexGuard<'_, Vec<Box<dyn SendStream>>> {
+        self.unacknowledged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether no stream is open in either direction, and the other side has got all of those that were.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.streams().is_empty() && self.unacknowledged().is_empty()
+    }
+
+    fn notify_if_idle(&self) {
+        if self.is_idle() {
             self.idle.notify_waiters();
         }
     }
 
-    fn streams(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Weak<StreamShared>>> {
-        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether no stream is open in either direction.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.streams().is_empty()
-    }
-
-    /// Waits until no stream is open in either direction.
+    /// Waits until the link [is idle](Self::is_idle).
     pub(crate) async fn idle(&self) {
         loop {
             let mut notified = std::pin::pin!(self.idle.notified());
             notified.as_mut().enable();
-            if self.streams().is_empty() {
+            if self.is_idle() {
                 return;
             }
             notified.await;

@@ -52,14 +52,16 @@ impl TunnelStream {
 /// The writing half. Dropped before [`SendHalf::finish`], it resets its direction with `CANCELLED`, so that
 /// a part is never taken for the whole.
 pub struct SendHalf {
-    inner: Box<dyn SendStream>,
+    inner: Option<Box<dyn SendStream>>,
     shared: Arc<StreamShared>,
     ended: bool,
+    /// It ended in order.
+    finished: bool,
 }
 
 impl SendHalf {
     pub(crate) fn new(inner: Box<dyn SendStream>, shared: Arc<StreamShared>) -> Self {
-        Self { inner, shared, ended: false }
+        Self { inner: Some(inner), shared, ended: false, finished: false }
     }
 
     /// Writes all of `chunk` without copying it. Not cancel-safe: a part may have been written.
@@ -89,24 +91,24 @@ impl SendHalf {
 
     /// Writes as much of `chunks` as there is room for, and takes it off their fronts.
     pub fn poll_write(&mut self, cx: &mut Context<'_>, chunks: &mut [Bytes]) -> Poll<Result<usize, StreamError>> {
-        if self.ended {
+        let Some(inner) = self.inner.as_mut().filter(|_| !self.ended) else {
             return Poll::Ready(Err(StreamError::Closed));
-        }
-        let written = ready!(self.inner.poll_write(cx, chunks))?;
+        };
+        let written = ready!(inner.poll_write(cx, chunks))?;
         self.shared.sent(written);
         Poll::Ready(Ok(written))
     }
 
     /// Bytes of streams with a higher priority go first on their link; 0 unless set.
     pub fn set_priority(&self, priority: i32) {
-        self.inner.set_priority(priority);
+        self.inner.iter().for_each(|inner| inner.set_priority(priority));
     }
 
     /// Ends this direction in order; the other direction goes on.
     pub fn finish(&mut self) {
         if !self.ended {
-            self.ended = true;
-            self.inner.finish();
+            (self.ended, self.finished) = (true, true);
+            self.inner.iter_mut().for_each(|inner| inner.finish());
         }
     }
 
@@ -114,7 +116,7 @@ impl SendHalf {
     pub fn reset(&mut self, code: ResetCode) {
         if !self.ended {
             self.ended = true;
-            self.inner.reset(code);
+            self.inner.iter_mut().for_each(|inner| inner.reset(code));
             self.shared.cut(code);
         }
     }
@@ -125,13 +127,20 @@ impl SendHalf {
     /// # Errors
     /// [`StreamError::LinkLost`].
     pub async fn stopped(&mut self) -> Result<Option<ResetCode>, StreamError> {
-        poll_fn(|cx| self.inner.poll_stopped(cx)).await
+        poll_fn(|cx| match &mut self.inner {
+            Some(inner) => inner.poll_stopped(cx),
+            None => Poll::Ready(Err(StreamError::Closed)),
+        })
+        .await
     }
 }
 
 impl Drop for SendHalf {
     fn drop(&mut self) {
         self.reset(ResetCode::Cancelled);
+        if let Some(inner) = self.inner.take().filter(|_| self.finished) {
+            self.shared.finished(inner);
+        }
     }
 }
 

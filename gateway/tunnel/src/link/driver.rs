@@ -296,6 +296,7 @@ impl Driver {
                 }
                 _ = tick.tick() => {
                     self.balance.tick();
+                    self.shared.sweep();
                     self.expire()
                 }
                 Some(order) = self.orders.recv() => self.obey(order, events).await,

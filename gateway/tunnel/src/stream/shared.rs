@@ -11,7 +11,7 @@ use super::StreamError;
 use super::reader::Reader;
 use crate::code::ResetCode;
 use crate::link::LinkShared;
-use crate::transport::RecvStream;
+use crate::transport::{RecvStream, SendStream};
 
 /// Who opened a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,6 +209,11 @@ impl StreamShared {
 
     pub(super) fn sent(&self, bytes: usize) {
         self.link.sent(bytes);
+    }
+
+    /// The writing half has ended in order, and nobody waits for the other side to have got it all.
+    pub(super) fn finished(&self, half: Box<dyn SendStream>) {
+        self.link.finished(half);
     }
 
     /// Counts a cut made on this side.

@@ -257,20 +257,17 @@ async fn serve(name: &str, mut stream: AcceptedStream) {
                 }
             }
             send.finish();
-            send.stopped().await.ok();
         }
         // Speaks first.
         "greet" => {
             send.write(Bytes::from_static(b"220 ready\r\n")).await.ok();
             send.finish();
-            send.stopped().await.ok();
         }
         // Reads to the end, then answers as a small page.
         "page" => {
             while let Ok(Some(_)) = recv.read().await {}
             send.write(Bytes::from_static(&[7; 3_000])).await.ok();
             send.finish();
-            send.stopped().await.ok();
         }
         // Reads to the end, then says how much it was.
         "count" => {
@@ -280,7 +277,6 @@ async fn serve(name: &str, mut stream: AcceptedStream) {
             }
             send.write(bytes.to_string().into()).await.ok();
             send.finish();
-            send.stopped().await.ok();
         }
         // Never reads, and holds on until it is cut.
         "stalls" => {
@@ -299,7 +295,6 @@ async fn serve(name: &str, mut stream: AcceptedStream) {
             recv.stop(ResetCode::UpstreamReset);
             send.write(Bytes::from_static(b"last words")).await.ok();
             send.finish();
-            send.stopped().await.ok();
         }
         _ => panic!("no test service is called {name}"),
     }

@@ -114,6 +114,33 @@ async fn a_stream_outlives_the_superfluous_link_it_was_opened_on() {
     assert!(a.is_up("b") && b.is_up("a"));
 }
 
+/// The last bytes are under way when the last stream ends: the link is not closed before the other side has them.
+#[tokio::test(start_paused = true)]
+async fn what_was_said_last_on_a_superfluous_link_arrives() {
+    let (a, b) = pair();
+    let network = network();
+    let (a, b) = (a.gateway_in(&network, address(1)), b.gateway_in(&network, address(2)));
+    linked(&b, &a).await;
+    let stream = a.links_to("b")[0].open(&header("echo")).await.unwrap();
+    a.knows(&[("b", &[b.tunnel.local_addr()])]);
+    eventually("the older link is given up", || b.tunnel.status()[0].links.iter().any(|link| link.draining)).await;
+    tokio::time::sleep(MINUTE / 2).await;
+    let said = vec![7; 200_000];
+    let (mut send, mut recv) = stream.split();
+    // More than a link takes off its transport for a reader that does not come.
+    for chunk in said.chunks(1_000) {
+        send.write(Bytes::copy_from_slice(chunk)).await.unwrap();
+    }
+    send.finish();
+    drop(send);
+    // The other side has ended its half long ago when this one comes to reading it.
+    tokio::time::sleep(MINUTE / 20).await;
+    assert_eq!(read_all(&mut recv).await.as_deref(), Ok(&said[..]));
+    drop(recv);
+    eventually("only one is left", || a.tunnel.status()[0].links.len() == 1 && b.tunnel.status()[0].links.len() == 1)
+        .await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn f4_a_partition_of_six_hours_is_noticed_in_five_seconds_and_over_in_three() {
     let (mut a, mut b) = pair();
