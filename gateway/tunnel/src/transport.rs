@@ -155,6 +155,32 @@ pub trait Connection: Send + Sync + 'static {
     /// [`ExporterError`] if the transport has none.
     fn export(&self, label: &[u8]) -> Result<[u8; 32], ExporterError>;
 
+    /// Bytes of the longest datagram that goes whole now. Moves with the path's MTU. `None`: the transport, or the
+    /// other side, has no datagrams.
+    fn max_datagram(&self) -> Option<usize> {
+        None
+    }
+
+    /// Sends a datagram: it arrives whole, once or not at all, and in any order. Never waits: what the path has not
+    /// taken yet is bounded, and makes room oldest first, counted in [`PathStats::dropped_datagrams`].
+    ///
+    /// # Errors
+    /// [`DatagramRefused`]; nothing was sent then.
+    fn send_datagram(&self, _datagram: Bytes) -> Result<(), DatagramRefused> {
+        Err(DatagramRefused::Unsupported)
+    }
+
+    /// As [`Connection::send_datagram`] for all of `datagrams`, in order. Those that are refused stay in it.
+    fn send_datagrams(&self, datagrams: &mut Vec<Bytes>) {
+        datagrams.retain(|datagram| self.send_datagram(datagram.clone()).is_err());
+    }
+
+    /// Waits for datagrams of the other side and adds all that are there, at most 64, to `datagrams`. Cancel-safe. What
+    /// nobody reads is bounded, and makes room oldest first.
+    fn read_datagrams<'a>(&'a self, _datagrams: &'a mut Vec<Bytes>) -> BoxFuture<'a, Result<(), Lost>> {
+        Box::pin(std::future::pending())
+    }
+
     /// Closes at once; the other side is told.
     fn close(&self, code: CloseCode, reason: &str);
 
@@ -247,6 +273,23 @@ impl StreamError {
 #[error("the link was lost")]
 pub struct Lost;
 
+/// Why a datagram was not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DatagramRefused {
+    /// It is longer than [`Connection::max_datagram`].
+    #[error("the datagram does not fit the path")]
+    TooLong,
+    /// There are no datagrams on this connection.
+    #[error("the connection has no datagrams")]
+    Unsupported,
+    /// The connection is gone.
+    #[error("the link was lost")]
+    Lost,
+}
+
+/// Most datagrams that [`Connection::read_datagrams`] gives at once.
+pub(crate) const DATAGRAMS_AT_ONCE: usize = 64;
+
 /// The transport cannot export keying material.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the transport exports no keying material")]
@@ -319,4 +362,6 @@ pub struct PathStats {
     pub mtu: u16,
     /// How often this side went on from another port because nothing came back.
     pub hops: u64,
+    /// Datagrams of [`Connection::send_datagram`] that made room for later ones.
+    pub dropped_datagrams: u64,
 }

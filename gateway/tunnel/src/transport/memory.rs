@@ -1,8 +1,9 @@
 //! Links inside one process, for tests in virtual time: the same identities, verifiers and semantics as over
-//! a network, a delay, and partitions; no packets and no loss.
+//! a network, a delay, and partitions; no packets, and no loss but of datagrams.
 //!
 //! Time is tokio's, so that a test that pauses it runs days of link life in a moment.
 
+mod datagrams;
 mod pipe;
 
 use std::collections::{HashMap, HashSet};
@@ -11,13 +12,16 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use bytes::Bytes;
 use eastway_identity::{Clock, IdentityStore, TrustStore, VerifiedPeer, VerifyError};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use self::datagrams::{Datagrams, Weather};
 use self::pipe::{Pipe, PipeEnd};
 use super::{
-    BoxFuture, CloseReason, Connection, DialError, Established, ExporterError, Halves, Lost, PathStats, Side, Transport,
+    BoxFuture, CloseReason, Connection, DatagramRefused, DialError, Established, ExporterError, Halves, Lost,
+    PathStats, Side, Transport,
 };
 use crate::code::CloseCode;
 
@@ -42,6 +46,7 @@ struct Network {
     cuts: watch::Sender<HashSet<(SocketAddr, SocketAddr)>>,
     connections: Mutex<Vec<Weak<Shared>>>,
     next_port: AtomicU16,
+    weather: Mutex<Weather>,
 }
 
 /// Who listens at an address.
@@ -63,6 +68,7 @@ impl MemoryNetwork {
             cuts: watch::Sender::default(),
             connections: Mutex::default(),
             next_port: AtomicU16::new(0),
+            weather: Mutex::default(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -93,6 +99,16 @@ impl MemoryNetwork {
     pub fn heal(&self, a: SocketAddr, b: SocketAddr) {
         self.inner.cuts.send_modify(|cuts| cuts.retain(|pair| *pair != (a, b) && *pair != (b, a)));
         self.inner.wake_all();
+    }
+
+    /// From now on `loss` of a hundred datagrams do not arrive, chosen as every run of a test chooses them.
+    pub fn lose_datagrams(&self, loss: u32) {
+        lock(&self.inner.weather).loss = loss;
+    }
+
+    /// From now on datagrams of up to `longest` bytes are taken; `None`: none at all. At first those of 1,200 bytes.
+    pub fn set_longest_datagram(&self, longest: Option<usize>) {
+        lock(&self.inner.weather).longest = longest;
     }
 
     /// The process at `address` dies: its connections are gone on both ends as soon as a packet can tell.
@@ -201,6 +217,7 @@ async fn dial(
         streams,
         ended: watch::Sender::default(),
         pipes: Mutex::default(),
+        datagrams: Default::default(),
     });
     lock(&network.connections).push(Arc::downgrade(&shared));
     tokio::spawn(watch_silence(Arc::downgrade(&shared), Arc::clone(&network)));
@@ -253,6 +270,8 @@ struct Shared {
     /// When it ended, and how the dialler and the acceptor see it.
     ended: watch::Sender<Option<(Instant, [CloseReason; 2])>>,
     pipes: Mutex<Vec<Weak<Mutex<Pipe>>>>,
+    /// From the dialler, and from the acceptor.
+    datagrams: [Datagrams; 2],
 }
 
 impl Shared {
@@ -302,6 +321,12 @@ impl MemoryConnection {
     fn is_dialler(&self) -> bool {
         self.side == Side::Dialler
     }
+
+    /// Those from here, and those from the other side.
+    fn datagrams(&self) -> (&Datagrams, &Datagrams) {
+        let [dialler, acceptor] = &self.shared.datagrams;
+        if self.is_dialler() { (dialler, acceptor) } else { (acceptor, dialler) }
+    }
 }
 
 impl Connection for MemoryConnection {
@@ -343,6 +368,35 @@ impl Connection for MemoryConnection {
         Ok(self.shared.exporter)
     }
 
+    fn max_datagram(&self) -> Option<usize> {
+        lock(&self.shared.network.weather).longest
+    }
+
+    fn send_datagram(&self, datagram: Bytes) -> Result<(), DatagramRefused> {
+        if self.shared.is_ended() {
+            return Err(DatagramRefused::Lost);
+        }
+        let mut weather = lock(&self.shared.network.weather);
+        let longest = weather.longest.ok_or(DatagramRefused::Unsupported)?;
+        if datagram.len() > longest {
+            return Err(DatagramRefused::TooLong);
+        }
+        if weather.random.u32(..100) >= weather.loss && !self.shared.is_cut() {
+            self.datagrams().0.send(datagram, self.shared.network.delay);
+        }
+        Ok(())
+    }
+
+    fn read_datagrams<'a>(&'a self, datagrams: &'a mut Vec<Bytes>) -> BoxFuture<'a, Result<(), Lost>> {
+        Box::pin(async {
+            let mut ended = self.shared.ended.subscribe();
+            tokio::select! {
+                () = self.datagrams().1.read(datagrams) => Ok(()),
+                _ = ended.wait_for(Option::is_some) => Err(Lost),
+            }
+        })
+    }
+
     fn close(&self, code: CloseCode, reason: &str) {
         let local = CloseReason::Local { code, message: reason.to_owned() };
         let remote = CloseReason::Remote { code, message: reason.to_owned() };
@@ -363,7 +417,8 @@ impl Connection for MemoryConnection {
     }
 
     fn path(&self) -> PathStats {
-        PathStats { rtt: self.shared.network.delay * 2, ..PathStats::default() }
+        let dropped_datagrams = self.datagrams().0.dropped();
+        PathStats { rtt: self.shared.network.delay * 2, dropped_datagrams, ..PathStats::default() }
     }
 
     fn set_receive_window(&self, _bytes: u64) {}

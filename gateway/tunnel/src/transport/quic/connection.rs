@@ -8,15 +8,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
-use quinn::{ReadError, ResetError, StoppedError, VarInt, WriteError};
+use futures_util::FutureExt;
+use quinn::{ReadError, ResetError, SendDatagramError, StoppedError, VarInt, WriteError};
 
 use crate::code::{CloseCode, ResetCode};
 use crate::control::printable;
 use crate::replicas::network::Network;
 use crate::replicas::paths::is_path;
 use crate::transport::{
-    BoxFuture, CloseReason, Connection, ExporterError, Halves, Lost, PathStats, RecvStream, SendStream, Side,
-    StreamError,
+    BoxFuture, CloseReason, Connection, DATAGRAMS_AT_ONCE, DatagramRefused, ExporterError, Halves, Lost, PathStats,
+    RecvStream, SendStream, Side, StreamError,
 };
 
 /// A quinn connection.
@@ -27,6 +28,8 @@ pub(super) struct QuicConnection {
     network: Option<Arc<Network>>,
     /// How often it changed its port: see [`hop`](super::hop).
     hops: Arc<AtomicU64>,
+    /// Datagrams that made room for later ones.
+    dropped_datagrams: AtomicU64,
     /// Why this side closed it.
     closed: Mutex<Option<CloseReason>>,
 }
@@ -38,7 +41,7 @@ impl QuicConnection {
         network: Option<Arc<Network>>,
         hops: Arc<AtomicU64>,
     ) -> Self {
-        Self { inner, side, network, hops, closed: Mutex::new(None) }
+        Self { inner, side, network, hops, dropped_datagrams: AtomicU64::new(0), closed: Mutex::new(None) }
     }
 
     fn reason(&self, error: quinn::ConnectionError) -> CloseReason {
@@ -89,6 +92,33 @@ impl Connection for QuicConnection {
         Ok(out)
     }
 
+    fn max_datagram(&self) -> Option<usize> {
+        self.inner.max_datagram_size()
+    }
+
+    fn send_datagram(&self, datagram: Bytes) -> Result<(), DatagramRefused> {
+        // quinn does not tell what it drops.
+        if self.inner.datagram_send_buffer_space() < datagram.len() {
+            self.dropped_datagrams.fetch_add(1, Ordering::Relaxed);
+        }
+        self.inner.send_datagram(datagram).map_err(|error| match error {
+            SendDatagramError::TooLarge => DatagramRefused::TooLong,
+            SendDatagramError::UnsupportedByPeer | SendDatagramError::Disabled => DatagramRefused::Unsupported,
+            SendDatagramError::ConnectionLost(_) => DatagramRefused::Lost,
+        })
+    }
+
+    fn read_datagrams<'a>(&'a self, datagrams: &'a mut Vec<Bytes>) -> BoxFuture<'a, Result<(), Lost>> {
+        Box::pin(async {
+            datagrams.push(self.inner.read_datagram().await.map_err(|_| Lost)?);
+            for _ in 1..DATAGRAMS_AT_ONCE {
+                let Some(Ok(datagram)) = self.inner.read_datagram().now_or_never() else { break };
+                datagrams.push(datagram);
+            }
+            Ok(())
+        })
+    }
+
     fn close(&self, code: CloseCode, reason: &str) {
         let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
         if closed.is_none() {
@@ -113,6 +143,7 @@ impl Connection for QuicConnection {
             received_bytes: stats.udp_rx.bytes,
             mtu: stats.path.current_mtu,
             hops: self.hops.load(Ordering::Relaxed),
+            dropped_datagrams: self.dropped_datagrams.load(Ordering::Relaxed),
         }
     }
 

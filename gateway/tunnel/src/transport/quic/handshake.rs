@@ -162,14 +162,11 @@ fn finish(
     Ok(Established { connection, peer, chain, local_leaf_sha256 })
 }
 
-/// Links have no unidirectional streams and no datagrams: whoever sends one speaks another protocol.
+/// Links have no unidirectional streams: whoever opens one speaks another protocol.
 async fn guard(connection: quinn::Connection) {
-    let violation = tokio::select! {
-        Ok(_) = connection.accept_uni() => "a unidirectional stream",
-        Ok(_) = connection.read_datagram() => "a datagram",
-        _ = connection.closed() => return,
-    };
-    connection.close(quinn::VarInt::from_u32(CloseCode::Protocol.to_wire()), violation.as_bytes());
+    if connection.accept_uni().await.is_ok() {
+        connection.close(quinn::VarInt::from_u32(CloseCode::Protocol.to_wire()), b"a unidirectional stream");
+    }
 }
 
 /// Why a handshake came to nothing.
