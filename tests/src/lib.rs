@@ -24,6 +24,7 @@ pub mod documents;
 pub mod envoy;
 pub mod flood;
 pub mod grpc;
+pub mod haproxy;
 pub mod kube;
 pub mod load;
 pub mod mesh;

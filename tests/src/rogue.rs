@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
+use bytes::Bytes;
 use eastway_identity::ca::Ca;
 use eastway_identity::{AnchorDer, IdentityStore, PeerTrust, SpiffeId, SpkiPin, TrustStore};
 use eastway_tunnel::header::{Label, ServiceHeader, Source, StreamHeader};
@@ -97,6 +98,25 @@ impl Rogue {
         self.tunnel.set_anchors(anchors.into());
     }
 
+    /// What the far end says to `words`, until it has finished.
+    ///
+    /// # Errors
+    /// It refuses, says nothing in time or is lost.
+    pub async fn say(&self, header: &StreamHeader, words: &'static [u8]) -> Result<String> {
+        let mut stream = self.link.open(header).await?;
+        let talking = async {
+            stream.accepted().await?;
+            let (mut send, mut recv) = stream.split();
+            send.write(Bytes::from_static(words)).await?;
+            let mut answer = Vec::new();
+            while let Some(chunk) = recv.read().await? {
+                answer.extend_from_slice(&chunk);
+            }
+            Ok(String::from_utf8_lossy(&answer).into_owned())
+        };
+        tokio::time::timeout(PATIENCE, talking).await.context("no answer")?
+    }
+
     /// What the other side answers to a header: nothing if it reached an endpoint, or a code.
     ///
     /// # Errors
@@ -130,5 +150,6 @@ pub fn header(namespace: &str, service: &str, port: u16, account: &str) -> Resul
         traceparent: None,
         affinity: None,
         tls: false,
+        client: None,
     })
 }

@@ -15,6 +15,7 @@ pub mod group;
 mod hash;
 pub mod import;
 pub mod name;
+pub mod proxy_protocol;
 pub mod routing;
 pub mod rules;
 pub mod service;

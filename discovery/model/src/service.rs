@@ -1,6 +1,6 @@
 //! Services as one cluster describes them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::num::NonZeroU16;
 use std::sync::Arc;
@@ -162,6 +162,10 @@ pub struct ServiceRecord {
     pub exported_at: UnixMillis,
     /// Endpoint counts, sorted by (zone, subset, tls).
     pub groups: Vec<EndpointGroup>,
+    /// TCP ports whose endpoints are told the client's address before anything else, by a header of the PROXY protocol,
+    /// version 2.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub proxy_protocol: BTreeSet<PortNumber>,
 }
 
 impl ServiceRecord {
@@ -181,6 +185,7 @@ impl ServiceRecord {
             annotations: BTreeMap::new(),
             exported_at: UnixMillis::default(),
             groups: Vec::new(),
+            proxy_protocol: BTreeSet::new(),
         }
     }
 

@@ -11,7 +11,7 @@ use eastway_model::access::{self, SourceIdentity, Verdict};
 use eastway_model::routing::{self, Candidate, PickError, PickRequest, Route, RouteError, RouteRequest};
 use eastway_model::store::{Reader, Snapshot};
 use eastway_model::{ClusterName, EndpointId, LocalEndpoint, PortNumber, ServiceKey};
-use eastway_tunnel::header::{EndpointRef, Label, ServiceHeader, Source, StreamHeader};
+use eastway_tunnel::header::{ClientAddress, EndpointRef, Label, ServiceHeader, Source, StreamHeader};
 use eastway_tunnel::{Link, ReplicaId, Tunnel};
 use tokio_util::sync::CancellationToken;
 
@@ -67,6 +67,8 @@ pub struct Picked {
     pub is_failing: bool,
     /// Cancelled when it is trusted no more; `None`: it proves nothing.
     pub cut: Option<CancellationToken>,
+    /// It is told the client's address before anything else.
+    pub proxy_protocol: bool,
 }
 
 impl Router {
@@ -149,6 +151,14 @@ impl Router {
         routing::route(&self.reader.load(), &target.service, &request, draw)
     }
 
+    /// Whether `cluster` asks for the address of who connects to this. Nobody else is told it.
+    #[must_use]
+    pub fn asks_for_client(&self, cluster: &ClusterName, target: &Target) -> bool {
+        let snapshot = self.reader.load();
+        let part = snapshot.import(&target.service).and_then(|import| import.part(Some(cluster)));
+        part.is_some_and(|part| part.record.proxy_protocol.contains(&target.port))
+    }
+
     /// Whether any of the candidates can be tried now: peers need a link.
     #[must_use]
     pub fn can_try(&self, routed: &Routed) -> bool {
@@ -213,7 +223,7 @@ impl Router {
         self.pick(service, &request)
     }
 
-    fn pick(&self, service: &ServiceKey, request: &PickRequest<'_>) -> Result<Picked, PickError> {
+    pub(crate) fn pick(&self, service: &ServiceKey, request: &PickRequest<'_>) -> Result<Picked, PickError> {
         let snapshot = self.reader.load();
         let local = snapshot.local(service).ok_or(PickError::NoEndpoints)?;
         self.failing.with(|failing| {
@@ -222,7 +232,8 @@ impl Router {
             let is_failing = failing.is_some_and(|failing| failing.contains(&endpoint.endpoint.id));
             let cut =
                 (endpoint.endpoint.tls.is_mutual()).then(|| self.deliveries.to(endpoint.endpoint.identity.as_ref()));
-            Ok(picked(endpoint, request.port, is_failing, cut))
+            let proxy_protocol = local.record.proxy_protocol.contains(&request.port);
+            Ok(picked(endpoint, request.port, is_failing, cut, proxy_protocol))
         })
     }
 
@@ -233,9 +244,14 @@ impl Router {
     }
 }
 
-/// The header of the stream that tries `candidate`.
+/// The header of the stream that tries `candidate` for a `client` that its service asks for.
 #[must_use]
-pub fn header(routed: &Routed, target: &Target, candidate: &Candidate) -> Option<StreamHeader> {
+pub fn header(
+    routed: &Routed,
+    target: &Target,
+    candidate: &Candidate,
+    client: Option<ClientAddress>,
+) -> Option<StreamHeader> {
     let label = |name: &eastway_model::Label| Label::parse(name.as_str()).ok();
     let SourceIdentity { cluster: _, namespace, service_account, identity } = &routed.source;
     Some(StreamHeader::Service(ServiceHeader {
@@ -252,10 +268,17 @@ pub fn header(routed: &Routed, target: &Target, candidate: &Candidate) -> Option
         traceparent: None,
         affinity: routed.route.affinity,
         tls: routed.tls,
+        client,
     }))
 }
 
-fn picked(endpoint: &LocalEndpoint, port: PortNumber, is_failing: bool, cut: Option<CancellationToken>) -> Picked {
+fn picked(
+    endpoint: &LocalEndpoint,
+    port: PortNumber,
+    is_failing: bool,
+    cut: Option<CancellationToken>,
+    proxy_protocol: bool,
+) -> Picked {
     let target = endpoint.target_ports.get(&port).copied().unwrap_or(port.get());
     Picked {
         endpoint: endpoint.endpoint.id.clone(),
@@ -263,6 +286,7 @@ fn picked(endpoint: &LocalEndpoint, port: PortNumber, is_failing: bool, cut: Opt
         version: endpoint.endpoint.subset.get("version").cloned(),
         is_failing,
         cut,
+        proxy_protocol,
     }
 }
 

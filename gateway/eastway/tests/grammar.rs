@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use eastway_model::name::check_label_pair;
 use eastway_model::{EndpointId, ServiceKey, Subset, WorkloadIdentity};
-use eastway_tunnel::header::{Decoded, EndpointRef, Label, ServiceHeader, Source, StreamHeader, decode};
+use eastway_tunnel::header::{ClientAddress, Decoded, EndpointRef, Label, ServiceHeader, Source, StreamHeader, decode};
 use proptest::prelude::*;
 
 /// The header of a stream to `key`; none if the link's grammar refuses a part of it.
@@ -21,6 +21,7 @@ fn header(key: &ServiceKey, subset: &Subset, endpoint: Option<&EndpointId>) -> O
         traceparent: None,
         affinity: None,
         tls: false,
+        client: None,
     }))
 }
 
@@ -77,5 +78,6 @@ fn the_longest_header_that_a_policy_can_cause_fits() {
     service.source.service_account = Some(Label::parse(&long).unwrap());
     service.source.identity = Some(identity.as_str().into());
     service.affinity = Some(u64::MAX);
+    service.client = ClientAddress::new("[2001:ffff::ffff]:65535".parse().unwrap());
     assert!(crosses(StreamHeader::Service(service)));
 }

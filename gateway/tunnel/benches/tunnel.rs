@@ -36,6 +36,7 @@ fn full_header() -> StreamHeader {
         endpoint: None,
         affinity: None,
         tls: false,
+        client: None,
         source: Source {
             namespace: Some(label("bookinfo")),
             service_account: Some(label("productpage")),

@@ -3,8 +3,9 @@
 //! On the wire: the magic `EWS1`, a big-endian `u16` length from 1 to [`MAX_HEADER`], one
 //! `eastway.tunnel.v1.StreamHeader`, then the bytes of the connection with no framing. Here it
 //! becomes a [`StreamHeader`] that can name services and nothing else: there is no way to express
-//! an address (invariant I1). Nothing is read beyond the header's last byte.
+//! where to connect (invariant I1). Nothing is read beyond the header's last byte.
 
+mod client;
 mod names;
 mod wire;
 
@@ -17,6 +18,7 @@ use eastway_proto::tunnel::v1 as proto;
 use prost::Message;
 
 use crate::code::ResetCode;
+pub use client::ClientAddress;
 pub use names::{EndpointRef, Label, NameError, Traceparent};
 
 /// First bytes of every header; the last one is the version.
@@ -99,6 +101,8 @@ pub struct ServiceHeader {
     pub affinity: Option<u64>,
     /// The client speaks TLS to the endpoint, whoever it is.
     pub tls: bool,
+    /// Whom the sending gateway saw connect, for services that ask for it.
+    pub client: Option<ClientAddress>,
 }
 
 impl ServiceHeader {
@@ -120,6 +124,7 @@ impl ServiceHeader {
             traceparent: self.traceparent.as_ref().map_or_else(String::new, |trace| trace.as_str().to_owned()),
             affinity: self.affinity,
             tls: self.tls,
+            client_address: self.client.map(ClientAddress::to_proto),
         }
     }
 }
@@ -190,6 +195,9 @@ pub enum HeaderError {
     /// More labels than a subset may have.
     #[error("{0} subset labels in the stream header; at most {MAX_SUBSET} are allowed")]
     Subset(usize),
+    /// The client's address is none, or none that a client has.
+    #[error("client_address in the stream header is no address of a client")]
+    ClientAddress,
     /// The versions of a federation stream are no range.
     #[error("federation versions {0} to {1} in the stream header are no range")]
     VersionRange(u32, u32),
@@ -208,6 +216,7 @@ impl HeaderError {
             | Self::Duplicate(_)
             | Self::Port(_)
             | Self::Subset(_)
+            | Self::ClientAddress
             | Self::VersionRange(..) => ResetCode::BadHeader,
             Self::Version(_) => ResetCode::Version,
             Self::Unsupported(_) => ResetCode::Unsupported,
@@ -280,8 +289,18 @@ pub(crate) fn decode_message(message: &[u8]) -> Result<StreamHeader, HeaderError
 }
 
 fn service_header(wire: proto::ServiceStream) -> Result<ServiceHeader, HeaderError> {
-    let proto::ServiceStream { namespace, service, port, subset, endpoint_id, source, traceparent, affinity, tls } =
-        wire;
+    let proto::ServiceStream {
+        namespace,
+        service,
+        port,
+        subset,
+        endpoint_id,
+        source,
+        traceparent,
+        affinity,
+        tls,
+        client_address,
+    } = wire;
     let named = |field, result: Result<_, NameError>| result.map_err(|source| HeaderError::Name { field, source });
     let port = u16::try_from(port).ok().and_then(NonZeroU16::new).ok_or(HeaderError::Port(port))?;
     if subset.len() > MAX_SUBSET {
@@ -309,6 +328,7 @@ fn service_header(wire: proto::ServiceStream) -> Result<ServiceHeader, HeaderErr
         traceparent: Traceparent::parse(&traceparent),
         affinity,
         tls,
+        client: client_address.map(|wire| ClientAddress::from_proto(&wire)).transpose()?,
     })
 }
 

@@ -233,6 +233,9 @@ pub struct Service {
     /// Sorted by zone (absent first), subset, tls; no two alike.
     #[prost(message, repeated, tag = "12")]
     pub groups: ::prost::alloc::vec::Vec<Group>,
+    /// TCP ports whose endpoints are told the client's address: a stream to one carries it. Sorted.
+    #[prost(uint32, repeated, tag = "13")]
+    pub proxy_protocol_ports: ::prost::alloc::vec::Vec<u32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Port {

@@ -16,7 +16,7 @@ pub mod stream_header {
         Probe(super::ProbeStream),
     }
 }
-/// One TCP connection to an exported service. There is no field for an address (invariant I1).
+/// One TCP connection to an exported service. There is no field for where it goes (invariant I1).
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ServiceStream {
     #[prost(string, tag = "1")]
@@ -48,6 +48,19 @@ pub struct ServiceStream {
     /// case. May be ignored (16 and above): an endpoint that takes nothing else refuses what is none.
     #[prost(bool, tag = "16")]
     pub tls: bool,
+    /// Whom the sending gateway saw connect; only to services that ask for it (federation.v1.Service.proxy_protocol_ports).
+    /// The owner tells it to the endpoint as bytes and does nothing else with it.
+    #[prost(message, optional, tag = "21")]
+    pub client_address: ::core::option::Option<ClientAddress>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClientAddress {
+    /// 4 bytes of an IPv4 address, or 16 of an IPv6 address that stands for no IPv4 address.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub ip: ::prost::bytes::Bytes,
+    /// 1 to 65535.
+    #[prost(uint32, tag = "2")]
+    pub port: u32,
 }
 /// Who connects, as the sending gateway attests it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

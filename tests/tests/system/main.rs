@@ -16,6 +16,7 @@ mod certificates;
 mod check;
 mod check_trust;
 mod cli;
+mod client_address;
 mod config;
 mod demo;
 mod flood;

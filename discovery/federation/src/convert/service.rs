@@ -1,5 +1,6 @@
 //! Service records.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU16;
 use std::time::Duration;
 
@@ -82,6 +83,7 @@ pub fn service_to_wire(record: &ServiceRecord) -> wire::Service {
         annotations,
         exported_at,
         groups,
+        proxy_protocol,
     } = record;
     wire::Service {
         namespace: key.namespace.to_string(),
@@ -109,6 +111,7 @@ pub fn service_to_wire(record: &ServiceRecord) -> wire::Service {
         annotations: pairs_to_wire(annotations.iter()),
         exported_at_ms: exported_at.0,
         groups: groups.iter().map(group_to_wire).collect(),
+        proxy_protocol_ports: proxy_protocol.iter().map(|port| port.get().into()).collect(),
     }
 }
 
@@ -194,6 +197,7 @@ pub fn record_from_wire(
         annotations,
         exported_at_ms: _,
         groups,
+        proxy_protocol_ports,
     } = service;
     let kind = match wire::ServiceType::try_from(r#type) {
         Ok(wire::ServiceType::ClusterSetIp) => ServiceKind::ClusterSetIp,
@@ -202,10 +206,12 @@ pub fn record_from_wire(
             return Err(RejectReason::UnknownValue { field: "type", value: r#type });
         }
     };
+    let ports = ports_from_wire(&ports, texts)?;
     Ok(ServiceRecord {
         key,
         kind,
-        ports: ports_from_wire(&ports, texts)?,
+        proxy_protocol: told_from_wire(&proxy_protocol_ports, &ports),
+        ports,
         ip_families: families_from_wire(&ip_families)?,
         session_affinity: affinity_from_wire(client_ip_affinity)?,
         internal_traffic_policy: policy_from_wire(internal_traffic_policy)?,
@@ -246,6 +252,12 @@ fn ports_from_wire(ports: &[wire::Port], texts: &mut Texts) -> Result<Vec<Servic
         return Err(RejectReason::NotInOrder("ports"));
     }
     Ok(ports)
+}
+
+/// Ports that are told the client's address: of those that there are. Others mean nothing.
+fn told_from_wire(told: &[u32], ports: &[ServicePort]) -> BTreeSet<NonZeroU16> {
+    let tcp = ports.iter().filter(|port| port.protocol == Protocol::Tcp).map(|port| port.number);
+    tcp.filter(|number| told.contains(&number.get().into())).collect()
 }
 
 fn port_from_wire(port: &wire::Port, texts: &mut Texts) -> Result<ServicePort, RejectReason> {

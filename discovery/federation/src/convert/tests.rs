@@ -1,6 +1,7 @@
 //! Conversions: what crosses comes back as it was, and each bad record gets its own answer.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,6 +28,7 @@ fn record() -> ServiceRecord {
     record.labels = BTreeMap::from([("app.kubernetes.io/name".into(), "reviews".into()), ("tier".into(), "".into())]);
     record.annotations = BTreeMap::from([("note".into(), "two\nlines, é".into())]);
     record.exported_at = UnixMillis(77);
+    record.proxy_protocol = [NonZeroU16::new(9081).unwrap()].into();
     record
 }
 
@@ -43,6 +45,14 @@ fn read_endpoint(endpoint: &wire::Endpoint) -> Result<Endpoint, RejectReason> {
 fn a_record_comes_back_as_it_was() {
     let record = record();
     assert_eq!(read(&service_to_wire(&record), &counts_to_wire(&record)), Ok(record));
+}
+
+#[test]
+fn only_tcp_ports_that_there_are_are_told_clients() {
+    let mut service = service_to_wire(&record());
+    service.proxy_protocol_ports = vec![0, 9081, 9082, 70_000, 9081];
+    let read = read(&service, &counts_to_wire(&record())).unwrap();
+    assert_eq!(read.proxy_protocol, [NonZeroU16::new(9081).unwrap()].into());
 }
 
 #[test]

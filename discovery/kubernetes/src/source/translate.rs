@@ -3,7 +3,7 @@
 //! What cannot be taken over is left out and told as a [`Problem`] of its service: one wrong field
 //! never hides the rest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -54,6 +54,8 @@ pub(crate) enum Problem {
     NeverShared,
     /// A port, and why.
     Port(String),
+    /// The annotation [`PROXY_PROTOCOL`], and why.
+    ProxyProtocol(String),
     /// An exported label or annotation, and why.
     Pair(String),
     /// An endpoint, and why.
@@ -78,6 +80,7 @@ impl fmt::Display for Problem {
             Self::ExternalName => f.write_str("services of type ExternalName are not exported"),
             Self::NeverShared => f.write_str("services of its namespace never leave their cluster"),
             Self::Port(why) | Self::Pair(why) => f.write_str(why),
+            Self::ProxyProtocol(why) => write!(f, "annotation {PROXY_PROTOCOL}: {why}"),
             Self::Endpoint(address, why) => write!(f, "endpoint {address} refused: {why}"),
         }
     }
@@ -140,6 +143,9 @@ pub(crate) fn service(
     }
     record.traffic_distribution = spec.traffic_distribution.as_deref().filter(|text| is_word(text)).map(Arc::from);
     record.exported_at = exported_at.unwrap_or_default();
+    if let Some(text) = meta.annotation(PROXY_PROTOCOL) {
+        record.proxy_protocol = told(text, &record.ports, problems);
+    }
     if let Some(export) = export.filter(|_| exported) {
         record.labels = labels(export.spec.exported_labels.as_ref(), problems);
         record.annotations = annotations(export.spec.exported_annotations.as_ref(), problems);
@@ -161,7 +167,11 @@ fn exported_at(meta: &objects::Meta, export: Option<&ServiceExport>, marks: &[Ex
 }
 
 /// Labels and annotations of a Service that are looked at.
-pub(crate) const LOOKED_AT: [&str; 5] = [MANAGED_BY.0, ISTIO, LINKERD, CILIUM.0, CILIUM.1];
+pub(crate) const LOOKED_AT: [&str; 6] = [MANAGED_BY.0, ISTIO, LINKERD, CILIUM.0, CILIUM.1, PROXY_PROTOCOL];
+
+/// Annotation of a Service: its endpoints are told the client's address. `v2`: at all TCP ports; `v2:` and names or
+/// numbers of ports, with commas between them: at these.
+const PROXY_PROTOCOL: &str = "eastway.dev/proxy-protocol";
 
 const ISTIO: &str = "istio.io/global";
 const LINKERD: &str = "mirror.linkerd.io/exported";
@@ -205,6 +215,30 @@ fn one_port(port: &objects::ServicePort) -> Result<ServicePort, String> {
     let name = name.transpose().map_err(|error| format!("its name {error}"))?;
     let app_protocol = port.app_protocol.as_deref().filter(|text| is_word(text)).map(Arc::from);
     Ok(ServicePort { name, number, protocol, app_protocol })
+}
+
+/// Ports whose endpoints are told the client's address, by the annotation's `text`. What cannot be understood is left
+/// out: an endpoint that expects a header and gets none says so, and one that gets what it does not expect may not.
+fn told(text: &str, ports: &[ServicePort], problems: &mut Vec<Problem>) -> BTreeSet<PortNumber> {
+    let tcp = || ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+    let Some(list) = text.strip_prefix("v2") else {
+        problems.push(Problem::ProxyProtocol("must be v2, or v2: and ports with commas between them".to_owned()));
+        return BTreeSet::new();
+    };
+    if list.is_empty() {
+        return tcp().map(|port| port.number).collect();
+    }
+    let mut told = BTreeSet::new();
+    for word in list.trim_start_matches(':').split(',').map(str::trim) {
+        let is_meant = |port: &&ServicePort| {
+            port.name.as_ref().is_some_and(|name| name.as_str() == word) || port.number.to_string() == word
+        };
+        match tcp().find(is_meant) {
+            Some(port) => drop(told.insert(port.number)),
+            None => problems.push(Problem::ProxyProtocol(format!("there is no TCP port {}", shortened(word)))),
+        }
+    }
+    told
 }
 
 fn protocol(text: Option<&str>) -> Option<Protocol> {

@@ -381,6 +381,7 @@ fn difference(a: &LocalService, b: &LocalService) -> Option<&'static str> {
         ("ports", x.ports == y.ports),
         ("sessionAffinity", x.session_affinity == y.session_affinity),
         ("internalTrafficPolicy", x.internal_traffic_policy == y.internal_traffic_policy),
+        ("proxyProtocol", x.proxy_protocol == y.proxy_protocol),
         ("trafficDistribution", x.traffic_distribution == y.traffic_distribution),
     ]
     .into_iter()

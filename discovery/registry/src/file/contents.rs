@@ -59,6 +59,8 @@ pub struct HealthSpec {
     pub probe: Probe,
     /// Where.
     pub port: HealthPort,
+    /// A header of the PROXY protocol is expected there.
+    pub proxy_protocol: bool,
     /// How often.
     pub interval: Duration,
     /// How long to wait; at most the interval.

@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use eastway_model::{EndpointId, ServiceKey};
+use eastway_model::{EndpointId, ServiceKey, proxy_protocol};
 use http_body_util::Empty;
 use hyper::Request;
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{AbortHandle, JoinSet};
@@ -121,7 +122,10 @@ fn jittered(interval: Duration) -> Duration {
 }
 
 async fn probe(spec: &HealthSpec, address: SocketAddr) -> bool {
-    let Ok(stream) = TcpStream::connect(address).await else { return false };
+    let Ok(mut stream) = TcpStream::connect(address).await else { return false };
+    if spec.proxy_protocol && stream.write_all(&proxy_protocol::header(None, &[])).await.is_err() {
+        return false;
+    }
     match &spec.probe {
         Probe::Tcp => true,
         Probe::Http { path } => request(stream, address, path).await.unwrap_or(false),

@@ -120,6 +120,15 @@ pub enum ProtocolWord {
     Udp,
 }
 
+/// How an endpoint is told who connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline)]
+pub enum ProxyProtocolWord {
+    /// A binary header of the PROXY protocol.
+    V2,
+}
+
 /// A port that clients connect to.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -141,6 +150,10 @@ pub struct PortSection {
     /// What is spoken, e.g. `http`, `grpc`, `kubernetes.io/h2c`.
     #[serde(default)]
     pub app_protocol: Field<String>,
+    /// `v2`: its endpoints get a header of the PROXY protocol, version 2, before anything else, with the address of the client
+    /// as its own gateway saw it. They have to expect one. Not together with `tls`. Default: none.
+    #[serde(default)]
+    pub proxy_protocol: Field<ProxyProtocolWord>,
 }
 
 /// How to find out whether an endpoint can serve: `http` or `tcp`.

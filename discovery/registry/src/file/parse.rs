@@ -110,7 +110,8 @@ impl Reader<'_> {
         let namespace = self.cx.required_parse(at, "namespace", &service.namespace, "its namespace", Label::parse);
         let name = self.cx.required_parse(at, "name", &service.name, "the service's name", Label::parse_service);
         let ports = self.ports(at, service);
-        let health = service.health.get().and_then(|section| self.health(section, &ports));
+        let told = self.told(service, &ports);
+        let health = service.health.get().and_then(|section| self.health(section, &ports, &told));
         let endpoints = self.endpoints(service, &ports);
         let affinity = self.affinity(service);
         let labels = self.labels(&service.labels);
@@ -132,6 +133,7 @@ impl Reader<'_> {
         record.session_affinity = affinity;
         record.labels = labels;
         record.annotations = annotations;
+        record.proxy_protocol = told;
         let tls = match service.tls.value() {
             None | Some(TlsWord::Plain) => TlsMode::None,
             Some(TlsWord::Permissive) => TlsMode::Mesh,
@@ -198,7 +200,32 @@ impl Reader<'_> {
         Some((ServicePort { name, number: number?, protocol, app_protocol }, target?))
     }
 
-    fn health(&mut self, section: &At<HealthSection>, ports: &Ports) -> Option<HealthSpec> {
+    /// Ports whose endpoints are told the client's address.
+    fn told(&mut self, service: &ServiceSection, ports: &Ports) -> BTreeSet<PortNumber> {
+        let mut told = BTreeSet::new();
+        let has_tls = !matches!(service.tls.value(), None | Some(TlsWord::Plain));
+        for section in service.ports.items() {
+            let Some(word) = section.value.proxy_protocol.get() else { continue };
+            let is_udp = section.value.protocol.value() == Some(&ProtocolWord::Udp);
+            if is_udp {
+                self.cx.error(word.at, Code::Conflict, "is for TCP ports only");
+            }
+            if has_tls {
+                // The sidecar would take the header for a broken handshake.
+                self.cx.error(word.at, Code::Conflict, "not together with tls: sidecars expect no header");
+            }
+            let number = section.value.port.value().and_then(|number| port(*number).ok());
+            told.extend(number.filter(|number| !is_udp && ports.iter().any(|(port, _)| port.number == *number)));
+        }
+        told
+    }
+
+    fn health(
+        &mut self,
+        section: &At<HealthSection>,
+        ports: &Ports,
+        told: &BTreeSet<PortNumber>,
+    ) -> Option<HealthSpec> {
         let health = &section.value;
         let (probe, port) = match (health.http.get(), health.tcp.get()) {
             (Some(_), Some(tcp)) => {
@@ -230,7 +257,14 @@ impl Reader<'_> {
         }
         let unhealthy_after = self.count(&health.unhealthy_after, 2);
         let healthy_after = self.count(&health.healthy_after, 1);
-        Some(HealthSpec { probe: probe?, port: port?, interval, timeout, unhealthy_after, healthy_after })
+        let port = port?;
+        let proxy_protocol = match port {
+            HealthPort::Service(port) => told.contains(&port),
+            HealthPort::Number(number) => {
+                ports.iter().any(|(port, target)| *target == number && told.contains(&port.number))
+            }
+        };
+        Some(HealthSpec { probe: probe?, port, proxy_protocol, interval, timeout, unhealthy_after, healthy_after })
     }
 
     fn health_port(&mut self, at: NodeId, field: &Field<Text>, ports: &Ports) -> Option<HealthPort> {

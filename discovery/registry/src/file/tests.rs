@@ -98,6 +98,38 @@ fn ids(service: &LocalService) -> Vec<EndpointId> {
     service.endpoints.iter().map(|endpoint| endpoint.endpoint.id.clone()).collect()
 }
 
+#[test]
+fn ports_that_are_told_the_client_are_plain_tcp() {
+    let parsed = |service: &str| {
+        let text = text(&format!("services:\n- {{namespace: shop, name: web, {service}}}\n"));
+        let source = crate::diagnostic::Source::new("services.yaml", text);
+        match parse(&Arc::new(source), false) {
+            Ok((contents, _)) => Ok(contents.services.into_values().next().unwrap()),
+            Err(sink) => Err(sink.iter().map(|one| one.message.clone()).collect::<Vec<_>>().join("; ")),
+        }
+    };
+    let ports = "{name: a, port: 80, targetPort: 8080, proxyProtocol: v2}, {name: b, port: 81}";
+    let told = |health: &str| {
+        let service = parsed(&format!("ports: [{ports}], health: {health}")).unwrap();
+        assert_eq!(service.record.proxy_protocol.iter().map(|port| port.get()).collect::<Vec<_>>(), [80]);
+        service.health.unwrap().proxy_protocol
+    };
+    for (health, expected) in [
+        ("{tcp: {}}", true),
+        ("{http: {port: a}}", true),
+        ("{http: {port: 8080}}", true),
+        ("{http: {port: b}}", false),
+        ("{http: {port: 80}}", false),
+    ] {
+        assert_eq!(told(health), expected, "{health}");
+    }
+    let udp = parsed("ports: [{port: 80, protocol: UDP, proxyProtocol: v2}]").unwrap_err();
+    assert!(udp.contains("is for TCP ports only"), "{udp}");
+    let tls = parsed("tls: permissive, ports: [{port: 80, proxyProtocol: v2}]").unwrap_err();
+    assert!(tls.contains("not together with tls"), "{tls}");
+    assert!(parsed("ports: [{port: 80, proxyProtocol: v1}]").is_err());
+}
+
 #[tokio::test]
 async fn everything_first_and_then_differences() {
     let mut registry = Fixture::start(&reviews("{address: 10.0.0.1, labels: {version: v1}}, {address: 10.0.0.2}"));

@@ -109,6 +109,23 @@ impl Connection {
         self.traceparent = traceparent;
     }
 
+    /// Whose connection it is, as a peer attests it.
+    pub fn set_client(&mut self, client: Option<SocketAddr>) {
+        self.client = client;
+    }
+
+    /// Whose connection it is, as far as that is known.
+    #[must_use]
+    pub fn client(&self) -> Option<SocketAddr> {
+        self.client
+    }
+
+    /// Who connects.
+    #[must_use]
+    pub fn source(&self) -> Option<&SourceIdentity> {
+        self.source.as_ref()
+    }
+
     /// Who connects.
     pub fn set_source(&mut self, source: &SourceIdentity) {
         self.source = Some(source.clone());

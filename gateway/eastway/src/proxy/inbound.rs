@@ -10,7 +10,7 @@ use std::time::Duration;
 use eastway_model::access::SourceIdentity;
 use eastway_model::routing::PickError;
 use eastway_model::{ClusterName, EndpointId, Label, ServiceKey, WorkloadIdentity};
-use eastway_tunnel::header::{ServiceHeader, StreamHeader};
+use eastway_tunnel::header::{ClientAddress, ServiceHeader, StreamHeader};
 use eastway_tunnel::transport::BoxFuture;
 use eastway_tunnel::{AcceptedStream, LinkInfo, RecvHalf, ResetCode, SendHalf, StreamHandler, TunnelStream};
 use tokio::time::timeout;
@@ -154,6 +154,7 @@ async fn establish(
 ) -> Result<Reached, Rejection> {
     let source = source(peer, header);
     connection.set_source(&source);
+    connection.set_client(header.client.map(ClientAddress::shown));
     authorize(router, peer, service, header, &source, connection)?;
     let endpoint = match &header.endpoint {
         None => None,
@@ -287,6 +288,7 @@ mod tests {
             traceparent: None,
             affinity: None,
             tls: false,
+            client: None,
         };
         let (peer, service) = (ClusterName::parse("b").unwrap(), ServiceKey::parse("shop", "web").unwrap());
         let connection = Connection::inbound(router.cluster(), &service, 1, &Arc::from("b"));

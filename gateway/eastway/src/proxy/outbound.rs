@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use eastway_model::routing::{Candidate, RouteError};
 use eastway_model::{ClusterName, EndpointId, PortNumber, ServiceKey, Subset};
-use eastway_tunnel::header::StreamHeader;
+use eastway_tunnel::header::{ClientAddress, StreamHeader};
 use eastway_tunnel::{Link, OpenError, ResetCode, StreamError, TunnelStream};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -253,7 +253,9 @@ impl<C: Client> Connecting<'_, C> {
 
     /// By one link after the other, as long as it is the link that fails.
     async fn remote(&mut self, cluster: &ClusterName, candidate: &Candidate) -> Result<Upstream, ConnectError> {
-        let header = router::header(self.routed, self.target, candidate).ok_or(ConnectError::Header)?;
+        let client = self.connection.client().filter(|_| self.router.asks_for_client(cluster, self.target));
+        let client = client.and_then(ClientAddress::new);
+        let header = router::header(self.routed, self.target, candidate, client).ok_or(ConnectError::Header)?;
         let mut tried = Vec::new();
         let mut last = ConnectError::NoLink(cluster.clone());
         while let Some(link) = self.router.link(cluster, &tried).filter(|_| tried.len() < MAX_ATTEMPTS) {

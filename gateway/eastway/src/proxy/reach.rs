@@ -1,11 +1,14 @@
 //! Finds an endpoint of this cluster that takes a connection.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use eastway_model::EndpointId;
+use eastway_model::proxy_protocol::{self, Addresses, TYPE_CLUSTER, TYPE_SOURCE};
 use eastway_model::routing::{Failing, PickError};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
 use crate::proxy::connection::Connection;
@@ -130,7 +133,7 @@ pub async fn reach(
         connection.set_upstream(path, picked.address);
         connection.set_version(picked.version.clone());
         let in_flight = router.in_flight.enter(&picked.endpoint);
-        match dial(router, &picked).await {
+        match dial(router, &picked, connection).await {
             Ok(tcp) => return Ok(Reached { tcp, picked, in_flight }),
             Err(error) if tries.failed(&picked) => last = Some(error),
             Err(error) => return Err(error.into()),
@@ -138,8 +141,14 @@ pub async fn reach(
     }
 }
 
-async fn dial(router: &Router, picked: &Picked) -> Result<TcpStream, DialError> {
-    let dialled = dial::dial(picked.address, &router.dial).await;
+async fn dial(router: &Router, picked: &Picked, connection: &Connection) -> Result<TcpStream, DialError> {
+    let mut dialled = dial::dial(picked.address, &router.dial).await;
+    if let Ok(tcp) = &mut dialled
+        && picked.proxy_protocol
+        && let Err(error) = tcp.write_all(&introduction(connection, picked.address)).await
+    {
+        dialled = Err(DialError::Failed(picked.address, error));
+    }
     router.telemetry.metrics.upstream_dial(dial::outcome(&dialled));
     match &dialled {
         Ok(_) => router.failing.forget(&picked.endpoint),
@@ -149,16 +158,100 @@ async fn dial(router: &Router, picked: &Picked) -> Result<TcpStream, DialError> 
     dialled
 }
 
+/// What an endpoint is told of who connects, before anything else: a header that fits the empty buffer of a new socket.
+fn introduction(connection: &Connection, endpoint: SocketAddr) -> Vec<u8> {
+    let addresses = connection.client().map(|client| Addresses { client, endpoint });
+    let Some(source) = connection.source() else { return proxy_protocol::header(addresses, &[]) };
+    let who = match (&source.identity, &source.namespace, &source.service_account) {
+        (Some(identity), ..) => Some(identity.to_string()),
+        (None, Some(namespace), Some(account)) => Some(format!("{namespace}/{account}")),
+        (None, ..) => None,
+    };
+    let more = [(TYPE_CLUSTER, source.cluster.as_str()), (TYPE_SOURCE, who.as_deref().unwrap_or_default())];
+    proxy_protocol::header(addresses, if who.is_some() { &more } else { &more[..1] })
+}
+
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
     use std::sync::Arc;
 
+    use eastway_model::routing::PickRequest;
+    use eastway_model::store::Writer;
+    use eastway_model::{
+        Change, ClusterName, Endpoint, EndpointCondition, Label, LocalChange, LocalEndpoint, LocalService, PortNumber,
+        Protocol, ServiceKey, ServicePort, ServiceRecord, Subset, TlsMode, UnixMillis,
+    };
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
     use super::*;
+    use crate::proxy::copy::Limits;
+    use crate::proxy::dial::DialRules;
+    use crate::telemetry::{AccessMode, Telemetry};
 
     fn picked(number: usize, is_failing: bool) -> Picked {
         let endpoint = EndpointId::parse(&format!("e-{number}")).unwrap();
-        Picked { endpoint, address: SocketAddr::from(([10, 0, 0, 1], 80)), version: None, is_failing, cut: None }
+        Picked {
+            endpoint,
+            address: SocketAddr::from(([10, 0, 0, 1], 80)),
+            version: None,
+            is_failing,
+            cut: None,
+            proxy_protocol: false,
+        }
+    }
+
+    /// What an endpoint that is told clients gets first, for a client that has `client` as its address.
+    async fn told(client: Option<SocketAddr>) -> Vec<u8> {
+        let (mut writer, reader) = Writer::new(ClusterName::parse("a").unwrap());
+        let never = Limits { idle: Duration::ZERO, half_closed: Duration::ZERO };
+        let rules = DialRules { allow_loopback: true, ..DialRules::default() };
+        let router = Router::new(reader, rules, never, Telemetry::new(AccessMode::Off));
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (port, key) = (PortNumber::new(80).unwrap(), ServiceKey::parse("shop", "web").unwrap());
+        let listed = ServicePort { name: None, number: port, protocol: Protocol::Tcp, app_protocol: None };
+        let endpoint = LocalEndpoint {
+            endpoint: Endpoint {
+                id: EndpointId::parse("e-1").unwrap(),
+                hostname: None,
+                subset: Subset::default(),
+                zone: None,
+                condition: EndpointCondition { ready: true, serving: true, terminating: false },
+                weight: 1,
+                identity: None,
+                tls: TlsMode::None,
+            },
+            address: [127, 0, 0, 1].into(),
+            service_account: None,
+            target_ports: [(port, server.local_addr().unwrap().port())].into(),
+        };
+        let record = ServiceRecord { proxy_protocol: [port].into(), ..ServiceRecord::new(key.clone(), vec![listed]) };
+        let service = Arc::new(LocalService::new(record, true, [endpoint]));
+        let change = LocalChange::Replace(vec![service]);
+        writer.apply([Change::Local { registry: Label::parse("hosts").unwrap(), change }], UnixMillis(1));
+        let mut connection = Connection::inbound(router.cluster(), &key, 80, &Arc::from("b"));
+        connection.set_client(client);
+        let pick = |_: &[EndpointId]| {
+            let none = Subset::default();
+            router.pick(&key, &PickRequest::tcp(port, &none))
+        };
+        let reached = reach(&router, Path::Quic, &mut connection, pick).await.unwrap();
+        drop(reached);
+        let mut got = Vec::new();
+        server.accept().await.unwrap().0.read_to_end(&mut got).await.unwrap_or_default();
+        got
+    }
+
+    #[tokio::test]
+    async fn i1_the_clients_address_is_told_and_not_dialled() {
+        let client = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = client.local_addr().unwrap();
+        let got = told(Some(address)).await;
+        assert_eq!((&got[..16], &got[16..20]), (&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c"[..], &[127, 0, 0, 1][..]));
+        assert_eq!(got[24..26], address.port().to_be_bytes());
+        assert!(futures_util::FutureExt::now_or_never(client.accept()).is_none(), "nobody connects to the client");
+        let unknown = told(None).await;
+        assert_eq!(unknown, b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0");
     }
 
     #[test]

@@ -43,6 +43,7 @@ fn full() -> StreamHeader {
         traceparent: Traceparent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
         affinity: Some(7),
         tls: true,
+        client: ClientAddress::new("[2001:db8::7]:40000".parse().unwrap()),
     })
 }
 
@@ -202,6 +203,44 @@ fn fields_that_come_twice_or_are_not_known_are_refused() {
     }
     let later = twice(field(17, b"of a later version"));
     assert!(matches!(decode(&framed(&later)), Ok(Decoded::Complete { .. })), "fields from 16 on may be ignored");
+}
+
+#[test]
+fn i1_a_client_has_an_address_and_it_is_no_name() {
+    let decoded = |client: Option<proto::ClientAddress>| {
+        let service = proto::ServiceStream { client_address: client, ..good() };
+        match decode(&framed(&message(service))) {
+            Ok(Decoded::Complete { header: StreamHeader::Service(header), .. }) => Ok(header.client),
+            other => Err(other.map(|_| ()).unwrap_err().code()),
+        }
+    };
+    let wire = |ip: &[u8], port| Some(proto::ClientAddress { ip: ip.to_vec().into(), port });
+    let v6: std::net::Ipv6Addr = "2001:db8::7".parse().unwrap();
+    for (ip, port, shown) in [(&[10, 1, 2, 3][..], 65_535, "10.1.2.3:65535"), (&v6.octets(), 1, "[2001:db8::7]:1")] {
+        let client = decoded(wire(ip, port)).unwrap().unwrap();
+        assert_eq!(client.shown().to_string(), shown);
+    }
+    assert_eq!(decoded(None), Ok(None));
+    let mapped: std::net::Ipv6Addr = "::ffff:10.1.2.3".parse().unwrap();
+    let bad = [
+        wire(&[], 1),
+        wire(&[10, 1, 2], 1),
+        wire(&[10, 1, 2, 3, 4], 1),
+        wire(&[0; 17], 1),
+        wire(b"10.1.2.3", 1),
+        wire(&[10, 1, 2, 3], 0),
+        wire(&[10, 1, 2, 3], 65_536),
+        wire(&[0, 0, 0, 0], 1),
+        wire(&[255, 255, 255, 255], 1),
+        wire(&[224, 0, 0, 1], 1),
+        wire(&[0; 16], 1),
+        wire(&mapped.octets(), 1),
+    ];
+    for client in bad {
+        assert_eq!(decoded(client.clone()), Err(ResetCode::BadHeader), "{client:?}");
+    }
+    let sent = ClientAddress::new("[::ffff:10.1.2.3]:7".parse().unwrap()).unwrap();
+    assert_eq!(sent.shown(), "10.1.2.3:7".parse().unwrap());
 }
 
 #[test]

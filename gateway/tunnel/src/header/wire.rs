@@ -34,6 +34,8 @@ const SOURCE: Schema = Schema {
     fields: &[scalar(1, "source.namespace"), scalar(2, "source.service_account"), scalar(3, "source.identity")],
     one_of: false,
 };
+const CLIENT: Schema =
+    Schema { fields: &[scalar(1, "client_address.ip"), scalar(2, "client_address.port")], one_of: false };
 const SUBSET_ENTRY: Schema = Schema { fields: &[scalar(1, "subset key"), scalar(2, "subset value")], one_of: false };
 const SERVICE: Schema = Schema {
     fields: &[
@@ -46,6 +48,7 @@ const SERVICE: Schema = Schema {
         scalar(7, "traceparent"),
         scalar(8, "affinity"),
         scalar(16, "tls"),
+        message(21, "client_address", &CLIENT),
     ],
     one_of: false,
 };

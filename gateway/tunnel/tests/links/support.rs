@@ -212,6 +212,7 @@ pub(crate) fn header(service: &str) -> StreamHeader {
         traceparent: None,
         affinity: None,
         tls: false,
+        client: None,
     })
 }
 

@@ -1,6 +1,6 @@
 //! Services and workloads as lines of a copy. What is not read back as it was written is refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,6 +56,9 @@ pub(super) struct StoredService {
     labels: BTreeMap<Arc<str>, Arc<str>>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     annotations: BTreeMap<Arc<str>, Arc<str>>,
+    /// Ports whose endpoints are told the client's address.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    proxy_protocol: BTreeSet<PortNumber>,
     endpoints: Vec<StoredEndpoint>,
 }
 
@@ -131,6 +134,7 @@ impl StoredService {
             ports: record.ports.iter().map(port).collect(),
             labels: record.labels.clone(),
             annotations: record.annotations.clone(),
+            proxy_protocol: record.proxy_protocol.clone(),
             endpoints: service.endpoints.iter().map(|endpoint| StoredEndpoint::of(endpoint)).collect(),
         }
     }
@@ -156,6 +160,7 @@ impl StoredService {
             labels: self.labels,
             annotations: self.annotations,
             exported_at: UnixMillis(self.exported_at),
+            proxy_protocol: self.proxy_protocol,
             ..ServiceRecord::new(key, ports)
         };
         let endpoints: Vec<_> = self.endpoints.into_iter().map(StoredEndpoint::restored).collect::<Option<_>>()?;

@@ -42,6 +42,7 @@ fn contents() -> Contents {
         labels: [("a".into(), "b".into())].into(),
         annotations: [("c".into(), "d\n".into())].into(),
         exported_at: UnixMillis(12),
+        proxy_protocol: [PortNumber::new(80).unwrap()].into(),
         ..ServiceRecord::new(ServiceKey::parse("shop", "web").unwrap(), ports)
     };
     let bare = ServiceRecord::new(ServiceKey::parse("shop", "mail").unwrap(), Vec::new());

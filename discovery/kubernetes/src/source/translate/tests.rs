@@ -40,6 +40,29 @@ fn texts(problems: &[Problem]) -> Vec<String> {
 }
 
 #[test]
+fn who_is_told_the_clients_address() {
+    let told = |annotation: &str| {
+        let object = decoded(json!({
+            "metadata": {"annotations": {"eastway.dev/proxy-protocol": annotation}},
+            "spec": {"ports": [{"name": "web", "port": 80}, {"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "tls", "port": 443}]},
+        }));
+        let mut problems = Vec::new();
+        let translated = service(&name(), &object, None, &Rules::default(), &mut problems).unwrap();
+        let ports: Vec<u16> = translated.record.proxy_protocol.iter().map(|port| port.get()).collect();
+        (ports, texts(&problems).join("; "))
+    };
+    assert_eq!(told("v2"), (vec![80, 443], String::new()));
+    assert_eq!(told("v2:tls"), (vec![443], String::new()));
+    assert_eq!(told("v2: 80, tls"), (vec![80, 443], String::new()));
+    assert_eq!(told("v2:dns").1, "annotation eastway.dev/proxy-protocol: there is no TCP port dns");
+    assert_eq!(
+        told("v1"),
+        (vec![], "annotation eastway.dev/proxy-protocol: must be v2, or v2: and ports with commas between them".into())
+    );
+    assert_eq!(told("").0, Vec::<u16>::new());
+}
+
+#[test]
 fn fields_of_a_service() {
     let plain = record(json!({}));
     assert_eq!((plain.kind, plain.session_affinity), (ServiceKind::ClusterSetIp, SessionAffinity::None));

@@ -8,6 +8,7 @@ fn spec(probe: Probe) -> HealthSpec {
     HealthSpec {
         probe,
         port: HealthPort::Number(std::num::NonZeroU16::MIN),
+        proxy_protocol: false,
         interval: Duration::from_millis(100),
         timeout: Duration::from_secs(5),
         unhealthy_after: 2,
@@ -68,6 +69,14 @@ async fn http_answers_from_200_to_399_are_good() {
         assert!(request.starts_with("GET /health?deep=1 HTTP/1.1\r\n"), "{request}");
         assert!(request.contains(&format!("host: {address}")), "{request}");
     }
+}
+
+#[tokio::test]
+async fn who_expects_a_header_of_the_proxy_protocol_gets_one() {
+    let (address, task) = server(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+    let told = HealthSpec { proxy_protocol: true, ..spec(Probe::Http { path: "/".into() }) };
+    assert!(probe(&told, address).await);
+    assert_eq!(task.await.unwrap().as_bytes()[..16], *b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0");
 }
 
 #[tokio::test]

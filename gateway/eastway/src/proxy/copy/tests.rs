@@ -168,6 +168,7 @@ fn service() -> StreamHeader {
         traceparent: None,
         affinity: None,
         tls: false,
+        client: None,
     })
 }
 
