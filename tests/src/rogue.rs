@@ -81,7 +81,11 @@ impl Rogue {
             };
             let trust = TrustStore::new(vec![trust])?;
             let tunnel = Tunnel::bind(config, IdentityStore::new(identity), trust, handler)?;
-            tunnel.set_peers(vec![PeerTarget { name: Arc::from(&*peer), addresses: vec![HostPort::from(remote)] }]);
+            tunnel.set_peers(vec![PeerTarget {
+                name: Arc::from(&*peer),
+                addresses: vec![HostPort::from(remote)],
+                ..PeerTarget::default()
+            }]);
             Ok(tunnel)
         });
         let tunnel = tunnel.await?;

@@ -156,7 +156,7 @@ impl Running {
             Part::Owner { .. } => (tunnel.local_addr(), Vec::new()),
             Part::Entrance { owner } => (listen(&mut listeners), vec![HostPort::from(*owner)]),
         };
-        tunnel.set_peers(vec![PeerTarget { name: target, addresses }]);
+        tunnel.set_peers(vec![PeerTarget { name: target, addresses, ..PeerTarget::default() }]);
         Self { address, tunnel, peer: name, _writer: writer, _listeners: listeners, stop }
     }
 

@@ -17,8 +17,11 @@ use crate::handshake::{self, ClientAuth, Judge};
 use crate::identity::IdentityStore;
 use crate::trust::{TrustStore, VerifyError};
 
-/// The one application protocol of links (RFC 7301). A handshake without it fails.
+/// The one application protocol of links over QUIC (RFC 7301). A handshake without it fails.
 pub const ALPN: &[u8] = b"eastway/1";
+
+/// Likewise of links over TCP: one can never be taken for the other.
+pub const TCP_ALPN: &[u8] = b"eastway-tcp/1";
 
 /// A server name for APIs that insist on one. It is never sent (no SNI) and never checked: peers are known by pin
 /// and URI SAN.
@@ -48,8 +51,29 @@ pub fn server_config(
     trust: Arc<TrustStore>,
     clock: Clock,
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
+    server_config_for(ALPN, identity, trust, clock)
+}
+
+/// As [`server_config`], for links over TCP.
+///
+/// # Errors
+/// The provider lacks TLS 1.3, which this build's does not.
+pub fn tcp_server_config(
+    identity: Arc<IdentityStore>,
+    trust: Arc<TrustStore>,
+    clock: Clock,
+) -> Result<Arc<ServerConfig>, rustls::Error> {
+    server_config_for(TCP_ALPN, identity, trust, clock)
+}
+
+fn server_config_for(
+    protocol: &'static [u8],
+    identity: Arc<IdentityStore>,
+    trust: Arc<TrustStore>,
+    clock: Clock,
+) -> Result<Arc<ServerConfig>, rustls::Error> {
     let anyone = Peers { trust, expected: None };
-    let mut config = handshake::server_config(ALPN, identity, anyone, ClientAuth::Required, clock)?;
+    let mut config = handshake::server_config(protocol, identity, anyone, ClientAuth::Required, clock)?;
     config.ignore_client_order = true;
     Ok(Arc::new(config))
 }
@@ -65,6 +89,19 @@ pub fn client_config(
     peer: Arc<str>,
 ) -> Result<Arc<ClientConfig>, rustls::Error> {
     handshake::client_config(ALPN, Some(identity), Peers { trust, expected: Some(peer) }, clock)
+}
+
+/// As [`client_config`], for links over TCP.
+///
+/// # Errors
+/// The provider lacks TLS 1.3, which this build's does not.
+pub fn tcp_client_config(
+    identity: Arc<IdentityStore>,
+    trust: Arc<TrustStore>,
+    clock: Clock,
+    peer: Arc<str>,
+) -> Result<Arc<ClientConfig>, rustls::Error> {
+    handshake::client_config(TCP_ALPN, Some(identity), Peers { trust, expected: Some(peer) }, clock)
 }
 
 /// Judges by the Peers of a [`TrustStore`], which keeps count of whom it refuses.

@@ -173,7 +173,8 @@ impl Pair {
             }
         };
         runtime.block_on(known);
-        let target = PeerTarget { name: "b".into(), addresses: vec![HostPort::from(b.local_addr())] };
+        let target =
+            PeerTarget { name: "b".into(), addresses: vec![HostPort::from(b.local_addr())], ..PeerTarget::default() };
         a.set_peers(vec![target]);
         let mut events = a.events();
         runtime.block_on(events.wait_for(|peers| peers.values().any(|peer| peer.up))).unwrap();

@@ -9,6 +9,7 @@ use std::time::Duration;
 pub use eastway_identity::ca::LinkKeys;
 
 use crate::replicas::ReplicaNetwork;
+use crate::transport::TransportKind;
 
 /// One incarnation of one gateway: 16 random bytes, drawn when the process starts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,7 +65,7 @@ pub struct NoRandomness;
 /// All that a tunnel needs beside identities and Peers.
 #[derive(Clone, Debug)]
 pub struct TunnelConfig {
-    /// UDP address for links; port 0 takes any.
+    /// Address for links, UDP and TCP; port 0 takes any that is free for both.
     pub listen: SocketAddr,
     /// Name of this cluster.
     pub cluster: Arc<str>,
@@ -194,12 +195,48 @@ impl Default for Timing {
 }
 
 /// A peer that links shall exist to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerTarget {
     /// Name of the Peer, which is the name of its cluster.
     pub name: Arc<str>,
     /// Where its gateways take links; empty: the peer dials us.
     pub addresses: Vec<HostPort>,
+    /// What carries links that are dialled from here.
+    pub transport: TransportPolicy,
+}
+
+/// What carries the links to a peer that are dialled from here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TransportPolicy {
+    /// QUIC, and TLS over TCP where UDP does not pass.
+    #[default]
+    Auto,
+    /// QUIC only.
+    Quic,
+    /// TLS over TCP only.
+    Tcp,
+}
+
+impl TransportPolicy {
+    /// Whether links may be dialled by `transport`.
+    #[must_use]
+    pub const fn allows(self, transport: TransportKind) -> bool {
+        match (self, transport) {
+            (Self::Quic, TransportKind::Tcp) | (Self::Tcp, TransportKind::Quic) => false,
+            (Self::Auto | Self::Quic | Self::Tcp, _) => true,
+        }
+    }
+
+    /// How `transport` is preferred: the least first.
+    #[must_use]
+    pub const fn rank(self, transport: TransportKind) -> u8 {
+        match (self, transport) {
+            (Self::Tcp, TransportKind::Tcp) | (_, TransportKind::Memory) => 0,
+            (_, TransportKind::Quic) => 1,
+            (_, TransportKind::Tcp) => 2,
+            (_, TransportKind::Relay) => 3,
+        }
+    }
 }
 
 /// A host, by name or address, and a port.

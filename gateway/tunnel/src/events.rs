@@ -107,7 +107,7 @@ impl From<DialError> for LinkFailure {
     fn from(error: DialError) -> Self {
         let text = error.to_string();
         let (cause, verdict) = match error {
-            DialError::NoReply { .. } => (FailureCause::NoReply, None),
+            DialError::NoReply { .. } | DialError::NoConnection { .. } => (FailureCause::NoReply, None),
             DialError::Rejected { verdict, .. } => (FailureCause::Rejected, verdict),
             DialError::RefusedUs { .. } => (FailureCause::RefusedUs, None),
             DialError::Local { .. } => (FailureCause::Local, None),
@@ -125,9 +125,11 @@ impl From<&CloseReason> for LinkFailure {
             CloseReason::Remote { code, .. } if code.is_refusal() => FailureCause::RefusedUs,
             CloseReason::RefusedUs(_) => FailureCause::RefusedUs,
             CloseReason::Transport(_) => FailureCause::Fault,
-            CloseReason::Local { .. } | CloseReason::Remote { .. } | CloseReason::Reset | CloseReason::Silent => {
-                FailureCause::Lost
-            }
+            CloseReason::Local { .. }
+            | CloseReason::Remote { .. }
+            | CloseReason::Reset
+            | CloseReason::Silent
+            | CloseReason::Cut(_) => FailureCause::Lost,
         };
         Self::new(cause, reason.to_string())
     }

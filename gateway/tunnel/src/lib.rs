@@ -4,7 +4,7 @@
 //! - [`Link::open`]: one stream per TCP connection, begun by a [`StreamHeader`](header::StreamHeader) that can
 //!   name services and no addresses (invariant I1).
 //! - [`StreamHandler`]: serves the streams that peers open.
-//! - [`transport`]: what carries a link. quinn is known to its `quic` module only.
+//! - [`transport`]: what carries a link, QUIC or TLS over TCP. quinn is known to its `quic` module only.
 //! - [`replicas`]: several gateways of one cluster, and packets that reach the wrong one.
 //! - [`control`]: the session that says who is there and whether it still answers, without I/O.
 //!
@@ -29,15 +29,17 @@ mod world;
 
 pub use code::{CloseCode, ResetCode};
 pub use config::{
-    HostPort, HostPortError, LinkKeys, NoRandomness, PeerTarget, ReplicaId, Timing, TunnelConfig, TunnelLimits,
+    HostPort, HostPortError, LinkKeys, NoRandomness, PeerTarget, ReplicaId, Timing, TransportPolicy, TunnelConfig,
+    TunnelLimits,
 };
 pub use events::{Event, FailureCause, LinkFailure, Observer};
 pub use link::driver::HeardAnchors;
 pub use link::{Link, LinkState, LinkTable, OpenError};
 pub use metrics::TunnelCounters;
 pub use replicas::{ForwardingCounters, ReplicaNetwork, SiblingStatus};
-pub use status::{AddressStatus, LinkStatus, PeerState, PeerStates, PeerStatus};
+pub use status::{AddressStatus, FallbackStatus, LinkStatus, PeerState, PeerStates, PeerStatus};
 pub use stream::{AcceptedStream, LinkInfo, RecvHalf, SendHalf, StreamError, StreamHandler, TunnelStream};
-pub use transport::quic::QuicError as BindError;
-pub use tunnel::Tunnel;
+pub use transport::TransportKind;
+pub use transport::quic::QuicError;
+pub use tunnel::{BindError, Tunnel};
 pub use world::{Resolver, World};

@@ -216,6 +216,8 @@ pub(crate) struct LinkShared {
     going_away: AtomicBool,
     /// The peer no longer counts the replica among its live ones: it was probably replaced.
     outdated: AtomicBool,
+    /// How its transport is preferred: the least first.
+    rank: AtomicU8,
     /// This side drains and its grace is over: no new streams from there.
     refusing: AtomicBool,
     opened: AtomicU32,
@@ -281,6 +283,7 @@ impl LinkShared {
             state: AtomicU8::new(LinkState::Starting as u8),
             going_away: AtomicBool::new(false),
             outdated: AtomicBool::new(false),
+            rank: AtomicU8::new(0),
             refusing: AtomicBool::new(false),
             opened: AtomicU32::new(0),
             served: AtomicU32::new(0),
@@ -347,6 +350,14 @@ impl LinkShared {
 
     pub(crate) fn set_outdated(&self, outdated: bool) {
         self.outdated.store(outdated, Ordering::Relaxed);
+    }
+
+    pub(crate) fn rank(&self) -> u8 {
+        self.rank.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_rank(&self, rank: u8) {
+        self.rank.store(rank, Ordering::Relaxed);
     }
 
     pub(crate) fn refuses_streams(&self) -> bool {

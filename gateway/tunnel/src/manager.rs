@@ -81,6 +81,7 @@ impl Board {
         for link in self.all_links() {
             let listed = self.peers().lists(link.peer(), &link.replica());
             link.0.set_outdated(!listed);
+            link.0.set_rank(self.peers().rank(link.peer(), link.0.connection.kind()));
         }
         self.table.store(Arc::new(LinkTable::new(self.all_links())));
         let states: PeerStates = self
@@ -120,7 +121,8 @@ enum Report {
 
 pub(crate) struct Manager {
     pub(crate) environment: Arc<Environment>,
-    pub(crate) transport: Arc<dyn Transport>,
+    /// The preferred one first.
+    pub(crate) transports: Arc<[Arc<dyn Transport>]>,
     pub(crate) board: Arc<Board>,
     pub(crate) targets: watch::Receiver<Vec<PeerTarget>>,
     /// No new links.
@@ -133,9 +135,11 @@ impl Manager {
     pub(crate) async fn run(mut self) {
         let (reports, mut reported) = mpsc::channel(QUEUE);
         let (events, mut happened) = mpsc::channel(QUEUE);
-        let accept = accept_all(Arc::clone(&self.environment), Arc::clone(&self.transport), reports.clone());
-        let (stop, tasks) = (self.stop.clone(), self.environment.tasks.clone());
-        tasks.spawn(async move { stop.run_until_cancelled(accept).await });
+        for transport in self.transports.iter() {
+            let accept = accept_all(Arc::clone(&self.environment), Arc::clone(transport), reports.clone());
+            let stop = self.stop.clone();
+            self.environment.tasks.spawn(async move { stop.run_until_cancelled(accept).await });
+        }
         self.targets.mark_changed();
         let (mut trust, mut identity) = (self.environment.trust.subscribe(), self.environment.identity.subscribe());
         loop {
@@ -181,7 +185,9 @@ impl Manager {
         let dials = self.board.peers().due(self.now());
         for dial in dials {
             self.environment.counters.dial();
-            let attempt = attempt(Arc::clone(&self.environment), Arc::clone(&self.transport), dial, reports.clone());
+            let transport = self.transports.iter().find(|transport| transport.kind() == dial.transport);
+            let Some(transport) = transport.cloned() else { continue };
+            let attempt = attempt(Arc::clone(&self.environment), transport, dial, reports.clone());
             let stop = self.stop.clone();
             self.environment.tasks.spawn(async move { stop.run_until_cancelled(attempt).await });
         }
@@ -220,6 +226,7 @@ impl Manager {
             id: link.0.identity.id,
             replica: link.replica(),
             side: link.0.identity.side,
+            transport: link.0.connection.kind(),
             address: dial.as_ref().map(|dial| dial.address.clone()),
             since: now,
             fresh: false,
@@ -245,7 +252,8 @@ impl Manager {
         if let Some(Dial { peer, address, .. }) = &dial {
             self.environment.observer.happened(&Event::Dialled { peer, address, failure: None });
         }
-        tracing::info!(%peer, %replica, %remote, dialled = dial.is_some(), version = hello.software_version, "Link established");
+        let transport = link.0.connection.kind().name();
+        tracing::info!(%peer, %replica, %remote, transport, dialled = dial.is_some(), version = hello.software_version, "Link established");
         self.environment.counters.link();
         self.board.links().insert(link.0.identity.id, Entry { link: link.clone(), orders });
         let span = tracing::info_span!("link", %peer, %replica);

@@ -62,7 +62,7 @@ impl Counters {
 
     pub(crate) fn snapshot(
         &self,
-        handshake_failures: Vec<(&'static str, u64)>,
+        handshake_failures: BTreeMap<&'static str, u64>,
         forwarding: ForwardingCounters,
     ) -> TunnelCounters {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -80,7 +80,7 @@ impl Counters {
             resets_sent: by_code(&self.resets_sent),
             resets_received: by_code(&self.resets_received),
             links_closed: self.closed.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-            handshake_failures: handshake_failures.into_iter().collect(),
+            handshake_failures,
             forwarding,
         }
     }

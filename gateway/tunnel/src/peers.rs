@@ -5,20 +5,23 @@
 
 mod address;
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::AddAssign;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime};
 
 use dashmap::DashMap;
 
-use self::address::{Address, Moment, RateLimit};
+pub(crate) use self::address::Address;
+use self::address::{Moment, RateLimit};
 use crate::code::CloseCode;
-use crate::config::{HostPort, PeerTarget, ReplicaId, Timing};
+use crate::config::{HostPort, PeerTarget, ReplicaId, Timing, TransportPolicy};
 use crate::events::{FailureCause, LinkFailure};
 use crate::link::Link;
-use crate::transport::Side;
+use crate::transport::{Side, TransportKind};
 
 /// Quick dials in search of a replica that is not linked yet, for each replica that the peer has.
 const SEARCH_PER_REPLICA: u32 = 4;
@@ -48,6 +51,7 @@ impl PeerCounts {
 pub(crate) struct Dial {
     pub(crate) peer: Arc<str>,
     pub(crate) address: HostPort,
+    pub(crate) transport: TransportKind,
     /// Counts the dials of this address: which of a name's addresses to take.
     pub(crate) attempt: u32,
 }
@@ -58,6 +62,7 @@ pub(crate) struct LinkFacts {
     pub(crate) id: u64,
     pub(crate) replica: ReplicaId,
     pub(crate) side: Side,
+    pub(crate) transport: TransportKind,
     /// The address it was dialled at, if it was dialled here.
     pub(crate) address: Option<HostPort>,
     pub(crate) since: Duration,
@@ -75,6 +80,8 @@ pub(crate) struct Peers {
     replica: ReplicaId,
     timing: Timing,
     links_per_peer: usize,
+    /// What links are made by, the preferred one first.
+    transports: Vec<TransportKind>,
     peers: BTreeMap<Arc<str>, Peer>,
     random: fastrand::Rng,
 }
@@ -83,13 +90,15 @@ pub(crate) struct Peers {
 pub(crate) struct Peer {
     /// Configured, not merely trusted.
     listed: bool,
+    policy: TransportPolicy,
+    /// Each address once for each transport that may carry a link, the preferred one first.
     pub(crate) addresses: Vec<Address>,
     pub(crate) links: BTreeMap<u64, LinkFacts>,
     /// What the peer says of itself, last.
     pub(crate) replicas: BTreeSet<ReplicaId>,
     /// Dials made in search of replicas since the last one was found.
     searched: u32,
-    rate: RateLimit,
+    rates: BTreeMap<TransportKind, RateLimit>,
     pub(crate) up: bool,
     pub(crate) since: SystemTime,
     pub(crate) dials: u64,
@@ -113,8 +122,8 @@ impl Traffic {
     pub(crate) fn of(link: &Link) -> Self {
         let path = link.0.connection.path();
         Self {
-            bytes_sent: link.0.bytes_sent.load(Ordering::Relaxed),
-            bytes_received: link.0.bytes_received.load(Ordering::Relaxed),
+            bytes_sent: link.0.bytes_sent.load(Relaxed),
+            bytes_received: link.0.bytes_received.load(Relaxed),
             packets_lost: path.lost_packets,
             hops: path.hops,
         }
@@ -136,9 +145,10 @@ impl Peers {
         replica: ReplicaId,
         timing: Timing,
         links_per_peer: usize,
+        transports: Vec<TransportKind>,
         random: fastrand::Rng,
     ) -> Self {
-        Self { cluster, replica, timing, links_per_peer, peers: BTreeMap::new(), random }
+        Self { cluster, replica, timing, links_per_peer, transports, peers: BTreeMap::new(), random }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Peer)> {
@@ -149,13 +159,16 @@ impl Peers {
     /// that are gone.
     pub(crate) fn set_targets(&mut self, targets: Vec<PeerTarget>, now: Duration, wall: SystemTime) -> Vec<u64> {
         let mut old = std::mem::take(&mut self.peers);
-        for PeerTarget { name, addresses } in targets {
+        for PeerTarget { name, addresses, transport, .. } in targets {
             let mut peer = old.remove(&name).unwrap_or_else(|| Peer::new(wall));
-            peer.listed = true;
+            (peer.listed, peer.policy) = (true, transport);
             let mut known = std::mem::take(&mut peer.addresses);
-            for address in addresses {
-                let position = known.iter().position(|known| known.host == address);
-                peer.addresses.push(position.map_or_else(|| Address::new(address, now), |at| known.swap_remove(at)));
+            for host in addresses {
+                for kind in self.transports.iter().copied().filter(|kind| transport.allows(*kind)) {
+                    let position = known.iter().position(|known| known.host == host && known.transport == kind);
+                    let new = || Address::new(host.clone(), kind, now);
+                    peer.addresses.push(position.map_or_else(new, |at| known.swap_remove(at)));
+                }
             }
             self.peers.insert(name, peer);
         }
@@ -172,10 +185,11 @@ impl Peers {
             while let Some(index) = peer.next_due(now) {
                 let searching = peer.is_search(index);
                 let Some(address) = peer.addresses.get_mut(index) else { break };
-                peer.rate.take(now);
+                peer.rates.entry(address.transport).or_default().take(now);
                 peer.dials += 1;
                 peer.searched += u32::from(searching);
-                dials.push(Dial { peer: Arc::clone(name), address: address.host.clone(), attempt: address.begin() });
+                let (host, transport) = (address.host.clone(), address.transport);
+                dials.push(Dial { peer: Arc::clone(name), address: host, transport, attempt: address.begin(now) });
             }
         }
         dials
@@ -202,8 +216,9 @@ impl Peers {
         let mut at = Moment { now, timing: &self.timing, random: &mut self.random };
         let Some(peer) = self.peers.get_mut(&dial.peer) else { return };
         peer.last_error = Some(failure.text.clone());
-        if let Some(address) = peer.address(&dial.address) {
-            address.failed(failure, &mut at);
+        let linked = peer.links.values().any(|link| link.address.as_ref() == Some(&dial.address) && !link.going_away);
+        if let Some(address) = peer.address(&dial.address, dial.transport) {
+            address.failed(failure, linked, &mut at);
         }
     }
 
@@ -235,8 +250,11 @@ impl Peers {
             peer.searched = 0;
         }
         let pause = if peer.searched < peer.quick_searches() { at.timing.redial } else { SEARCH_ON };
-        if let Some(address) = facts.address.clone().and_then(|address| peer.address(&address)) {
-            address.reached(facts.replica, pause, &mut at);
+        if let Some(host) = &facts.address {
+            peer.remember(host, facts.transport);
+            if let Some(address) = peer.address(host, facts.transport) {
+                address.reached(facts.replica, pause, &mut at);
+            }
         }
         if peer.links.len() >= self.links_per_peer {
             return Err((CloseCode::Overloaded, "too many links of this peer"));
@@ -281,26 +299,42 @@ impl Peers {
             peer.last_error = Some(failure.text.clone());
         }
         let lasted = now.saturating_sub(facts.since) >= at.timing.acknowledge;
-        if let Some(address) = facts.address.and_then(|address| peer.address(&address)) {
-            address.lost(failure, lasted, &mut at);
+        if let Some(host) = facts.address {
+            if let Some(address) = peer.address(&host, facts.transport) {
+                address.lost(failure, lasted, &mut at);
+            }
+            // What was seldom tried beside the link may be all that is left.
+            if !peer.links.values().any(|link| link.address.as_ref() == Some(&host)) {
+                peer.addresses.iter_mut().filter(|way| way.host == host).for_each(|way| way.hurry(&mut at));
+            }
         }
         peer.refresh(wall);
         self.peers.retain(|_, peer| peer.listed || !peer.links.is_empty());
     }
 
-    /// Links dialled here that another link to the same replica makes superfluous. Of two, the one dialled by
-    /// the smaller (cluster, replica) stays, of two dialled by one side the older; both sides come to the same
-    /// end, and each retires only what it dialled itself.
+    /// How `transport` is preferred for `peer`: the least first.
+    pub(crate) fn rank(&self, peer: &str, transport: TransportKind) -> u8 {
+        self.peers.get(peer).map_or_else(|| TransportPolicy::Auto.rank(transport), |peer| peer.policy.rank(transport))
+    }
+
+    /// Links dialled here that another link to the same replica makes superfluous. The better transport stays. Of two
+    /// by the same, the one dialled by the smaller (cluster, replica) stays, of two dialled by one side the older; both
+    /// sides come to the same end, and each retires only what it dialled itself.
     pub(crate) fn superfluous(&self) -> Vec<u64> {
         let mut retire = Vec::new();
         for (name, peer) in &self.peers {
             let ours_first = (&self.cluster, self.replica);
             let links = || peer.links.values().filter(|link| link.up && !link.going_away);
             for link in links().filter(|link| link.side == Side::Dialler) {
+                let rank = |link: &LinkFacts| peer.policy.rank(link.transport);
                 let beaten = links().filter(|other| other.replica == link.replica && other.fresh).any(|other| {
-                    match other.side {
-                        Side::Dialler => other.id < link.id,
-                        Side::Acceptor => (name, other.replica) < ours_first,
+                    match rank(other).cmp(&rank(link)) {
+                        Ordering::Less => true,
+                        Ordering::Greater => false,
+                        Ordering::Equal => match other.side {
+                            Side::Dialler => other.id < link.id,
+                            Side::Acceptor => (name, other.replica) < ours_first,
+                        },
                     }
                 });
                 if beaten {
@@ -316,11 +350,12 @@ impl Peer {
     fn new(wall: SystemTime) -> Self {
         Self {
             listed: false,
+            policy: TransportPolicy::Auto,
             addresses: Vec::new(),
             links: BTreeMap::new(),
             replicas: BTreeSet::new(),
             searched: 0,
-            rate: RateLimit::default(),
+            rates: BTreeMap::new(),
             up: false,
             since: wall,
             dials: 0,
@@ -330,12 +365,44 @@ impl Peer {
         }
     }
 
-    fn address(&mut self, host: &HostPort) -> Option<&mut Address> {
-        self.addresses.iter_mut().find(|address| address.host == *host)
+    fn address(&mut self, host: &HostPort, transport: TransportKind) -> Option<&mut Address> {
+        self.addresses.iter_mut().find(|address| address.host == *host && address.transport == transport)
     }
 
     fn is_linked(&self, replica: &ReplicaId) -> bool {
-        self.links.values().any(|link| link.replica == *replica && !link.going_away)
+        self.is_linked_by(replica, u8::MAX)
+    }
+
+    /// Whether a link leads to `replica` that is at least as good as one of `rank`.
+    fn is_linked_by(&self, replica: &ReplicaId, rank: u8) -> bool {
+        let links = self.links.values().filter(|link| link.replica == *replica && !link.going_away);
+        links.into_iter().any(|link| self.policy.rank(link.transport) <= rank)
+    }
+
+    /// `host` was reached by `transport`.
+    fn remember(&mut self, host: &HostPort, transport: TransportKind) {
+        let rank = self.policy.rank(transport);
+        let better = |address: &&Address| address.host == *host && self.policy.rank(address.transport) < rank;
+        let failed = self.addresses.iter().filter(better).any(|address| address.missed || address.dialling);
+        for address in self.addresses.iter_mut().filter(|address| address.host == *host) {
+            match self.policy.rank(address.transport).cmp(&rank) {
+                Ordering::Less => {}
+                Ordering::Equal => address.remembered = failed,
+                Ordering::Greater => address.remembered = false,
+            }
+        }
+    }
+
+    /// The way to the same address that this one is the fallback of.
+    fn preferred(&self, index: usize) -> Option<&Address> {
+        let fallback = self.addresses.get(index)?;
+        self.addresses.get(..index)?.iter().rev().find(|address| address.host == fallback.host)
+    }
+
+    /// From when the way may be dialled as far as what it is the fallback of is concerned; `None`: not now.
+    fn from(&self, index: usize) -> Option<Duration> {
+        let remembered = self.addresses.get(index).is_some_and(|address| address.remembered);
+        self.preferred(index).map_or(Some(Duration::ZERO), |preferred| preferred.fallback_from(remembered))
     }
 
     /// Replicas that the peer says it has and that no link leads to.
@@ -356,8 +423,12 @@ impl Peer {
 
     /// The address leads to a replica that is linked already: dialling it can only find another one.
     fn is_search(&self, index: usize) -> bool {
-        let replica = self.addresses.get(index).and_then(|address| address.replica);
-        replica.is_some_and(|replica| self.is_linked(&replica))
+        let Some(address) = self.addresses.get(index) else { return false };
+        let rank = self.policy.rank(address.transport);
+        // Whatever way led there last, it led to the same place.
+        let ways = self.addresses.iter().filter(|way| way.host == address.host);
+        let replica = address.replica.or_else(|| ways.into_iter().find_map(|way| way.replica));
+        replica.is_some_and(|replica| self.is_linked_by(&replica, rank))
     }
 
     fn wants(&self, index: usize) -> bool {
@@ -368,8 +439,11 @@ impl Peer {
     /// Whether to dial an address that leads to a linked replica, in the hope of another one behind it. Not
     /// while an address that may lead there of itself was not tried.
     fn wants_search(&self) -> bool {
-        let tried =
-            |index| self.is_search(index) || self.addresses.get(index).is_some_and(|address| address.failures > 0);
+        let tried = |index| {
+            self.is_search(index)
+                || self.from(index).is_none()
+                || self.addresses.get(index).is_some_and(|address| address.failures > 0)
+        };
         !self.missing().is_empty() && (0..self.addresses.len()).all(tried)
     }
 
@@ -381,14 +455,19 @@ impl Peer {
     }
 
     fn next_due(&self, now: Duration) -> Option<usize> {
-        let due = |index: &usize| self.addresses.get(*index).is_some_and(|address| address.not_before <= now);
-        (0..self.addresses.len()).filter(|_| self.rate.next() <= now).filter(due).find(|index| self.wants(*index))
+        (0..self.addresses.len()).find(|index| self.due_at(*index).is_some_and(|due| due <= now))
     }
 
     fn earliest(&self) -> Option<Duration> {
-        let wanted = self.addresses.iter().enumerate().filter(|(index, _)| self.wants(*index));
-        let first = wanted.map(|(_, address)| address.not_before).min()?;
-        Some(first.max(self.rate.next()))
+        (0..self.addresses.len()).filter_map(|index| self.due_at(index)).min()
+    }
+
+    /// When the way is to be dialled, if at all.
+    fn due_at(&self, index: usize) -> Option<Duration> {
+        let address = self.addresses.get(index)?;
+        let from = self.from(index).filter(|_| self.wants(index))?;
+        let rate = self.rates.get(&address.transport).map_or(Duration::ZERO, RateLimit::next);
+        Some(address.not_before.max(from).max(rate))
     }
 
     fn refresh(&mut self, wall: SystemTime) {

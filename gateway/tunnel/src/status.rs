@@ -12,8 +12,8 @@ use serde::{Serialize, Serializer};
 use crate::config::{HostPort, ReplicaId};
 use crate::events::FailureCause;
 use crate::link::{Link, LinkState};
-use crate::peers::{Peer, Traffic};
-use crate::transport::Side;
+use crate::peers::{Address, Peer, Traffic};
+use crate::transport::{Side, TransportKind};
 
 /// Peers by name, as the events tell them: latest wins.
 pub type PeerStates = BTreeMap<Arc<str>, PeerState>;
@@ -83,6 +83,22 @@ pub struct AddressStatus {
     /// What was wrong with the certificate of the other side, if it was that.
     #[serde(skip)]
     pub verdict: Option<VerifyError>,
+    /// What it was dialled by when that gave no link; none if that was never needed.
+    pub fallback: Option<FallbackStatus>,
+}
+
+/// How an address does by its second transport.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FallbackStatus {
+    /// Which it is.
+    pub transport: TransportKind,
+    /// Dials in a row that gave no lasting link.
+    pub failures: u32,
+    /// Why the last one failed; none if it gave a link.
+    pub last_error: Option<String>,
+    /// Likewise, by who has to do something about it.
+    pub cause: Option<FailureCause>,
 }
 
 /// One link.
@@ -103,7 +119,7 @@ pub struct LinkStatus {
     /// Takes no new streams.
     pub draining: bool,
     /// What carries it.
-    pub transport: &'static str,
+    pub transport: TransportKind,
     /// Begin of life of the other side's certificate.
     #[serde(serialize_with = "unix_ms")]
     pub cert_not_before: SystemTime,
@@ -140,26 +156,25 @@ pub struct LinkStatus {
 }
 
 impl PeerStatus {
-    pub(crate) fn new(name: &Arc<str>, peer: &Peer, links: &[Link], transport: &'static str) -> Self {
+    pub(crate) fn new(name: &Arc<str>, peer: &Peer, links: &[Link]) -> Self {
         let mut traffic = peer.past;
         links.iter().filter(|link| link.peer() == name).for_each(|link| traffic += Traffic::of(link));
         // Nobody takes note of links that end while the tunnel closes.
         let live = links.iter().filter(|link| link.peer() == name && link.0.state() != LinkState::Closed);
-        let links: Vec<_> = live.map(|link| LinkStatus::new(link, transport)).collect();
-        let addresses = peer.addresses.iter().map(|address| AddressStatus {
-            address: address.host.clone(),
-            replica: address.replica,
-            failures: address.failures,
-            last_error: address.last_failure.as_ref().map(|failure| failure.text.clone()),
-            cause: address.last_failure.as_ref().map(|failure| failure.cause),
-            verdict: address.last_failure.as_ref().and_then(|failure| failure.verdict.clone()),
-        });
+        let links: Vec<_> = live.map(LinkStatus::new).collect();
+        let mut addresses: Vec<AddressStatus> = Vec::new();
+        for way in &peer.addresses {
+            match addresses.iter_mut().find(|address| address.address == way.host) {
+                Some(address) => address.add(way),
+                None => addresses.push(AddressStatus::new(way)),
+            }
+        }
         Self {
             name: Arc::clone(name),
             up: peer.up && !links.is_empty(),
             since: peer.since,
             clock_skew_ms: links.iter().rev().find_map(|link| link.clock_skew_ms),
-            addresses: addresses.collect(),
+            addresses,
             missing_replicas: peer.missing(),
             dials: peer.dials,
             last_error: peer.last_error.clone(),
@@ -173,8 +188,35 @@ impl PeerStatus {
     }
 }
 
+impl AddressStatus {
+    fn new(way: &Address) -> Self {
+        Self {
+            address: way.host.clone(),
+            replica: way.replica,
+            failures: way.failures,
+            last_error: way.last_failure.as_ref().map(|failure| failure.text.clone()),
+            cause: way.last_failure.as_ref().map(|failure| failure.cause),
+            verdict: way.last_failure.as_ref().and_then(|failure| failure.verdict.clone()),
+            fallback: None,
+        }
+    }
+
+    /// One more way to the same address.
+    fn add(&mut self, way: &Address) {
+        self.replica = self.replica.or(way.replica);
+        if way.replica.is_some() || way.last_failure.is_some() {
+            self.fallback = Some(FallbackStatus {
+                transport: way.transport,
+                failures: way.failures,
+                last_error: way.last_failure.as_ref().map(|failure| failure.text.clone()),
+                cause: way.last_failure.as_ref().map(|failure| failure.cause),
+            });
+        }
+    }
+}
+
 impl LinkStatus {
-    fn new(link: &Link, transport: &'static str) -> Self {
+    fn new(link: &Link) -> Self {
         let shared = &link.0;
         let (live, path) = (shared.live(), shared.connection.path());
         let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
@@ -185,7 +227,7 @@ impl LinkStatus {
             since: shared.identity.since,
             state: shared.state(),
             draining: shared.going_away(),
-            transport,
+            transport: shared.connection.kind(),
             cert_not_before: live.certificate.0,
             cert_not_after: live.certificate.1,
             last_acknowledged_ms: live.last_acknowledged.map(|at| micros(at.elapsed()) / 1_000),

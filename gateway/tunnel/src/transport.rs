@@ -1,10 +1,12 @@
 //! What a link needs from whatever carries it. The control session, the manager and the streams know
 //! these traits and nothing of QUIC.
 //!
-//! `quic` carries links today, [`memory`] inside one process, in virtual time where a test pauses the clock.
+//! `quic` carries links, `tcp` where UDP does not pass, and [`memory`] inside one process, in virtual time where a test
+//! pauses the clock.
 
 pub mod memory;
 pub(crate) mod quic;
+pub(crate) mod tcp;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -24,8 +26,8 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// One way of carrying links.
 pub trait Transport: Send + Sync + 'static {
-    /// As shown in status: `quic`, `memory`.
-    fn name(&self) -> &'static str;
+    /// What links are carried by.
+    fn kind(&self) -> TransportKind;
 
     /// Where links are taken.
     fn local_addr(&self) -> SocketAddr;
@@ -95,6 +97,14 @@ pub enum DialError {
         /// How long.
         after: Duration,
     },
+    /// No connection came about, and it was not for the silence of UDP.
+    #[error("no connection to {remote}: {reason}")]
+    NoConnection {
+        /// What was dialled.
+        remote: SocketAddr,
+        /// Why, in words.
+        reason: String,
+    },
     /// The other side answered and this side refused it: identity, version, protocol.
     #[error("{remote} is not accepted: {reason}")]
     Rejected {
@@ -123,6 +133,33 @@ pub enum DialError {
     },
 }
 
+/// What carries a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TransportKind {
+    /// QUIC over UDP.
+    Quic,
+    /// TLS over TCP.
+    Tcp,
+    /// TLS by way of a third cluster.
+    Relay,
+    /// Inside one process.
+    Memory,
+}
+
+impl TransportKind {
+    /// As shown in status and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Quic => "quic",
+            Self::Tcp => "tcp",
+            Self::Relay => "relay",
+            Self::Memory => "memory",
+        }
+    }
+}
+
 /// Which end of a connection this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Side {
@@ -137,6 +174,9 @@ pub type Halves = (Box<dyn SendStream>, Box<dyn RecvStream>);
 
 /// One authenticated connection between two gateways.
 pub trait Connection: Send + Sync + 'static {
+    /// What carries it.
+    fn kind(&self) -> TransportKind;
+
     /// Which end this is.
     fn side(&self) -> Side;
 
@@ -320,6 +360,9 @@ pub enum CloseReason {
     /// Nothing came for longer than the idle timeout.
     #[error("the peer fell silent")]
     Silent,
+    /// The connection under it ended, and nobody said why.
+    #[error("the connection was cut: {0}")]
+    Cut(String),
     /// The other side ended the handshake of TLS: it does not accept our certificate. That shows only after our
     /// own part of the handshake is done.
     #[error("the peer refused us: {0}")]
@@ -337,6 +380,7 @@ impl CloseReason {
             Self::Local { code, .. } | Self::Remote { code, .. } => code.name(),
             Self::Reset => "STATELESS_RESET",
             Self::Silent => "SILENT",
+            Self::Cut(_) => "CUT",
             Self::RefusedUs(_) => "REFUSED_US",
             Self::Transport(_) => "TRANSPORT",
         }

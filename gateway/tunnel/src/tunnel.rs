@@ -1,5 +1,7 @@
 //! The tunnel as the rest of the gateway uses it.
 
+use std::collections::BTreeMap;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
@@ -18,11 +20,12 @@ use crate::link::{Budget, Link, LinkTable};
 use crate::manager::{Board, Manager, until_idle};
 use crate::metrics::{Counters, TunnelCounters};
 use crate::peers::{PeerCounts, Peers};
-use crate::replicas::SiblingStatus;
+use crate::replicas::{ForwardingCounters, SiblingStatus};
 use crate::status::{PeerStates, PeerStatus};
 use crate::stream::StreamHandler;
 use crate::transport::Transport;
 use crate::transport::quic::{QuicError, QuicTransport};
+use crate::transport::tcp::{self, TcpTransport};
 use crate::world::World;
 
 /// After GOAWAY, streams that were on their way are still served for this long, or two round trips.
@@ -30,11 +33,33 @@ const GRACE: Duration = Duration::from_millis(250);
 /// And never longer than this.
 const MAX_GRACE: Duration = Duration::from_secs(1);
 
+/// Ports that are tried when any will do.
+const PORTS: u32 = 16;
+
+/// The tunnel could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// What carries links over UDP.
+    #[error(transparent)]
+    Quic(#[from] QuicError),
+    /// The TCP socket.
+    #[error("cannot listen on TCP {address}")]
+    Tcp {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+}
+
 /// All links of this gateway.
 pub struct Tunnel {
     board: Arc<Board>,
     environment: Arc<Environment>,
-    transport: Arc<dyn Transport>,
+    /// The preferred one first; never empty.
+    transports: Arc<[Arc<dyn Transport>]>,
+    local_addr: SocketAddr,
     targets: watch::Sender<Vec<PeerTarget>>,
     live: watch::Sender<Arc<[ReplicaId]>>,
     anchors: watch::Sender<Arc<[AnchorDer]>>,
@@ -44,17 +69,17 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// Opens the UDP socket and takes links. Nobody is dialled before [`Tunnel::set_peers`]. Must be called
+    /// Opens the sockets, UDP and TCP on the same port, and takes links. Nobody is dialled before [`Tunnel::set_peers`]. Must be called
     /// within a tokio runtime.
     ///
     /// # Errors
-    /// [`QuicError`] if the socket or TLS cannot be set up.
+    /// [`BindError`] if a socket or TLS cannot be set up.
     pub fn bind(
         config: TunnelConfig,
         identity: Arc<IdentityStore>,
         trust: Arc<TrustStore>,
         handler: Arc<dyn StreamHandler>,
-    ) -> Result<Self, QuicError> {
+    ) -> Result<Self, BindError> {
         Self::bind_in(World::default(), config, identity, trust, handler)
     }
 
@@ -68,18 +93,52 @@ impl Tunnel {
         identity: Arc<IdentityStore>,
         trust: Arc<TrustStore>,
         handler: Arc<dyn StreamHandler>,
-    ) -> Result<Self, QuicError> {
-        let config = Arc::new(config);
+    ) -> Result<Self, BindError> {
         let live = alone(&config);
-        let transport = QuicTransport::bind(
+        let (config, listener, quic) = Self::listen(config, &world, &identity, &trust, &live)?;
+        let address = config.listen;
+        let tcp = TcpTransport::start(
+            listener,
             Arc::clone(&config),
             Arc::clone(&identity),
             Arc::clone(&trust),
             Arc::clone(&world.clock),
             Arc::clone(&world.observer),
-            live.clone(),
-        )?;
-        Ok(Self::start(world, config, identity, trust, handler, Arc::new(transport), live))
+        );
+        let tcp = tcp.map_err(|source| BindError::Tcp { address, source })?;
+        let transports: Vec<Arc<dyn Transport>> = vec![Arc::new(quic), Arc::new(tcp)];
+        Ok(Self::start(world, config, identity, trust, handler, transports, live))
+    }
+
+    /// Both sockets on one port. Which ports are free for one says nothing of the other: of any, some are tried.
+    fn listen(
+        mut config: TunnelConfig,
+        world: &World,
+        identity: &Arc<IdentityStore>,
+        trust: &Arc<TrustStore>,
+        live: &watch::Sender<Arc<[ReplicaId]>>,
+    ) -> Result<(Arc<TunnelConfig>, std::net::TcpListener, QuicTransport), BindError> {
+        let (address, mut left) = (config.listen, PORTS);
+        loop {
+            let tcp = |source| BindError::Tcp { address, source };
+            let listener = tcp::listen(address).map_err(tcp)?;
+            config.listen = listener.local_addr().map_err(tcp)?;
+            let shared = Arc::new(config.clone());
+            let quic = QuicTransport::bind(
+                Arc::clone(&shared),
+                Arc::clone(identity),
+                Arc::clone(trust),
+                Arc::clone(&world.clock),
+                Arc::clone(&world.observer),
+                live.clone(),
+            );
+            left -= 1;
+            match quic {
+                Ok(quic) => return Ok((shared, listener, quic)),
+                Err(QuicError::Bind { .. }) if address.port() == 0 && left > 0 => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// A tunnel on another transport.
@@ -93,7 +152,7 @@ impl Tunnel {
         transport: Arc<dyn Transport>,
     ) -> Self {
         let live = alone(&config);
-        Self::start(world, Arc::new(config), identity, trust, handler, transport, live)
+        Self::start(world, Arc::new(config), identity, trust, handler, vec![transport], live)
     }
 
     fn start(
@@ -102,16 +161,19 @@ impl Tunnel {
         identity: Arc<IdentityStore>,
         trust: Arc<TrustStore>,
         handler: Arc<dyn StreamHandler>,
-        transport: Arc<dyn Transport>,
+        transports: Vec<Arc<dyn Transport>>,
         live: watch::Sender<Arc<[ReplicaId]>>,
     ) -> Self {
+        let local_addr = transports.first().map_or(config.listen, |transport| transport.local_addr());
+        let transports: Arc<[_]> = transports.into();
         let tasks = TaskTracker::new();
         let (targets, target_receiver) = watch::channel(Vec::new());
         let (draining, stop) = (CancellationToken::new(), CancellationToken::new());
         let anchors = watch::Sender::new(Arc::from([]));
         let links_per_peer = usize::from(config.limits.links_per_peer);
         let cluster = Arc::clone(&config.cluster);
-        let peers = Peers::new(cluster, config.replica, config.timing, links_per_peer, fastrand::Rng::new());
+        let kinds = transports.iter().map(|transport| transport.kind()).collect();
+        let peers = Peers::new(cluster, config.replica, config.timing, links_per_peer, kinds, fastrand::Rng::new());
         let board = Arc::new(Board {
             peers: Mutex::new(peers),
             links: Mutex::default(),
@@ -139,27 +201,27 @@ impl Tunnel {
         });
         let manager = Manager {
             environment: Arc::clone(&environment),
-            transport: Arc::clone(&transport),
+            transports: Arc::clone(&transports),
             board: Arc::clone(&board),
             targets: target_receiver,
             draining: draining.clone(),
             stop: stop.clone(),
         };
         tasks.spawn(manager.run());
-        Self { board, environment, transport, targets, live, anchors, draining, stop, tasks }
+        Self { board, environment, transports, local_addr, targets, live, anchors, draining, stop, tasks }
     }
 
     /// Where links are taken.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
-        self.transport.local_addr()
+        self.local_addr
     }
 
     /// Receive buffer of the socket where links are taken, bytes: what the system granted, in the measure of
     /// `net.core.rmem_max`. `None` if the transport has no socket.
     #[must_use]
     pub fn receive_buffer(&self) -> Option<u64> {
-        self.transport.receive_buffer()
+        self.transports.iter().find_map(|transport| transport.receive_buffer())
     }
 
     /// Replaces the peers that links shall exist to; what stays the same is not disturbed, and links to
@@ -217,19 +279,19 @@ impl Tunnel {
         // In this order: a link that ends meanwhile must not be counted twice.
         let peers = self.board.peers();
         let links = self.board.all_links();
-        peers.iter().map(|(name, peer)| PeerStatus::new(name, peer, &links, self.transport.name())).collect()
+        peers.iter().map(|(name, peer)| PeerStatus::new(name, peer, &links)).collect()
     }
 
     /// The other replicas of this cluster that answer, draining ones included.
     #[must_use]
     pub fn siblings(&self) -> Vec<SiblingStatus> {
-        self.transport.siblings()
+        self.transports.iter().flat_map(|transport| transport.siblings()).collect()
     }
 
     /// Where other replicas of this cluster should be heard, by configuration, and are not.
     #[must_use]
     pub fn silent_siblings(&self) -> Vec<SocketAddr> {
-        self.transport.silent_siblings()
+        self.transports.iter().flat_map(|transport| transport.silent_siblings()).collect()
     }
 
     /// The replicas of this cluster that peers are told of.
@@ -241,13 +303,19 @@ impl Tunnel {
     /// Where the other replicas of this cluster are heard; `None`: nowhere.
     #[must_use]
     pub fn replicas_addr(&self) -> Option<SocketAddr> {
-        self.transport.replicas_addr()
+        self.transports.iter().find_map(|transport| transport.replicas_addr())
     }
 
     /// What was counted since the start.
     #[must_use]
     pub fn counters(&self) -> TunnelCounters {
-        self.environment.counters.snapshot(self.transport.handshake_failures(), self.transport.forwarding())
+        let failures = self.transports.iter().flat_map(|transport| transport.handshake_failures());
+        let mut counts = BTreeMap::new();
+        failures.for_each(|(label, count)| *counts.entry(label).or_default() += count);
+        // Packets between replicas are those of one transport.
+        let forwarding = self.transports.iter().map(|transport| transport.forwarding());
+        let forwarding = forwarding.into_iter().find(|counters| *counters != ForwardingCounters::default());
+        self.environment.counters.snapshot(counts, forwarding.unwrap_or_default())
     }
 
     /// Leaves in order: peers are told to open nothing new here, what is open may finish until `within`, late
@@ -261,7 +329,7 @@ impl Tunnel {
     /// `grace` if that is longer: a peer that has no link to another replica has time to get one.
     pub async fn drain_after(&self, within: Duration, grace: Duration, last: impl Future<Output = ()>) -> bool {
         self.draining.cancel();
-        self.transport.set_draining();
+        self.transports.iter().for_each(|transport| transport.set_draining());
         let deadline = Instant::now() + within;
         let rtt = self.board.all_links().iter().map(Link::rtt).max().unwrap_or_default();
         let under_way = (rtt * 2).max(GRACE).min(MAX_GRACE).min(within);
@@ -286,7 +354,8 @@ impl Tunnel {
         self.stop.cancel();
         self.tasks.close();
         let ended = async {
-            tokio::join!(self.transport.close(), self.tasks.wait());
+            let transports = futures_util::future::join_all(self.transports.iter().map(|transport| transport.close()));
+            tokio::join!(transports, self.tasks.wait());
         };
         if tokio::time::timeout(self.environment.config.timing.close, ended).await.is_err() {
             tracing::warn!("Links were closed, but not all of their tasks ended in time");

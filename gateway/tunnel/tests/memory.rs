@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use support::{header, linked_pair, pair, read_all, soon, until};
+use support::{Over, header, pair, read_all, soon, until};
 
 /// Resident memory of this process, bytes.
 fn resident() -> u64 {
@@ -41,7 +41,7 @@ const SECONDS: &str = "EASTWAY_FLOOD_SECONDS";
 /// dropped, and none is answered by more than a Retry (U2).
 async fn u1_u2_a_flood_of_initials() {
     let seconds: Option<u64> = std::env::var(SECONDS).ok().map(|text| text.parse().unwrap());
-    let (a, b) = linked_pair().await;
+    let (a, b) = Over::Quic.linked_pair().await;
     let mut stream = a.open("b", "greet").await;
     soon("warm", read_all(&mut stream.recv)).await.unwrap();
     let before = resident();

@@ -154,7 +154,7 @@ fn member(name: &str, ca: &Ca, pins: Vec<SpkiPin>, hub: SocketAddr) -> Result<Tu
         software_version: "herd".into(),
     };
     let tunnel = Tunnel::bind(config, IdentityStore::new(identity), TrustStore::new(vec![trust])?, Arc::new(Refuses))?;
-    tunnel.set_peers(vec![PeerTarget { name: peer, addresses: vec![HostPort::from(hub)] }]);
+    tunnel.set_peers(vec![PeerTarget { name: peer, addresses: vec![HostPort::from(hub)], ..PeerTarget::default() }]);
     Ok(tunnel)
 }
 

@@ -142,7 +142,7 @@ pub(crate) async fn gateway_of_b(
         timing: Timing::default(),
         software_version: "test".into(),
     };
-    let target = PeerTarget { name: "a".into(), addresses: vec![a.advertised()[0].parse()?] };
+    let target = PeerTarget { name: "a".into(), addresses: vec![a.advertised()[0].parse()?], ..PeerTarget::default() };
     let world = World { clock: Arc::new(now), ..World::default() };
     net.place
         .run(async move {

@@ -19,6 +19,7 @@ mod cli;
 mod client_address;
 mod config;
 mod demo;
+mod fallback;
 mod flood;
 mod hbone;
 mod hostile;

@@ -126,7 +126,7 @@ fn dial_advice(cause: FailureCause) -> &'static str {
 fn close_advice(reason: &CloseReason) -> &'static str {
     match reason {
         CloseReason::Silent => "it is dialled again; look for a firewall or a NAT that drops UDP flows",
-        CloseReason::Reset => "it is dialled again",
+        CloseReason::Reset | CloseReason::Cut(_) => "it is dialled again",
         CloseReason::RefusedUs(_) => dial_advice(FailureCause::RefusedUs),
         CloseReason::Transport(_) => "see the log of the peer's gateway",
         CloseReason::Local { code, .. } => code_advice(*code, true),

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use eastway_model::{ClusterName, Label};
 use eastway_proto::local::v1 as wire;
-use eastway_tunnel::PeerStatus;
+use eastway_tunnel::{PeerStatus, TransportKind};
 use tokio::sync::watch;
 use tokio::time::{Instant, interval};
 use tokio_util::sync::CancellationToken;
@@ -48,7 +48,7 @@ impl LinkFacts {
         let best = status.links.iter().filter(|_| status.up).min_by_key(|link| link.rtt_us);
         Self {
             since: status.since,
-            path: best.map(|link| if link.transport == "quic" { LinkPath::Udp } else { LinkPath::Tcp }),
+            path: best.map(|link| if link.transport == TransportKind::Quic { LinkPath::Udp } else { LinkPath::Tcp }),
             rtt: best.map(|link| Duration::from_micros(link.rtt_us)).unwrap_or_default(),
             exported: exported as u64,
         }

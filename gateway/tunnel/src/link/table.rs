@@ -15,7 +15,7 @@ pub struct LinkTable {
 
 impl LinkTable {
     /// Only links that take new streams count. Those acknowledged lately come first; then those to replicas
-    /// that the peer still counts as live; then the older ones.
+    /// that the peer still counts as live; then those by the better transport; then the older ones.
     pub(crate) fn new(links: impl IntoIterator<Item = Link>) -> Self {
         let mut peers: HashMap<Arc<str>, Vec<Link>> = HashMap::new();
         let mut leaving: HashMap<Arc<str>, Vec<Link>> = HashMap::new();
@@ -26,7 +26,10 @@ impl LinkTable {
             }
         }
         for links in peers.values_mut() {
-            links.sort_by_key(|link| (link.0.state() != LinkState::Fresh, link.0.is_outdated(), link.0.identity.id));
+            links.sort_by_key(|link| {
+                let link = &link.0;
+                (link.state() != LinkState::Fresh, link.is_outdated(), link.rank(), link.identity.id)
+            });
         }
         Self { peers, leaving }
     }

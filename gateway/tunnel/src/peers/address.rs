@@ -1,22 +1,35 @@
-//! One address of a peer: when it may be dialled again.
+//! One way to a peer: an address by a transport, and when it may be dialled again.
 
 use std::time::Duration;
 
 use crate::config::{HostPort, ReplicaId, Timing};
 use crate::events::{FailureCause, LinkFailure};
+use crate::transport::TransportKind;
 
-/// Dials of one peer in a second.
+/// Dials of one peer in a second, by one transport.
 const MAX_RATE: usize = 2;
+/// A fallback is dialled so long after what it is the fallback of, if that has not answered yet.
+const HEAD_START: Duration = Duration::from_millis(300);
+/// While the fallback carries a link: pause before the better way is tried again, which doubles up to the longest.
+const UPGRADE: Duration = Duration::from_secs(10);
+const UPGRADE_MAX: Duration = Duration::from_secs(60);
 
 pub(crate) struct Address {
     pub(crate) host: HostPort,
+    pub(crate) transport: TransportKind,
     /// The replica that the last dial reached.
     pub(crate) replica: Option<ReplicaId>,
     pub(crate) dialling: bool,
+    /// When the last dial began.
+    pub(crate) began: Duration,
     pub(crate) not_before: Duration,
     pub(crate) failures: u32,
     attempts: u32,
     pub(crate) last_failure: Option<LinkFailure>,
+    /// The last dial gave no link.
+    pub(crate) missed: bool,
+    /// This fallback has worked where the better way had not, and that was not seen to work since.
+    pub(crate) remembered: bool,
 }
 
 impl FailureCause {
@@ -28,13 +41,26 @@ impl FailureCause {
 }
 
 impl Address {
-    pub(crate) fn new(host: HostPort, now: Duration) -> Self {
-        Self { host, replica: None, dialling: false, not_before: now, failures: 0, attempts: 0, last_failure: None }
+    pub(crate) fn new(host: HostPort, transport: TransportKind, now: Duration) -> Self {
+        Self {
+            host,
+            transport,
+            replica: None,
+            dialling: false,
+            began: now,
+            not_before: now,
+            failures: 0,
+            attempts: 0,
+            last_failure: None,
+            missed: false,
+            remembered: false,
+        }
     }
 
     /// Begins a dial; returns its number.
-    pub(crate) fn begin(&mut self) -> u32 {
+    pub(crate) fn begin(&mut self, now: Duration) -> u32 {
         self.dialling = true;
+        self.began = now;
         self.attempts = self.attempts.wrapping_add(1);
         self.attempts - 1
     }
@@ -42,20 +68,34 @@ impl Address {
     /// The dial begun last led to `replica`; if another one is wanted, it comes after `pause`.
     pub(crate) fn reached(&mut self, replica: ReplicaId, pause: Duration, at: &mut Moment<'_>) {
         self.dialling = false;
+        self.missed = false;
         self.replica = Some(replica);
         self.last_failure = None;
         self.not_before = at.now + at.jitter(pause);
     }
 
-    /// The dial begun last gave no link.
-    pub(crate) fn failed(&mut self, failure: LinkFailure, at: &mut Moment<'_>) {
+    /// The dial begun last gave no link. `linked`: its fallback carries one meanwhile.
+    pub(crate) fn failed(&mut self, failure: LinkFailure, linked: bool, at: &mut Moment<'_>) {
         self.dialling = false;
+        self.missed = true;
+        let failures = self.failures;
         self.pause(failure, at);
+        if linked {
+            let pause = UPGRADE.saturating_mul(1 << failures.saturating_sub(1).min(8)).min(UPGRADE_MAX);
+            self.not_before = at.now + at.jitter(pause);
+        }
     }
 
     pub(crate) fn retry(&mut self, at: &mut Moment<'_>) {
         self.failures = 0;
         self.not_before = self.not_before.min(at.now + at.jitter(at.timing.redial));
+    }
+
+    /// No link is left at the address.
+    pub(crate) fn hurry(&mut self, at: &mut Moment<'_>) {
+        if self.missed {
+            self.not_before = self.not_before.min(at.now + at.jitter(at.timing.redial_max));
+        }
     }
 
     /// A link dialled here has ended. `lasted`: it had been good for a while.
@@ -64,12 +104,22 @@ impl Address {
         if lasted || done {
             self.failures = 0;
         }
+        self.missed = false;
         let before = self.not_before;
         self.pause(failure, at);
         // One link too many, found in a search, is no reason to search sooner.
         if done {
             self.not_before = self.not_before.max(before);
         }
+    }
+
+    /// From when a fallback of this is wanted; `None`: it is not.
+    pub(crate) fn fallback_from(&self, remembered: bool) -> Option<Duration> {
+        if self.missed {
+            return Some(Duration::ZERO);
+        }
+        let head_start = if remembered { Duration::ZERO } else { HEAD_START };
+        self.dialling.then(|| self.began + head_start)
     }
 
     fn pause(&mut self, failure: LinkFailure, at: &mut Moment<'_>) {
@@ -95,7 +145,7 @@ impl Moment<'_> {
     }
 }
 
-/// Dials of one peer, all of its addresses together: never more than [`MAX_RATE`] in any second.
+/// Dials of one peer by one transport, all of its addresses together: never more than [`MAX_RATE`] in any second.
 #[derive(Default)]
 pub(crate) struct RateLimit {
     /// The last dials, oldest first.

@@ -1,5 +1,7 @@
 //! What is dialled when, and which of two links stays.
 
+mod transports;
+
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -10,16 +12,28 @@ fn replica(id: u8) -> ReplicaId {
 }
 
 fn peers(cluster: &str, own: u8) -> Peers {
-    Peers::new(cluster.into(), replica(own), Timing::default(), 64, fastrand::Rng::with_seed(7))
+    Peers::new(
+        cluster.into(),
+        replica(own),
+        Timing::default(),
+        64,
+        vec![TransportKind::Memory],
+        fastrand::Rng::with_seed(7),
+    )
 }
 
 fn target(name: &str, addresses: &[&str]) -> PeerTarget {
-    PeerTarget { name: name.into(), addresses: addresses.iter().map(|text| text.parse().unwrap()).collect() }
+    PeerTarget {
+        name: name.into(),
+        addresses: addresses.iter().map(|text| text.parse().unwrap()).collect(),
+        ..PeerTarget::default()
+    }
 }
 
 fn link(id: u64, to: u8, side: Side, address: Option<&str>, since: Duration) -> LinkFacts {
     let address = address.map(|text| text.parse().unwrap());
-    LinkFacts { id, replica: replica(to), side, address, since, fresh: true, up: true, going_away: false }
+    let transport = TransportKind::Memory;
+    LinkFacts { id, replica: replica(to), side, transport, address, since, fresh: true, up: true, going_away: false }
 }
 
 fn failure(cause: FailureCause) -> LinkFailure {
@@ -138,7 +152,8 @@ fn of_two_links_between_two_replicas_both_sides_keep_the_same_one() {
     start(&mut small, link(1, 2, Side::Dialler, Some("10.0.0.2:1"), Duration::ZERO), &[2], Duration::ZERO);
     start(&mut small, link(2, 2, Side::Acceptor, None, Duration::ZERO), &[2], Duration::ZERO);
     assert_eq!(small.superfluous(), [] as [u64; 0], "what the other side dialled, the other side retires");
-    let mut large = Peers::new("c".into(), replica(2), Timing::default(), 64, fastrand::Rng::new());
+    let mut large =
+        Peers::new("c".into(), replica(2), Timing::default(), 64, vec![TransportKind::Memory], fastrand::Rng::new());
     start(&mut large, link(7, 1, Side::Acceptor, None, Duration::ZERO), &[1], Duration::ZERO);
     start(&mut large, link(8, 1, Side::Dialler, Some("10.0.0.1:1"), Duration::ZERO), &[1], Duration::ZERO);
     assert_eq!(large.superfluous(), [8]);
@@ -171,7 +186,8 @@ fn peers_are_replaced_without_disturbing_those_that_stay() {
 
 #[test]
 fn links_of_one_peer_are_limited() {
-    let mut peers = Peers::new("a".into(), replica(1), Timing::default(), 2, fastrand::Rng::new());
+    let mut peers =
+        Peers::new("a".into(), replica(1), Timing::default(), 2, vec![TransportKind::Memory], fastrand::Rng::new());
     for id in 0..2 {
         start(&mut peers, link(id, 2, Side::Acceptor, None, Duration::ZERO), &[2], Duration::ZERO);
     }

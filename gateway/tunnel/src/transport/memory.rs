@@ -21,7 +21,7 @@ use self::datagrams::{Datagrams, Weather};
 use self::pipe::{Pipe, PipeEnd};
 use super::{
     BoxFuture, CloseReason, Connection, DatagramRefused, DialError, Established, ExporterError, Halves, Lost,
-    PathStats, Side, Transport,
+    PathStats, Side, Transport, TransportKind,
 };
 use crate::code::CloseCode;
 
@@ -148,8 +148,8 @@ struct MemoryTransport {
 }
 
 impl Transport for MemoryTransport {
-    fn name(&self) -> &'static str {
-        "memory"
+    fn kind(&self) -> TransportKind {
+        TransportKind::Memory
     }
 
     fn local_addr(&self) -> SocketAddr {
@@ -330,6 +330,10 @@ impl MemoryConnection {
 }
 
 impl Connection for MemoryConnection {
+    fn kind(&self) -> TransportKind {
+        TransportKind::Memory
+    }
+
     fn side(&self) -> Side {
         self.side
     }

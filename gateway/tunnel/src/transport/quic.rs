@@ -33,7 +33,7 @@ use self::forward::ForwardingSocket;
 use self::handshake::{Failures, Handshakes};
 use self::lanes::Lanes;
 use self::runtime::TrackedRuntime;
-use super::{BoxFuture, DialError, Established, Transport};
+use super::{BoxFuture, DialError, Established, Transport, TransportKind};
 use crate::code::CloseCode;
 use crate::config::{ReplicaId, TunnelConfig};
 use crate::events::Observer;
@@ -156,8 +156,8 @@ impl QuicTransport {
 }
 
 impl Transport for QuicTransport {
-    fn name(&self) -> &'static str {
-        "quic"
+    fn kind(&self) -> TransportKind {
+        TransportKind::Quic
     }
 
     fn local_addr(&self) -> SocketAddr {

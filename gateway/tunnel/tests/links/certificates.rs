@@ -6,19 +6,11 @@ use bytes::Bytes;
 use eastway_identity::CertificateRevocationListDer;
 use tokio::time::Instant;
 
-use crate::support::{Cloud, Gateway, header, pair, read_all, soon, until};
+use crate::over::tests_over;
+use crate::support::{Cloud, Gateway, Over, header, pair, read_all, soon, until};
 
 /// A cut is due within a second; the rest is for a machine that has other work.
 const CUT: Duration = Duration::from_secs(3);
-
-async fn linked(a: &Cloud, b: &Cloud) -> (Gateway, Gateway) {
-    let (a, b) = (a.gateway(), b.gateway());
-    b.knows(&[("a", &[])]);
-    a.knows(&[("b", &[b.tunnel.local_addr()])]);
-    a.link_to("b").await;
-    b.link_to("a").await;
-    (a, b)
-}
 
 async fn expect_cut(a: &Gateway, b: &Gateway, what: &str, reason: &str) {
     let start = Instant::now();
@@ -28,10 +20,9 @@ async fn expect_cut(a: &Gateway, b: &Gateway, what: &str, reason: &str) {
     until(what, || a.tunnel.counters().links_closed.contains_key(reason).then_some(())).await;
 }
 
-#[tokio::test]
-async fn i9_c1_a_live_link_is_cut_when_its_pin_is_removed() {
+async fn i9_c1_a_live_link_is_cut_when_its_pin_is_removed(over: Over) {
     let (a, b) = pair();
-    let (left, right) = linked(&a, &b).await;
+    let (left, right) = over.linked(&a, &b).await;
     let mut other = b.as_peer();
     other.pins = vec![Cloud::new("b").ca.pin()];
     a.trust.replace(vec![other]).unwrap();
@@ -43,20 +34,18 @@ async fn i9_c1_a_live_link_is_cut_when_its_pin_is_removed() {
     left.link_to("b").await;
 }
 
-#[tokio::test]
-async fn i9_a_live_link_is_cut_when_its_peer_is_removed() {
+async fn i9_a_live_link_is_cut_when_its_peer_is_removed(over: Over) {
     let (a, b) = pair();
-    let (left, right) = linked(&a, &b).await;
+    let (left, right) = over.linked(&a, &b).await;
     left.knows(&[]);
     a.trusts(&[]);
     expect_cut(&left, &right, "peer removed", "REVOKED").await;
     until("nothing is left of it", || left.tunnel.status().is_empty().then_some(())).await;
 }
 
-#[tokio::test]
-async fn i9_c1_a_live_link_is_cut_when_its_certificate_is_revoked() {
+async fn i9_c1_a_live_link_is_cut_when_its_certificate_is_revoked(over: Over) {
     let (a, b) = pair();
-    let (left, right) = linked(&a, &b).await;
+    let (left, right) = over.linked(&a, &b).await;
     let mut peer = b.as_peer();
     peer.crls = vec![revocation_list(&b, &right.identity.current().chain()[0])];
     a.trust.replace(vec![peer]).unwrap();
@@ -87,11 +76,10 @@ fn revocation_list(cloud: &Cloud, leaf: &[u8]) -> CertificateRevocationListDer<'
     params.signed_by(&issuer).unwrap().der().clone()
 }
 
-#[tokio::test]
-async fn i9_c2_a_link_ends_with_its_certificate_unless_it_is_renewed() {
+async fn i9_c2_a_link_ends_with_its_certificate_unless_it_is_renewed(over: Over) {
     let (a, mut b) = pair();
     b.leaf_ttl = Duration::from_secs(3);
-    let (left, right) = linked(&a, &b).await;
+    let (left, right) = over.linked(&a, &b).await;
     let end = right.identity.current().not_after();
     left.no_link_to("b").await;
     let late = std::time::SystemTime::now().duration_since(end);
@@ -101,11 +89,10 @@ async fn i9_c2_a_link_ends_with_its_certificate_unless_it_is_renewed() {
         .await;
 }
 
-#[tokio::test]
-async fn i9_renewed_certificates_disturb_nothing() {
+async fn i9_renewed_certificates_disturb_nothing(over: Over) {
     let (mut a, mut b) = pair();
     (a.leaf_ttl, b.leaf_ttl) = (Duration::from_secs(3), Duration::from_secs(3));
-    let (left, right) = linked(&a, &b).await;
+    let (left, right) = over.linked(&a, &b).await;
     let link = left.link_to("b").await;
     let mut stream = link.open(&header("echo")).await.unwrap();
     // Leaves of three seconds on each side, renewed each second and a half, under one stream.
@@ -129,13 +116,17 @@ async fn i9_renewed_certificates_disturb_nothing() {
     assert!(shown > std::time::SystemTime::now(), "status shows the renewed end");
 }
 
-#[tokio::test]
-async fn a_link_whose_identity_was_replaced_right_after_the_handshake_catches_up() {
+async fn a_link_whose_identity_was_replaced_right_after_the_handshake_catches_up(over: Over) {
     let (a, mut b) = pair();
     b.leaf_ttl = Duration::from_secs(3);
-    let (left, right) = linked(&a, &b).await;
+    let (left, right) = over.linked(&a, &b).await;
     b.leaf_ttl = Duration::from_secs(600);
     right.identity.replace(b.identity());
     let far = std::time::SystemTime::now() + Duration::from_secs(300);
     until("the new end is known", || (left.tunnel.status()[0].links.first()?.cert_not_after > far).then_some(())).await;
+}
+
+tests_over! {
+    Quic in quic: i9_c1_a_live_link_is_cut_when_its_pin_is_removed, i9_a_live_link_is_cut_when_its_peer_is_removed, i9_c1_a_live_link_is_cut_when_its_certificate_is_revoked, i9_c2_a_link_ends_with_its_certificate_unless_it_is_renewed, i9_renewed_certificates_disturb_nothing, a_link_whose_identity_was_replaced_right_after_the_handshake_catches_up;
+    Tcp in tcp: i9_c1_a_live_link_is_cut_when_its_pin_is_removed, i9_a_live_link_is_cut_when_its_peer_is_removed, i9_c1_a_live_link_is_cut_when_its_certificate_is_revoked, i9_c2_a_link_ends_with_its_certificate_unless_it_is_renewed, i9_renewed_certificates_disturb_nothing, a_link_whose_identity_was_replaced_right_after_the_handshake_catches_up;
 }

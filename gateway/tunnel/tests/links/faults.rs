@@ -301,7 +301,7 @@ async fn f12_names_are_looked_up_again_for_each_dial() {
     });
     let a = a.gateway();
     let addresses = vec!["gw.b.example:15443".parse().unwrap()];
-    a.tunnel.set_peers(vec![PeerTarget { name: "b".into(), addresses }]);
+    a.tunnel.set_peers(vec![PeerTarget { name: "b".into(), addresses, ..PeerTarget::default() }]);
     assert_eq!(a.link_to("b").await.replica(), old.replica);
     *record.lock().unwrap() = new.tunnel.local_addr();
     old.tunnel.close().await;

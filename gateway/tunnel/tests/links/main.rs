@@ -13,6 +13,7 @@ mod balancer;
 mod certificates;
 mod faults;
 mod hostile;
+mod over;
 mod raw;
 mod refusals;
 mod relay;

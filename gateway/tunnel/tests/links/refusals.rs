@@ -10,7 +10,7 @@ use eastway_tunnel::transport::memory::MemoryNetwork;
 use eastway_tunnel::transport::{
     BoxFuture, CloseReason, Connection, DialError, Established, ExporterError, Halves, Lost, PathStats, Side, Transport,
 };
-use eastway_tunnel::{CloseCode, FailureCause, HostPort, PeerTarget, Tunnel};
+use eastway_tunnel::{CloseCode, FailureCause, HostPort, PeerTarget, TransportKind, Tunnel};
 
 use crate::support::{ByName, pair, until};
 
@@ -21,8 +21,8 @@ struct Refused {
 }
 
 impl Transport for Refused {
-    fn name(&self) -> &'static str {
-        "refused"
+    fn kind(&self) -> TransportKind {
+        self.inner.kind()
     }
 
     fn local_addr(&self) -> SocketAddr {
@@ -55,6 +55,10 @@ impl Transport for Refused {
 struct Gone(Arc<dyn Connection>);
 
 impl Connection for Gone {
+    fn kind(&self) -> TransportKind {
+        self.0.kind()
+    }
+
     fn side(&self) -> Side {
         self.0.side()
     }
@@ -115,7 +119,11 @@ async fn a_refusal_is_told_however_early_it_comes() {
     let transport = Arc::new(Refused { inner, dials: Arc::clone(&dials) });
     let config = a.config(here);
     let tunnel = Tunnel::with_transport(a.world.clone(), config, identity, trust, Arc::new(ByName), transport);
-    tunnel.set_peers(vec![PeerTarget { name: "b".into(), addresses: vec![HostPort::from(there)] }]);
+    tunnel.set_peers(vec![PeerTarget {
+        name: "b".into(),
+        addresses: vec![HostPort::from(there)],
+        ..PeerTarget::default()
+    }]);
     // Of a coin that is tossed, no twenty tosses are alike.
     for dial in 1..=20 {
         until("another dial", || (dials.load(Ordering::Relaxed) >= dial).then_some(())).await;

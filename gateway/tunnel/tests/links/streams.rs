@@ -1,4 +1,4 @@
-//! Streams inside a link: what is promised to the proxy.
+//! Streams inside a link: what is promised to the proxy, whatever carries the link.
 
 use std::sync::Arc;
 use std::task::{Context, Wake, Waker};
@@ -7,12 +7,12 @@ use bytes::Bytes;
 use eastway_tunnel::{OpenError, ResetCode, StreamError};
 use tokio::task::JoinSet;
 
+use crate::over::tests_over;
 use crate::relay::Relay;
-use crate::support::{federation, header, linked_pair, pair, read_all, soon, until};
+use crate::support::{Over, federation, header, pair, read_all, soon, until};
 
-#[tokio::test]
-async fn a_stream_carries_bytes_both_ways_from_either_side() {
-    let (a, b) = linked_pair().await;
+async fn a_stream_carries_bytes_both_ways_from_either_side(over: Over) {
+    let (a, b) = over.linked_pair().await;
     for (from, to) in [(&a, "b"), (&b, "a")] {
         let mut stream = from.open(to, "echo").await;
         stream.send.write(Bytes::from_static(b"hello")).await.unwrap();
@@ -21,16 +21,14 @@ async fn a_stream_carries_bytes_both_ways_from_either_side() {
     }
 }
 
-#[tokio::test]
-async fn a_server_that_speaks_first_is_heard_by_a_silent_client() {
-    let (a, _b) = linked_pair().await;
+async fn a_server_that_speaks_first_is_heard_by_a_silent_client(over: Over) {
+    let (a, _b) = over.linked_pair().await;
     let mut stream = a.open("b", "greet").await;
     assert_eq!(soon("greeting", read_all(&mut stream.recv)).await.unwrap(), b"220 ready\r\n");
 }
 
-#[tokio::test]
-async fn federation_streams_have_the_same_framing() {
-    let (a, _b) = linked_pair().await;
+async fn federation_streams_have_the_same_framing(over: Over) {
+    let (a, _b) = over.linked_pair().await;
     let mut stream = a.link_to("b").await.open(&federation()).await.unwrap();
     soon("accepted", stream.accepted()).await.unwrap();
     stream.send.write(Bytes::from_static(b"records")).await.unwrap();
@@ -63,9 +61,8 @@ async fn first_bytes_travel_with_the_header_in_one_datagram() {
     assert_eq!(together, 10, "header and first bytes in one datagram");
 }
 
-#[tokio::test]
-async fn refusals_arrive_as_codes_in_both_directions() {
-    let (a, b) = linked_pair().await;
+async fn refusals_arrive_as_codes_in_both_directions(over: Over) {
+    let (a, b) = over.linked_pair().await;
     let table =
         [("refused", ResetCode::UpstreamRefused), ("dropped", ResetCode::Internal), ("panics", ResetCode::Internal)];
     for (service, code) in table {
@@ -79,9 +76,8 @@ async fn refusals_arrive_as_codes_in_both_directions() {
     assert_eq!(counted.get("INTERNAL"), Some(&2), "{counted:?}");
 }
 
-#[tokio::test]
-async fn half_closes_and_resets_stay_in_their_direction() {
-    let (a, b) = linked_pair().await;
+async fn half_closes_and_resets_stay_in_their_direction(over: Over) {
+    let (a, b) = over.linked_pair().await;
 
     // The client ends first; the answer comes after.
     let mut stream = a.open("b", "count").await;
@@ -114,9 +110,8 @@ async fn half_closes_and_resets_stay_in_their_direction() {
     until("the server is told", || (b.tunnel.status()[0].links[0].streams_served == 0).then_some(())).await;
 }
 
-#[tokio::test]
-async fn a_reset_is_seen_while_nothing_is_read() {
-    let (a, b) = linked_pair().await;
+async fn a_reset_is_seen_while_nothing_is_read(over: Over) {
+    let (a, b) = over.linked_pair().await;
     let mut stream = a.open("b", "stalls").await;
     soon("accepted", stream.accepted()).await.unwrap();
     // The handler awaits `aborted` and ends by it; that ends the stream for us.
@@ -126,13 +121,12 @@ async fn a_reset_is_seen_while_nothing_is_read() {
 }
 
 /// Every large answer that a slow client takes is such a stream.
-#[tokio::test]
-async fn who_waited_for_a_reset_is_let_go_when_the_end_has_been_read() {
+async fn who_waited_for_a_reset_is_let_go_when_the_end_has_been_read(over: Over) {
     struct Task;
     impl Wake for Task {
         fn wake(self: Arc<Self>) {}
     }
-    let (a, b) = linked_pair().await;
+    let (a, b) = over.linked_pair().await;
     let mut stream = a.open("b", "page").await;
     stream.send.finish();
     soon("accepted", stream.accepted()).await.unwrap();
@@ -147,9 +141,8 @@ async fn who_waited_for_a_reset_is_let_go_when_the_end_has_been_read() {
     until("nobody keeps the task", || (Arc::strong_count(&task) == 1).then_some(())).await;
 }
 
-#[tokio::test]
-async fn large_transfers_arrive_whole_and_in_chunks() {
-    let (a, _b) = linked_pair().await;
+async fn large_transfers_arrive_whole_and_in_chunks(over: Over) {
+    let (a, _b) = over.linked_pair().await;
     let stream = a.open("b", "echo").await;
     let (mut send, mut recv) = stream.split();
     let block = Bytes::from((0..=255).cycle().take(1 << 20).collect::<Vec<u8>>());
@@ -174,13 +167,10 @@ async fn large_transfers_arrive_whole_and_in_chunks() {
     writer.await.unwrap();
 }
 
-#[tokio::test]
-async fn p9_streams_over_the_limit_are_told_so() {
+async fn p9_streams_over_the_limit_are_told_so(over: Over) {
     let (a, mut b) = pair();
     b.limits.streams_per_peer = 3;
-    let (a, b) = (a.gateway(), b.gateway());
-    b.knows(&[("a", &[])]);
-    a.knows(&[("b", &[b.tunnel.local_addr()])]);
+    let (a, b) = over.linked(&a, &b).await;
     let mut held = Vec::new();
     for _ in 0..3 {
         let mut stream = a.open("b", "never").await;
@@ -196,14 +186,13 @@ async fn p9_streams_over_the_limit_are_told_so() {
     soon("room again", stream.accepted()).await.unwrap();
 }
 
-/// More than a link admits at first, all at once, each with something to say, to endpoints that take their time.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_burst_waits_for_room_and_nobody_is_cut_while_endpoints_are_dialled() {
-    const BURST: usize = 1_100;
-    let (a, b) = linked_pair().await;
+/// More than a link admits at first (or has connections ready, where each stream is one), all at once, each with something to say, to endpoints that take their time.
+async fn a_burst_waits_for_room_and_nobody_is_cut_while_endpoints_are_dialled(over: Over) {
+    let burst = if over == Over::Tcp { 300 } else { 1_100 };
+    let (a, b) = over.linked_pair().await;
     let link = a.link_to("b").await;
     let mut streams = JoinSet::new();
-    for number in 0..BURST {
+    for number in 0..burst {
         let link = link.clone();
         streams.spawn(async move {
             let first = Bytes::from(format!("{number:04}").repeat(512));
@@ -216,17 +205,14 @@ async fn a_burst_waits_for_room_and_nobody_is_cut_while_endpoints_are_dialled() 
     }
     let results = soon("all of them", streams.join_all()).await;
     let failed: Vec<_> = results.into_iter().filter_map(Result::err).collect();
-    assert!(failed.is_empty(), "{} of {BURST} failed: {:?}", failed.len(), failed.first());
+    assert!(failed.is_empty(), "{} of {burst} failed: {:?}", failed.len(), failed.first());
     assert_eq!(b.tunnel.counters().resets_sent.get("OVERLOADED"), None);
 }
 
-#[tokio::test]
-async fn more_streams_than_admitted_at_first_are_admitted_on_demand() {
+async fn more_streams_than_admitted_at_first_are_admitted_on_demand(over: Over) {
     let (a, mut b) = pair();
     b.limits.initial_streams = 8;
-    let (a, b) = (a.gateway(), b.gateway());
-    b.knows(&[("a", &[])]);
-    a.knows(&[("b", &[b.tunnel.local_addr()])]);
+    let (a, _b) = over.linked(&a, &b).await;
     let mut held = Vec::new();
     for index in 0..200 {
         let stream = a.link_to("b").await.open(&header("never")).await;
@@ -235,13 +221,18 @@ async fn more_streams_than_admitted_at_first_are_admitted_on_demand() {
     assert_eq!(a.links_to("b")[0].in_flight(), 200);
 }
 
-#[tokio::test]
-async fn a_link_that_is_gone_opens_nothing() {
-    let (a, b) = linked_pair().await;
+async fn a_link_that_is_gone_opens_nothing(over: Over) {
+    let (a, b) = over.linked_pair().await;
     let link = a.link_to("b").await;
     let mut stream = a.open("b", "never").await;
     b.tunnel.close().await;
     assert_eq!(soon("the stream ends", stream.accepted()).await, Err(StreamError::LinkLost));
     a.no_link_to("b").await;
     assert_eq!(link.open(&header("echo")).await.err(), Some(OpenError::LinkLost));
+}
+
+tests_over! {
+    Quic in quic: a_stream_carries_bytes_both_ways_from_either_side, a_server_that_speaks_first_is_heard_by_a_silent_client, federation_streams_have_the_same_framing, refusals_arrive_as_codes_in_both_directions, half_closes_and_resets_stay_in_their_direction, a_reset_is_seen_while_nothing_is_read, who_waited_for_a_reset_is_let_go_when_the_end_has_been_read, large_transfers_arrive_whole_and_in_chunks, p9_streams_over_the_limit_are_told_so, a_burst_waits_for_room_and_nobody_is_cut_while_endpoints_are_dialled, more_streams_than_admitted_at_first_are_admitted_on_demand, a_link_that_is_gone_opens_nothing;
+    Tcp in tcp: a_stream_carries_bytes_both_ways_from_either_side, a_server_that_speaks_first_is_heard_by_a_silent_client, federation_streams_have_the_same_framing, refusals_arrive_as_codes_in_both_directions, half_closes_and_resets_stay_in_their_direction, a_reset_is_seen_while_nothing_is_read, who_waited_for_a_reset_is_let_go_when_the_end_has_been_read, large_transfers_arrive_whole_and_in_chunks, p9_streams_over_the_limit_are_told_so, a_burst_waits_for_room_and_nobody_is_cut_while_endpoints_are_dialled, more_streams_than_admitted_at_first_are_admitted_on_demand, a_link_that_is_gone_opens_nothing;
+    Memory in memory: a_stream_carries_bytes_both_ways_from_either_side, a_server_that_speaks_first_is_heard_by_a_silent_client, federation_streams_have_the_same_framing, refusals_arrive_as_codes_in_both_directions, half_closes_and_resets_stay_in_their_direction, a_reset_is_seen_while_nothing_is_read, who_waited_for_a_reset_is_let_go_when_the_end_has_been_read, large_transfers_arrive_whole_and_in_chunks, p9_streams_over_the_limit_are_told_so, a_burst_waits_for_room_and_nobody_is_cut_while_endpoints_are_dialled, more_streams_than_admitted_at_first_are_admitted_on_demand, a_link_that_is_gone_opens_nothing;
 }

@@ -14,7 +14,7 @@ use eastway_tunnel::transport::BoxFuture;
 use eastway_tunnel::transport::memory::MemoryNetwork;
 use eastway_tunnel::{
     AcceptedStream, HostPort, Link, LinkInfo, LinkKeys, PeerTarget, ReplicaId, ResetCode, StreamHandler, Timing,
-    Tunnel, TunnelConfig, TunnelLimits, TunnelStream, World,
+    TransportKind, TransportPolicy, Tunnel, TunnelConfig, TunnelLimits, TunnelStream, World,
 };
 use tokio::time::Instant;
 
@@ -97,7 +97,7 @@ impl Cloud {
         let handler = Arc::new(ByName);
         let replica = config.replica;
         let tunnel = Tunnel::bind_in(world, config, Arc::clone(&identity), trust, handler).unwrap();
-        Gateway { cloud: Arc::clone(&self.name), identity, replica, tunnel }
+        Gateway { cloud: Arc::clone(&self.name), identity, replica, tunnel, policy: TransportPolicy::Auto }
     }
 
     /// A gateway of this cloud in memory.
@@ -109,7 +109,7 @@ impl Cloud {
         let replica = config.replica;
         let handler = Arc::new(ByName);
         let tunnel = Tunnel::with_transport(world, config, Arc::clone(&identity), trust, handler, transport);
-        Gateway { cloud: Arc::clone(&self.name), identity, replica, tunnel }
+        Gateway { cloud: Arc::clone(&self.name), identity, replica, tunnel, policy: TransportPolicy::Auto }
     }
 }
 
@@ -134,14 +134,49 @@ pub(crate) fn pair() -> (Cloud, Cloud) {
     (a, b)
 }
 
-pub(crate) async fn linked_pair() -> (Gateway, Gateway) {
-    let (a, b) = pair();
-    let (a, b) = (a.gateway(), b.gateway());
-    b.knows(&[("a", &[])]);
-    a.knows(&[("b", &[b.tunnel.local_addr()])]);
-    a.link_to("b").await;
-    b.link_to("a").await;
-    (a, b)
+/// What a test runs over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Over {
+    Memory,
+    Quic,
+    Tcp,
+}
+
+impl Over {
+    /// A gateway for each of two clouds; nobody knows the other yet.
+    pub(crate) fn gateways(self, a: &Cloud, b: &Cloud) -> (Gateway, Gateway) {
+        if self == Self::Memory {
+            let network = MemoryNetwork::new(Duration::from_millis(1), Duration::from_secs(4));
+            let host = |last: u8| SocketAddr::from(([10, 0, 0, last], 15_443));
+            return (a.gateway_in(&network, host(1)), b.gateway_in(&network, host(2)));
+        }
+        let (mut a, mut b) = (a.gateway(), b.gateway());
+        let policy = if self == Self::Tcp { TransportPolicy::Tcp } else { TransportPolicy::Quic };
+        (a.policy, b.policy) = (policy, policy);
+        (a, b)
+    }
+
+    /// A gateway for each of two clouds; the first has dialled the second.
+    pub(crate) async fn linked(self, a: &Cloud, b: &Cloud) -> (Gateway, Gateway) {
+        let (a, b) = self.gateways(a, b);
+        b.knows(&[("a", &[])]);
+        a.knows(&[("b", &[b.tunnel.local_addr()])]);
+        a.link_to("b").await;
+        b.link_to("a").await;
+        let kind = match self {
+            Self::Memory => TransportKind::Memory,
+            Self::Quic => TransportKind::Quic,
+            Self::Tcp => TransportKind::Tcp,
+        };
+        let carried = a.tunnel.status().into_iter().flat_map(|peer| peer.links).all(|link| link.transport == kind);
+        assert!(carried, "not over {kind:?}");
+        (a, b)
+    }
+
+    pub(crate) async fn linked_pair(self) -> (Gateway, Gateway) {
+        let (a, b) = pair();
+        self.linked(&a, &b).await
+    }
 }
 
 pub(crate) struct Gateway {
@@ -149,6 +184,8 @@ pub(crate) struct Gateway {
     pub(crate) identity: Arc<IdentityStore>,
     pub(crate) replica: ReplicaId,
     pub(crate) tunnel: Tunnel,
+    /// For whom it gets to know.
+    pub(crate) policy: TransportPolicy,
 }
 
 impl Gateway {
@@ -156,6 +193,7 @@ impl Gateway {
         let target = |(name, addresses): &(&str, &[SocketAddr])| PeerTarget {
             name: Arc::from(*name),
             addresses: addresses.iter().map(|address| HostPort::from(*address)).collect(),
+            transport: self.policy,
         };
         self.tunnel.set_peers(peers.iter().map(target).collect());
     }

@@ -165,9 +165,9 @@ async fn peer_facts(
         up: status.is_some_and(|status| status.up),
         addresses,
         handshake: handshake(gateway, status),
-        mtu: links.iter().map(|link| link.mtu).max(),
+        mtu: links.iter().map(|link| link.mtu).filter(|mtu| *mtu > 0).max(),
         echo,
-        transport: links.first().map(|link| link.transport.to_owned()),
+        transport: links.first().map(|link| link.transport.name().to_owned()),
         clock_skew_ms: status.and_then(|status| status.clock_skew_ms),
         certificate: links
             .iter()

@@ -65,6 +65,8 @@ pub struct GatewayNet {
 struct Filter {
     /// Nothing comes in from the WAN but answers.
     no_inbound: bool,
+    /// No UDP comes in from the WAN.
+    no_udp: bool,
     /// Sources whose packets are dropped.
     blocked: BTreeSet<IpAddr>,
 }
@@ -264,6 +266,17 @@ impl CloudNet {
         Ok(())
     }
 
+    /// Drops UDP that comes from the WAN, or lets it in again.
+    ///
+    /// # Errors
+    /// `nft` is missing or refuses.
+    pub async fn set_udp(&self, passes: bool) -> Result<()> {
+        for gateway in &self.gateways {
+            gateway.change_filter(|filter| filter.no_udp = !passes).await?;
+        }
+        Ok(())
+    }
+
     /// Lets nothing in from the WAN but answers to what went out.
     ///
     /// # Errors
@@ -335,6 +348,9 @@ impl Filter {
         let mut rules = String::new();
         for source in &self.blocked {
             rules.push_str(&format!("    iifname \"eth0\" ip saddr {source} drop\n"));
+        }
+        if self.no_udp {
+            rules.push_str("    iifname \"eth0\" meta l4proto udp drop\n");
         }
         if self.no_inbound {
             rules.push_str("    iifname \"eth0\" ct state established,related accept\n    iifname \"eth0\" drop\n");

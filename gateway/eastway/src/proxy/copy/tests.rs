@@ -141,8 +141,12 @@ async fn streams() -> ([Tunnel; 2], TunnelStream, TunnelStream) {
         Tunnel::with_transport(World::default(), config, identity, trust, handler, transport)
     };
     let (a, b) = (tunnel(0, 1), tunnel(1, 0));
-    b.set_peers(vec![PeerTarget { name: "a".into(), addresses: Vec::new() }]);
-    a.set_peers(vec![PeerTarget { name: "b".into(), addresses: vec![HostPort::from(b.local_addr())] }]);
+    b.set_peers(vec![PeerTarget { name: "a".into(), addresses: Vec::new(), ..PeerTarget::default() }]);
+    a.set_peers(vec![PeerTarget {
+        name: "b".into(),
+        addresses: vec![HostPort::from(b.local_addr())],
+        ..PeerTarget::default()
+    }]);
     let start = Instant::now();
     let link = loop {
         if let Some(link) = a.links().to("b").first().cloned() {

@@ -17,7 +17,7 @@ use crate::replicas::network::Network;
 use crate::replicas::paths::is_path;
 use crate::transport::{
     BoxFuture, CloseReason, Connection, DATAGRAMS_AT_ONCE, DatagramRefused, ExporterError, Halves, Lost, PathStats,
-    RecvStream, SendStream, Side, StreamError,
+    RecvStream, SendStream, Side, StreamError, TransportKind,
 };
 
 /// A quinn connection.
@@ -68,6 +68,10 @@ impl QuicConnection {
 }
 
 impl Connection for QuicConnection {
+    fn kind(&self) -> TransportKind {
+        TransportKind::Quic
+    }
+
     fn side(&self) -> Side {
         self.side
     }

@@ -93,7 +93,11 @@ impl Cloud {
         let telemetry = Telemetry::new(AccessMode::Off);
         let exports = Exports::new(reader.clone(), Limits::default(), 1, clock, telemetry.clone(), end.clone());
         let tunnel = Arc::new(self.tunnel(network, peer, Arc::new(exports)));
-        tunnel.set_peers(vec![PeerTarget { name: peer.name.into(), addresses: vec![HostPort::from(peer.address)] }]);
+        tunnel.set_peers(vec![PeerTarget {
+            name: peer.name.into(),
+            addresses: vec![HostPort::from(peer.address)],
+            ..PeerTarget::default()
+        }]);
         let shop = NameFilter::of_namespace(&label("shop")).unwrap();
         let rules = PeerRules::new(label(peer.name), &format!("{}.example", peer.name), UnixMillis(1));
         let rules = Arc::new(PeerRules { export: shop.clone(), import: shop, withdraw_after, ..rules });

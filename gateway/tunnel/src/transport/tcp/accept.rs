@@ -1,0 +1,173 @@
+//! Connections of others: from the first byte to a link, or to one more connection of a link.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use eastway_identity::tls;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use super::link::{LinkCore, TcpConnection, lock};
+use super::preface::{FlowKind, FlowPreface, LinkSecret, Preface, PrefaceError, Status};
+use super::session::{Session, SessionError};
+use super::{Failure, Shared, control, pipe};
+use crate::control::printable;
+use crate::events::Event;
+use crate::transport::{Established, Side};
+
+/// Pause after the system gave no connection: it has no descriptors left.
+const REST: Duration = Duration::from_millis(50);
+
+/// Until the transport stops.
+pub(super) async fn run(shared: Arc<Shared>, listener: TcpListener, accepted: mpsc::Sender<Established>) {
+    loop {
+        let (stream, remote) = match listener.accept().await {
+            Ok(connection) => connection,
+            Err(error) => {
+                tracing::warn!(%error, "A connection for links cannot be taken");
+                tokio::time::sleep(REST).await;
+                continue;
+            }
+        };
+        let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
+        let Ok(permit) = Arc::clone(&shared.handshakes).try_acquire_owned() else {
+            shared.refuse(&Failure::TooMany, remote);
+            continue;
+        };
+        let (task, accepted) = (Arc::clone(&shared), accepted.clone());
+        shared.spawn(async move {
+            if let Err(failure) = take(&task, stream, remote, permit, accepted).await {
+                task.refuse(&failure, remote);
+            }
+        });
+    }
+}
+
+/// `_permit`: held until it is known who it is.
+async fn take(
+    shared: &Arc<Shared>,
+    stream: TcpStream,
+    remote: SocketAddr,
+    permit: OwnedSemaphorePermit,
+    accepted: mpsc::Sender<Established>,
+) -> Result<(), Failure> {
+    pipe::tune(&stream);
+    let leaf = shared.identity.current().leaf_sha256();
+    let deadline = shared.config.timing.handshake;
+    let begun = tokio::time::timeout(deadline, begin(shared, stream)).await;
+    let (mut session, preface) = begun.map_err(|_| Failure::Timeout)??;
+    drop(permit);
+    let (peer, chain) = shared.identify(&session, None)?;
+    let preface = match preface {
+        Preface::Control => {
+            if shared.identity.current().leaf_sha256() != leaf {
+                // Which of both was presented cannot be told, and re-authentication has to name it.
+                return Err(Failure::Renewed);
+            }
+            answer(&mut session, Status::Accepted).await?;
+            let connection = shared.link(Side::Acceptor, Arc::clone(&peer.peer), remote, session)?;
+            let established =
+                Established { connection: Arc::new(TcpConnection(connection)), peer, chain, local_leaf_sha256: leaf };
+            // Only when the transport is closing is nobody left to take it.
+            accepted.send(established).await.ok();
+            return Ok(());
+        }
+        Preface::Flow(preface) => preface,
+    };
+    let link = lock(&shared.links).get(&preface.link).and_then(Weak::upgrade);
+    let link = link.filter(|link| link.peer == peer.peer && link.secret.proves(session.tls(), &preface));
+    let Some(link) = link.filter(|link| !link.has_ended()) else {
+        answer(&mut session, Status::UnknownLink).await?;
+        return Err(Failure::UnknownLink);
+    };
+    join(&link, session, &preface).await
+}
+
+async fn begin(shared: &Arc<Shared>, stream: TcpStream) -> Result<(Session, Preface), Failure> {
+    let (identity, trust) = (Arc::clone(&shared.identity), Arc::clone(&shared.trust));
+    let config = tls::tcp_server_config(identity, trust, Arc::clone(&shared.clock));
+    let server = config.and_then(rustls::ServerConnection::new).map_err(|error| Failure::Other(error.to_string()))?;
+    let mut session = Session::new(server.into(), Box::new(stream));
+    session.handshake().await.map_err(|error| shared.failure(&error))?;
+    let preface = Preface::read(&mut session).await.map_err(|error| match error {
+        PrefaceError::Session(error) => shared.failure(&error),
+        error @ PrefaceError::Kind(_) => Failure::Other(error.to_string()),
+    })?;
+    Ok((session, preface))
+}
+
+async fn answer(session: &mut Session, status: Status) -> Result<(), Failure> {
+    session.write_all(&[status as u8]).await.map_err(|error| Failure::Other(printable(&error.to_string())))
+}
+
+/// One more connection of `link`.
+async fn join(link: &Arc<LinkCore>, mut session: Session, preface: &FlowPreface) -> Result<(), Failure> {
+    if !link.has_room() {
+        return answer(&mut session, Status::Overloaded).await;
+    }
+    answer(&mut session, Status::Accepted).await?;
+    // Full meanwhile: the other side sees it end.
+    let Some(flow) = link.add(preface.number, session) else { return Ok(()) };
+    match preface.kind {
+        FlowKind::Flow => link.add_passive(flow, FlowKind::Flow),
+        FlowKind::Reverse => link.add_active(flow),
+    }
+    Ok(())
+}
+
+impl Shared {
+    /// Begins a link over an established control connection.
+    pub(super) fn link(
+        self: &Arc<Self>,
+        side: Side,
+        peer: Arc<str>,
+        remote: SocketAddr,
+        session: Session,
+    ) -> Result<Arc<LinkCore>, Failure> {
+        let secret = LinkSecret::of(session.tls()).map_err(|error| Failure::Other(error.to_string()))?;
+        let id = secret.id;
+        let admitted = self.config.limits.initial_streams;
+        let link =
+            LinkCore::new((side, peer, remote), secret, session, admitted, (self.tasks.clone(), self.stop.clone()));
+        if side == Side::Acceptor {
+            lock(&self.links).insert(id, Arc::downgrade(&link));
+        }
+        let (shared, task, timing) = (Arc::clone(self), Arc::clone(&link), self.config.timing);
+        // Not cut short by the end of the transport: the other side is told, within a deadline of its own.
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            tokio::join!(control::run(Arc::clone(&task), timing), async {
+                tokio::select! {
+                    () = stop.cancelled() => task.shut_down(),
+                    _ = task.wait_end() => {}
+                }
+            });
+            lock(&shared.links).remove(&id);
+        });
+        Ok(link)
+    }
+
+    /// Why a handshake failed.
+    pub(super) fn failure(&self, error: &SessionError) -> Failure {
+        let text = error.to_string();
+        // A refusal of ours stands in the text as a number; one of the other side names its class.
+        if let Some(refusal) = self.trust.refusal_in(&text) {
+            return Failure::Untrusted(refusal.error);
+        }
+        use rustls::AlertDescription as Alert;
+        match error {
+            SessionError::Alert(Alert::NoApplicationProtocol | Alert::AccessDenied) => Failure::Alpn,
+            SessionError::Tls(rustls::Error::NoApplicationProtocol) => Failure::Alpn,
+            SessionError::Alert(alert) => Failure::RefusedUs(format!("{alert:?}")),
+            SessionError::Tls(_) | SessionError::Pipe(_) | SessionError::Truncated => Failure::Other(printable(&text)),
+        }
+    }
+
+    /// Counts and tells a handshake of somebody else that came to nothing.
+    fn refuse(&self, failure: &Failure, remote: SocketAddr) {
+        let reason = failure.label();
+        *lock(&self.failures).entry(reason).or_default() += 1;
+        self.observer.happened(&Event::Refused { peer: None, remote, reason, text: &failure.to_string() });
+    }
+}

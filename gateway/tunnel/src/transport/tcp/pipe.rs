@@ -1,0 +1,92 @@
+//! What TLS runs over: a TCP connection, made directly or by way of a proxy.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+use crate::transport::BoxFuture;
+
+/// Quiet time before the first probe of a connection where nothing moves.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// Between two probes, and how many may stay unanswered.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(2);
+const KEEP_ALIVE_PROBES: u32 = 3;
+/// What was sent and is not acknowledged for so long ends the connection: a path that lost its state on the way does not
+/// hold streams for the quarter of an hour that Linux tries on. Longer than what a link survives, so that of a link that
+/// comes back no stream was lost.
+const USER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Bytes both ways, in order. Reading and writing may be waited for by different tasks.
+pub(crate) trait Pipe: AsyncRead + AsyncWrite + Send + Unpin + 'static {
+    /// From now on its end is an abort: the other side gets an error and never an end in order.
+    fn set_abort(&self);
+}
+
+impl Pipe for TcpStream {
+    fn set_abort(&self) {
+        // Linger of zero: the end is a reset (tcp(7)). Should that fail, a missing close_notify tells as much.
+        SockRef::from(self).set_linger(Some(Duration::ZERO)).ok();
+    }
+}
+
+/// Makes pipes to one place.
+pub(crate) trait Connector: Send + Sync + 'static {
+    /// What is connected to at first: the other side, or the proxy on the way.
+    fn remote(&self) -> SocketAddr;
+
+    /// Makes a pipe. The caller keeps the deadline.
+    fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Pipe>, ConnectError>>;
+}
+
+/// No pipe could be made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    /// The TCP connection.
+    #[error("{0}")]
+    Tcp(#[from] io::Error),
+}
+
+/// Connects directly.
+pub(crate) struct Direct {
+    remote: SocketAddr,
+}
+
+impl Direct {
+    pub(crate) fn new(remote: SocketAddr) -> Self {
+        Self { remote }
+    }
+}
+
+impl Connector for Direct {
+    fn remote(&self) -> SocketAddr {
+        self.remote
+    }
+
+    fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Pipe>, ConnectError>> {
+        Box::pin(async { Ok(Box::new(connect(self.remote).await?) as Box<dyn Pipe>) })
+    }
+}
+
+/// A TCP connection as links use them.
+pub(super) async fn connect(remote: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(remote).await?;
+    tune(&stream);
+    Ok(stream)
+}
+
+/// Sends small records at once, and notices that the other side is gone.
+pub(super) fn tune(stream: &TcpStream) {
+    let socket = SockRef::from(stream);
+    let keep_alive = TcpKeepalive::new().with_time(KEEP_ALIVE);
+    let keep_alive = keep_alive.with_interval(KEEP_ALIVE_INTERVAL).with_retries(KEEP_ALIVE_PROBES);
+    let tuned = socket.set_tcp_nodelay(true).and_then(|()| socket.set_tcp_keepalive(&keep_alive));
+    #[cfg(target_os = "linux")]
+    let tuned = tuned.and_then(|()| socket.set_tcp_user_timeout(Some(USER_TIMEOUT)));
+    if let Err(error) = tuned {
+        tracing::debug!(%error, "A connection keeps the system's settings");
+    }
+}
