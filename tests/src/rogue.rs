@@ -74,6 +74,7 @@ impl Rogue {
                 replica: ReplicaId::random()?,
                 predecessors: Arc::default(),
                 replicas: None,
+                quic_lb: None,
                 keys: ca.link_keys(),
                 limits: TunnelLimits::default(),
                 timing: Timing::default(),

@@ -19,6 +19,7 @@ pub mod links;
 mod local_port;
 pub mod objects;
 pub mod peers;
+mod quic_lb;
 pub mod registries;
 pub mod reload;
 pub mod replica;
@@ -101,6 +102,9 @@ pub enum BuildError {
     /// The peers contradict each other.
     #[error(transparent)]
     Trust(#[from] eastway_identity::TrustError),
+    /// Connection ids cannot be made as a load balancer wants them.
+    #[error(transparent)]
+    QuicLb(#[from] quic_lb::QuicLbUnusable),
     /// The system gives no random numbers.
     #[error(transparent)]
     Randomness(#[from] eastway_tunnel::NoRandomness),
@@ -419,6 +423,7 @@ impl Running {
             predecessors: replica::predecessors(&settings.state, replica),
             replicas: replicas::network(gateway, &siblings),
             keys,
+            quic_lb: quic_lb::of(settings, std::env::var_os(quic_lb::VARIABLE))?,
             limits: adapters::tunnel_limits(settings, file_descriptors()),
             timing: adapters::timing(settings),
             software_version: adapters::software_version(),

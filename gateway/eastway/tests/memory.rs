@@ -301,6 +301,7 @@ impl Cloud {
             predecessors: Arc::default(),
             keys: self.ca.link_keys(),
             replicas: None,
+            quic_lb: None,
             limits: TunnelLimits::default(),
             timing: Timing::default(),
             software_version: Arc::from("test"),

@@ -155,6 +155,7 @@ impl Pair {
                 cluster: (*name).into(),
                 replica: ReplicaId::random().unwrap(),
                 predecessors: Arc::default(),
+                quic_lb: None,
                 replicas: (gateways.len() > 2 && *name == "b").then_some(network),
                 keys: ca.link_keys(),
                 limits: TunnelLimits::default(),

@@ -10,6 +10,7 @@ pub use eastway_identity::ca::LinkKeys;
 
 use crate::replicas::ReplicaNetwork;
 use crate::transport::TransportKind;
+pub use crate::transport::quic::{QuicLb, QuicLbError};
 
 /// One incarnation of one gateway: 16 random bytes, drawn when the process starts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -80,6 +81,8 @@ pub struct TunnelConfig {
     /// Where the other replicas of this cluster are; `None`: there are none, or they are told of by
     /// [`Tunnel::set_live_replicas`](crate::Tunnel::set_live_replicas) and have addresses of their own.
     pub replicas: Option<ReplicaNetwork>,
+    /// How a load balancer in front of this gateway reads connection ids; `None`: it does not.
+    pub quic_lb: Option<QuicLb>,
     /// Bounds of everything that others can make grow.
     pub limits: TunnelLimits,
     /// Intervals and deadlines.

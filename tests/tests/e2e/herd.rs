@@ -148,6 +148,7 @@ fn member(name: &str, ca: &Ca, pins: Vec<SpkiPin>, hub: SocketAddr) -> Result<Tu
         replica: ReplicaId::random()?,
         predecessors: Arc::default(),
         replicas: None,
+        quic_lb: None,
         keys: ca.link_keys(),
         limits: TunnelLimits::default(),
         timing: Timing::default(),

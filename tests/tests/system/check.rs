@@ -137,6 +137,7 @@ pub(crate) async fn gateway_of_b(
         replica: ReplicaId::random()?,
         predecessors: Arc::default(),
         replicas: None,
+        quic_lb: None,
         keys: LinkKeys { reset: keys.reset, connection_id: keys.connection_id, token: keys.token },
         limits: TunnelLimits::default(),
         timing: Timing::default(),

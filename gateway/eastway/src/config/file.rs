@@ -9,8 +9,8 @@ mod sidecar;
 
 pub use gateway::{
     ApiServerSection, AuthorizationWord, ClusterRegistrySection, DnsSection, ExportMarkWord, GatewayConfig,
-    KubernetesSection, LimitsSection, LinkSection, ListenSection, LogSection, NameSection, RegistrySection,
-    ReplicasSection, SidecarsSection, SniSection, TrustSection, VipSection, WorkloadSection,
+    KubernetesSection, LimitsSection, LinkSection, ListenSection, LogSection, NameSection, QuicLbSection,
+    RegistrySection, ReplicasSection, SidecarsSection, SniSection, TrustSection, VipSection, WorkloadSection,
 };
 pub use peer::{NameFilterSection, Peer, PeerMetadata, PeerSpec};
 pub use policy::{

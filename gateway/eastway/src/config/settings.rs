@@ -1,6 +1,7 @@
 //! The gateway's settings after all checks: nothing here can be wrong any more.
 
 mod convert;
+mod quic_lb;
 mod registries;
 mod sni;
 mod workloads;
@@ -19,6 +20,8 @@ use serde::Serialize;
 
 use super::value::{Fqdn, HostPort};
 use crate::telemetry::{AccessMode, LogFormat};
+
+pub(crate) use quic_lb::hex;
 
 pub(super) use convert::{ca_address, convert, duration_in, folders, log_level, path, path_or, vip_ranges};
 
@@ -215,6 +218,22 @@ pub struct LinkSettings {
     pub idle_timeout: Duration,
     /// How long streams may go on when the process stops.
     pub drain: Duration,
+    /// How a load balancer reads connection ids; `None`: as the environment says.
+    pub quic_lb: Option<QuicLbSettings>,
+}
+
+/// How a load balancer reads connection ids of QUIC.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct QuicLbSettings {
+    /// By what it knows this gateway, 1 to 15 bytes; `None`: the environment says it.
+    pub server_id: Option<Vec<u8>>,
+    /// Its configuration's number, 0 to 6.
+    pub configuration: u8,
+    /// Bytes of the nonce, 4 to 18, and with the server id at most 19.
+    pub nonce_length: usize,
+    /// File with its key; `None`: nothing is encrypted.
+    pub key_file: Option<PathBuf>,
 }
 
 /// Other gateways of this cluster.

@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::cid::ConnectionIdKey;
+pub use self::cid::lb::{QuicLb, QuicLbError};
 use self::forward::ForwardingSocket;
 use self::handshake::{Failures, Handshakes};
 use self::lanes::Lanes;
@@ -235,7 +236,7 @@ impl Shared {
     /// The socket that takes links, among other replicas.
     fn forwarding(&self, socket: Arc<dyn AsyncUdpSocket>) -> Arc<dyn AsyncUdpSocket> {
         let Some(network) = &self.network else { return socket };
-        let key = ConnectionIdKey::new(&self.config.keys.connection_id);
+        let key = ConnectionIdKey::new(&self.config.keys.connection_id, self.config.quic_lb.as_ref());
         Arc::new(ForwardingSocket::new(socket, Arc::clone(network), key, self.config.replica.short()))
     }
 

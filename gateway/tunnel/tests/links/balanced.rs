@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use eastway_tunnel::replicas::envelope::{Beat, BeatState, Direction, MAX_ENVELOPE, header};
-use eastway_tunnel::{ForwardingCounters, Link, ReplicaId, ReplicaNetwork, TunnelConfig, TunnelStream};
+use eastway_tunnel::{ForwardingCounters, Link, QuicLb, ReplicaId, ReplicaNetwork, TunnelConfig, TunnelStream};
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -44,10 +44,16 @@ pub(crate) struct Replicas {
 
 impl Replicas {
     pub(crate) async fn start(cloud: &Cloud, count: usize) -> Self {
-        let pods = PodNetwork::new();
+        Self::start_with(cloud, &vec![None; count]).await
+    }
+
+    /// One replica for each item, with such connection ids.
+    async fn start_with(cloud: &Cloud, ids: &[Option<QuicLb>]) -> Self {
+        let (pods, count) = (PodNetwork::new(), ids.len());
         let mut gateways = Vec::new();
-        for _ in 0..count {
-            let gateway = cloud.gateway_with(pods.config(cloud, any_port()));
+        for quic_lb in ids {
+            let config = TunnelConfig { quic_lb: quic_lb.clone(), ..pods.config(cloud, any_port()) };
+            let gateway = cloud.gateway_with(config);
             gateway.knows(&[("a", &[])]);
             pods.add(&gateway);
             gateways.push(gateway);
@@ -135,6 +141,40 @@ async fn a_link_survives_when_a_balancer_moves_it_between_replicas() {
     assert!(replicas.balancer.strays() <= 3 * 4, "{} answers by the wrong way", replicas.balancer.strays());
     stream.send.finish();
     assert_eq!(soon("the end", read_all(&mut stream.recv)).await.unwrap(), b"");
+}
+
+/// With connection ids that the balancer reads (QUIC-LB) nothing goes astray, wherever the client is; and one that cannot
+/// read them any more is helped by the replicas as ever.
+#[tokio::test]
+async fn a_balancer_that_reads_server_ids_leaves_nothing_to_hand_over() {
+    let (a, b) = pair();
+    let ids = [*b"server-1", *b"server-2"];
+    let replicas = Replicas::start_with(&b, &ids.map(|id| Some(QuicLb::new(0, &id, 4, None).unwrap()))).await;
+    replicas.balancer.reads((0..2).map(|number| (ids[number], replicas.link_address(number))));
+    let a = dialler(&a, &replicas).await;
+    let mut streams = Vec::new();
+    for replica in 0..2 {
+        let link = link_to(&a, replicas.gateways[replica].replica);
+        let mut stream = link.open(&stream_to("echo")).await.unwrap();
+        soon("accepted", stream.accepted()).await.unwrap();
+        streams.push(stream);
+    }
+    for text in ["from another address", "and another", "and one more"] {
+        replicas.balancer.forget();
+        for stream in &mut streams {
+            echo(stream, text).await;
+        }
+    }
+    let none = ForwardingCounters::default();
+    assert_eq!([replicas.forwarded(0), replicas.forwarded(1)], [none.clone(), none]);
+    assert!(a.tunnel.counters().links_closed.is_empty());
+
+    replicas.balancer.reads([]);
+    replicas.balancer.rebind(replicas.link_address(1));
+    for stream in &mut streams {
+        echo(stream, "handed over").await;
+    }
+    assert!(replicas.forwarded(1).packets["to_owner"] > 0, "{:?}", replicas.forwarded(1));
 }
 
 #[tokio::test]

@@ -19,6 +19,8 @@ struct State {
     flows: HashMap<SocketAddr, Flow>,
     /// A new flow is moved after its first packet.
     fickle: bool,
+    /// Replicas by the 8 bytes of their server ids: packets with such a connection id go there, whatever flow they are of.
+    servers: HashMap<[u8; 8], SocketAddr>,
     /// Answers from a replica that does not have the flow.
     strays: u64,
 }
@@ -32,6 +34,12 @@ struct Flow {
 }
 
 impl State {
+    /// Where a packet goes by its connection id (QUIC-LB, plain).
+    fn by_id(&self, packet: &[u8]) -> Option<SocketAddr> {
+        let id = if packet.first()? & 0x80 == 0 { packet.get(1..)? } else { packet.get(6..)? };
+        self.servers.get(id.get(1..)?.first_chunk()?).copied()
+    }
+
     fn next(&mut self) -> Option<SocketAddr> {
         self.next += 1;
         self.backends.get(self.next % self.backends.len().max(1)).copied()
@@ -63,6 +71,11 @@ impl Balancer {
     /// Every new flow is moved after its first packet, from now on.
     pub(crate) fn be_fickle(&self) {
         self.state.lock().unwrap().fickle = true;
+    }
+
+    /// Reads server ids from now on.
+    pub(crate) fn reads(&self, servers: impl IntoIterator<Item = ([u8; 8], SocketAddr)>) {
+        self.state.lock().unwrap().servers = servers.into_iter().collect();
     }
 
     /// Gives the flow that the replicas see coming from `seen` to `backend`.
@@ -107,10 +120,14 @@ async fn inbound(inside: Arc<UdpSocket>, state: Arc<Mutex<State>>) {
         let (outside, backend) = {
             let mut state = state.lock().unwrap();
             let next = if state.fickle { state.next() } else { None };
+            let by_id = state.by_id(&buffer[..length]);
             // Forgotten meanwhile: lost.
             let Some(flow) = state.flows.get_mut(&client) else { continue };
             if let Some(next) = next.filter(|_| flow.packets == 1) {
                 flow.backend = next;
+            }
+            if let Some(server) = by_id {
+                flow.backend = server;
             }
             flow.packets += 1;
             (Arc::clone(&flow.outside), flow.backend)

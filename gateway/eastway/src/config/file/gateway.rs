@@ -206,6 +206,33 @@ pub struct LinkSection {
     /// How long streams may go on when the process stops. Default: `30s`.
     #[serde(default)]
     pub drain: Field<Text>,
+    /// How a load balancer in front of the gateways reads connection ids of QUIC (QUIC-LB). Default: it does not, or where
+    /// the environment has `AWS_LBC_QUIC_SERVER_ID` as AWS' does.
+    #[serde(default)]
+    pub quic_lb: Field<QuicLbSection>,
+}
+
+/// How a load balancer reads connection ids of QUIC: as its configuration says, which is the same for all gateways but for
+/// the server id. Read when the process starts.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct QuicLbSection {
+    /// By what it knows this gateway: 1 to 15 bytes as hexadecimal digits, e.g. `0x2d6575a16fa08ea4`. Default: what
+    /// `AWS_LBC_QUIC_SERVER_ID` says.
+    #[serde(default)]
+    pub server_id: Field<Text>,
+    /// Its configuration's number. Default: 0.
+    #[serde(default)]
+    #[schemars(range(max = 6))]
+    pub configuration: Field<u64>,
+    /// Bytes of the nonce; with the server id at most 19. Only as long as both are at most 12 bytes, replicas hand packets
+    /// to each other and peers learn of a restart at once. Default: 4.
+    #[serde(default)]
+    #[schemars(range(min = 4, max = 18))]
+    pub nonce_length: Field<u64>,
+    /// File with the key that it decrypts them by, 32 hexadecimal digits. Default: they are not encrypted.
+    #[serde(default)]
+    pub key_file: Field<String>,
 }
 
 /// Other gateways of this cluster. They find each other, tell peers how many they are, and hand over packets of links

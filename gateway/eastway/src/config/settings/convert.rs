@@ -13,6 +13,7 @@ use eastway_registry::diagnostic::{Code, did_you_mean};
 use eastway_registry::value::duration;
 use eastway_registry::yaml::{At, Context, Field, List, Text};
 
+use super::quic_lb;
 use super::registries::registries;
 use super::sni::sni;
 use super::workloads::workloads;
@@ -50,7 +51,7 @@ pub(in crate::config) fn convert(
     let trust = cx.required(root, "trust", &config.trust, "at least trust.domain, e.g. onprem.example");
     let trust = trust.and_then(|section| trust_settings(section, base, cx));
     let listen = listen_settings(config.listen.value(), cx);
-    let link = link_settings(config.link.value(), cx);
+    let link = link_settings(config.link.value(), base, cx);
     let replicas = config.replicas.value().map(|section| replica_settings(section, &listen, cx));
     let registries = registries(config, base, cx);
     let dns = dns_settings(config.dns.value(), cx);
@@ -232,13 +233,14 @@ pub(super) fn parse_socket_addr(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
-fn link_settings(section: Option<&LinkSection>, cx: &mut Context<'_>) -> LinkSettings {
+fn link_settings(section: Option<&LinkSection>, base: &Path, cx: &mut Context<'_>) -> LinkSettings {
     let second = Duration::from_secs(1);
-    let mut settings = LinkSettings { keep_alive: second, idle_timeout: 4 * second, drain: 30 * second };
+    let mut settings = LinkSettings { keep_alive: second, idle_timeout: 4 * second, drain: 30 * second, quic_lb: None };
     let Some(link) = section else { return settings };
     settings.keep_alive = duration_in(&link.keep_alive, second / 10, 30 * second, settings.keep_alive, cx);
     settings.idle_timeout = duration_in(&link.idle_timeout, 2 * second, 5 * second, settings.idle_timeout, cx);
     settings.drain = duration_in(&link.drain, Duration::ZERO, HOUR, settings.drain, cx);
+    settings.quic_lb = link.quic_lb.get().map(|section| quic_lb::settings(section, base, cx));
     if settings.idle_timeout < 3 * settings.keep_alive
         && let Some(at) = link.idle_timeout.get().or(link.keep_alive.get())
     {

@@ -132,6 +132,7 @@ async fn streams() -> ([Tunnel; 2], TunnelStream, TunnelStream) {
             replica: ReplicaId::random().unwrap(),
             predecessors: Arc::default(),
             replicas: None,
+            quic_lb: None,
             keys: cas[own].link_keys(),
             limits: TunnelLimits::default(),
             timing: Timing::default(),

@@ -46,7 +46,7 @@ const DATAGRAMS_SENT: usize = 512 << 10;
 pub(super) fn endpoint(config: &TunnelConfig, network: Option<&Arc<Network>>) -> Result<EndpointConfig, QuicError> {
     let keys = &config.keys;
     let mut endpoint = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &keys.reset)));
-    let key = ConnectionIdKey::new(&keys.connection_id);
+    let key = ConnectionIdKey::new(&keys.connection_id, config.quic_lb.as_ref());
     let (replica, predecessors, network) = (config.replica, Arc::clone(&config.predecessors), network.cloned());
     let generator = move || KeyedConnectionIds::new(key.clone(), replica, Arc::clone(&predecessors), network.clone());
     endpoint

@@ -2,7 +2,7 @@
 //! others hand over is taken, and answers to that go back by where it came from.
 //!
 //! A packet that is where it belongs costs one look at its connection id and nothing else: no lock, no
-//! allocation, no copy. Ids of own links are recognised by their first eight bytes once one was checked.
+//! allocation, no copy. Ids of own links are recognised by their last eight bytes once one was checked.
 
 use std::fmt;
 use std::io::{self, IoSliceMut};
@@ -15,7 +15,7 @@ use std::task::{Context, Poll};
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 
-use super::cid::{ConnectionIdKey, destination};
+use super::cid::ConnectionIdKey;
 use crate::replicas::Dropped;
 use crate::replicas::envelope::{Flow, ShortId};
 use crate::replicas::network::{Network, Outlet, Route, View};
@@ -186,22 +186,22 @@ impl Outlet for LinkSocket {
 struct Ids {
     key: ConnectionIdKey,
     own: ShortId,
-    /// The first bytes of own ids that were checked, each in the place that its lowest byte says; 0: none.
+    /// The last bytes of own ids that were checked, each in the place that its fourth byte says; 0: none.
     mine: Box<[AtomicU64]>,
 }
 
 impl Ids {
     /// The sibling that `datagram` is for. `None`: this replica, or nobody that is known.
     fn owner<'a>(&self, view: &'a View, datagram: &[u8]) -> Option<&'a Arc<Route>> {
-        let id = destination(datagram)?;
-        let begin = u64::from_be_bytes(*id.first_chunk()?);
-        let place = self.mine.get(usize::try_from(begin >> 32).ok()? % REMEMBERED)?;
-        if place.load(Ordering::Relaxed) == begin {
+        let id = self.key.destination(datagram)?;
+        let end = u64::from_be_bytes(*id.last_chunk()?);
+        let place = self.mine.get(usize::try_from(end >> 32).ok()? % REMEMBERED)?;
+        if place.load(Ordering::Relaxed) == end {
             return None;
         }
         let owner = self.key.owner(id)?;
         if owner == self.own {
-            place.store(begin, Ordering::Relaxed);
+            place.store(end, Ordering::Relaxed);
             return None;
         }
         view.route(owner)

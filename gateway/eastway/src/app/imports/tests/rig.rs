@@ -148,6 +148,7 @@ impl Cloud {
             replica: ReplicaId::random().unwrap(),
             predecessors: Arc::default(),
             replicas: None,
+            quic_lb: None,
             keys: self.ca.link_keys(),
             limits: TunnelLimits::default(),
             timing: Timing::default(),

@@ -58,7 +58,7 @@ struct Replica {
 
 fn replica(number: u8) -> Replica {
     let keys = LinkKeys { reset: [0; 64], connection_id: [1; 64], token: [0; 64] };
-    let (own, key) = (ReplicaId([number; 16]), ConnectionIdKey::new(&keys.connection_id));
+    let (own, key) = (ReplicaId([number; 16]), ConnectionIdKey::new(&keys.connection_id, None));
     let network = Arc::new(Network::bind((Ipv4Addr::LOCALHOST, 0).into(), own, &keys).unwrap());
     let wire = Arc::new(Wire::default());
     let socket = ForwardingSocket::new(Arc::clone(&wire) as _, Arc::clone(&network), key.clone(), own.short());
