@@ -5,13 +5,15 @@ SHELL := /bin/bash
 
 CARGO ?= cargo
 ARGS ?=
+QUICK ?=
+CASES ?=
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 TOOLS := $(TARGET)/tools/bin
 COREDNS_VERSION := v1.15.0
 HELM_VERSION := v3.22.0
 export EASTWAY_TOOLS := $(TOOLS)
 
-.PHONY: help demo build image test unit model system demo-check e2e e2e-build e2e-clusters e2e-documents soak bed check fmt clippy doc deny deps deps-e2e bench-micro bench-dns bench-xds bench-sidecar sabotage
+.PHONY: help demo build image test unit model system demo-check e2e e2e-build e2e-clusters e2e-documents soak bed check fmt clippy doc deny deps deps-e2e bench bench-micro bench-dns bench-xds bench-sidecar sabotage
 .PHONY: regenerate
 
 help: ## List the targets
@@ -94,6 +96,9 @@ doc:
 
 deny: ## Bans, licences, sources and crate arrows, from cargo metadata
 	$(CARGO) test --locked -q --workspace --test workspace
+
+bench: deps ## The tunnel beside others, as root, an hour and a half; figures go to bench/results/latest.json (QUICK=1: five minutes, CASES="G1 G6": some goals)
+	@./bench/run $(if $(QUICK),--quick) $(if $(CASES),--cases "$(CASES)") $(ARGS)
 
 bench-micro: ## Micro-benchmarks, and the budgets beside what is measured (ARGS="-o json")
 	@./bench/micro/run $(ARGS)
