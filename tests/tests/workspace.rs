@@ -44,6 +44,7 @@ const OUTSIDE: [&str; 2] = ["eastway-tests", "eastway-bench"];
 const WALLS: &[(&str, &[&str])] = &[
     ("quinn", &["eastway-tunnel"]),
     ("quinn-proto", &["eastway-tunnel"]),
+    ("quinn-udp", &["eastway-tunnel"]),
     ("hickory-server", &["eastway-dns"]),
     ("hickory-proto", &["eastway-dns"]),
     ("kube", &["eastway-kubernetes"]),

@@ -13,6 +13,7 @@ use eastway_model::store::{Reader, Snapshot};
 use eastway_model::{ClusterName, EndpointId, LocalEndpoint, PortNumber, ServiceKey};
 use eastway_tunnel::header::{ClientAddress, EndpointRef, Label, ServiceHeader, Source, StreamHeader};
 use eastway_tunnel::{Link, ReplicaId, Tunnel};
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use crate::proxy::copy::Limits;
@@ -86,6 +87,13 @@ impl Router {
     pub fn with_patience(mut self, patience: Duration) -> Self {
         self.newcomers = Newcomers::new(patience);
         self
+    }
+
+    /// Where a connection is served best that may have to go over a link: another runtime each time, or this one. To be
+    /// called within a runtime.
+    #[must_use]
+    pub fn home(&self) -> Handle {
+        self.tunnel.get().and_then(|tunnel| tunnel.home()).unwrap_or_else(Handle::current)
     }
 
     /// Where links are. The tunnel serves streams through the router, so it comes second.

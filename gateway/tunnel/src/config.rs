@@ -120,10 +120,13 @@ pub struct TunnelLimits {
     pub incoming: u16,
     /// Bytes that those may hold before they are looked at.
     pub incoming_bytes: u64,
+    /// Threads that carry links; 0: none of their own, they live in the runtime that the tunnel is started in. `None`: as
+    /// many as there are cores, at most 4.
+    pub workers: Option<u16>,
     /// Size of the UDP socket's buffers, as far as the system grants it.
     pub socket_buffer: usize,
-    /// Largest UDP payload that path MTU discovery tries, 1,200 to 6,500. Above 6,550 a train of ten
-    /// segments no longer fits in one system call.
+    /// Largest UDP payload that path MTU discovery tries, 1,200 to 8,952. A link tries no more than the interface takes
+    /// that leads to the peer.
     pub max_datagram: u16,
 }
 
@@ -136,14 +139,15 @@ impl Default for TunnelLimits {
             link_window: 32 << 20,
             link_window_max: 128 << 20,
             total_window: 512 << 20,
-            send_window: 4 << 20,
+            send_window: 1 << 20,
             send_window_max: 32 << 20,
             links_per_peer: 64,
             handshakes: 256,
             incoming: 1_024,
             incoming_bytes: 16 << 20,
+            workers: None,
             socket_buffer: 8 << 20,
-            max_datagram: 1_452,
+            max_datagram: 8_952,
         }
     }
 }

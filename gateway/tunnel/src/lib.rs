@@ -4,7 +4,7 @@
 //! - [`Link::open`]: one stream per TCP connection, begun by a [`StreamHeader`](header::StreamHeader) that can
 //!   name services and no addresses (invariant I1).
 //! - [`StreamHandler`]: serves the streams that peers open.
-//! - [`transport`]: what carries a link, QUIC or TLS over TCP. quinn is known to its `quic` module only.
+//! - [`transport`]: what carries a link, QUIC or TLS over TCP. quinn-proto is known to its `quic` module only.
 //! - [`replicas`]: several gateways of one cluster, and packets that reach the wrong one.
 //! - [`control`]: the session that says who is there and whether it still answers, without I/O.
 //!

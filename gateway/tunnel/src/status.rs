@@ -148,6 +148,8 @@ pub struct LinkStatus {
     pub congestion_window: u64,
     /// Largest datagram that the path carries, bytes.
     pub mtu: u16,
+    /// Connections that carry it beside the first, to use several cores.
+    pub lanes: u16,
     /// Unread bytes that the link may hold.
     pub receive_window: u64,
     /// The keys of our CA that the other side accepts, as it says; none if it does not say.
@@ -241,6 +243,7 @@ impl LinkStatus {
             packets_lost: path.lost_packets,
             congestion_window: path.congestion_window,
             mtu: path.mtu,
+            lanes: path.lanes,
             receive_window: live.receive_window,
             accepts: shared.accepts(),
         }

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use eastway_identity::{CertificateDer, VerifiedPeer, VerifyError};
+use tokio::runtime::Handle;
 
 use crate::code::{CloseCode, ResetCode};
 use crate::replicas::{ForwardingCounters, SiblingStatus};
@@ -35,6 +36,12 @@ pub trait Transport: Send + Sync + 'static {
     /// Connects to `remote` from a local port that was not used before, and authenticates it as `peer`. The
     /// transport keeps the handshake's deadline.
     fn dial(&self, peer: Arc<str>, remote: SocketAddr) -> BoxFuture<'static, Result<Established, DialError>>;
+
+    /// A runtime that carries links, if the transport has some of its own: another one each time. Streams that are opened
+    /// there are carried there, so far as that is as good for them.
+    fn home(&self) -> Option<Handle> {
+        None
+    }
 
     /// The next connection whose other side is authenticated. `None`: the transport is closed.
     fn accept(&self) -> BoxFuture<'_, Option<Established>>;
@@ -262,6 +269,11 @@ pub trait SendStream: Send + Sync + 'static {
 
     /// Bytes of streams with a higher priority go first; 0 at first.
     fn set_priority(&self, priority: i32);
+
+    /// The runtime that carries the stream, if it has one of its own: who works with the stream works best there.
+    fn home(&self) -> Option<Handle> {
+        None
+    }
 }
 
 /// The reading half of a stream.
@@ -404,6 +416,8 @@ pub struct PathStats {
     pub received_bytes: u64,
     /// Largest datagram that the path carries.
     pub mtu: u16,
+    /// Connections that carry it beside the first.
+    pub lanes: u16,
     /// How often this side went on from another port because nothing came back.
     pub hops: u64,
     /// Datagrams of [`Connection::send_datagram`] that made room for later ones.

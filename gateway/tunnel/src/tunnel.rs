@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 use eastway_identity::{AnchorDer, IdentityStore, TrustStore};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -259,6 +260,12 @@ impl Tunnel {
     #[must_use]
     pub fn heard_anchors(&self) -> watch::Receiver<Arc<HeardAnchors>> {
         self.environment.heard.subscribe()
+    }
+
+    /// A runtime to serve a connection in whose stream is still to be opened: another one each time. `None`: any will do.
+    #[must_use]
+    pub fn home(&self) -> Option<Handle> {
+        self.transports.iter().find_map(|transport| transport.home())
     }
 
     /// The links that streams may be opened on. One load, no waiting: for the path of every connection.

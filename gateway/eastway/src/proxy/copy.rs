@@ -12,10 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
 use eastway_tunnel::{StreamError, TunnelStream};
 
-pub use read::{ChunkReader, Read};
+pub use read::{ChunkReader, Chunks, Read};
 pub use tcp::{Local, TcpSide, reset_unless_done};
 pub use watch::{Limits, Watch};
 
@@ -138,8 +137,8 @@ pub trait Side: Send {
     /// So many bytes of those that it gave were handed on.
     fn handed_on(&mut self, _bytes: usize) {}
 
-    /// Takes as much off the front of `chunk` as there is room for, at least a byte.
-    fn poll_write(&mut self, cx: &mut Context<'_>, chunk: &mut Bytes) -> Poll<Result<usize, CopyError>>;
+    /// Takes as much off the front of `chunks`, which are not empty, as there is room for, at least a byte.
+    fn poll_write(&mut self, cx: &mut Context<'_>, chunks: &mut Chunks) -> Poll<Result<usize, CopyError>>;
 
     /// Nothing more comes for it; it can go on.
     ///
@@ -219,17 +218,17 @@ fn poll_lane(
     read: &mut Option<Read<'static>>,
 ) -> Poll<Result<(), CopyError>> {
     loop {
-        while let Some(Read { chunk, .. }) = read {
-            let given = ready!(to.poll_write(cx, chunk))?;
+        while let Some(Read { chunks, .. }) = read {
+            let given = ready!(to.poll_write(cx, chunks))?;
             lane.give(given);
             from.handed_on(given);
-            if chunk.is_empty() {
+            if chunks.is_empty() {
                 *read = None;
             }
         }
         *read = ready!(from.poll_read(cx))?;
-        let Some(Read { chunk, .. }) = read else { return Poll::Ready(to.finish()) };
-        lane.take(chunk.len());
+        let Some(Read { chunks, .. }) = read else { return Poll::Ready(to.finish()) };
+        lane.take(chunks.len());
     }
 }
 

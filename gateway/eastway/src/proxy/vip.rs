@@ -10,6 +10,7 @@ use eastway_model::{ClusterName, ServiceKey};
 use futures_util::FutureExt;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -266,9 +267,11 @@ impl Accept {
                     // Taken after the accept: a listener without clients must not use the budget up.
                     let permit = stop.run_until_cancelled(self.budget.clone().acquire_owned()).await;
                     let Some(Ok(permit)) = permit else { return };
+                    let home = self.router.home();
+                    let Ok(tcp) = move_to(&home, tcp) else { continue };
                     let serving = serve(self.router.clone(), tcp, client, self.target.borrow().clone());
                     // Not awaited by another future, which would keep it twice.
-                    self.connections.spawn(serving.map(|()| drop((permit, share))));
+                    self.connections.spawn_on(serving.map(|()| drop((permit, share))), &home);
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
@@ -283,6 +286,13 @@ impl Accept {
     fn refused(&self, detail: std::fmt::Arguments<'_>) {
         self.router.telemetry.refusals.refused(Refusal::Overload, None, detail);
     }
+}
+
+/// Has the runtime that the connection is served in wait for its socket.
+fn move_to(home: &Handle, tcp: TcpStream) -> io::Result<TcpStream> {
+    let tcp = tcp.into_std()?;
+    let _entered = home.enter();
+    TcpStream::from_std(tcp)
 }
 
 fn serve(

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use eastway_identity::reauth::{self, Exporter, Role};
 use eastway_identity::{AnchorDer, CertificateDer, Clock, IdentityStore, SpkiPin, TrustStore, VerifiedPeer};
 use eastway_proto::control::v1::Reauthenticate;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -19,6 +20,7 @@ use crate::code::CloseCode;
 use crate::config::{ReplicaId, TunnelConfig};
 use crate::control::{ControlAction, ControlConfig, ControlSession, Now, PeerHello};
 use crate::events::Observer;
+use crate::header::StreamHeader;
 use crate::metrics::Counters;
 use crate::peers::PeerCounts;
 use crate::stream::{self, StreamHandler};
@@ -483,16 +485,22 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-/// Lets the streams of the other side in, each into a task of its own.
+/// Lets the streams of the other side in, each into a task of its own, where it is carried.
 async fn accept_streams(link: Arc<LinkShared>, environment: Arc<Environment>) {
+    let here = Handle::current();
     while let Ok(halves) = link.connection.accept().await {
-        environment.tasks.spawn(let_in(Arc::clone(&link), halves, Arc::clone(&environment)));
+        let (home, _) = &halves;
+        let home = home.home().unwrap_or_else(|| here.clone());
+        let let_in = let_in(Arc::clone(&link), halves, Arc::clone(&environment), here.clone());
+        environment.tasks.spawn_on(let_in, &home);
     }
 }
 
-async fn let_in(link: Arc<LinkShared>, halves: Halves, environment: Arc<Environment>) {
+/// `here`: where everything is done but copying. Work that takes long must not keep links waiting.
+async fn let_in(link: Arc<LinkShared>, halves: Halves, environment: Arc<Environment>, here: Handle) {
     if let Some((header, stream)) = stream::admit(&link, halves).await {
+        let home = if matches!(header, StreamHeader::Service(_)) { Handle::current() } else { here };
         // A task anew: this one has room for the header's reader, which the stream is done with.
-        environment.tasks.spawn(environment.handler.handle(link.info(), header, stream));
+        environment.tasks.spawn_on(environment.handler.handle(link.info(), header, stream), &home);
     }
 }

@@ -26,7 +26,7 @@ pub const BEAT: usize = SIGNED + 32;
 /// Of these, the bytes that its HMAC is over.
 pub const SIGNED: usize = 51;
 /// Largest packet of a link that is forwarded: more than any path of a link carries.
-pub const MAX_PACKET: usize = 8_192;
+pub const MAX_PACKET: usize = 9_000;
 /// Largest flow.
 const MAX_FLOW: usize = 1 + 19 + 17;
 /// Largest envelope.

@@ -1,19 +1,29 @@
-//! Links over QUIC v1 with quinn's own driver. quinn is known here and nowhere else.
+//! Links over QUIC v1: the protocol is quinn-proto's, system calls for trains of packets are quinn-udp's, and what is
+//! between them is here. Both are known here and nowhere else. ADR 0019 says why there is no driver of others.
 //!
-//! One endpoint takes links; each dial has an endpoint and so a UDP port of its own, because a port whose
-//! conntrack entry went stale stays a black hole as long as it is used; a link leaves such a port, too, see
-//! [`hop`]. Nothing is left at quinn's defaults that a peer could profit from; see [`config`].
+//! - [`workers`]: threads, on each of which some connections live;
+//! - [`udp`]: one socket; [`port`]: a port with its connections; [`drive`]: one connection; [`stream`]s of it.
+//!
+//! One port takes links; each dial has one of its own, because a port whose conntrack entry went stale stays a black
+//! hole as long as it is used; a link leaves such a port, too, see [`hop`]. Nothing is left at a default that a peer
+//! could profit from; see [`config`].
 
 mod cid;
 mod config;
+mod congestion;
 mod connection;
+mod drive;
 mod floor;
 mod forward;
 mod handshake;
 mod hop;
+mod inlets;
 mod lanes;
-mod runtime;
+mod port;
 mod socket;
+mod stream;
+mod udp;
+mod workers;
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,24 +31,29 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
 use eastway_identity::{Clock, IdentityStore, TrustStore, tls};
-use quinn::AsyncUdpSocket;
+use quinn_proto::{Endpoint, EndpointConfig};
+use tokio::runtime::Handle;
 use tokio::sync::{Mutex, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::cid::ConnectionIdKey;
 pub use self::cid::lb::{QuicLb, QuicLbError};
-use self::forward::ForwardingSocket;
+use self::config::Way;
+use self::congestion::Lossy;
+use self::forward::Forwarding;
 use self::handshake::{Failures, Handshakes};
-use self::lanes::Lanes;
-use self::runtime::TrackedRuntime;
-use super::{BoxFuture, DialError, Established, Transport, TransportKind};
+use self::lanes::Joinable;
+use self::port::Port;
+use self::udp::Udp;
+use self::workers::Workers;
+use super::{BoxFuture, DialError, Established, Side, Transport, TransportKind};
 use crate::code::CloseCode;
 use crate::config::{ReplicaId, TunnelConfig};
 use crate::events::Observer;
 use crate::replicas::network::Network;
+use crate::replicas::paths::is_path;
 use crate::replicas::{ForwardingCounters, SiblingStatus};
 
 /// Pause before a listener that ended is opened again.
@@ -52,8 +67,8 @@ struct Shared {
     identity: Arc<IdentityStore>,
     trust: Arc<TrustStore>,
     clock: Clock,
-    endpoint: quinn::EndpointConfig,
-    runtime: Arc<TrackedRuntime>,
+    endpoint: Arc<EndpointConfig>,
+    workers: Workers,
     /// The other replicas of this cluster.
     network: Option<Arc<Network>>,
     tasks: TaskTracker,
@@ -64,8 +79,10 @@ struct Shared {
     observer: Arc<dyn Observer>,
     /// Handshakes of others under way.
     handshakes: Arc<Semaphore>,
-    /// The socket that takes links, with those of links.
-    lanes: ArcSwapOption<Lanes>,
+    /// Where paths lose packets.
+    lossy: Arc<Lossy>,
+    /// Links that lanes may join.
+    joinable: Joinable,
     /// What the socket that takes links was granted, bytes; 0: not known.
     receive_buffer: AtomicU64,
 }
@@ -98,6 +115,9 @@ pub enum QuicError {
         #[source]
         source: io::Error,
     },
+    /// The threads that carry links.
+    #[error("cannot start the threads for links")]
+    Threads(#[source] io::Error),
     /// The TLS configuration.
     #[error("cannot set up TLS for links")]
     Tls(#[source] rustls::Error),
@@ -118,7 +138,7 @@ impl QuicTransport {
         observer: Arc<dyn Observer>,
         live: watch::Sender<Arc<[ReplicaId]>>,
     ) -> Result<Self, QuicError> {
-        let tasks = TaskTracker::new();
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let network = config.replicas.as_ref().map(|replicas| {
             let address = replicas.listen;
             let network = Network::bind(address, config.replica, &config.keys);
@@ -126,8 +146,8 @@ impl QuicTransport {
         });
         let network = network.transpose()?;
         let shared = Arc::new(Shared {
-            endpoint: config::endpoint(&config, network.as_ref())?,
-            runtime: Arc::new(TrackedRuntime::new(tasks.clone())),
+            endpoint: Arc::new(config::endpoint(&config, network.as_ref())?),
+            workers: Workers::start(config.limits.workers, &tasks, &stop).map_err(QuicError::Threads)?,
             handshakes: Arc::new(Semaphore::new(usize::from(config.limits.handshakes))),
             network,
             config,
@@ -135,18 +155,19 @@ impl QuicTransport {
             trust,
             clock,
             tasks,
-            stop: CancellationToken::new(),
+            stop,
             ended: CancellationToken::new(),
             failures: Failures::default(),
             observer,
-            lanes: ArcSwapOption::empty(),
+            lossy: Arc::default(),
+            joinable: Joinable::default(),
             receive_buffer: AtomicU64::new(0),
         });
         let listen = shared.config.listen;
-        let endpoint = shared.listen(listen)?;
-        let local_addr = endpoint.local_addr().map_err(|source| QuicError::Bind { address: listen, source })?;
         let (sender, accepted) = mpsc::channel(ACCEPT_QUEUE);
-        shared.tasks.spawn(supervise(Arc::clone(&shared), endpoint, local_addr, sender));
+        let port = shared.listen(listen, &sender)?;
+        let local_addr = port.socket().local_addr();
+        shared.tasks.spawn(supervise(Arc::clone(&shared), port, sender));
         if let (Some(network), Some(replicas)) = (&shared.network, &shared.config.replicas) {
             // Packets are handed over until the last link has ended.
             let run = Arc::clone(network).run(replicas.clone(), live, shared.ended.clone());
@@ -167,6 +188,10 @@ impl Transport for QuicTransport {
 
     fn dial(&self, peer: Arc<str>, remote: SocketAddr) -> BoxFuture<'static, Result<Established, DialError>> {
         Box::pin(handshake::dial(Arc::clone(&self.shared), peer, remote))
+    }
+
+    fn home(&self) -> Option<Handle> {
+        Some(self.shared.workers.next().clone())
     }
 
     fn accept(&self) -> BoxFuture<'_, Option<Established>> {
@@ -215,74 +240,120 @@ impl Transport for QuicTransport {
 impl Drop for QuicTransport {
     fn drop(&mut self) {
         self.shared.stop.cancel();
+        self.shared.tasks.close();
     }
 }
 
 impl Shared {
-    fn listen(&self, address: SocketAddr) -> Result<quinn::Endpoint, QuicError> {
+    fn listen(
+        self: &Arc<Self>,
+        address: SocketAddr,
+        accepted: &mpsc::Sender<Established>,
+    ) -> Result<Arc<Port>, QuicError> {
         let server = self.server_config()?;
-        socket::listening(address, self.config.limits.socket_buffer)
-            .and_then(|socket| {
-                self.receive_buffer.store(socket::receive_buffer(&socket).unwrap_or(0), Ordering::Relaxed);
-                let runtime = Arc::clone(&self.runtime) as Arc<dyn quinn::Runtime>;
-                let lanes = Lanes::new(runtime.wrap_udp_socket(socket)?)?;
-                self.lanes.store(Some(Arc::clone(&lanes)));
-                let socket = self.forwarding(lanes);
-                quinn::Endpoint::new_with_abstract_socket(self.endpoint.clone(), Some(server), socket, runtime)
-            })
-            .map_err(|source| QuicError::Bind { address, source })
+        let socket = socket::listening(address, self.config.limits.socket_buffer).and_then(|socket| {
+            self.receive_buffer.store(socket::receive_buffer(&socket).unwrap_or(0), Ordering::Relaxed);
+            Udp::new(socket, self.workers.next())
+        });
+        let socket = Arc::new(socket.map_err(|source| QuicError::Bind { address, source })?);
+        let forwarding = self.network.as_ref().map(|network| {
+            let key = ConnectionIdKey::new(&self.config.keys.connection_id, self.config.quic_lb.as_ref());
+            Forwarding::new(Arc::clone(&socket), Arc::clone(network), key, self.config.replica.short())
+        });
+        let server = Arc::new(server);
+        let (config, whole) = (Arc::clone(&self.endpoint), !socket.may_fragment());
+        let endpoint = Endpoint::new(config, Some(Arc::clone(&server)), whole, None);
+        let handshakes = Handshakes::new(Arc::clone(self), server, accepted.clone());
+        Ok(Port::listening(endpoint, socket, forwarding, handshakes, self.tasks.clone()))
     }
 
-    /// The socket that takes links, among other replicas.
-    fn forwarding(&self, socket: Arc<dyn AsyncUdpSocket>) -> Arc<dyn AsyncUdpSocket> {
-        let Some(network) = &self.network else { return socket };
-        let key = ConnectionIdKey::new(&self.config.keys.connection_id, self.config.quic_lb.as_ref());
-        Arc::new(ForwardingSocket::new(socket, Arc::clone(network), key, self.config.replica.short()))
-    }
-
-    fn server_config(&self) -> Result<quinn::ServerConfig, QuicError> {
+    fn server_config(&self) -> Result<quinn_proto::ServerConfig, QuicError> {
         let (identity, trust) = (Arc::clone(&self.identity), Arc::clone(&self.trust));
         let tls = tls::server_config(identity, trust, Arc::clone(&self.clock)).map_err(QuicError::Tls)?;
-        config::server(&self.config, tls)
+        let mut tls = rustls::ServerConfig::clone(&tls);
+        tls.alpn_protocols = [lanes::LANE, lanes::LINK, tls::ALPN].map(<[u8]>::to_vec).to_vec();
+        config::server(&self.config, Arc::new(tls))
     }
 
-    fn client_config(&self, peer: Arc<str>) -> Result<quinn::ClientConfig, QuicError> {
+    /// What is known of the way to `remote`.
+    fn way(&self, remote: SocketAddr) -> Way {
+        // By way of another replica: what the network between them takes is not known.
+        let datagram = if is_path(&remote) { None } else { socket::largest_payload(remote) };
+        Way { remote: remote.ip(), datagram, lossy: Arc::clone(&self.lossy) }
+    }
+
+    /// How connections behave that `remote` begins.
+    fn transport_for(&self, remote: SocketAddr) -> Result<Arc<quinn_proto::TransportConfig>, QuicError> {
+        config::transport(&self.config, Side::Acceptor, self.way(remote)).map(Arc::new)
+    }
+
+    fn client_config(
+        &self,
+        peer: Arc<str>,
+        remote: SocketAddr,
+        protocols: &[&[u8]],
+    ) -> Result<quinn_proto::ClientConfig, QuicError> {
         let (identity, trust) = (Arc::clone(&self.identity), Arc::clone(&self.trust));
         let tls = tls::client_config(identity, trust, Arc::clone(&self.clock), peer).map_err(QuicError::Tls)?;
-        config::client(&self.config, tls)
+        let mut tls = rustls::ClientConfig::clone(&tls);
+        tls.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        config::client(&self.config, Arc::new(tls), self.way(remote))
     }
 }
 
-/// Keeps the listener alive: should quinn's driver end, by an I/O error or a panic, it is opened again. Its
-/// connections are lost then, and the peers learn it by stateless resets.
-async fn supervise(
-    shared: Arc<Shared>,
-    endpoint: quinn::Endpoint,
-    address: SocketAddr,
-    accepted: mpsc::Sender<Established>,
-) {
+/// Keeps the listener alive: should its socket fail, or whoever reads it panic, it is opened again. Its connections are
+/// lost then, and the peers learn it by stateless resets.
+async fn supervise(shared: Arc<Shared>, port: Arc<Port>, accepted: mpsc::Sender<Established>) {
     let _ended = shared.ended.clone().drop_guard();
-    let mut endpoint = Some(endpoint);
+    let address = port.socket().local_addr();
+    let mut port = Some(port);
     while !shared.stop.is_cancelled() {
-        if let Some(endpoint) = endpoint.take() {
-            Handshakes::new(Arc::clone(&shared), accepted.clone()).accept_all(&endpoint).await;
-            // Its port is not free while anybody has its socket: neither for another listener nor when all is closed.
-            shared.lanes.store(None);
-            if shared.stop.is_cancelled() {
-                let done = quinn::VarInt::from_u32(CloseCode::Done.to_wire());
-                endpoint.close(done, b"shutting down");
-                endpoint.wait_idle().await;
+        if let Some(port) = port.take() {
+            let _dead = port.dead.clone().drop_guard();
+            let ended = serve(&shared, &port);
+            if shared.stop.run_until_cancelled(ended).await.is_none() {
+                for conn in port.connections() {
+                    conn.close(CloseCode::Done, "shutting down");
+                }
+                port.idle().await;
                 return;
             }
             tracing::error!(%address, "The listener for links ended; opening it again");
             shared.network.iter().for_each(|network| network.close_outlet());
+            // Its port is not free while anybody has its socket.
+            port.dead.cancel();
+            port.idle().await;
         }
         if shared.stop.run_until_cancelled(tokio::time::sleep(REBIND_PAUSE)).await.is_none() {
             return;
         }
-        match shared.listen(address) {
-            Ok(opened) => endpoint = Some(opened),
+        match shared.listen(address, &accepted) {
+            Ok(opened) => port = Some(opened),
             Err(error) => tracing::error!(%address, %error, "The listener for links cannot be opened yet"),
         }
     }
+}
+
+/// Reads the port where links are taken, until that fails.
+async fn serve(shared: &Shared, port: &Arc<Port>) {
+    let home = shared.workers.next();
+    let reader = Arc::clone(port);
+    let reading = shared.tasks.spawn_on(
+        async move {
+            let socket = reader.socket();
+            let error = reader.dead.run_until_cancelled(inlets::read_strangers(&reader, &socket)).await;
+            tracing::debug!(?error, "The listener for links is no longer read");
+        },
+        home,
+    );
+    if let Some(taker) = port.forwarding().map(|_| Arc::clone(port)) {
+        let until = port.dead.clone();
+        let take = async move {
+            if let Some(forwarding) = taker.forwarding() {
+                until.run_until_cancelled(forwarding.take_all(&taker)).await;
+            }
+        };
+        shared.tasks.spawn_on(take, home);
+    }
+    reading.await.ok();
 }

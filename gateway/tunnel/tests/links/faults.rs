@@ -20,8 +20,10 @@ pub(crate) struct Mortal {
 }
 
 impl Mortal {
-    pub(crate) fn start(cloud: &Cloud, config: TunnelConfig, peers: &[(&str, &[SocketAddr])]) -> Self {
+    pub(crate) fn start(cloud: &Cloud, mut config: TunnelConfig, peers: &[(&str, &[SocketAddr])]) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        // All that could still send a packet is in it.
+        config.limits.workers = Some(0);
         let guard = runtime.enter();
         let gateway = cloud.gateway_with(config);
         drop(guard);

@@ -13,6 +13,7 @@ mod balancer;
 mod certificates;
 mod faults;
 mod hostile;
+mod lanes;
 mod over;
 mod raw;
 mod refusals;

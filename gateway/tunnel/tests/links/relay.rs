@@ -17,6 +17,8 @@ pub(crate) struct Rules {
     pub(crate) drop_to_client: bool,
     /// Diallers whose flow is gone for good, as with stale conntrack.
     pub(crate) blackholed: HashSet<SocketAddr>,
+    /// Nobody else gets anything through, from whatever port.
+    pub(crate) only: Option<HashSet<SocketAddr>>,
     /// So many of the next full datagrams to the server are lost, and so many of those to the client. Packets that validate
     /// a path are always full (RFC 9000 §8.2).
     pub(crate) lose_full: [usize; 2],
@@ -27,6 +29,10 @@ pub(crate) struct Rules {
 }
 
 impl Rules {
+    fn is_shut_out(&self, client: SocketAddr) -> bool {
+        self.blackholed.contains(&client) || self.only.as_ref().is_some_and(|only| !only.contains(&client))
+    }
+
     fn loses(&mut self, direction: usize, length: usize) -> bool {
         let left = &mut self.lose_full[direction];
         let lost = length >= 1_200 && *left > 0;
@@ -111,7 +117,7 @@ async fn inbound(inside: Arc<UdpSocket>, state: Arc<Mutex<State>>) {
             if !state.clients.contains(&client) {
                 state.clients.push(client);
             }
-            if state.rules.drop_to_server || state.rules.blackholed.contains(&client) {
+            if state.rules.drop_to_server || state.rules.is_shut_out(client) {
                 continue;
             }
             if state.rules.loses(0, length) {
@@ -145,7 +151,7 @@ async fn outbound(inside: Arc<UdpSocket>, outside: Arc<UdpSocket>, client: Socke
         {
             let mut state = state.lock().unwrap();
             state.traffic.to_client += length as u64;
-            if state.rules.drop_to_client || state.rules.blackholed.contains(&client) || state.rules.loses(1, length) {
+            if state.rules.drop_to_client || state.rules.is_shut_out(client) || state.rules.loses(1, length) {
                 continue;
             }
         }

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::net::TcpStream;
 
 /// Smallest read buffer. It is allocated only when bytes are waiting, so an idle connection has none.
@@ -61,7 +61,8 @@ impl ChunkReader {
         });
         let Some(chunk) = ready!(chunk)? else { return Poll::Ready(Ok(None)) };
         self.adapt(chunk.len());
-        Poll::Ready(Ok(Some(Read { chunk, _held: held })))
+        let chunks = Chunks { chunks: vec![chunk], taken: 0 };
+        Poll::Ready(Ok(Some(Read { chunks, _held: held })))
     }
 
     fn adapt(&mut self, read: usize) {
@@ -94,14 +95,61 @@ fn poll_read(
 /// Bytes that were read and are not handed on yet.
 #[derive(Debug)]
 pub struct Read<'a> {
-    pub(super) chunk: Bytes,
+    pub(super) chunks: Chunks,
     _held: LargeRead<'a>,
 }
 
 /// Bytes that somebody else holds room for.
 impl From<Bytes> for Read<'static> {
     fn from(chunk: Bytes) -> Self {
-        Self { chunk, _held: LargeRead { owner: &LARGE, bytes: 0 } }
+        Self::from(vec![chunk])
+    }
+}
+
+impl From<Vec<Bytes>> for Read<'static> {
+    fn from(chunks: Vec<Bytes>) -> Self {
+        Self { chunks: Chunks { chunks, taken: 0 }, _held: LargeRead { owner: &LARGE, bytes: 0 } }
+    }
+}
+
+/// Bytes in order, in the pieces that they came in.
+#[derive(Debug)]
+pub struct Chunks {
+    chunks: Vec<Bytes>,
+    /// How many of them are empty, from the first on.
+    taken: usize,
+}
+
+impl Chunks {
+    /// What is left, from the first piece on that is not empty; to be taken off the front.
+    pub fn rest(&mut self) -> &mut [Bytes] {
+        let rest = self.chunks.get(self.taken..).unwrap_or_default();
+        self.taken += rest.iter().take_while(|chunk| chunk.is_empty()).count();
+        self.chunks.get_mut(self.taken..).unwrap_or_default()
+    }
+
+    /// Takes `bytes` off the front.
+    pub(super) fn advance(&mut self, mut bytes: usize) {
+        for chunk in self.rest() {
+            let part = bytes.min(chunk.len());
+            chunk.advance(part);
+            bytes -= part;
+            if bytes == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Bytes that are left.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.chunks.iter().map(Bytes::len).sum()
+    }
+
+    /// Whether nothing is left.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.chunks.iter().all(Bytes::is_empty)
     }
 }
 

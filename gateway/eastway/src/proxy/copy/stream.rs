@@ -1,21 +1,29 @@
 //! A stream of a link as one side of a connection.
 
-use std::slice;
-use std::task::{Context, Poll};
+use std::cell::RefCell;
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use eastway_tunnel::{ResetCode, StreamError, TunnelStream};
 
-use super::read::Read;
+use super::read::{Chunks, Read};
+use super::tcp::PIECES;
 use super::{CopyError, Lane, Side};
 
 impl Side for TunnelStream {
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Read<'static>>, CopyError>> {
-        self.recv.poll_read(cx).map_ok(|chunk| chunk.map(Read::from)).map_err(CopyError::from)
+        thread_local! {
+            static CHUNKS: RefCell<Vec<Bytes>> = const { RefCell::new(Vec::new()) };
+        }
+        CHUNKS.with_borrow_mut(|chunks| {
+            chunks.resize(PIECES, Bytes::new());
+            let Some(count) = ready!(self.recv.poll_read_chunks(cx, chunks))? else { return Poll::Ready(Ok(None)) };
+            Poll::Ready(Ok(Some(Read::from(chunks.drain(..count).collect::<Vec<_>>()))))
+        })
     }
 
-    fn poll_write(&mut self, cx: &mut Context<'_>, chunk: &mut Bytes) -> Poll<Result<usize, CopyError>> {
-        self.send.poll_write(cx, slice::from_mut(chunk)).map_err(CopyError::from)
+    fn poll_write(&mut self, cx: &mut Context<'_>, chunks: &mut Chunks) -> Poll<Result<usize, CopyError>> {
+        self.send.poll_write(cx, chunks.rest()).map_err(CopyError::from)
     }
 
     fn finish(&mut self) -> Result<(), CopyError> {

@@ -1,18 +1,21 @@
 //! A local socket as one side of a connection.
 
-use std::io::{self, Read as _};
+use std::io::{self, IoSlice, Read as _};
 use std::net::Shutdown;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use eastway_tunnel::transport::BoxFuture;
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use super::read::{ChunkReader, LARGE, MIN_READ, Read};
+use super::read::{ChunkReader, Chunks, LARGE, MIN_READ, Read};
 use super::{CopyError, Lane, Side};
+
+/// Pieces that one system call writes: a stream gives one for each packet.
+pub(super) const PIECES: usize = 64;
 
 /// The local socket of a connection, as far as it was read.
 #[derive(Debug)]
@@ -85,11 +88,15 @@ impl Side for TcpSide<'_> {
         self.reader.poll_read_large(cx, self.tcp, &LARGE).map_err(CopyError::from)
     }
 
-    fn poll_write(&mut self, cx: &mut Context<'_>, chunk: &mut Bytes) -> Poll<Result<usize, CopyError>> {
+    fn poll_write(&mut self, cx: &mut Context<'_>, chunks: &mut Chunks) -> Poll<Result<usize, CopyError>> {
         loop {
-            match self.tcp.try_write(chunk) {
+            let mut slices = [IoSlice::new(&[]); PIECES];
+            let rest = chunks.rest();
+            slices.iter_mut().zip(rest.iter()).for_each(|(slice, chunk)| *slice = IoSlice::new(chunk));
+            let count = rest.len().min(PIECES);
+            match self.tcp.try_write_vectored(slices.get(..count).unwrap_or(&slices)) {
                 Ok(written) => {
-                    chunk.advance(written);
+                    chunks.advance(written);
                     return Poll::Ready(Ok(written));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready!(self.tcp.poll_write_ready(cx))?,

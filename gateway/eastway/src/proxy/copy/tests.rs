@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use eastway_identity::ca::{Ca, InitOptions};
 use eastway_identity::{IdentityStore, PeerTrust, SpiffeId, TrustStore, system_clock};
 use eastway_model::{Label, ServiceKey};
@@ -344,7 +345,7 @@ async fn p9_read_buffers_of_all_connections_together_are_bounded() {
     for _ in 0..20 {
         sleep(Duration::from_millis(5)).await;
         let read = poll_fn(|cx| reader.poll_read_large(cx, &socket, &large)).await.unwrap().unwrap();
-        bytes.push(read.chunk.len());
+        bytes.push(read.chunks.len());
         chunks.push(read);
     }
     assert!(bytes.iter().any(|bytes| *bytes > MIN_READ), "{bytes:?}");

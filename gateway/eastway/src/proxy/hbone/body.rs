@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::held::Meter;
 use super::session::SEND_BUFFER;
-use crate::proxy::copy::{CopyError, Lane, Read, Side};
+use crate::proxy::copy::{Chunks, CopyError, Lane, Read, Side};
 use crate::proxy::outbound::Client;
 
 /// Window is given back in portions of so much: many small updates are taken for a flood by Envoy 1.36. A quarter of a
@@ -183,8 +183,11 @@ impl Side for Body {
         self.incoming.release(bytes);
     }
 
-    fn poll_write(&mut self, cx: &mut Context<'_>, chunk: &mut Bytes) -> Poll<Result<usize, CopyError>> {
-        self.outgoing.poll_write(cx, chunk).map_err(CopyError::from)
+    fn poll_write(&mut self, cx: &mut Context<'_>, chunks: &mut Chunks) -> Poll<Result<usize, CopyError>> {
+        match chunks.rest().first_mut() {
+            Some(chunk) => self.outgoing.poll_write(cx, chunk).map_err(CopyError::from),
+            None => Poll::Ready(Ok(0)),
+        }
     }
 
     /// END_STREAM. It goes with a frame of its own, and so behind all that was sent.

@@ -15,7 +15,7 @@ pub(super) mod lb;
 use std::sync::Arc;
 
 use aws_lc_rs::hmac;
-use quinn::{ConnectionId, ConnectionIdGenerator};
+use quinn_proto::{ConnectionId, ConnectionIdGenerator};
 
 use self::lb::{MAX_ID, QuicLb};
 use crate::config::ReplicaId;

@@ -1,18 +1,20 @@
 //! QUIC's settings. Every one that a peer could profit from is set here, with the reason.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::{hkdf, hmac};
-use quinn::congestion::CubicConfig;
-use quinn::{
+use quinn_proto::congestion::CubicConfig;
+use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn_proto::{
     ClientConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, NoneTokenStore, ServerConfig, TransportConfig,
     ValidationTokenConfig, VarInt,
 };
-use quinn_proto::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 
 use super::QuicError;
 use super::cid::{ConnectionIdKey, KeyedConnectionIds};
+use super::congestion::{ByPath, Lossy};
 use super::floor::Floored;
 use crate::config::TunnelConfig;
 use crate::replicas::network::Network;
@@ -22,9 +24,10 @@ use crate::transport::Side;
 const QUIC_V1: u32 = 1;
 /// Payload that every path carries (RFC 9000 §14).
 const MIN_DATAGRAM: u16 = 1_200;
-/// Most payload for which ten segments still fit in one system call; above it sends fail in silence and
-/// black-hole detection throttles the link.
-const MAX_DATAGRAM: u16 = 6_500;
+/// What an interface for frames of 9,000 bytes takes over IPv6. A train has as many as fit one system call.
+const MAX_DATAGRAM: u16 = 8_952;
+/// The same for frames of 1,500 bytes: where the interface does not say.
+const USUAL_DATAGRAM: u16 = 1_452;
 /// First congestion window, in datagrams: RFC 6928's ten are made for strangers; a link joins two gateways
 /// that paid for their network.
 const INITIAL_WINDOW: u64 = 32 * MIN_DATAGRAM as u64;
@@ -57,13 +60,23 @@ pub(super) fn endpoint(config: &TunnelConfig, network: Option<&Arc<Network>>) ->
     Ok(endpoint)
 }
 
-pub(super) fn transport(config: &TunnelConfig, side: Side) -> Result<TransportConfig, QuicError> {
+/// The way to a peer, as far as it is known before anything was sent on it.
+pub(super) struct Way {
+    pub(super) remote: IpAddr,
+    /// The most that the interface takes in one packet.
+    pub(super) datagram: Option<u16>,
+    pub(super) lossy: Arc<Lossy>,
+}
+
+pub(super) fn transport(config: &TunnelConfig, side: Side, way: Way) -> Result<TransportConfig, QuicError> {
     let (limits, timing) = (&config.limits, &config.timing);
     let idle = IdleTimeout::try_from(timing.idle).map_err(|_| QuicError::OutOfRange)?;
     let mut congestion = CubicConfig::default();
     congestion.initial_window(INITIAL_WINDOW);
     let mut discovery = MtuDiscoveryConfig::default();
-    discovery.upper_bound(limits.max_datagram.clamp(MIN_DATAGRAM, MAX_DATAGRAM));
+    let most = limits.max_datagram.clamp(MIN_DATAGRAM, MAX_DATAGRAM);
+    discovery.upper_bound(way.datagram.unwrap_or(USUAL_DATAGRAM).clamp(MIN_DATAGRAM, most));
+    let congestion = ByPath { cubic: Arc::new(congestion), lossy: way.lossy, remote: way.remote };
     let mut transport = TransportConfig::default();
     transport
         .max_idle_timeout(Some(idle))
@@ -102,7 +115,6 @@ pub(super) fn server(config: &TunnelConfig, tls: Arc<rustls::ServerConfig>) -> R
     let limits = &config.limits;
     let mut server = ServerConfig::new(Arc::new(crypto), Arc::new(token_key));
     server
-        .transport_config(Arc::new(transport(config, Side::Acceptor)?))
         .validation_token_config(validation)
         .retry_token_lifetime(RETRY_TOKEN_LIFETIME)
         // A NAT that rebinds must not cost the link (fault F10).
@@ -113,11 +125,15 @@ pub(super) fn server(config: &TunnelConfig, tls: Arc<rustls::ServerConfig>) -> R
     Ok(server)
 }
 
-pub(super) fn client(config: &TunnelConfig, tls: Arc<rustls::ClientConfig>) -> Result<ClientConfig, QuicError> {
+pub(super) fn client(
+    config: &TunnelConfig,
+    tls: Arc<rustls::ClientConfig>,
+    way: Way,
+) -> Result<ClientConfig, QuicError> {
     let crypto = QuicClientConfig::try_from(tls).map_err(|_| QuicError::InitialSuite)?;
     let crypto = Floored { inner: Arc::new(crypto), idle: config.timing.idle_floor };
     let mut client = ClientConfig::new(Arc::new(crypto));
-    let transport = Arc::new(transport(config, Side::Dialler)?);
+    let transport = Arc::new(transport(config, Side::Dialler, way)?);
     client.transport_config(transport).token_store(Arc::new(NoneTokenStore)).version(QUIC_V1);
     Ok(client)
 }

@@ -10,10 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use quinn::ConnectionStats;
+use quinn_proto::ConnectionStats;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
+use super::drive::Conn;
+use super::inlets;
 use super::socket;
+use super::udp::Udp;
 
 /// Between two looks at what was acknowledged.
 const LOOK: Duration = Duration::from_millis(125);
@@ -24,35 +28,60 @@ const PATIENCE: Duration = Duration::from_millis(625);
 /// The same in round trips, for long paths.
 const ROUND_TRIPS: u32 = 3;
 
-/// Moves `connection`, the only one of `endpoint`, to another port as often as it falls silent, until it ends. It is given
-/// up by the idle timeout as ever: moving does not put that off, only packets that come do. Counts in `hops`.
-pub(super) async fn watch(
-    endpoint: quinn::Endpoint,
-    connection: quinn::Connection,
-    buffer: usize,
-    hops: Arc<AtomicU64>,
-) {
-    let remote = connection.remote_address();
+/// Moves `conn`, the only one of its port, to another one as often as it falls silent, until it ends. It is given up by
+/// the idle timeout as ever: moving does not put that off, only packets that come do. Counts in `hops`. To be spawned at
+/// the home of the link.
+pub(super) async fn watch(conn: Arc<Conn>, mut readers: Readers, buffer: usize, hops: Arc<AtomicU64>) {
+    let remote = conn.remote_address();
     let mut silence = Silence::default();
     let mut looks = tokio::time::interval(LOOK);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = connection.closed() => return,
+            _ = conn.closed() => break,
             _ = looks.tick() => {}
         }
-        let stats = connection.stats();
+        let stats = conn.stats();
         let patience = PATIENCE.max(stats.path.rtt * ROUND_TRIPS);
         if !silence.is_over(patience, Exchanged::of(&stats), Instant::now()) {
             continue;
         }
-        match socket::for_dial(remote, buffer).and_then(|socket| endpoint.rebind(socket)) {
-            Ok(()) => {
+        match socket::for_dial(remote, buffer).and_then(|socket| Udp::new(socket, &conn.home)) {
+            Ok(socket) => {
+                readers.read(&conn, Arc::new(socket));
+                conn.change(quinn_proto::Connection::local_address_changed);
                 hops.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(%remote, ?patience, "Nothing came back; the link goes on from another port");
             }
             Err(error) => tracing::debug!(%remote, %error, "The link cannot change its port"),
         }
+    }
+    // What the other side says to its end still has to be heard.
+    conn.port.dead.cancelled().await;
+}
+
+/// Reads the socket of a port that a link was dialled from, and the one before it: packets may still come there.
+pub(super) struct Readers {
+    former: CancellationToken,
+    current: CancellationToken,
+}
+
+impl Readers {
+    /// With the port's first socket.
+    pub(super) fn new(conn: &Conn) -> Self {
+        let mut readers = Self { former: CancellationToken::new(), current: CancellationToken::new() };
+        readers.read(conn, conn.port.socket());
+        readers
+    }
+
+    fn read(&mut self, conn: &Conn, socket: Arc<Udp>) {
+        let former = std::mem::replace(&mut self.current, conn.port.dead.child_token());
+        std::mem::replace(&mut self.former, former).cancel();
+        conn.port.set_socket(Arc::clone(&socket));
+        let (port, until) = (Arc::clone(&conn.port), self.current.clone());
+        conn.spawn(async move {
+            until.run_until_cancelled(inlets::read(&port, &socket)).await;
+        });
     }
 }
 

@@ -1,203 +1,234 @@
-//! A queue of its own for each link that was taken, beside the one where strangers knock.
+//! Further QUIC connections of a link, its lanes: one connection keeps one core busy, so a link has as many as this side
+//! has threads for it.
 //!
-//! The listening socket has one queue. Whoever floods its port fills it, and what does not fit is lost, packets of links
-//! among it. Linux gives a packet to the socket that is connected to its sender, if there is one: so each link that was
-//! taken gets such a socket on the same port. All of them are read as one; what they lose is their own. Of what strangers
-//! send, only so much is read as [`strangers`] says.
+//! The side that dialled the link dials its lanes, too. A lane says so by its protocol (ALPN), and its first stream shows
+//! keying material of the link's first connection, which nobody else has; the other side judges its certificate like any,
+//! and the peer must be the same. Streams are dealt to the lane that has the fewest. A lane that ends takes its streams
+//! with it and is dialled again; the end of the first connection is the end of all.
 //!
-//! Here, too, IPv4 addresses that a socket for both families tells as IPv6 ones are shown as what they are, because quinn
-//! keeps what it knows of a path, when a NAT rebinds it, only for those it sees as IPv4: see [`config`](super::config).
+//! Who does not know lanes chooses the link's own protocol, as ever, and gets none.
 
-mod strangers;
-
-use std::fmt;
-use std::io::{self, IoSliceMut};
-use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, ready};
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use futures_util::task::AtomicWaker;
-use quinn::udp::{RecvMeta, Transmit};
-use quinn::{AsyncUdpSocket, Runtime, UdpPoller};
+use arc_swap::{ArcSwap, Guard};
+use bytes::Bytes;
+use eastway_identity::tls;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
 
-use super::socket;
-use crate::replicas::paths::is_path;
-use strangers::Strangers;
+use super::Shared;
+use super::connection::{Held, QuicConnection};
+use super::drive::Conn;
+use super::handshake::{self, Failure};
+use super::stream::halves;
+use crate::code::CloseCode;
+use crate::transport::{Connection as _, Halves};
 
-/// Between two looks at whether a link's other end has moved.
-const LOOK: Duration = Duration::from_secs(1);
+/// Protocol of a link whose sides know lanes (ALPN).
+pub(super) const LINK: &[u8] = b"eastway/1+lanes";
+/// Protocol of a lane (ALPN).
+pub(super) const LANE: &[u8] = b"eastway/1+lane";
+/// What a lane shows (RFC 5705).
+const LABEL: &[u8] = b"EXPORTER-eastway-lane";
+/// What the other side answers to it.
+const JOINED: u8 = 1;
+/// Most of a link.
+const MOST: usize = 8;
+/// Pause before a lane that ended, or did not come about, is dialled again; doubles up to the second of these.
+const REDIAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// The listening socket with those of links.
-pub(super) struct Lanes {
-    main: Arc<dyn AsyncUdpSocket>,
-    strangers: Strangers,
-    /// For both families, or for IPv6 alone.
-    ipv6: bool,
-    own: ArcSwap<Vec<Arc<dyn AsyncUdpSocket>>>,
-    /// Which is read first.
-    turn: AtomicUsize,
-    reader: AtomicWaker,
+/// Bytes of what a lane shows.
+const KEY: usize = 32;
+/// Streams of the other side that may wait to be taken over.
+const OPENED: usize = 16;
+
+/// Links that lanes may join.
+#[derive(Default)]
+pub(super) struct Joinable {
+    links: Mutex<HashMap<[u8; KEY], Weak<QuicConnection>>>,
 }
 
-/// One link's socket. Dropping it gives its packets back to the listening one.
-struct Lane {
-    lanes: Arc<Lanes>,
-    socket: Arc<dyn AsyncUdpSocket>,
-    remote: SocketAddr,
+impl Joinable {
+    pub(super) fn add(&self, link: &Arc<QuicConnection>) {
+        let Ok(key) = link.export(LABEL) else { return };
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        links.retain(|_, link| link.strong_count() > 0);
+        links.insert(key, Arc::downgrade(link));
+    }
+
+    fn find(&self, key: &[u8]) -> Option<Arc<QuicConnection>> {
+        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        links.get(key).and_then(Weak::upgrade)
+    }
+}
+
+/// The lanes of a link beside its first connection.
+pub(super) struct Lanes {
+    others: ArcSwap<Vec<Arc<Conn>>>,
+    /// Streams that the other side opened on them.
+    opened: mpsc::Sender<Halves>,
+    accepted: tokio::sync::Mutex<mpsc::Receiver<Halves>>,
 }
 
 impl Lanes {
-    pub(super) fn new(main: Arc<dyn AsyncUdpSocket>) -> io::Result<Arc<Self>> {
-        let ipv6 = main.local_addr()?.is_ipv6();
-        let (own, turn, reader) = (ArcSwap::default(), AtomicUsize::new(0), AtomicWaker::new());
-        Ok(Arc::new(Self { main, strangers: Strangers::new(), ipv6, own, turn, reader }))
+    pub(super) fn new() -> Self {
+        let (opened, accepted) = mpsc::channel(OPENED);
+        Self { others: ArcSwap::default(), opened, accepted: tokio::sync::Mutex::new(accepted) }
     }
 
-    /// Keeps a lane for `connection`, wherever its other end moves, until it is closed. What cannot have one goes on by
-    /// the listening socket.
-    pub(super) async fn keep(self: Arc<Self>, connection: quinn::Connection, runtime: Arc<dyn Runtime>, buffer: usize) {
-        let mut looks = tokio::time::interval(LOOK);
-        let mut lane: Option<Lane> = None;
-        loop {
-            tokio::select! {
-                _ = connection.closed() => return,
-                _ = looks.tick() => {}
-            }
-            let remote = connection.remote_address();
-            if lane.as_ref().is_some_and(|lane| lane.remote == remote) {
-                continue;
-            }
-            drop(lane.take());
-            // By way of another replica: there is no such sender.
-            if is_path(&remote) {
-                continue;
-            }
-            let opened = self.open(connection.local_ip(), remote, &*runtime, buffer);
-            lane =
-                opened.inspect_err(|error| tracing::debug!(%remote, %error, "The link has no socket of its own")).ok();
+    /// All but the first.
+    pub(super) fn others(&self) -> Guard<Arc<Vec<Arc<Conn>>>> {
+        self.others.load()
+    }
+
+    /// The lane for the next stream: the one with the fewest, and among equals the one of the thread that asks.
+    pub(super) fn pick(&self, first: &Arc<Conn>) -> Arc<Conn> {
+        let others = self.others.load();
+        if others.is_empty() {
+            return Arc::clone(first);
         }
+        let here = Handle::try_current().map(|handle| handle.id()).ok();
+        let least = others.iter().chain([first]).map(|lane| lane.load()).min().unwrap_or_default();
+        // What is here costs no other thread's time, which is worth some difference.
+        let is_here = |lane: &&Arc<Conn>| Some(lane.home.id()) == here && lane.load() <= least + least / 4 + 1;
+        let near = others.iter().chain([first]).find(is_here);
+        let lane = near.or_else(|| std::iter::once(first).chain(others.iter()).min_by_key(|lane| lane.load()));
+        Arc::clone(lane.unwrap_or(first))
     }
 
-    fn open(
-        self: &Arc<Self>,
-        local: Option<IpAddr>,
-        remote: SocketAddr,
-        runtime: &dyn Runtime,
-        buffer: usize,
-    ) -> io::Result<Lane> {
-        let listening = self.main.local_addr()?;
-        let local = self.inward(SocketAddr::new(local.unwrap_or(listening.ip()), listening.port()));
-        let socket = socket::connected(local, self.inward(remote), buffer)?;
-        let socket = runtime.wrap_udp_socket(socket)?;
-        self.own.rcu(|own| own.iter().chain([&socket]).cloned().collect::<Vec<_>>());
-        self.reader.wake();
-        Ok(Lane { lanes: Arc::clone(self), socket, remote })
+    /// The next stream of the other side on any of them.
+    pub(super) async fn accept(&self) -> Option<Halves> {
+        self.accepted.lock().await.recv().await
     }
 
-    /// Reads the listening socket, while there is room for strangers.
-    fn poll_strangers(
-        &self,
-        cx: &mut Context<'_>,
-        bufs: &mut [IoSliceMut<'_>],
-        meta: &mut [RecvMeta],
-    ) -> Poll<io::Result<usize>> {
-        ready!(self.strangers.poll_ready(cx));
-        let received = ready!(self.main.poll_recv(cx, bufs, meta));
-        if let Some(meta) = received.as_ref().ok().and_then(|count| meta.get(..*count)) {
-            self.strangers.read(bufs, meta);
-        }
-        Poll::Ready(received)
+    /// `false`: there are enough.
+    pub(super) fn add(&self, lane: &Arc<Conn>) -> bool {
+        let mut added = false;
+        self.others.rcu(|others| {
+            added = others.len() + 1 < MOST;
+            if added { others.iter().chain([lane]).cloned().collect() } else { Vec::clone(others) }
+        });
+        added
     }
 
-    /// `address` as the sockets have it.
-    fn inward(&self, address: SocketAddr) -> SocketAddr {
-        match address {
-            SocketAddr::V4(v4) if self.ipv6 => SocketAddr::new(v4.ip().to_ipv6_mapped().into(), v4.port()),
-            SocketAddr::V4(_) | SocketAddr::V6(_) => address,
-        }
+    pub(super) fn remove(&self, lane: &Arc<Conn>) {
+        self.others.rcu(|others| others.iter().filter(|other| !Arc::ptr_eq(other, lane)).cloned().collect::<Vec<_>>());
     }
 }
 
-/// `address` as it is shown.
-fn outward(address: SocketAddr) -> SocketAddr {
-    let SocketAddr::V6(v6) = address else { return address };
-    v6.ip().to_ipv4_mapped().map_or(address, |ip| SocketAddr::new(ip.into(), v6.port()))
+/// Takes a connection as a lane of a link, if it shows that it is one of it, and serves it until its end.
+pub(super) async fn join(shared: &Shared, lane: Held, peer: &str) -> Result<impl Future<Output = ()> + use<>, Failure> {
+    let refuse = |why: &'static str| {
+        lane.0.close(CloseCode::Protocol, why);
+        Failure::Lane(why)
+    };
+    let shown = timeout(shared.config.timing.handshake, shown(&lane.0)).await;
+    let (key, (mut send, _recv)) = shown.ok().flatten().ok_or_else(|| refuse("it shows nothing"))?;
+    let link = shared.joinable.find(&key).ok_or_else(|| refuse("its link is not here"))?;
+    if **link.peer() != *peer {
+        return Err(refuse("its link is somebody else's"));
+    }
+    if !link.add_lane(&lane.0) {
+        return Err(refuse("its link has enough"));
+    }
+    let mut answer = [Bytes::from_static(&[JOINED])];
+    let written = poll_fn(|cx| send.poll_write(cx, &mut answer)).await;
+    written.map_err(|_| refuse("it ended at once"))?;
+    send.finish();
+    Ok(serve(Arc::downgrade(&link), Arc::clone(link.first()), lane))
 }
 
-impl Drop for Lane {
-    fn drop(&mut self) {
-        let others = |own: &Arc<Vec<Arc<dyn AsyncUdpSocket>>>| {
-            own.iter().filter(|socket| !Arc::ptr_eq(socket, &self.socket)).cloned().collect::<Vec<_>>()
+/// What the first stream of a lane begins with, and the stream.
+async fn shown(lane: &Arc<Conn>) -> Option<(Vec<u8>, Halves)> {
+    let id = lane.accept().await.ok()?;
+    let (send, mut recv) = halves(lane, id);
+    let mut key = Vec::with_capacity(KEY);
+    while key.len() < KEY {
+        let part = poll_fn(|cx| recv.poll_read(cx, KEY - key.len())).await.ok()??;
+        key.extend_from_slice(&part);
+    }
+    Some((key, (send, recv)))
+}
+
+/// Gives the link what comes on a lane, until the lane or the link ends.
+async fn serve(link: Weak<QuicConnection>, first: Arc<Conn>, lane: Held) {
+    let opened = link.upgrade().map(|link| link.lanes().opened.clone());
+    while let Some(opened) = &opened {
+        let id = tokio::select! {
+            _ = first.closed() => {
+                lane.0.close(CloseCode::Done, "the link has ended");
+                break;
+            }
+            id = lane.0.accept() => id,
         };
-        self.lanes.own.rcu(others);
-    }
-}
-
-impl AsyncUdpSocket for Lanes {
-    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Arc::clone(&self.main).create_io_poller()
-    }
-
-    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let Transmit { ecn, contents, segment_size, src_ip, .. } = *transmit;
-        self.main.try_send(&Transmit {
-            destination: self.inward(transmit.destination),
-            ecn,
-            contents,
-            segment_size,
-            src_ip,
-        })
-    }
-
-    fn poll_recv(
-        &self,
-        cx: &mut Context<'_>,
-        bufs: &mut [IoSliceMut<'_>],
-        meta: &mut [RecvMeta],
-    ) -> Poll<io::Result<usize>> {
-        self.reader.register(cx.waker());
-        let own = self.own.load();
-        // Another one is first each time: none waits for more than one batch of each other.
-        let count = own.len() + 1;
-        let first = self.turn.fetch_add(1, Ordering::Relaxed);
-        for offset in 0..count {
-            let index = first.wrapping_add(offset) % count;
-            let received = match own.get(index) {
-                Some(socket) => socket.poll_recv(cx, bufs, meta),
-                None => self.poll_strangers(cx, bufs, meta),
-            };
-            if let Poll::Ready(received) = received {
-                let filled = received.as_ref().copied().unwrap_or(0);
-                meta.iter_mut().take(filled).for_each(|meta| meta.addr = outward(meta.addr));
-                return Poll::Ready(received);
-            }
+        let Ok(id) = id else { break };
+        // Only when the link is gone is nobody there to take it.
+        if opened.send(halves(&lane.0, id)).await.is_err() {
+            break;
         }
-        Poll::Pending
     }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.main.local_addr()
-    }
-
-    fn max_transmit_segments(&self) -> usize {
-        self.main.max_transmit_segments()
-    }
-
-    fn max_receive_segments(&self) -> usize {
-        self.main.max_receive_segments()
-    }
-
-    fn may_fragment(&self) -> bool {
-        self.main.may_fragment()
+    if let Some(link) = link.upgrade() {
+        link.remove_lane(&lane.0);
     }
 }
 
-impl fmt::Debug for Lanes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lanes").field("main", &self.main).field("own", &self.own.load().len()).finish_non_exhaustive()
+/// Keeps a lane of a link that was dialled, at `home`, until the link ends.
+pub(super) async fn keep(shared: Arc<Shared>, link: Weak<QuicConnection>, home: Handle, remote: SocketAddr) {
+    let Some((first, peer)) = link.upgrade().map(|link| (Arc::clone(link.first()), Arc::clone(link.peer()))) else {
+        return;
+    };
+    let mut pause = REDIAL.0;
+    loop {
+        let dialled = async {
+            let lane = dial(&shared, &link, &home, &peer, remote).await?;
+            pause = REDIAL.0;
+            serve(Weak::clone(&link), Arc::clone(&first), lane).await;
+            Some(())
+        };
+        let ended = tokio::select! {
+            _ = first.closed() => return,
+            ended = dialled => ended,
+        };
+        tracing::debug!(%remote, joined = ended.is_some(), ?pause, "A lane of a link ended");
+        // Many links may have lost theirs at once.
+        let jittered = pause.mul_f64(0.75 + fastrand::f64() / 2.0);
+        tokio::select! {
+            _ = first.closed() => return,
+            () = tokio::time::sleep(jittered) => {}
+        }
+        pause = (pause * 2).min(REDIAL.1);
     }
+}
+
+/// Dials a lane and has it join.
+async fn dial(
+    shared: &Arc<Shared>,
+    link: &Weak<QuicConnection>,
+    home: &Handle,
+    peer: &Arc<str>,
+    remote: SocketAddr,
+) -> Option<Held> {
+    let key = link.upgrade()?.export(LABEL).ok()?;
+    let dialled = handshake::dial_as(shared, home, peer, remote, &[LANE, tls::ALPN]).await.ok()?;
+    if dialled.speaks() != LANE {
+        return None;
+    }
+    let owner = link.upgrade()?;
+    let lane = dialled.into_lane(shared, &owner);
+    drop(owner);
+    let joined = async {
+        let (mut send, mut recv) = halves(&lane.0, lane.0.open().await.ok()?);
+        let mut chunks = [Bytes::copy_from_slice(&key)];
+        poll_fn(|cx| send.poll_write(cx, &mut chunks)).await.ok()?;
+        send.finish();
+        let answer = poll_fn(|cx| recv.poll_read(cx, 1)).await.ok()??;
+        (*answer == [JOINED]).then_some(())
+    };
+    timeout(shared.config.timing.handshake, joined).await.ok().flatten()?;
+    link.upgrade()?.add_lane(&lane.0).then_some(lane)
 }

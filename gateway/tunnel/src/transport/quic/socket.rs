@@ -5,13 +5,15 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-/// Opens a socket on `address`; an unspecified IPv6 address takes IPv4 too.
+/// Opens a socket on `address`; an unspecified IPv6 address takes IPv4 too. `buffer` 0: as it comes.
 pub(super) fn bind(address: SocketAddr, buffer: usize) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     if address.is_ipv6() {
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }
-    enlarge(&socket, buffer);
+    if buffer > 0 {
+        enlarge(&socket, buffer);
+    }
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     Ok(socket.into())
@@ -46,6 +48,17 @@ pub(super) fn for_dial(remote: SocketAddr, buffer: usize) -> io::Result<UdpSocke
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
     };
     bind(any, buffer)
+}
+
+/// The largest payload that the interface towards `remote` takes in one packet; `None`: it does not say.
+pub(super) fn largest_payload(remote: SocketAddr) -> Option<u16> {
+    let socket = for_dial(remote, 0).ok()?;
+    socket.connect(remote).ok()?;
+    let (mtu, headers) = match remote {
+        SocketAddr::V4(_) => (rustix::net::sockopt::ip_mtu(&socket).ok()?, 28),
+        SocketAddr::V6(_) => (rustix::net::sockopt::ipv6_mtu(&socket).ok()?, 48),
+    };
+    u16::try_from(mtu.saturating_sub(headers).min(u32::from(u16::MAX))).ok()
 }
 
 /// Bytes that the system granted for receiving, in the measure of `net.core.rmem_max`: Linux reports twice
