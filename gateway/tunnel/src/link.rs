@@ -450,9 +450,13 @@ impl LinkShared {
     /// is closed before takes the last bytes with it.
     pub(crate) fn finished(&self, half: Box<dyn SendStream>) {
         self.unacknowledged().push(half);
+        if self.state() == LinkState::Closed {
+            self.sweep();
+        }
     }
 
-    /// Lets go of what the other side has got. Called every [`TICK`](balance::TICK).
+    /// Lets go of what the other side has got, or never will. Called every [`TICK`](balance::TICK), and when the link is
+    /// gone: nobody else looks then.
     pub(crate) fn sweep(&self) {
         let mut cx = Context::from_waker(Waker::noop());
         let mut halves = self.unacknowledged();

@@ -263,6 +263,7 @@ impl Driver {
             }
         };
         self.shared.set_state(LinkState::Closed);
+        self.shared.sweep();
         self.shared.counters().link_closed(&reason);
         let id = self.shared.identity.id;
         // Only when the manager is gone does nobody listen.

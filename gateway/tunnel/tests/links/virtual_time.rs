@@ -263,6 +263,24 @@ async fn bytes_of_a_link_that_is_gone_stay_counted() {
 }
 
 /// I13: "up" is never said of a peer without a link, not even by a gateway on its way out.
+/// What was said last on it may never be acknowledged.
+#[tokio::test(start_paused = true)]
+async fn f3_a_link_that_dies_while_it_drains_holds_nothing_up() {
+    let (a, b) = pair();
+    let network = network();
+    let (left, right) = (a.gateway_in(&network, address(1)), b.gateway_in(&network, address(2)));
+    linked(&left, &right).await;
+    let mut stream = left.links_to("b")[0].open(&header("count")).await.unwrap();
+    stream.accepted().await.unwrap();
+    network.cut(address(1), address(2));
+    stream.send.write(Bytes::from_static(b"the last")).await.unwrap();
+    stream.send.finish();
+    drop(stream);
+    let start = Instant::now();
+    left.tunnel.drain(Duration::from_secs(30)).await;
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+}
+
 #[tokio::test(start_paused = true)]
 async fn i13_a_closed_tunnel_shows_no_peer_as_up() {
     let (a, b) = pair();
