@@ -135,7 +135,7 @@ impl Default for TunnelLimits {
         Self {
             streams_per_peer: 65_536,
             initial_streams: 1_000,
-            stream_window: 2 << 20,
+            stream_window: 4 << 20,
             link_window: 32 << 20,
             link_window_max: 128 << 20,
             total_window: 512 << 20,

@@ -109,8 +109,14 @@ async fn accept(
         }
         Err(failure) => Err(failure),
     };
-    if let Err(failure) = result {
-        shared.refuse(&failure, remote);
+    match result {
+        // A balancer leads it to another replica than its link: nobody has done anything wrong.
+        Err(failure @ Failure::Lane(_)) => {
+            shared.failures.count(failure.label());
+            tracing::debug!(%remote, %failure, "Refused a lane");
+        }
+        Err(failure) => shared.refuse(&failure, remote),
+        Ok(_serving) => {}
     }
 }
 
