@@ -1,5 +1,5 @@
 //! Links inside one process, for tests in virtual time: the same identities, verifiers and semantics as over
-//! a network, a delay, and partitions; no packets, and no loss but of datagrams.
+//! a network, a delay, windows, and partitions; no packets, and no loss but of datagrams.
 //!
 //! Time is tokio's, so that a test that pauses it runs days of link life in a moment.
 
@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use self::datagrams::{Datagrams, Weather};
-use self::pipe::{Pipe, PipeEnd};
+use self::pipe::{Credit, Pipe, PipeEnd};
 use super::{
     BoxFuture, CloseReason, Connection, DatagramRefused, DialError, Established, ExporterError, Halves, Lost,
     PathStats, Side, Transport, TransportKind,
@@ -41,6 +41,8 @@ struct Network {
     delay: Duration,
     /// Silence after which an end gives up.
     idle: Duration,
+    /// Unread bytes that an end of a connection may hold at first.
+    window: u64,
     hosts: Mutex<HashMap<SocketAddr, Arc<Host>>>,
     /// Pairs of hosts that do not reach each other, each pair both ways round.
     cuts: watch::Sender<HashSet<(SocketAddr, SocketAddr)>>,
@@ -61,9 +63,17 @@ impl MemoryNetwork {
     /// A network where every packet takes `delay`, and an end that hears nothing for `idle` gives up.
     #[must_use]
     pub fn new(delay: Duration, idle: Duration) -> Self {
+        Self::with_window(delay, idle, u64::MAX)
+    }
+
+    /// As [`MemoryNetwork::new`], where an end holds at most `window` unread bytes, all streams of a connection together,
+    /// until it [says otherwise](Connection::set_receive_window). Have it the `link_window` of the tunnels' limits.
+    #[must_use]
+    pub fn with_window(delay: Duration, idle: Duration, window: u64) -> Self {
         let inner = Network {
             delay,
             idle,
+            window,
             hosts: Mutex::default(),
             cuts: watch::Sender::default(),
             connections: Mutex::default(),
@@ -218,8 +228,9 @@ async fn dial(
         ended: watch::Sender::default(),
         pipes: Mutex::default(),
         datagrams: Default::default(),
+        credits: [Credit::new(network.window), Credit::new(network.window)],
     });
-    lock(&network.connections).push(Arc::downgrade(&shared));
+    remember(&network.connections, &shared);
     tokio::spawn(watch_silence(Arc::downgrade(&shared), Arc::clone(&network)));
     let dialled_from = SocketAddr::new(address.ip(), port);
     let mut ends = receivers.into_iter().zip([(Side::Dialler, remote), (Side::Acceptor, dialled_from)]).map(
@@ -272,6 +283,8 @@ struct Shared {
     pipes: Mutex<Vec<Weak<Mutex<Pipe>>>>,
     /// From the dialler, and from the acceptor.
     datagrams: [Datagrams; 2],
+    /// What the dialler and the acceptor may leave unread.
+    credits: [Arc<Credit>; 2],
 }
 
 impl Shared {
@@ -303,9 +316,17 @@ impl Shared {
         }
     }
 
-    fn pipe(&self) -> Arc<Mutex<Pipe>> {
-        let pipe = Arc::new(Mutex::new(Pipe::default()));
-        lock(&self.pipes).push(Arc::downgrade(&pipe));
+    fn credit(&self, reader: Side) -> &Arc<Credit> {
+        let [dialler, acceptor] = &self.credits;
+        match reader {
+            Side::Dialler => dialler,
+            Side::Acceptor => acceptor,
+        }
+    }
+
+    fn pipe(&self, reader: Side) -> Arc<Mutex<Pipe>> {
+        let pipe = Arc::new(Mutex::new(Pipe::new(Arc::clone(self.credit(reader)))));
+        remember(&self.pipes, &pipe);
         pipe
     }
 }
@@ -344,7 +365,8 @@ impl Connection for MemoryConnection {
 
     fn open(&self) -> BoxFuture<'_, Result<Halves, Lost>> {
         Box::pin(async {
-            let (there, back) = (self.shared.pipe(), self.shared.pipe());
+            let other = if self.is_dialler() { Side::Acceptor } else { Side::Dialler };
+            let (there, back) = (self.shared.pipe(other), self.shared.pipe(self.side));
             let end = |pipe: &Arc<Mutex<Pipe>>| PipeEnd::new(Arc::clone(pipe), Arc::clone(&self.shared));
             let ours: Halves = (Box::new(end(&there)), Box::new(end(&back)));
             let theirs: Halves = (Box::new(end(&back)), Box::new(end(&there)));
@@ -425,11 +447,22 @@ impl Connection for MemoryConnection {
         PathStats { rtt: self.shared.network.delay * 2, dropped_datagrams, ..PathStats::default() }
     }
 
-    fn set_receive_window(&self, _bytes: u64) {}
+    fn set_receive_window(&self, bytes: u64) {
+        self.shared.credit(self.side).set_window(bytes);
+    }
 
     fn set_send_window(&self, _bytes: u64) {}
 
     fn set_max_streams(&self, _streams: u32) {}
+}
+
+/// Adds to a list of what may be gone; before the list grows it is cleared of that.
+fn remember<T>(list: &Mutex<Vec<Weak<T>>>, new: &Arc<T>) {
+    let mut list = lock(list);
+    if list.len() == list.capacity() {
+        list.retain(|one| one.strong_count() > 0);
+    }
+    list.push(Arc::downgrade(new));
 }
 
 /// Nothing panics while one of these locks is held.

@@ -1,8 +1,9 @@
 //! One direction of a stream in memory.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker, ready};
 
@@ -15,12 +16,91 @@ use crate::transport::{RecvStream, SendStream, StreamError};
 
 /// Unread bytes that a direction may hold.
 const WINDOW: usize = 256 << 10;
+/// Bytes of one turn, while others wait for theirs.
+const TURN: usize = 4 << 10;
+
+/// What one end of a connection may leave unread, all of its streams together, and what it does. Streams that want more
+/// than there is get it in turns, as packets do.
+pub(super) struct Credit {
+    window: AtomicU64,
+    held: AtomicU64,
+    waiting: Mutex<Waiting>,
+}
+
+/// Writers that wait for their turn.
+#[derive(Default)]
+struct Waiting {
+    tickets: u64,
+    queue: BTreeMap<u64, Waker>,
+}
+
+impl Credit {
+    pub(super) fn new(window: u64) -> Arc<Self> {
+        Arc::new(Self { window: AtomicU64::new(window), held: AtomicU64::new(0), waiting: Mutex::default() })
+    }
+
+    pub(super) fn set_window(&self, window: u64) {
+        self.window.store(window, Ordering::Relaxed);
+        self.call(&lock(&self.waiting));
+    }
+
+    fn room(&self) -> usize {
+        let room = self.window.load(Ordering::Relaxed).saturating_sub(self.held.load(Ordering::Relaxed));
+        usize::try_from(room).unwrap_or(usize::MAX)
+    }
+
+    /// Whose turn it is looks again if there is room.
+    fn call(&self, waiting: &Waiting) {
+        if self.room() > 0 {
+            waiting.queue.first_key_value().into_iter().for_each(|(_, waker)| waker.wake_by_ref());
+        }
+    }
+
+    /// Takes up to `wanted`; 0: not yet, and `ticket` is its place in the queue.
+    fn take(&self, ticket: &mut Option<u64>, wanted: usize, cx: &Context<'_>) -> usize {
+        let mut waiting = lock(&self.waiting);
+        let room = self.room();
+        let turn = waiting.queue.first_key_value().is_none_or(|(first, _)| Some(*first) == *ticket);
+        if !turn || room == 0 {
+            let tickets = &mut waiting.tickets;
+            let place = *ticket.get_or_insert_with(|| {
+                *tickets += 1;
+                *tickets
+            });
+            waiting.queue.insert(place, cx.waker().clone());
+            return 0;
+        }
+        ticket.take().and_then(|ticket| waiting.queue.remove(&ticket));
+        let most = if waiting.queue.is_empty() { usize::MAX } else { TURN };
+        let taken = wanted.min(room).min(most);
+        self.held.fetch_add(taken as u64, Ordering::Relaxed);
+        self.call(&waiting);
+        taken
+    }
+
+    fn give(&self, bytes: usize) {
+        self.held.fetch_sub(bytes as u64, Ordering::Relaxed);
+        self.call(&lock(&self.waiting));
+    }
+
+    /// Gives a place in the queue up. Whoever had it may queue again.
+    fn leave(&self, ticket: &mut Option<u64>) {
+        let Some(ticket) = ticket.take() else { return };
+        let mut waiting = lock(&self.waiting);
+        waiting.queue.remove(&ticket).into_iter().for_each(Waker::wake);
+        self.call(&waiting);
+    }
+}
 
 /// What is on its way. Each item carries the time when it arrives.
-#[derive(Default)]
 pub(super) struct Pipe {
+    credit: Arc<Credit>,
+    /// The writer's place in the queue for it.
+    ticket: Option<u64>,
     chunks: VecDeque<(Instant, Bytes)>,
     bytes: usize,
+    /// How many of them the credit pays for: none that nobody will read.
+    charged: usize,
     finished: Option<Instant>,
     reset: Option<(Instant, ResetCode)>,
     stopped: Option<(Instant, ResetCode)>,
@@ -30,6 +110,45 @@ pub(super) struct Pipe {
 }
 
 impl Pipe {
+    /// `credit`: of who reads it.
+    pub(super) fn new(credit: Arc<Credit>) -> Self {
+        Self {
+            credit,
+            ticket: None,
+            chunks: VecDeque::new(),
+            bytes: 0,
+            charged: 0,
+            finished: None,
+            reset: None,
+            stopped: None,
+            drained: false,
+            wakers: Vec::new(),
+        }
+    }
+
+    /// Nobody will read what is unread.
+    fn discard(&mut self) {
+        self.chunks.clear();
+        self.bytes = 0;
+        self.credit.give(std::mem::take(&mut self.charged));
+    }
+
+    /// Room for up to so many bytes, 0 if there is none yet.
+    fn take(&mut self, wanted: usize, cx: &Context<'_>) -> usize {
+        if self.stopped.is_some() {
+            self.bytes += wanted;
+            return wanted;
+        }
+        let taken = self.credit.take(&mut self.ticket, wanted, cx);
+        (self.bytes, self.charged) = (self.bytes + taken, self.charged + taken);
+        taken
+    }
+
+    /// Nobody writes at the moment.
+    fn leave(&mut self) {
+        self.credit.leave(&mut self.ticket);
+    }
+
     pub(super) fn wake(&mut self) {
         self.wakers.drain(..).for_each(Waker::wake);
     }
@@ -38,6 +157,12 @@ impl Pipe {
         if !self.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
             self.wakers.push(cx.waker().clone());
         }
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        self.discard();
     }
 }
 
@@ -79,6 +204,12 @@ impl PipeEnd {
     }
 }
 
+impl Drop for PipeEnd {
+    fn drop(&mut self) {
+        lock(&self.pipe).leave();
+    }
+}
+
 impl SendStream for PipeEnd {
     fn poll_write(&mut self, cx: &mut Context<'_>, chunks: &mut [Bytes]) -> Poll<Result<usize, StreamError>> {
         if self.connection.is_ended() {
@@ -88,24 +219,28 @@ impl SendStream for PipeEnd {
         if let Some((at, code)) = stopped
             && self.poll_arrival(at, cx).is_ready()
         {
+            lock(&self.pipe).leave();
             return Poll::Ready(Err(StreamError::Reset(code)));
         }
         let arrives = self.arrives();
         let mut pipe = lock(&self.pipe);
         if pipe.finished.is_some() || pipe.reset.is_some() {
+            pipe.leave();
             return Poll::Ready(Err(StreamError::Closed));
         }
-        let mut written = 0;
-        for chunk in chunks {
-            let part = chunk.split_to(chunk.len().min(WINDOW.saturating_sub(pipe.bytes)));
-            if !part.is_empty() {
-                (written, pipe.bytes) = (written + part.len(), pipe.bytes + part.len());
+        let wanted = chunks.iter().map(Bytes::len).sum::<usize>().min(WINDOW.saturating_sub(pipe.bytes));
+        let granted = if wanted > 0 { pipe.take(wanted, cx) } else { 0 };
+        let (mut left, unread) = (granted, pipe.stopped.is_none());
+        for chunk in chunks.iter_mut().filter(|chunk| !chunk.is_empty()) {
+            let part = chunk.split_to(chunk.len().min(left));
+            left -= part.len();
+            if !part.is_empty() && unread {
                 pipe.chunks.push_back((arrives, part));
             }
         }
-        if written > 0 {
+        if granted > 0 {
             pipe.wake();
-            return Poll::Ready(Ok(written));
+            return Poll::Ready(Ok(granted));
         }
         drop(pipe);
         self.wait(cx)
@@ -149,6 +284,7 @@ impl RecvStream for PipeEnd {
         if let Some((at, code)) = reset
             && self.poll_arrival(at, cx).is_ready()
         {
+            lock(&self.pipe).discard();
             return Poll::Ready(Err(StreamError::Reset(code)));
         }
         let Some(at) = first.or(finished) else { return self.wait(cx) };
@@ -161,7 +297,9 @@ impl RecvStream for PipeEnd {
         if pipe.chunks.front().is_some_and(|(_, rest)| rest.is_empty()) {
             pipe.chunks.pop_front();
         }
-        pipe.bytes -= chunk.as_ref().map_or(0, Bytes::len);
+        let length = chunk.as_ref().map_or(0, Bytes::len);
+        (pipe.bytes, pipe.charged) = (pipe.bytes - length, pipe.charged - length);
+        pipe.credit.give(length);
         pipe.drained |= chunk.is_none();
         pipe.wake();
         Poll::Ready(Ok(chunk))
@@ -188,6 +326,7 @@ impl RecvStream for PipeEnd {
         let reset = lock(&self.pipe).reset;
         if let Some((at, code)) = reset {
             ready!(self.poll_arrival(at, cx));
+            lock(&self.pipe).discard();
             return Poll::Ready(StreamError::Reset(code));
         }
         match self.wait::<()>(cx) {
@@ -200,8 +339,9 @@ impl RecvStream for PipeEnd {
         let arrives = self.arrives();
         let mut pipe = lock(&self.pipe);
         pipe.stopped.get_or_insert((arrives, code));
-        (pipe.bytes, pipe.drained) = (0, true);
-        pipe.chunks.clear();
+        pipe.drained = true;
+        pipe.leave();
+        pipe.discard();
         pipe.wake();
     }
 }
