@@ -35,7 +35,7 @@ async fn hostile_traffic_costs_a_bounded_amount_of_memory() {
 
 /// If set: for so many seconds Initials come as fast as this machine sends them. What the listening socket's queue cannot take
 /// the kernel drops; links have queues of their own, and this measures whether they keep up.
-const SECONDS: &str = "EASTWAY_FLOOD_SECONDS";
+const SECONDS: &str = "EASTWAY_TEST_FLOOD_SECONDS";
 
 /// Initials with made-up sources cost no memory and no link its streams (U1). Beyond what can be looked at they are
 /// dropped, and none is answered by more than a Retry (U2).

@@ -14,6 +14,8 @@ mod certificates;
 mod faults;
 mod hostile;
 mod lanes;
+mod many;
+mod neighbours;
 mod over;
 mod raw;
 mod refusals;

@@ -9,19 +9,19 @@ use tokio::time::Instant;
 
 use crate::support::{Cloud, Gateway, header, pair, read_all, virtual_clock};
 
-const IDLE: Duration = Duration::from_secs(4);
-const MINUTE: Duration = Duration::from_secs(60);
+pub(crate) const IDLE: Duration = Duration::from_secs(4);
+pub(crate) const MINUTE: Duration = Duration::from_secs(60);
 
-fn network() -> MemoryNetwork {
+pub(crate) fn network() -> MemoryNetwork {
     MemoryNetwork::new(Duration::from_millis(20), IDLE)
 }
 
-fn address(host: u8) -> SocketAddr {
+pub(crate) fn address(host: u8) -> SocketAddr {
     ([10, 0, 0, host], 15_443).into()
 }
 
 /// Waits in virtual time.
-async fn eventually(what: &str, mut look: impl FnMut() -> bool) -> Duration {
+pub(crate) async fn eventually(what: &str, mut look: impl FnMut() -> bool) -> Duration {
     let start = Instant::now();
     while !look() {
         assert!(start.elapsed() < MINUTE, "not within a virtual minute: {what}");
@@ -30,7 +30,7 @@ async fn eventually(what: &str, mut look: impl FnMut() -> bool) -> Duration {
     start.elapsed()
 }
 
-async fn linked(a: &Gateway, b: &Gateway) {
+pub(crate) async fn linked(a: &Gateway, b: &Gateway) {
     b.knows(&[(&a.cloud, &[])]);
     a.knows(&[(&b.cloud, &[b.tunnel.local_addr()])]);
     eventually("a link", || !a.links_to(&b.cloud).is_empty() && !b.links_to(&a.cloud).is_empty()).await;
