@@ -1,4 +1,4 @@
-//! Memory, file descriptors and CPU time of this process, read from `/proc` at each scrape.
+//! Memory, file descriptors, tasks and CPU time of this process, read at each scrape.
 
 use std::fmt;
 use std::fs;
@@ -20,6 +20,7 @@ impl Collector for Process {
             ("process_open_fds", "Open file descriptors", open_fds()),
             ("process_max_fds", "Most file descriptors that may be open", max_fds()),
             ("process_threads", "Threads", status_value("Threads:")),
+            ("eastway_tasks", "Tasks that have not ended", alive_tasks()),
         ];
         for (name, help, value) in gauges {
             let Some(value) = value else { continue };
@@ -47,6 +48,12 @@ pub fn open_fds() -> Option<u64> {
     let entries = fs::read_dir("/proc/self/fd").ok()?;
     // One of them is the directory that is being read.
     u64::try_from(entries.count()).ok().map(|count| count.saturating_sub(1))
+}
+
+/// Of the runtime that serves the scrape; `None` outside one.
+fn alive_tasks() -> Option<u64> {
+    let runtime = tokio::runtime::Handle::try_current().ok()?;
+    u64::try_from(runtime.metrics().num_alive_tasks()).ok()
 }
 
 fn max_fds() -> Option<u64> {
