@@ -1,6 +1,7 @@
 //! The gateway's settings after all checks: nothing here can be wrong any more.
 
 mod convert;
+mod memory;
 mod quic_lb;
 mod registries;
 mod sni;
@@ -378,6 +379,20 @@ pub struct Limits {
     pub connection_half_closed: Duration,
 }
 
+/// Bytes in buffers where there is memory enough.
+const BUFFER_BYTES: u64 = 256 << 20;
+/// The least that buffers may be limited to.
+const LEAST_BUFFER_BYTES: u64 = 16 << 20;
+
+impl Limits {
+    /// The defaults for a process that may use so many bytes of memory: buffers get a quarter of it for links and one for
+    /// sidecars, so that peers and clients that do not read cannot get it killed (fault F22).
+    fn within(memory: Option<u64>) -> Self {
+        let share = memory.map_or(BUFFER_BYTES, |bytes| (bytes / 4).clamp(LEAST_BUFFER_BYTES, BUFFER_BYTES));
+        Self { buffer_bytes: share, hbone_buffer_bytes: share, ..Self::default() }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -385,8 +400,8 @@ impl Default for Limits {
             endpoints_per_peer: 100_000,
             updates_per_second_per_peer: 10_000,
             streams_per_peer: 65_536,
-            buffer_bytes: 256 << 20,
-            hbone_buffer_bytes: 256 << 20,
+            buffer_bytes: BUFFER_BYTES,
+            hbone_buffer_bytes: BUFFER_BYTES,
             dns_connections: 128,
             dns_answers_per_second: 10_000,
             connection_idle: Duration::from_secs(3_600),

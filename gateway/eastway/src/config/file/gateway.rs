@@ -452,11 +452,12 @@ pub struct LimitsSection {
     /// may open. Default: 65536.
     #[serde(default)]
     pub streams_per_peer: Field<u64>,
-    /// Bytes of all links that may wait in buffers, 16MiB to 64GiB. Default: `256MiB`.
+    /// Bytes of all links that may wait in buffers, 16MiB to 64GiB. Default: a quarter of the memory that the process may
+    /// use, at most `256MiB`.
     #[serde(default)]
     pub buffer_bytes: Field<Text>,
     /// Bytes that tunnels of sidecars may hold in buffers, 16MiB to 64GiB. While they hold more, further ones are refused
-    /// with 503; those that exist go on. Default: `256MiB`.
+    /// with 503; those that exist go on. Default: as for `bufferBytes`.
     #[serde(default)]
     pub hbone_buffer_bytes: Field<Text>,
     /// DNS connections over TCP at once, 1 to 65536; over UDP at most 64 queries per core are in work. Default: 128.

@@ -13,13 +13,15 @@ use eastway_registry::diagnostic::{Code, did_you_mean};
 use eastway_registry::value::duration;
 use eastway_registry::yaml::{At, Context, Field, List, Text};
 
+use super::memory;
 use super::quic_lb;
 use super::registries::registries;
 use super::sni::sni;
 use super::workloads::workloads;
 use super::{
-    CaAddress, DnsSettings, Folder, KubernetesAccess, KubernetesSettings, Limits, LinkSettings, ListenSettings,
-    LogSettings, ReplicaSettings, SYSTEM_NAMESPACE, Settings, SidecarSettings, TrustSettings, VipSettings, folder_of,
+    CaAddress, DnsSettings, Folder, KubernetesAccess, KubernetesSettings, LEAST_BUFFER_BYTES, Limits, LinkSettings,
+    ListenSettings, LogSettings, ReplicaSettings, SYSTEM_NAMESPACE, Settings, SidecarSettings, TrustSettings,
+    VipSettings, folder_of,
 };
 use crate::config::file::{
     AuthorizationWord, DnsSection, GatewayConfig, KubernetesSection, LimitsSection, LinkSection, ListenSection,
@@ -421,7 +423,7 @@ pub(in crate::config) fn log_level(field: &Field<String>, cx: &mut Context<'_>) 
 }
 
 fn limits(section: Option<&LimitsSection>, cx: &mut Context<'_>) -> Limits {
-    let mut limits = Limits::default();
+    let mut limits = Limits::within(memory::limit());
     let Some(section) = section else { return limits };
     limits.services_per_peer = number_in(&section.services_per_peer, 1_000_000, limits.services_per_peer, cx);
     limits.endpoints_per_peer = number_in(&section.endpoints_per_peer, 10_000_000, limits.endpoints_per_peer, cx);
@@ -443,7 +445,7 @@ fn limits(section: Option<&LimitsSection>, cx: &mut Context<'_>) -> Limits {
 fn buffer_bytes(field: &Field<Text>, default: u64, cx: &mut Context<'_>) -> u64 {
     let Some(text) = field.get() else { return default };
     let Some(bytes) = cx.parse(text, byte_size) else { return default };
-    if !(16 << 20..=64 << 30).contains(&bytes) {
+    if !(LEAST_BUFFER_BYTES..=64 << 30).contains(&bytes) {
         cx.error(text.at, Code::Value, "must be 16MiB to 64GiB");
         return default;
     }
