@@ -67,14 +67,18 @@ e2e-clusters:
 e2e-documents:
 	EASTWAY_BIN=$(TARGET)/release/eastway $(CARGO) test --locked -q --workspace --test e2e_documents -- $(ARGS)
 
-soak: deps-e2e ## What the tests do for a minute, at its full length, as root: a flood at the link port, 1,000 reloads under load, half an hour without an API server (figures go to bench/soak.json)
+soak: deps-e2e ## What the tests do for a minute, at its full length, as root: a flood at the link port, 1,000 reloads under load, half an hour without an API server, half an hour of load and faults in which nothing may grow (figures go to bench/soak.json)
 	$(CARGO) build --release --locked -q -p eastway
-	EASTWAY_FLOOD_SECONDS=60 EASTWAY_BIN=$(TARGET)/release/eastway \
+	EASTWAY_TEST_FLOOD_SECONDS=60 EASTWAY_BIN=$(TARGET)/release/eastway \
 		$(CARGO) test --locked -q --workspace --test system -- flood:: --nocapture --test-threads=1
-	EASTWAY_RELOADS=1000 EASTWAY_BIN=$(TARGET)/release/eastway \
+	EASTWAY_TEST_RELOADS=1000 EASTWAY_BIN=$(TARGET)/release/eastway \
 		$(CARGO) test --locked -q --workspace --test envoy -- f34_ --nocapture --test-threads=1
 	EASTWAY_BIN=$(TARGET)/release/eastway $(CARGO) test --locked -q --workspace --test e2e -- --ignored half_an_hour
 	cp $(TARGET)/e2e/summary.json bench/soak.json
+	EASTWAY_TEST_STILL_SECONDS=20 EASTWAY_BIN=$(TARGET)/release/eastway \
+		$(CARGO) test --locked -q --workspace --test system -- f24_ --nocapture --test-threads=1
+	EASTWAY_TEST_SOAK_SECONDS=1800 EASTWAY_TEST_SOAK_FIGURES=$(CURDIR)/bench/soak.json EASTWAY_BIN=$(TARGET)/release/eastway \
+		$(CARGO) test --locked -q --workspace --test system -- soak:: --nocapture --test-threads=1
 
 bed: deps-e2e ## The two clusters of `make e2e`, as root, to try things on until Ctrl-C (ARGS=--help)
 	$(CARGO) build --locked -q -p eastway-tests --example bed

@@ -18,6 +18,7 @@
 )]
 
 mod archive;
+pub mod cage;
 pub mod chart;
 pub mod coredns;
 pub mod documents;
@@ -35,6 +36,7 @@ pub mod run;
 pub mod sidecar;
 
 pub mod servers;
+pub mod transfer;
 pub mod until;
 
 pub use eastway::demo::lab;

@@ -2,7 +2,7 @@
 //!
 //! A relay listens where a gateway's peers think that the gateway is, and passes packets on through one
 //! socket per client address, as a NAT does. Each direction has [`Conditions`] of its own. Whether a
-//! packet is lost, late, doubled or overtaken is drawn from one generator in the order of arrival, so
+//! packet is lost, late, doubled, altered or overtaken is drawn from one generator in the order of arrival, so
 //! that a seed and the same traffic give the same faults. Time is real: a late packet waits in a queue
 //! that is bounded like a router's.
 
@@ -33,6 +33,8 @@ pub struct Conditions {
     pub loss: f64,
     /// Share of packets that come twice, 0 to 1.
     pub duplicate: f64,
+    /// Share of packets of which one bit is another, 0 to 1.
+    pub corrupt: f64,
     /// Share of packets that are held back, 0 to 1, so that later ones overtake them.
     pub reorder: f64,
     /// For how long those are held back.
@@ -65,6 +67,8 @@ pub struct Traffic {
     pub bytes: u64,
     /// Packets that were not passed on.
     pub lost: u64,
+    /// Packets that were altered.
+    pub altered: u64,
 }
 
 /// A running relay. Dropping it stops it.
@@ -256,7 +260,8 @@ impl State {
 
     /// Decides what happens to a packet that came.
     fn accept(&mut self, direction: Direction, client: SocketAddr, packet: &[u8]) {
-        let draws = [self.random.f64(), self.random.f64(), self.random.f64()];
+        let draws = [self.random.f64(), self.random.f64(), self.random.f64(), self.random.f64()];
+        let bit = self.random.usize(..packet.len().max(1) * 8);
         let dead = self.dead.contains(&client) || self.queue.len() >= QUEUE;
         let way = self.way(direction);
         let size = u64::try_from(packet.len()).unwrap_or(u64::MAX);
@@ -277,7 +282,14 @@ impl State {
             at = start + Duration::from_secs_f64(packet.len() as f64 / rate.max(1) as f64);
             way.free_at = Some(at);
         }
-        let packet = Bytes::copy_from_slice(packet);
+        let mut packet = packet.to_vec();
+        if draws[3] < conditions.corrupt
+            && let Some(byte) = packet.get_mut(bit / 8)
+        {
+            *byte ^= 1 << (bit % 8);
+            way.traffic.altered += 1;
+        }
+        let packet = Bytes::from(packet);
         for _ in 0..copies {
             self.sequence += 1;
             let waiting = Waiting { at, sequence: self.sequence, direction, client, packet: packet.clone() };

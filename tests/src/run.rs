@@ -10,6 +10,8 @@ use eastway::demo::stage::{LAB_FOLDER, in_namespaces};
 
 /// Longest run of one test. The longest on purpose takes 40 s; the rest is for busy machines.
 const TEST_LIMIT: Duration = Duration::from_secs(150);
+/// If set: for so many seconds the soak test runs, instead of the minute that is part of every run.
+pub const SOAK_SECONDS: &str = "EASTWAY_TEST_SOAK_SECONDS";
 /// Names the binary under test; without it the one that Cargo built beside the tests.
 const BINARY: &str = "EASTWAY_BIN";
 
@@ -33,6 +35,16 @@ pub fn binary() -> PathBuf {
 #[must_use]
 pub fn from_workspace(path: PathBuf) -> PathBuf {
     if path.is_absolute() { path } else { Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path) }
+}
+
+/// How long the soak test is asked to run.
+///
+/// # Panics
+/// [`SOAK_SECONDS`] is no number.
+#[must_use]
+pub fn soak() -> Option<Duration> {
+    let seconds = std::env::var(SOAK_SECONDS).ok()?;
+    Some(Duration::from_secs(seconds.parse().expect("a number of seconds")))
 }
 
 /// Runs `body` in namespaces: in this process if it is inside already, else in a copy of this test's
@@ -75,15 +87,16 @@ fn run(mut command: Command) -> (String, String) {
         let read = reader.read_to_end(&mut output);
         (read, String::from_utf8_lossy(&output).into_owned())
     });
+    let limit = TEST_LIMIT + soak().unwrap_or_default();
     let started = Instant::now();
     let verdict = loop {
         match child.try_wait().expect("the kernel knows its children") {
             Some(status) if status.success() => break "passed".to_owned(),
             Some(status) => break format!("failed ({status})"),
-            None if started.elapsed() > TEST_LIMIT => {
+            None if started.elapsed() > limit => {
                 child.kill().expect("a child can be killed");
                 child.wait().expect("the kernel knows its children");
-                break format!("took longer than {TEST_LIMIT:?} and was killed");
+                break format!("took longer than {limit:?} and was killed");
             }
             None => std::thread::sleep(Duration::from_millis(5)),
         }

@@ -143,6 +143,8 @@ async fn flood(mut stream: TcpStream) -> Result<()> {
     for number in 0_u64.. {
         fill(&mut block, number);
         stream.write_all(&block).await?;
+        // Others of its thread have their turn.
+        tokio::task::yield_now().await;
     }
     Ok(())
 }

@@ -78,6 +78,18 @@ async fn loses_about_the_share_asked_for_and_doubles_and_reorders() {
 }
 
 #[tokio::test]
+async fn alters_one_bit_of_about_the_share_asked_for() {
+    let bench = bench(6).await;
+    bench.relay.set(Direction::Back, Conditions { corrupt: 0.2, ..Default::default() });
+    let came = exchange(&bench.client, 0..200, SHORT).await;
+    let bits: Vec<u32> = came.iter().zip(0..).map(|(came, sent): (&u32, u32)| (came ^ sent).count_ones()).collect();
+    let altered = bits.iter().filter(|bits| **bits == 1).count();
+    assert_eq!((came.len(), bits.iter().filter(|bits| **bits > 1).count()), (200, 0));
+    assert!((20..70).contains(&altered), "{altered}");
+    assert_eq!(bench.relay.traffic(Direction::Back).altered, altered as u64);
+}
+
+#[tokio::test]
 async fn delays_and_limits_the_rate() {
     let bench = bench(3).await;
     bench.relay.set_both(&Conditions { delay: Duration::from_millis(30), ..Default::default() });

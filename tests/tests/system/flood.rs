@@ -17,7 +17,7 @@ use crate::restart::Conversation;
 /// Packets per second that the threat model asks for.
 const RATE: u64 = 200_000;
 /// If set: for so many seconds the flood runs, instead of [`SHORT`].
-const SECONDS: &str = "EASTWAY_FLOOD_SECONDS";
+const SECONDS: &str = "EASTWAY_TEST_FLOOD_SECONDS";
 const SHORT: u64 = 4;
 /// Beyond twice the time of 99 of 100 answers without a flood: strangers and all they hit share two cores.
 const SLACK: Duration = Duration::from_millis(50);

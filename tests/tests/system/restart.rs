@@ -49,6 +49,11 @@ impl Conversation {
         Ok(Self { stop, task })
     }
 
+    /// Whether a fault has ended it.
+    pub(super) fn has_ended(&self) -> bool {
+        self.task.is_finished()
+    }
+
     /// Rounds without a fault.
     pub(super) async fn stop(self) -> Result<u32> {
         let _ended = self.stop.send(());

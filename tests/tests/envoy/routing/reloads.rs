@@ -16,7 +16,7 @@ const SERVERS: [Placed; 3] = [("a", 11, "v1"), ("a", 12, "v2"), ("b", 13, "v3")]
 const RATE: u32 = 500;
 
 /// How many times the rules change; `make soak` asks for 1,000.
-const RELOADS: &str = "EASTWAY_RELOADS";
+const RELOADS: &str = "EASTWAY_TEST_RELOADS";
 
 pub(super) async fn run(version: &str) -> Result<()> {
     let reloads = match std::env::var(RELOADS) {
