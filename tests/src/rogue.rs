@@ -156,5 +156,6 @@ pub fn header(namespace: &str, service: &str, port: u16, account: &str) -> Resul
         affinity: None,
         tls: false,
         client: None,
+        flow: None,
     })
 }

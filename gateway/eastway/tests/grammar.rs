@@ -22,6 +22,7 @@ fn header(key: &ServiceKey, subset: &Subset, endpoint: Option<&EndpointId>) -> O
         affinity: None,
         tls: false,
         client: None,
+        flow: None,
     }))
 }
 

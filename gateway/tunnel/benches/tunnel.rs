@@ -37,6 +37,7 @@ fn full_header() -> StreamHeader {
         affinity: None,
         tls: false,
         client: None,
+        flow: None,
         source: Source {
             namespace: Some(label("bookinfo")),
             service_account: Some(label("productpage")),

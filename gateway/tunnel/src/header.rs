@@ -18,6 +18,7 @@ use eastway_proto::tunnel::v1 as proto;
 use prost::Message;
 
 use crate::code::ResetCode;
+use crate::flow::FlowId;
 pub use client::ClientAddress;
 pub use names::{EndpointRef, Label, NameError, Traceparent};
 
@@ -33,7 +34,7 @@ const MAX_SUBSET: usize = 16;
 /// What a stream is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StreamHeader {
-    /// One TCP connection to an exported service.
+    /// One TCP connection to an exported service, or one UDP flow.
     Service(ServiceHeader),
     /// The federation session of the importer that opened it.
     Federation(FederationHeader),
@@ -49,6 +50,15 @@ impl StreamHeader {
             Self::Service(_) => "service",
             Self::Federation(_) => "federation",
             Self::Probe => "probe",
+        }
+    }
+
+    /// The flow that the stream stands for, if it is one of UDP.
+    #[must_use]
+    pub const fn flow(&self) -> Option<FlowId> {
+        match self {
+            Self::Service(service) => service.flow,
+            Self::Federation(_) | Self::Probe => None,
         }
     }
 
@@ -80,7 +90,7 @@ impl StreamHeader {
     }
 }
 
-/// One TCP connection to an exported service.
+/// One TCP connection to an exported service, or one UDP flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceHeader {
     /// Namespace of the service.
@@ -103,6 +113,8 @@ pub struct ServiceHeader {
     pub tls: bool,
     /// Whom the sending gateway saw connect, for services that ask for it.
     pub client: Option<ClientAddress>,
+    /// The port is one of UDP, and this is the flow's name on its link; `None`: of TCP.
+    pub flow: Option<FlowId>,
 }
 
 impl ServiceHeader {
@@ -123,6 +135,8 @@ impl ServiceHeader {
             source: (self.source != Source::default()).then_some(source),
             traceparent: self.traceparent.as_ref().map_or_else(String::new, |trace| trace.as_str().to_owned()),
             affinity: self.affinity,
+            protocol: self.flow.map_or(proto::Protocol::Tcp, |_| proto::Protocol::Udp).into(),
+            flow_id: self.flow.map(FlowId::get),
             tls: self.tls,
             client_address: self.client.map(ClientAddress::to_proto),
         }
@@ -198,6 +212,12 @@ pub enum HeaderError {
     /// The client's address is none, or none that a client has.
     #[error("client_address in the stream header is no address of a client")]
     ClientAddress,
+    /// A transport that is neither TCP nor UDP.
+    #[error("protocol {0} in the stream header is not known to this version")]
+    Protocol(i32),
+    /// A UDP flow without a name, a TCP connection with one, or a name that cannot be.
+    #[error("the flow id in the stream header is missing, out of place, or not one of the opener's")]
+    Flow,
     /// The versions of a federation stream are no range.
     #[error("federation versions {0} to {1} in the stream header are no range")]
     VersionRange(u32, u32),
@@ -217,9 +237,10 @@ impl HeaderError {
             | Self::Port(_)
             | Self::Subset(_)
             | Self::ClientAddress
+            | Self::Flow
             | Self::VersionRange(..) => ResetCode::BadHeader,
             Self::Version(_) => ResetCode::Version,
-            Self::Unsupported(_) => ResetCode::Unsupported,
+            Self::Unsupported(_) | Self::Protocol(_) => ResetCode::Unsupported,
             Self::Name { .. } => ResetCode::BadName,
         }
     }
@@ -289,18 +310,9 @@ pub(crate) fn decode_message(message: &[u8]) -> Result<StreamHeader, HeaderError
 }
 
 fn service_header(wire: proto::ServiceStream) -> Result<ServiceHeader, HeaderError> {
-    let proto::ServiceStream {
-        namespace,
-        service,
-        port,
-        subset,
-        endpoint_id,
-        source,
-        traceparent,
-        affinity,
-        tls,
-        client_address,
-    } = wire;
+    let flow = flow_of(&wire)?;
+    let proto::ServiceStream { namespace, service, port, subset, endpoint_id, source, traceparent, client_address, .. } =
+        wire;
     let named = |field, result: Result<_, NameError>| result.map_err(|source| HeaderError::Name { field, source });
     let port = u16::try_from(port).ok().and_then(NonZeroU16::new).ok_or(HeaderError::Port(port))?;
     if subset.len() > MAX_SUBSET {
@@ -326,10 +338,20 @@ fn service_header(wire: proto::ServiceStream) -> Result<ServiceHeader, HeaderErr
         source: source.map(source_of).transpose()?.unwrap_or_default(),
         // W3C Trace Context §3.2: what cannot be parsed starts a new trace and harms nothing else.
         traceparent: Traceparent::parse(&traceparent),
-        affinity,
-        tls,
+        affinity: wire.affinity,
+        tls: wire.tls,
+        flow,
         client: client_address.map(|wire| ClientAddress::from_proto(&wire)).transpose()?,
     })
+}
+
+fn flow_of(wire: &proto::ServiceStream) -> Result<Option<FlowId>, HeaderError> {
+    let protocol = proto::Protocol::try_from(wire.protocol).map_err(|_| HeaderError::Protocol(wire.protocol))?;
+    match (protocol, wire.flow_id) {
+        (proto::Protocol::Tcp, None) => Ok(None),
+        (proto::Protocol::Udp, Some(id)) => FlowId::new(id).map(Some).ok_or(HeaderError::Flow),
+        (proto::Protocol::Tcp, Some(_)) | (proto::Protocol::Udp, None) => Err(HeaderError::Flow),
+    }
 }
 
 fn source_of(wire: proto::Source) -> Result<Source, HeaderError> {

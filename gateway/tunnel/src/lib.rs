@@ -3,6 +3,7 @@
 //! - [`Tunnel`]: binds, dials, accepts, drains; publishes a [`LinkTable`] and the state of peers.
 //! - [`Link::open`]: one stream per TCP connection, begun by a [`StreamHeader`](header::StreamHeader) that can
 //!   name services and no addresses (invariant I1).
+//! - [`flow`]: UDP, as datagrams of a link.
 //! - [`StreamHandler`]: serves the streams that peers open.
 //! - [`transport`]: what carries a link, QUIC or TLS over TCP. quinn-proto is known to its `quic` module only.
 //! - [`replicas`]: several gateways of one cluster, and packets that reach the wrong one.
@@ -15,6 +16,7 @@ mod code;
 mod config;
 pub mod control;
 mod events;
+pub mod flow;
 pub mod header;
 mod link;
 mod manager;

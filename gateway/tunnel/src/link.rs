@@ -25,6 +25,7 @@ pub(crate) use balance::{Budget, Pace};
 
 use crate::config::{ReplicaId, Timing, TunnelLimits};
 use crate::events::{Event, Observer};
+use crate::flow::Flows;
 use crate::header::{HeaderError, HeaderTooLong, StreamHeader};
 use crate::metrics::Counters;
 use crate::stream::{Direction, LinkInfo, RecvHalf, SendHalf, StreamShared, TunnelStream};
@@ -227,6 +228,7 @@ pub(crate) struct LinkShared {
     streams: Mutex<HashMap<u64, Weak<StreamShared>>>,
     /// Halves that ended here in order, until the other side has all of them.
     unacknowledged: Mutex<Vec<Box<dyn SendStream>>>,
+    pub(crate) flows: Flows,
     next_stream: AtomicU64,
     pace: Arc<Pace>,
     idle: tokio::sync::Notify,
@@ -290,6 +292,7 @@ impl LinkShared {
             admitted: AtomicU32::new(limits.initial_streams),
             streams: Mutex::new(HashMap::new()),
             unacknowledged: Mutex::new(Vec::new()),
+            flows: Flows::default(),
             next_stream: AtomicU64::new(0),
             pace: Arc::default(),
             idle: tokio::sync::Notify::new(),

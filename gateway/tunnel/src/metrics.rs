@@ -19,6 +19,8 @@ pub(crate) struct Counters {
     links: AtomicU64,
     resets_sent: [AtomicU64; ResetCode::ALL.len()],
     resets_received: [AtomicU64; ResetCode::ALL.len()],
+    packets_received: AtomicU64,
+    packets_lost: [AtomicU64; PacketLoss::ALL.len()],
     closed: Mutex<BTreeMap<&'static str, u64>>,
 }
 
@@ -55,6 +57,17 @@ impl Counters {
         self.resets_received.get(code.index()).into_iter().for_each(add);
     }
 
+    /// Datagrams of flows came.
+    pub(crate) fn packets_received(&self, packets: usize) {
+        self.packets_received.fetch_add(packets as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn packets_lost(&self, why: PacketLoss, packets: usize) {
+        if let Some(count) = self.packets_lost.get(why as usize) {
+            count.fetch_add(packets as u64, Ordering::Relaxed);
+        }
+    }
+
     pub(crate) fn link_closed(&self, reason: &CloseReason) {
         let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
         *closed.entry(reason.label()).or_default() += 1;
@@ -79,9 +92,42 @@ impl Counters {
             links: get(&self.links),
             resets_sent: by_code(&self.resets_sent),
             resets_received: by_code(&self.resets_received),
+            flow_packets_received: get(&self.packets_received),
+            flow_packets_lost: PacketLoss::ALL
+                .into_iter()
+                .zip(&self.packets_lost)
+                .map(|(why, count)| (why.name(), get(count)))
+                .filter(|(_, count)| *count > 0)
+                .collect(),
             links_closed: self.closed.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             handshake_failures,
             forwarding,
+        }
+    }
+}
+
+/// Why a packet of a UDP flow was dropped here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PacketLoss {
+    /// It is of no flow, or of one that has ended.
+    UnknownFlow,
+    /// It came before its flow was ready, with too many others or too long before.
+    Early,
+    /// The stream of its flow is slower than its packets.
+    Stream,
+    /// The path is slower than the packets.
+    Path,
+}
+
+impl PacketLoss {
+    const ALL: [Self; 4] = [Self::UnknownFlow, Self::Early, Self::Stream, Self::Path];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::UnknownFlow => "UNKNOWN_FLOW",
+            Self::Early => "EARLY",
+            Self::Stream => "STREAM_FULL",
+            Self::Path => "PATH_FULL",
         }
     }
 }
@@ -110,6 +156,11 @@ pub struct TunnelCounters {
     pub resets_sent: BTreeMap<&'static str, u64>,
     /// Streams cut by peers, by [`ResetCode`].
     pub resets_received: BTreeMap<&'static str, u64>,
+    /// Datagrams of UDP flows that came.
+    pub flow_packets_received: u64,
+    /// Packets of UDP flows that were dropped here, by reason; those of a link that the path had no room for are counted
+    /// when the link ends.
+    pub flow_packets_lost: BTreeMap<&'static str, u64>,
     /// Links that ended, by reason.
     pub links_closed: BTreeMap<&'static str, u64>,
     /// Connections of others that did not become links, by reason.

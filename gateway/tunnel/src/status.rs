@@ -136,6 +136,8 @@ pub struct LinkStatus {
     pub streams_opened: u32,
     /// Streams opened by the peer that have not ended.
     pub streams_served: u32,
+    /// UDP flows, opened by either side; each is one of the streams, too.
+    pub flows: usize,
     /// Bytes of streams sent.
     pub bytes_sent: u64,
     /// Bytes of streams received.
@@ -237,6 +239,7 @@ impl LinkStatus {
             rtt_us: micros(path.rtt),
             streams_opened: link.in_flight(),
             streams_served: shared.served(),
+            flows: shared.flows.len(),
             bytes_sent: shared.bytes_sent.load(Ordering::Relaxed),
             bytes_received: shared.bytes_received.load(Ordering::Relaxed),
             packets_sent: path.sent_packets,

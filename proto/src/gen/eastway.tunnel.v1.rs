@@ -16,7 +16,7 @@ pub mod stream_header {
         Probe(super::ProbeStream),
     }
 }
-/// One TCP connection to an exported service. There is no field for where it goes (invariant I1).
+/// One TCP connection to an exported service, or one UDP flow. There is no field for where it goes (invariant I1).
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ServiceStream {
     #[prost(string, tag = "1")]
@@ -44,6 +44,12 @@ pub struct ServiceStream {
     /// Absent: the owner balances. A hash, so that no address of a client crosses.
     #[prost(fixed64, optional, tag = "8")]
     pub affinity: ::core::option::Option<u64>,
+    #[prost(enumeration = "Protocol", tag = "9")]
+    pub protocol: i32,
+    /// Of a UDP flow, and of nothing else: drawn by its opener, below 2^62, never twice on a link. The lowest bit is 0 if
+    /// the opener dialled the link, 1 if it accepted it.
+    #[prost(uint64, optional, tag = "10")]
+    pub flow_id: ::core::option::Option<u64>,
     /// The client begins with a ClientHello that is meant for the endpoint. Who has proved an identity speaks its TLS in any
     /// case. May be ignored (16 and above): an endpoint that takes nothing else refuses what is none.
     #[prost(bool, tag = "16")]
@@ -84,3 +90,30 @@ pub struct FederationStream {
 /// Echoes up to 64 KiB: `eastway check` measures the path with it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ProbeStream {}
+/// Transport of the service's port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Protocol {
+    Tcp = 0,
+    Udp = 1,
+}
+impl Protocol {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Tcp => "PROTOCOL_TCP",
+            Self::Udp => "PROTOCOL_UDP",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PROTOCOL_TCP" => Some(Self::Tcp),
+            "PROTOCOL_UDP" => Some(Self::Udp),
+            _ => None,
+        }
+    }
+}

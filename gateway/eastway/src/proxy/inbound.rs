@@ -289,6 +289,7 @@ mod tests {
             affinity: None,
             tls: false,
             client: None,
+            flow: None,
         };
         let (peer, service) = (ClusterName::parse("b").unwrap(), ServiceKey::parse("shop", "web").unwrap());
         let connection = Connection::inbound(router.cluster(), &service, 1, &Arc::from("b"));

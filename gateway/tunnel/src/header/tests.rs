@@ -44,6 +44,7 @@ fn full() -> StreamHeader {
         affinity: Some(7),
         tls: true,
         client: ClientAddress::new("[2001:db8::7]:40000".parse().unwrap()),
+        flow: None,
     })
 }
 

@@ -47,6 +47,8 @@ const SERVICE: Schema = Schema {
         message(6, "source", &SOURCE),
         scalar(7, "traceparent"),
         scalar(8, "affinity"),
+        scalar(9, "protocol"),
+        scalar(10, "flow_id"),
         scalar(16, "tls"),
         message(21, "client_address", &CLIENT),
     ],

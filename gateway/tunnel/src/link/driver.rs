@@ -21,7 +21,7 @@ use crate::config::{ReplicaId, TunnelConfig};
 use crate::control::{ControlAction, ControlConfig, ControlSession, Now, PeerHello};
 use crate::events::Observer;
 use crate::header::StreamHeader;
-use crate::metrics::Counters;
+use crate::metrics::{Counters, PacketLoss};
 use crate::peers::PeerCounts;
 use crate::stream::{self, StreamHandler};
 use crate::transport::{CloseReason, Established, Halves, Side};
@@ -254,6 +254,7 @@ impl Driver {
         let environment = Arc::clone(&self.environment);
         let _guard = EndGuard { shared: Arc::clone(&self.shared), events: events.clone() };
         environment.tasks.spawn(accept_streams(Arc::clone(&self.shared), Arc::clone(&environment)));
+        environment.tasks.spawn(take_datagrams(Arc::clone(&self.shared)));
         let reason = tokio::select! {
             reason = connection.closed() => reason,
             (code, message) = self.serve(&events) => {
@@ -265,6 +266,8 @@ impl Driver {
         self.shared.set_state(LinkState::Closed);
         self.shared.sweep();
         self.shared.counters().link_closed(&reason);
+        let dropped = usize::try_from(connection.path().dropped_datagrams).unwrap_or(usize::MAX);
+        self.shared.counters().packets_lost(PacketLoss::Path, dropped);
         let id = self.shared.identity.id;
         // Only when the manager is gone does nobody listen.
         events.send(LinkEvent::Ended { id, reason }).await.ok();
@@ -494,6 +497,16 @@ async fn accept_streams(link: Arc<LinkShared>, environment: Arc<Environment>) {
         let home = home.home().unwrap_or_else(|| here.clone());
         let let_in = let_in(Arc::clone(&link), halves, Arc::clone(&environment), here.clone());
         environment.tasks.spawn_on(let_in, &home);
+    }
+}
+
+/// Gives datagrams to their flows.
+async fn take_datagrams(link: Arc<LinkShared>) {
+    let mut datagrams = Vec::new();
+    while link.connection.read_datagrams(&mut datagrams).await.is_ok() {
+        link.flows.deliver(&link, &mut datagrams, Instant::now());
+        // Others have their turn, however many more there are.
+        tokio::task::yield_now().await;
     }
 }
 

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use super::{Direction, RecvHalf, STATUS_ACCEPTED, SendHalf, StreamError, StreamShared, TunnelStream};
 use crate::code::ResetCode;
 use crate::config::ReplicaId;
+use crate::flow::{Flow, FlowSink, Slot};
 use crate::header::{self, HeaderError, StreamHeader};
 use crate::link::LinkShared;
 use crate::transport::{BoxFuture, Halves};
@@ -36,6 +37,8 @@ pub trait StreamHandler: Send + Sync + 'static {
 /// with `INTERNAL`.
 pub struct AcceptedStream {
     halves: Option<(SendHalf, RecvHalf)>,
+    /// Of a UDP flow: its packets may come already.
+    flow: Option<Slot>,
     /// For the status byte.
     within: Duration,
 }
@@ -56,6 +59,16 @@ impl AcceptedStream {
             }
         }
         Ok(TunnelStream { send, recv })
+    }
+
+    /// As [`Self::accept`], for a flow: `sink` takes its packets from now on.
+    ///
+    /// # Errors
+    /// As [`Self::accept`]; [`StreamError::Closed`] if the header is none of a flow.
+    pub async fn accept_flow(mut self, sink: Arc<dyn FlowSink>) -> Result<Flow, StreamError> {
+        let slot = self.flow.take().ok_or(StreamError::Closed)?;
+        slot.attach(sink);
+        Ok(Flow::new(slot, self.accept().await?))
     }
 
     /// Refuses the stream in both directions.
@@ -90,9 +103,12 @@ pub(crate) async fn admit(link: &Arc<LinkShared>, halves: Halves) -> Option<(Str
     let (send, recv) = halves;
     let shared = StreamShared::new(link, Direction::Served, recv);
     let halves = (SendHalf::new(send, Arc::clone(&shared)), RecvHalf::new(Arc::clone(&shared), false));
-    let mut stream = AcceptedStream { halves: Some(halves), within: link.timing().header };
+    let mut stream = AcceptedStream { halves: Some(halves), flow: None, within: link.timing().header };
     match admissible(link, &shared).await {
-        Ok(header) => Some((header, stream)),
+        Ok((header, flow)) => {
+            stream.flow = flow;
+            Some((header, stream))
+        }
         Err(code) => {
             stream.cut(code);
             None
@@ -100,7 +116,7 @@ pub(crate) async fn admit(link: &Arc<LinkShared>, halves: Halves) -> Option<(Str
     }
 }
 
-async fn admissible(link: &LinkShared, shared: &StreamShared) -> Result<StreamHeader, ResetCode> {
+async fn admissible(link: &Arc<LinkShared>, shared: &StreamShared) -> Result<(StreamHeader, Option<Slot>), ResetCode> {
     if link.over_stream_limit() {
         return Err(ResetCode::Overloaded);
     }
@@ -111,11 +127,15 @@ async fn admissible(link: &LinkShared, shared: &StreamShared) -> Result<StreamHe
         Ok(Ok(header)) => Ok(header),
         Err(_) => Err(HeaderError::Deadline),
     };
-    let header = header.map_err(|error| {
+    let admitted = header.and_then(|header| match header.flow() {
+        None => Ok((header, None)),
+        Some(id) => Slot::serve(link, id).map(|slot| (header, Some(slot))).ok_or(HeaderError::Flow),
+    });
+    let admitted = admitted.map_err(|error| {
         link.header_refused(&error);
         error.code()
     })?;
-    if link.refuses_streams() { Err(ResetCode::Draining) } else { Ok(header) }
+    if link.refuses_streams() { Err(ResetCode::Draining) } else { Ok(admitted) }
 }
 
 /// Why no header was read.

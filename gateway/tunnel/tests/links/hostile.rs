@@ -16,7 +16,7 @@ use crate::relay::Relay;
 use crate::support::{Cloud, Gateway, PATIENCE, any_port, header, pair, read_all, soon, until};
 
 /// A gateway of "b" that "a" may link to.
-fn target(a: &Cloud, b: &Cloud) -> Gateway {
+pub(crate) fn target(a: &Cloud, b: &Cloud) -> Gateway {
     let gateway = b.gateway();
     gateway.knows(&[(&a.name, &[])]);
     gateway

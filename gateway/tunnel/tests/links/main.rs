@@ -12,6 +12,7 @@ mod balanced;
 mod balancer;
 mod certificates;
 mod faults;
+mod flows;
 mod hostile;
 mod lanes;
 mod many;

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use eastway_identity::ca::{Ca, InitOptions};
 use eastway_identity::{Clock, IdentityStore, PeerTrust, SpiffeId, TrustStore};
+use eastway_tunnel::flow::{FlowSender, FlowSink, Scratch};
 use eastway_tunnel::header::{FederationHeader, Label, ServiceHeader, Source, StreamHeader};
 use eastway_tunnel::transport::BoxFuture;
 use eastway_tunnel::transport::memory::MemoryNetwork;
@@ -253,6 +254,7 @@ pub(crate) fn header(service: &str) -> StreamHeader {
         affinity: None,
         tls: false,
         client: None,
+        flow: None,
     })
 }
 
@@ -286,6 +288,21 @@ async fn serve(name: &str, mut stream: AcceptedStream) {
         }
         // As long as the endpoint is dialled.
         "late" => tokio::time::sleep(Duration::from_millis(1_500)).await,
+        // Flows.
+        "echo-flow" | "late-flow" => return echo_flow(name, stream).await,
+        "three-flow" => {
+            let received = Arc::new(Received::default());
+            let mut flow = stream.accept_flow(Arc::clone(&received) as Arc<dyn FlowSink>).await.unwrap();
+            tokio::select! {
+                ended = flow.run() => panic!("{ended:?}"),
+                () = until("three packets", || (received.len() == 3).then_some(())) => {}
+            }
+            return flow.end(ResetCode::UpstreamReset);
+        }
+        "ends-flow" => {
+            let flow = stream.accept_flow(Arc::new(Received::default())).await.unwrap();
+            return flow.end(ResetCode::UpstreamRefused);
+        }
         _ => {}
     }
     let Ok(TunnelStream { mut send, mut recv }) = stream.accept().await else { return };
@@ -338,6 +355,54 @@ async fn serve(name: &str, mut stream: AcceptedStream) {
             send.finish();
         }
         _ => panic!("no test service is called {name}"),
+    }
+}
+
+async fn echo_flow(name: &str, stream: AcceptedStream) {
+    if name == "late-flow" {
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+    }
+    let echo = Arc::new(Echo::default());
+    let Ok(mut flow) = stream.accept_flow(Arc::clone(&echo) as Arc<dyn FlowSink>).await else { return };
+    echo.back.set(flow.sender()).ok().unwrap();
+    echo.deliver(&std::mem::take(&mut *echo.early.lock().unwrap()));
+    flow.run().await.ok();
+}
+
+/// Sends every packet back.
+#[derive(Default)]
+struct Echo {
+    back: OnceLock<FlowSender>,
+    early: Mutex<Vec<Bytes>>,
+}
+
+impl FlowSink for Echo {
+    fn deliver(&self, packets: &[Bytes]) {
+        match self.back.get() {
+            Some(back) => back.send(packets.iter().map(|packet| &packet[..]), &mut Scratch::default()),
+            None => self.early.lock().unwrap().extend_from_slice(packets),
+        }
+    }
+}
+
+/// Keeps what comes.
+#[derive(Default)]
+pub(crate) struct Received(Mutex<Vec<Bytes>>);
+
+impl Received {
+    /// What came since the last time.
+    pub(crate) fn take(&self) -> Vec<Bytes> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.lock().unwrap().len()
+    }
+}
+
+impl FlowSink for Received {
+    fn deliver(&self, packets: &[Bytes]) {
+        self.0.lock().unwrap().extend_from_slice(packets);
     }
 }
 

@@ -175,6 +175,7 @@ fn service() -> StreamHeader {
         affinity: None,
         tls: false,
         client: None,
+        flow: None,
     })
 }
 
