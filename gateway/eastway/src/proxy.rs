@@ -1,7 +1,7 @@
 //! Bytes between local connections and links.
 //!
 //! [`outbound`] takes a local connection to a service, wherever that is; [`inbound`] serves the
-//! streams that peers open; [`vip`] listens on the virtual addresses of imports, [`hbone`] serves sidecars, and
+//! streams that peers open; [`vip`] listens on the virtual addresses of imports, `udp` carries what comes there over UDP, [`hbone`] serves sidecars, and
 //! [`sni`] those of Istio. No
 //! module here decides where to go: that is [`crate::router`].
 
@@ -16,4 +16,5 @@ pub mod inbound;
 pub mod outbound;
 pub mod reach;
 pub mod sni;
+mod udp;
 pub mod vip;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use eastway_model::access::{self, SourceIdentity, Verdict};
 use eastway_model::routing::{self, Candidate, PickError, PickRequest, Route, RouteError, RouteRequest};
 use eastway_model::store::{Reader, Snapshot};
-use eastway_model::{ClusterName, EndpointId, LocalEndpoint, PortNumber, ServiceKey};
+use eastway_model::{ClusterName, EndpointId, LocalEndpoint, PortNumber, Protocol, ServiceKey};
 use eastway_tunnel::header::{ClientAddress, EndpointRef, Label, ServiceHeader, Source, StreamHeader};
 use eastway_tunnel::{Link, ReplicaId, Tunnel};
 use tokio::runtime::Handle;
@@ -23,6 +23,9 @@ use crate::proxy::outbound::Target;
 use crate::proxy::reach::FailingEndpoints;
 use crate::telemetry::Telemetry;
 use newcomers::Newcomers;
+
+/// How long a UDP flow lasts on which nothing passes, unless it is configured.
+pub const UDP_IDLE: Duration = Duration::from_secs(60);
 
 /// Read by every connection, written by none.
 pub struct Router {
@@ -40,6 +43,8 @@ pub struct Router {
     pub dial: DialRules,
     /// How long connections may stand still.
     pub limits: Limits,
+    /// How long a UDP flow lasts on which nothing passes.
+    pub udp_idle: Duration,
     /// Counters and logs.
     pub telemetry: Telemetry,
 }
@@ -53,6 +58,8 @@ pub struct Routed {
     pub source: SourceIdentity,
     /// It speaks TLS to the endpoint, without having proved here who it is.
     pub tls: bool,
+    /// Transport of the port.
+    pub protocol: Protocol,
 }
 
 /// An endpoint of this cluster that was chosen.
@@ -79,7 +86,8 @@ impl Router {
         let cluster = reader.load().cluster().clone();
         let (in_flight, deliveries, failing) = (Arc::default(), Deliveries::default(), FailingEndpoints::default());
         let (tunnel, newcomers) = (std::sync::OnceLock::new(), Newcomers::new(Duration::ZERO));
-        Self { reader, tunnel, cluster, newcomers, in_flight, deliveries, failing, dial, limits, telemetry }
+        let udp_idle = UDP_IDLE;
+        Self { reader, tunnel, cluster, newcomers, in_flight, deliveries, failing, dial, limits, udp_idle, telemetry }
     }
 
     /// Holds the first connections of an address without a name for as long: its registry may be about to say who it is.
@@ -94,6 +102,13 @@ impl Router {
     #[must_use]
     pub fn home(&self) -> Handle {
         self.tunnel.get().and_then(|tunnel| tunnel.home()).unwrap_or_else(Handle::current)
+    }
+
+    /// Lets UDP flows last for as long without a packet.
+    #[must_use]
+    pub fn with_udp_idle(mut self, idle: Duration) -> Self {
+        self.udp_idle = idle;
+        self
     }
 
     /// Where links are. The tunnel serves streams through the router, so it comes second.
@@ -119,7 +134,7 @@ impl Router {
     /// # Errors
     /// [`RouteError`]
     pub async fn route(&self, target: &Target, client: IpAddr) -> Result<Routed, RouteError> {
-        self.route_from(target, client, false).await
+        self.route_from(target, client, Protocol::Tcp, false).await
     }
 
     /// As [`Self::route`], for a client that speaks TLS to the endpoint and shows nothing of it here.
@@ -127,16 +142,32 @@ impl Router {
     /// # Errors
     /// [`RouteError`]
     pub async fn route_tls(&self, target: &Target, client: IpAddr) -> Result<Routed, RouteError> {
-        self.route_from(target, client, true).await
+        self.route_from(target, client, Protocol::Tcp, true).await
     }
 
-    async fn route_from(&self, target: &Target, client: IpAddr, tls: bool) -> Result<Routed, RouteError> {
+    /// As [`Self::route`], for a UDP flow.
+    ///
+    /// # Errors
+    /// [`RouteError`]
+    pub async fn route_udp(&self, target: &Target, client: IpAddr) -> Result<Routed, RouteError> {
+        self.route_from(target, client, Protocol::Udp, false).await
+    }
+
+    async fn route_from(
+        &self,
+        target: &Target,
+        client: IpAddr,
+        protocol: Protocol,
+        tls: bool,
+    ) -> Result<Routed, RouteError> {
         let known = self.reader.load().source_of(client).cloned();
         let source = match known {
             Some(source) => source,
             None => self.newcomers.wait(client, &self.reader).await.unwrap_or_else(|| self.unknown()),
         };
-        Ok(Routed { route: self.candidates(target, client, !tls)?, source, tls })
+        // Mutual TLS is one of sidecars, which have no part in UDP.
+        let plain = protocol == Protocol::Tcp && !tls;
+        Ok(Routed { route: self.candidates(target, client, protocol, plain)?, source, tls, protocol })
     }
 
     /// As [`Self::route`], for a client that has proved who it is.
@@ -144,12 +175,20 @@ impl Router {
     /// # Errors
     /// [`RouteError`]
     pub fn route_of(&self, source: SourceIdentity, target: &Target, client: IpAddr) -> Result<Routed, RouteError> {
-        Ok(Routed { route: self.candidates(target, client, false)?, source, tls: false })
+        let protocol = Protocol::Tcp;
+        Ok(Routed { route: self.candidates(target, client, protocol, false)?, source, tls: false, protocol })
     }
 
     /// `plain`: the client has no sidecar, and what it says is no TLS of one.
-    fn candidates(&self, target: &Target, client: IpAddr, plain: bool) -> Result<Route, RouteError> {
+    fn candidates(
+        &self,
+        target: &Target,
+        client: IpAddr,
+        protocol: Protocol,
+        plain: bool,
+    ) -> Result<Route, RouteError> {
         let request = RouteRequest {
+            protocol,
             cluster: target.cluster.as_ref(),
             subset: target.subset.as_ref(),
             endpoint: target.endpoint.as_ref(),
@@ -203,9 +242,10 @@ impl Router {
         avoid: &[EndpointId],
     ) -> Result<Picked, PickError> {
         let request = PickRequest {
+            protocol: routed.protocol,
             endpoint: candidate.endpoint.as_ref(),
             affinity: routed.route.affinity,
-            plain: routed.source.identity.is_none() && !routed.tls,
+            plain: routed.protocol == Protocol::Tcp && routed.source.identity.is_none() && !routed.tls,
             avoid,
             ..PickRequest::tcp(target.port, &candidate.subset)
         };
@@ -225,9 +265,11 @@ impl Router {
     ) -> Result<Picked, PickError> {
         let subset = header.subset.iter().map(|(key, value)| (Arc::clone(key), Arc::clone(value))).collect();
         // Who has a sidecar of ours has proved who it is. Others speak the TLS of one only if the sender has seen it.
-        let plain = header.source.identity.is_none() && !header.tls;
+        let protocol = if header.flow.is_some() { Protocol::Udp } else { Protocol::Tcp };
+        let plain = protocol == Protocol::Tcp && header.source.identity.is_none() && !header.tls;
+        let affinity = header.affinity;
         let request =
-            PickRequest { endpoint, affinity: header.affinity, avoid, plain, ..PickRequest::tcp(header.port, &subset) };
+            PickRequest { protocol, endpoint, affinity, avoid, plain, ..PickRequest::tcp(header.port, &subset) };
         self.pick(service, &request)
     }
 
@@ -245,6 +287,13 @@ impl Router {
         })
     }
 
+    /// Counts that something else is tried instead of `candidate`.
+    pub fn note_retry(&self, candidate: &Candidate) {
+        if let Some(cluster) = &candidate.cluster {
+            self.telemetry.metrics.stream_retried(&Arc::from(cluster));
+        }
+    }
+
     /// Whether a stream of a peer may use a service of this cluster.
     #[must_use]
     pub fn authorize(&self, snapshot: &Snapshot, source: &SourceIdentity, service: &ServiceKey) -> Verdict {
@@ -260,9 +309,20 @@ pub fn header(
     candidate: &Candidate,
     client: Option<ClientAddress>,
 ) -> Option<StreamHeader> {
+    service_header(routed, target, candidate, client).map(StreamHeader::Service)
+}
+
+/// As [`header`]; the flow, if it is to be one, is the link's to name.
+#[must_use]
+pub fn service_header(
+    routed: &Routed,
+    target: &Target,
+    candidate: &Candidate,
+    client: Option<ClientAddress>,
+) -> Option<ServiceHeader> {
     let label = |name: &eastway_model::Label| Label::parse(name.as_str()).ok();
     let SourceIdentity { cluster: _, namespace, service_account, identity } = &routed.source;
-    Some(StreamHeader::Service(ServiceHeader {
+    Some(ServiceHeader {
         namespace: label(&target.service.namespace)?,
         service: label(&target.service.name)?,
         port: target.port,
@@ -277,7 +337,8 @@ pub fn header(
         affinity: routed.route.affinity,
         tls: routed.tls,
         client,
-    }))
+        flow: None,
+    })
 }
 
 fn picked(

@@ -112,6 +112,7 @@ fn touch(metrics: &Arc<Metrics>) {
             peer: Some(Arc::clone(&peer)),
             source: workload.clone(),
             destination: Destination { namespace, service, workload },
+            udp: false,
             mutual_tls: true,
         })
         .carried(1, 1);

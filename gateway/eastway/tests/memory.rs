@@ -176,7 +176,7 @@ impl Drop for Running {
 fn listen(listeners: &mut Listeners) -> SocketAddr {
     let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
     let target = Target { service: echo(), port: port(), cluster: None, subset: None, endpoint: None };
-    let unbound = listeners.set(&echo(), [(address, Wanted { target, peer: None })].into());
+    let unbound = listeners.set(&echo(), [((Protocol::Tcp, address), Wanted { target, peer: None })].into());
     assert!(unbound.failed.is_empty() && unbound.over_limit.is_empty(), "{unbound:?}");
     address
 }

@@ -95,13 +95,13 @@ enum Arrive {
 }
 
 impl Given {
-    /// The sockets at which connections to a TCP port of the service arrive.
+    /// The sockets at which what is for a port of the service arrives.
     #[must_use]
-    pub fn sockets(&self, number: PortNumber) -> Vec<SocketAddr> {
+    pub fn sockets(&self, protocol: Protocol, number: PortNumber) -> Vec<SocketAddr> {
         match &self.arrive {
             Arrive::There => self.addresses.iter().map(|address| SocketAddr::new(*address, number.get())).collect(),
             Arrive::Here(any, allocation) => {
-                let port = allocation.ports.get(&(Protocol::Tcp, number));
+                let port = allocation.ports.get(&(protocol, number));
                 port.map(|port| SocketAddr::new(*any, *port)).into_iter().collect()
             }
         }

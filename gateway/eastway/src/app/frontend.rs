@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::app::addresses::{Addresses, Grant, Purpose};
-use crate::proxy::vip::{Listeners, Wanted};
+use crate::proxy::vip::{Listeners, Spot, Wanted};
 use crate::telemetry::{Refusal, Telemetry};
 
 /// Addresses of one headless import; more endpoints than this get none (design: headless).
@@ -285,13 +285,13 @@ impl Frontend {
                 return Vec::new();
             }
         };
-        let tcp = import.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
-        for port in tcp {
+        let carried = import.ports.iter().filter(|port| port.protocol != Protocol::Sctp);
+        for port in carried {
             let peer = import.parts.iter().find(|part| part.serves(port.protocol, port.number));
             let peer = peer.and_then(|part| part.cluster.clone());
-            for socket in given.sockets(port.number) {
+            for socket in given.sockets(port.protocol, port.number) {
                 let target = purpose.target(plan.key.clone(), port.number);
-                plan.wanted.insert(socket, Wanted { target, peer: peer.clone() });
+                plan.wanted.insert((port.protocol, socket), Wanted { target, peer: peer.clone() });
             }
         }
         plan.keep.push(purpose);
@@ -458,7 +458,7 @@ struct Plan {
     key: ServiceKey,
     /// What keeps its addresses.
     keep: Vec<Purpose>,
-    wanted: BTreeMap<SocketAddr, Wanted>,
+    wanted: BTreeMap<Spot, Wanted>,
     shortage: Option<Shortage>,
 }
 

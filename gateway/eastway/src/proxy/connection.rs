@@ -39,6 +39,8 @@ pub struct Connection {
     service: ServiceKey,
     port: u16,
     client: Option<SocketAddr>,
+    /// A flow of UDP, not a connection of TCP.
+    udp: bool,
     /// The client proved who it is.
     mutual_tls: bool,
     /// Where the client connected to.
@@ -82,6 +84,7 @@ impl Connection {
             service: service.clone(),
             port,
             client,
+            udp: false,
             mutual_tls: false,
             local: None,
             traceparent: None,
@@ -97,6 +100,11 @@ impl Connection {
     /// The address that the client connected to.
     pub fn set_local(&mut self, address: Option<SocketAddr>) {
         self.local = address;
+    }
+
+    /// It is a flow of UDP.
+    pub fn set_udp(&mut self) {
+        self.udp = true;
     }
 
     /// The client comes by mutual TLS.
@@ -236,6 +244,7 @@ impl Connection {
                 service: service.clone(),
                 workload: Workload { cluster: owner, namespace, name: service, version: self.version.clone() },
             },
+            udp: self.udp,
             mutual_tls: self.mutual_tls || self.peer.is_some(),
         }
     }

@@ -20,8 +20,9 @@ use crate::app::exports::Exports;
 use crate::proxy::connection::{Connection, Outcome};
 use crate::proxy::copy::{self, Local, Transferred, Watch};
 use crate::proxy::dial::{DialError, InFlightGuard};
-use crate::proxy::reach::{ReachError, Reached, reach};
-use crate::router::Router;
+use crate::proxy::reach::{ReachError, Reached, connect_udp, reach};
+use crate::proxy::udp::served::Served;
+use crate::router::{Picked, Router};
 use crate::telemetry::{Path, Refusal};
 
 /// Bytes that a probe echoes at most, and how long it may take.
@@ -96,7 +97,8 @@ impl Opened {
     }
 }
 
-/// Reaches an endpoint for a stream and answers it. `None`: it was refused, or nobody waits for the answer.
+/// Reaches an endpoint for a stream and answers it. `None`: it was refused, nobody waits for the answer, or it was a flow
+/// of UDP and is over.
 async fn open(
     router: Arc<Router>,
     link: LinkInfo,
@@ -110,6 +112,9 @@ async fn open(
         return None;
     };
     let mut connection = Connection::inbound(router.cluster(), &service, header.port.get(), &link.peer);
+    if header.flow.is_some() {
+        connection.set_udp();
+    }
     connection.set_traceparent(header.traceparent.as_ref().map(|trace| Arc::from(trace.as_str())));
     // Nobody is dialled for a stream that its opener has given up.
     let established = tokio::select! {
@@ -123,7 +128,12 @@ async fn open(
             stream.reject(code);
             Outcome::Rejected(code, why)
         }
-        Ok(Reached { tcp, in_flight, picked }) => {
+        Ok(Far::Udp(flow)) => {
+            router.telemetry.metrics.stream_answered(&link.peer, "dialled");
+            flow.serve(&router, stream, &mut connection).await;
+            return None;
+        }
+        Ok(Far::Tcp(Reached { tcp, in_flight, picked })) => {
             router.telemetry.metrics.stream_answered(&link.peer, "dialled");
             connection.opened(&router.telemetry);
             match stream.accept().await {
@@ -151,7 +161,7 @@ async fn establish(
     service: &ServiceKey,
     header: &ServiceHeader,
     connection: &mut Connection,
-) -> Result<Reached, Rejection> {
+) -> Result<Far, Rejection> {
     let source = source(peer, header);
     connection.set_source(&source);
     connection.set_client(header.client.map(ClientAddress::shown));
@@ -164,7 +174,29 @@ async fn establish(
     };
     let only = endpoint.as_ref();
     let pick = |tried: &[EndpointId]| router.pick_exported(service, header, only, tried);
-    reach(router, Path::Quic, connection, pick).await.map_err(|error| unreachable(&error))
+    if header.flow.is_some() {
+        return serve_flow(router, connection, pick).map(Far::Udp).map_err(|error| unreachable(&error));
+    }
+    reach(router, Path::Quic, connection, pick).await.map(Far::Tcp).map_err(|error| unreachable(&error))
+}
+
+/// An endpoint, ready for the stream.
+enum Far {
+    Tcp(Reached),
+    Udp(Served),
+}
+
+fn serve_flow(
+    router: &Router,
+    connection: &mut Connection,
+    pick: impl Fn(&[EndpointId]) -> Result<Picked, PickError>,
+) -> Result<Served, ReachError> {
+    let picked = pick(&[])?;
+    connection.set_upstream(Path::Quic, picked.address);
+    connection.set_version(picked.version.clone());
+    let socket = connect_udp(router, &picked)?;
+    let in_flight = router.in_flight.enter(&picked.endpoint);
+    Ok(Served::new(socket, picked.endpoint, in_flight))
 }
 
 /// What exists but is not for this peer is answered like what does not exist (invariant I7).

@@ -30,7 +30,7 @@ pub use client::Client;
 use replay::Replay;
 
 /// Candidates tried for one connection.
-const MAX_ATTEMPTS: usize = 3;
+pub(super) const MAX_ATTEMPTS: usize = 3;
 /// How long all attempts together may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -83,7 +83,7 @@ pub enum ConnectError {
 
 impl ConnectError {
     /// Whether the same may work by another link to the cluster.
-    fn is_of_link(&self, nothing_sent: bool) -> bool {
+    pub(super) fn is_of_link(&self, nothing_sent: bool) -> bool {
         match self {
             Self::Open(_, error) => !matches!(error, OpenError::Header(_)),
             Self::Refused(_, StreamError::Reset(code)) => *code == ResetCode::Draining,
@@ -94,7 +94,7 @@ impl ConnectError {
     }
 
     /// Whether the next candidate may be tried.
-    fn is_retryable(&self, nothing_sent: bool) -> bool {
+    pub(super) fn is_retryable(&self, nothing_sent: bool) -> bool {
         match self {
             Self::NoLink(_) | Self::Open(..) | Self::Reach(_) => true,
             Self::Refused(_, StreamError::Reset(code)) => code.is_retryable_before_delivery(),
@@ -224,23 +224,17 @@ impl<C: Client> Connecting<'_, C> {
             };
             match attempt {
                 Ok(upstream) => {
-                    moved.from_local.passed(self.replay.len());
+                    moved.from_local.passed(self.replay.len() as u64);
                     return Ok(upstream);
                 }
                 Err(error) if error.is_retryable(self.replay.is_empty()) => {
-                    self.note_retry(candidate);
+                    self.router.note_retry(candidate);
                     last = error;
                 }
                 Err(error) => return Err(error),
             }
         }
         Err(last)
-    }
-
-    fn note_retry(&self, candidate: &Candidate) {
-        if let Some(cluster) = &candidate.cluster {
-            self.router.telemetry.metrics.stream_retried(&Arc::from(cluster));
-        }
     }
 
     async fn local(&mut self, candidate: &Candidate) -> Result<Upstream, ConnectError> {
@@ -262,7 +256,7 @@ impl<C: Client> Connecting<'_, C> {
             match self.by_link(&link, cluster, &header).await {
                 Err(error) if error.is_of_link(self.replay.is_empty()) => {
                     tried.push(link.replica());
-                    self.note_retry(candidate);
+                    self.router.note_retry(candidate);
                     last = error;
                 }
                 result => return result,

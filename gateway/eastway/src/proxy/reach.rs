@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 
 use crate::proxy::connection::Connection;
 use crate::proxy::dial::{self, DIAL_TIMEOUT, DialError, InFlightGuard};
+use crate::proxy::udp::PacketSocket;
 use crate::router::{Picked, Router};
 use crate::telemetry::{Path, Refusal};
 
@@ -71,7 +72,8 @@ impl FailingEndpoints {
         self.with(|failing| failing.is_some_and(|failing| failing.contains(endpoint)))
     }
 
-    fn note(&self, endpoint: &EndpointId) {
+    /// It could not be reached now.
+    pub fn note(&self, endpoint: &EndpointId) {
         let now = Instant::now();
         self.until.rcu(|until| {
             // Ids are never reused: without this the table would grow for ever.
@@ -90,6 +92,21 @@ impl FailingEndpoints {
             });
         }
     }
+}
+
+/// A socket of UDP that is connected to the endpoint. Whether anybody is there, packets will tell.
+///
+/// # Errors
+/// [`DialError`]
+pub(super) fn connect_udp(router: &Router, picked: &Picked) -> Result<PacketSocket, DialError> {
+    let address = picked.address;
+    if let Some(why) = dial::forbidden(address.ip(), &router.dial) {
+        return Err(DialError::Forbidden(address.ip(), why));
+    }
+    PacketSocket::connect(address).map_err(|error| {
+        router.failing.note(&picked.endpoint);
+        DialError::Failed(address, error)
+    })
 }
 
 /// What was tried for one connection.

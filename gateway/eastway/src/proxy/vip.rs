@@ -1,4 +1,4 @@
-//! Listeners on virtual addresses: one per address and port of an import.
+//! Listeners on virtual addresses: one per address and port of an import, of TCP or UDP.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use eastway_model::{ClusterName, ServiceKey};
+use eastway_model::{ClusterName, Protocol as PortProtocol, ServiceKey};
 use futures_util::FutureExt;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
@@ -20,6 +20,7 @@ use crate::proxy::anyip;
 use crate::proxy::clients::Clients;
 use crate::proxy::copy;
 use crate::proxy::outbound::{self, Target};
+use crate::proxy::udp::listener::{FlowLimits, Listener as UdpListener};
 use crate::router::Router;
 use crate::telemetry::Refusal;
 
@@ -32,7 +33,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VipLimits {
     /// Connections served at once; more wait in the kernel's queue. One client has a quarter of them and no
-    /// more, so that others find room.
+    /// more, so that others find room. As many UDP flows, and as many of one client; packets of more are dropped.
     pub connections: usize,
     /// Addresses with their ports that are listened on.
     pub listeners: usize,
@@ -49,7 +50,10 @@ impl VipLimits {
     }
 }
 
-/// An address to listen on.
+/// Where to listen, and for what.
+pub type Spot = (PortProtocol, SocketAddr);
+
+/// What to listen for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
     /// Where its connections go.
@@ -74,8 +78,9 @@ pub struct Listeners {
     accepting: TaskTracker,
     budget: Arc<Semaphore>,
     clients: Arc<Clients>,
+    flows: Arc<FlowLimits>,
     stop: CancellationToken,
-    open: BTreeMap<ServiceKey, BTreeMap<SocketAddr, Listener>>,
+    open: BTreeMap<ServiceKey, BTreeMap<Spot, Listener>>,
     room: Room,
 }
 
@@ -94,7 +99,9 @@ impl Listeners {
         let budget = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
         let room = Room { limit: limits.listeners, taken: 0, by_peer: BTreeMap::new() };
         let clients = Clients::new(limits.connections / 4);
-        Self { router, connections: TaskTracker::new(), accepting, budget, clients, stop, open: BTreeMap::new(), room }
+        let connections = TaskTracker::new();
+        let flows = FlowLimits::new(router.clone(), limits.connections, connections.clone(), stop.clone());
+        Self { router, connections, accepting, budget, clients, flows, stop, open: BTreeMap::new(), room }
     }
 
     /// The connections that are being served, to wait for in a drain.
@@ -124,23 +131,23 @@ impl Listeners {
     /// Whether a service has a listener on this address.
     #[must_use]
     pub fn listens(&self, service: &ServiceKey, address: IpAddr) -> bool {
-        self.open.get(service).is_some_and(|open| open.keys().any(|socket| socket.ip() == address))
+        self.open.get(service).is_some_and(|open| open.keys().any(|(_, socket)| socket.ip() == address))
     }
 
     /// Makes the listeners of a service be those of `wanted`, as far as there is room. Established
     /// connections are never touched.
-    pub fn set(&mut self, service: &ServiceKey, wanted: BTreeMap<SocketAddr, Wanted>) -> Unbound {
+    pub fn set(&mut self, service: &ServiceKey, wanted: BTreeMap<Spot, Wanted>) -> Unbound {
         let mut current = self.open.remove(service).unwrap_or_default();
-        current.retain(|address, listener| {
-            let keep = wanted.contains_key(address);
+        current.retain(|spot, listener| {
+            let keep = wanted.contains_key(spot);
             if !keep {
                 self.room.leave(listener.peer.as_ref());
             }
             keep
         });
         let mut unbound = Unbound::default();
-        for (address, wanted) in wanted {
-            if let Some(listener) = current.get_mut(&address) {
+        for (spot, wanted) in wanted {
+            if let Some(listener) = current.get_mut(&spot) {
                 // The socket stays, and with it what waits in its queue.
                 self.room.leave(listener.peer.as_ref());
                 self.room.enter(wanted.peer.as_ref());
@@ -155,15 +162,15 @@ impl Listeners {
                 continue;
             }
             if !self.room.has_for(wanted.peer.as_ref()) {
-                unbound.over_limit.push(address);
+                unbound.over_limit.push(spot.1);
                 continue;
             }
-            match self.listen(address, wanted) {
+            match self.listen(spot, wanted) {
                 Ok(listener) => {
                     self.room.enter(listener.peer.as_ref());
-                    current.insert(address, listener);
+                    current.insert(spot, listener);
                 }
-                Err(error) => unbound.failed.push((address, error)),
+                Err(error) => unbound.failed.push((spot.1, error)),
             }
         }
         if !current.is_empty() {
@@ -172,12 +179,17 @@ impl Listeners {
         unbound
     }
 
-    fn listen(&self, address: SocketAddr, wanted: Wanted) -> io::Result<Listener> {
+    fn listen(&self, (protocol, address): Spot, wanted: Wanted) -> io::Result<Listener> {
         let Wanted { target, peer } = wanted;
-        let listener = bind(address)?;
         let stop = self.stop.child_token();
-        debug!(%address, service = %target.service, port = target.port, "listening on a virtual address");
+        debug!(%address, %protocol, service = %target.service, port = target.port, "listening on a virtual address");
         let (sender, target) = watch::channel(Arc::new(target));
+        if protocol == PortProtocol::Udp {
+            let listener = UdpListener::bind(address, target, self.flows.clone())?;
+            self.accepting.spawn(listener.run(stop.clone()));
+            return Ok(Listener { target: sender, peer, _stop: stop.drop_guard() });
+        }
+        let listener = bind(address)?;
         let accept = Accept {
             router: self.router.clone(),
             connections: self.connections.clone(),
@@ -339,7 +351,8 @@ mod tests {
         // A port that was free a moment ago.
         let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         for peer in [None, Some("b"), Some("c"), None] {
-            let unbound = listeners.set(&service, [(address, wanted(&service, address.port(), peer))].into());
+            let unbound = listeners
+                .set(&service, [((PortProtocol::Tcp, address), wanted(&service, address.port(), peer))].into());
             assert!(unbound.failed.is_empty() && unbound.over_limit.is_empty(), "{peer:?}: {unbound:?}");
             // There is no such service: it is accepted and reset, which `connect` may see already.
             let refused =

@@ -170,6 +170,7 @@ metrics! {
     dns_answers: Family<Reason, Counter>, "eastway_dns_answers", "DNS answers, by response code";
     dns_dropped: Family<Reason, Counter>, "eastway_dns_dropped", "DNS packets dropped without an answer, by reason";
     refusals: Family<PeerReason, Counter>, "eastway_refused", "Refused inputs, by kind; peer is empty if it is not known";
+    udp_dropped: Family<Reason, Counter>, "eastway_udp_dropped_packets", "Packets of UDP flows that were dropped here, by reason";
     config_reloads: Family<Reason, Counter>, "eastway_config_reloads", "Configuration reloads, by result";
     config_success: Gauge, "eastway_config_last_reload_success", "1 if the files on disk are what runs";
     config_time: FloatGauge, "eastway_config_last_reload_success_timestamp_seconds", "When the running configuration was read";
@@ -264,6 +265,11 @@ impl Metrics {
     /// We answered a stream of `peer`; `outcome` is `dialled` or the name of the reset code.
     pub fn stream_answered(&self, peer: &Arc<str>, outcome: &'static str) {
         self.stream_requests.get(&peer_reason(peer, outcome)).inc();
+    }
+
+    /// Packets of UDP flows were dropped.
+    pub fn udp_dropped(&self, reason: &'static str, packets: usize) {
+        self.udp_dropped.get(&Reason { reason }).inc_by(packets as u64);
     }
 
     /// A request of a sidecar was answered.

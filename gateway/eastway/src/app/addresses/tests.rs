@@ -38,13 +38,13 @@ fn the_controllers_addresses_are_read_and_outlive_a_restart() {
     for addresses in [&mut addresses, &mut Addresses::of_controller(latest, state.path().to_owned())] {
         let Grant::Given(given) = addresses.grant(&web, &Purpose::Service) else { panic!() };
         assert_eq!(given.addresses, ["10.96.0.7".parse::<IpAddr>().unwrap()]);
-        let sockets = given.sockets(PortNumber::new(80).unwrap());
+        let sockets = given.sockets(Protocol::Tcp, PortNumber::new(80).unwrap());
         assert!(sockets.len() == 1 && sockets[0].port() == 20_000 && sockets[0].ip().is_unspecified(), "{sockets:?}");
-        assert!(given.sockets(PortNumber::new(81).unwrap()).is_empty());
+        assert!(given.sockets(Protocol::Tcp, PortNumber::new(81).unwrap()).is_empty());
         assert!(matches!(addresses.grant(&db, &endpoint), Grant::Given(_)));
         let Grant::Given(given) = addresses.grant(&web, &name) else { panic!() };
         assert_eq!(given.addresses, ["10.96.0.10".parse::<IpAddr>().unwrap()]);
-        assert_eq!(given.sockets(PortNumber::new(80).unwrap())[0].port(), 20_003);
+        assert_eq!(given.sockets(Protocol::Tcp, PortNumber::new(80).unwrap())[0].port(), 20_003);
         assert_eq!(addresses.grant(&db, &name), Grant::Waiting, "it leads to another service");
         assert_eq!(addresses.grant(&db, &Purpose::Service), Grant::Waiting);
         assert_eq!(addresses.grant(&key("shop/new"), &Purpose::Service), Grant::Waiting);

@@ -21,6 +21,7 @@ fn connection(peer: &str, namespace: &str) -> ConnectionLabels {
                 version: Some(text("v2")),
             },
         },
+        udp: false,
         mutual_tls: true,
     }
 }

@@ -72,6 +72,8 @@ pub struct ConnectionLabels {
     pub source: Workload,
     /// The server.
     pub destination: Destination,
+    /// Flows of UDP, not connections of TCP.
+    pub udp: bool,
     /// Whether the bytes cross inside a link or a sidecar's TLS (`mutual_tls`), or in plain text.
     pub mutual_tls: bool,
 }
@@ -221,6 +223,7 @@ impl Labels for ConnectionLabels {
                 service: Arc::clone(&other),
                 workload: workload(&self.destination.workload),
             },
+            udp: self.udp,
             mutual_tls: self.mutual_tls,
         }
     }
@@ -240,7 +243,7 @@ struct WithFlag<'a> {
 
 impl EncodeLabelSet for WithFlag<'_> {
     fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
-        let ConnectionLabels { reporter, peer, source, destination, mutual_tls } = self.labels;
+        let ConnectionLabels { reporter, peer, source, destination, udp, mutual_tls } = self.labels;
         let Destination { namespace, service, workload } = destination;
         let host =
             if **service == *OTHER { OTHER.to_owned() } else { format!("{service}.{namespace}.svc.clusterset.local") };
@@ -262,7 +265,7 @@ impl EncodeLabelSet for WithFlag<'_> {
             ("destination_version", revision(workload)),
             ("destination_canonical_service", service),
             ("destination_canonical_revision", revision(workload)),
-            ("request_protocol", "tcp"),
+            ("request_protocol", if *udp { "udp" } else { "tcp" }),
             ("response_flags", self.flag.as_str()),
             ("connection_security_policy", if *mutual_tls { "mutual_tls" } else { "none" }),
             ("peer", peer.as_deref().unwrap_or("")),

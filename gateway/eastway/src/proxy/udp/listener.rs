@@ -1,0 +1,180 @@
+//! Takes packets at virtual addresses, and knows which flow each belongs to.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::client::ClientFlow;
+use super::socket::{Arrived, Message, PacketSocket};
+use crate::proxy::clients::Clients;
+use crate::proxy::outbound::Target;
+use crate::router::Router;
+use crate::telemetry::Refusal;
+
+/// Pause after an error of the socket that is the machine's.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// What all listeners share.
+pub(in crate::proxy) struct FlowLimits {
+    router: Arc<Router>,
+    tasks: TaskTracker,
+    flows: Arc<Semaphore>,
+    clients: Arc<Clients>,
+    /// No flow begins any more.
+    draining: CancellationToken,
+}
+
+impl FlowLimits {
+    /// So many flows at once, of which one client has a quarter; each is a task of `tasks`. None begins after `draining`.
+    pub(in crate::proxy) fn new(
+        router: Arc<Router>,
+        flows: usize,
+        tasks: TaskTracker,
+        draining: CancellationToken,
+    ) -> Arc<Self> {
+        let (clients, flows) = (Clients::new(flows / 4), Arc::new(Semaphore::new(flows.min(Semaphore::MAX_PERMITS))));
+        Arc::new(Self { router, tasks, flows, clients, draining })
+    }
+}
+
+/// Who sends from where to where: what a flow is known by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    /// As the socket says it.
+    pub(super) client: SocketAddr,
+    pub(super) at: Option<Arrived>,
+}
+
+/// One address and port that is listened on.
+pub(in crate::proxy) struct Listener {
+    pub(super) address: SocketAddr,
+    pub(super) socket: Arc<PacketSocket>,
+    shared: Arc<FlowLimits>,
+    target: watch::Receiver<Arc<Target>>,
+    flows: Mutex<HashMap<Key, Arc<ClientFlow>>>,
+    /// Ends all flows.
+    over: CancellationToken,
+}
+
+impl Listener {
+    /// # Errors
+    /// The system refuses the address.
+    pub(in crate::proxy) fn bind(
+        address: SocketAddr,
+        target: watch::Receiver<Arc<Target>>,
+        shared: Arc<FlowLimits>,
+    ) -> io::Result<Arc<Self>> {
+        let socket = Arc::new(PacketSocket::listen(address)?);
+        let (flows, over) = (Mutex::default(), CancellationToken::new());
+        Ok(Arc::new(Self { address, socket, shared, target, flows, over }))
+    }
+
+    /// Takes packets until `stop`. If the process drains then, those of flows that exist go on as long as they do; else the
+    /// flows end with the listener, for the service is gone. No error of the socket ends it (threat U6).
+    pub(in crate::proxy) async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let _over = self.over.clone().drop_guard();
+        let ended = async {
+            stop.cancelled().await;
+            if self.shared.draining.is_cancelled() {
+                lock(&self.flows).values().for_each(|flow| flow.leave());
+                self.shared.tasks.wait().await;
+            }
+        };
+        let receiving = async {
+            loop {
+                if let Err(error) = self.socket.receive(|messages| self.take(messages)).await {
+                    self.refused(format_args!("{}: cannot receive packets: {error}", self.address));
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        };
+        tokio::select! {
+            () = ended => {}
+            () = receiving => {}
+        }
+    }
+
+    fn take(self: &Arc<Self>, messages: &[Message<'_>]) {
+        let mut rest = messages;
+        while let Some(Message { from, at, .. }) = rest.first().copied() {
+            let alike = rest.iter().take_while(|message| (message.from, message.at) == (from, at)).count();
+            let (run, others) = rest.split_at(alike);
+            rest = others;
+            let packets = run.iter().flat_map(|message| message.packets());
+            match from.and_then(|client| self.flow(Key { client, at })) {
+                Some(flow) => flow.push(packets),
+                None => self.shared.router.telemetry.metrics.udp_dropped("flow_limit", packets.count()),
+            }
+        }
+    }
+
+    /// The flow of these packets; a new one if there is none, or if it had better go another way from now on.
+    fn flow(self: &Arc<Self>, key: Key) -> Option<Arc<ClientFlow>> {
+        let mut flows = lock(&self.flows);
+        let known = flows.get(&key).filter(|flow| !flow.is_over()).cloned();
+        if let Some(known) = known.as_ref().filter(|flow| !flow.has_better_way(&self.shared.router)) {
+            return Some(Arc::clone(known));
+        }
+        let Some(begun) = self.begin(key) else { return known };
+        flows.insert(key, Arc::clone(&begun));
+        if let Some(known) = known {
+            known.leave();
+        }
+        Some(begun)
+    }
+
+    fn begin(self: &Arc<Self>, key: Key) -> Option<Arc<ClientFlow>> {
+        let FlowLimits { router, tasks, flows, clients, draining } = &*self.shared;
+        if draining.is_cancelled() {
+            return None;
+        }
+        let client = key.client.ip().to_canonical();
+        let Some(share) = clients.enter(client) else {
+            self.refused(format_args!("{client} has its share of UDP flows"));
+            return None;
+        };
+        let Ok(permit) = Arc::clone(flows).try_acquire_owned() else {
+            self.refused(format_args!("{client}: there are too many UDP flows"));
+            return None;
+        };
+        let flow = ClientFlow::new(key, self);
+        let (listener, router, target) = (Arc::clone(self), Arc::clone(router), self.target.borrow().clone());
+        let running = Arc::clone(&flow);
+        tasks.spawn(async move {
+            let run = Arc::clone(&running).run(router, target, listener.address);
+            let _over = listener.over.run_until_cancelled(run).await;
+            running.set_over();
+            listener.forget(&running);
+            drop((permit, share));
+        });
+        Some(flow)
+    }
+
+    fn forget(&self, flow: &Arc<ClientFlow>) {
+        let mut flows = lock(&self.flows);
+        // Another one may have taken its place.
+        if flows.get(&flow.key).is_some_and(|current| Arc::ptr_eq(current, flow)) {
+            flows.remove(&flow.key);
+        }
+        if flows.is_empty() {
+            // A burst of flows must not leave its memory behind.
+            flows.shrink_to(64);
+        }
+    }
+
+    fn refused(&self, detail: fmt::Arguments<'_>) {
+        self.shared.router.telemetry.refusals.refused(Refusal::Overload, None, detail);
+    }
+}
+
+/// Nothing panics while one of these locks is held.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
