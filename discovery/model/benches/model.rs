@@ -253,7 +253,7 @@ fn local_endpoint(number: u32) -> LocalEndpoint {
         endpoint: endpoint(number, true),
         address: IpAddr::V4(Ipv4Addr::from_bits(0x0af4_0000 + number)),
         service_account: None,
-        target_ports: [(port(), 9080)].into(),
+        target_ports: [(port().into(), 9080)].into(),
     }
 }
 

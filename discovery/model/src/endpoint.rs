@@ -16,7 +16,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::name::Label;
-use crate::service::PortNumber;
+use crate::service::PortKey;
 
 /// Longest [`EndpointId`], bytes.
 pub const MAX_ENDPOINT_ID: usize = 64;
@@ -199,5 +199,5 @@ pub struct LocalEndpoint {
     /// Unlike [`Endpoint::identity`] nothing proves it but the address.
     pub service_account: Option<Label>,
     /// Service port to the port it listens on; a service port that is missing is not served here.
-    pub target_ports: Pairs<PortNumber, u16>,
+    pub target_ports: Pairs<PortKey, u16>,
 }

@@ -34,7 +34,7 @@ pub use endpoint::{
 pub use import::{Conflict, ConflictKind, Import, ImportPart};
 pub use name::{ClusterName, Label, NameError, PortName, ServiceKey};
 pub use service::{
-    EndpointGroup, InternalTrafficPolicy, IpFamily, LocalService, PortNumber, Protocol, ServiceKind, ServicePort,
-    ServiceRecord, SessionAffinity,
+    EndpointGroup, InternalTrafficPolicy, IpFamily, LocalService, PortKey, PortKeyError, PortNumber, Protocol,
+    ServiceKind, ServicePort, ServiceRecord, SessionAffinity,
 };
 pub use time::UnixMillis;

@@ -37,6 +37,57 @@ impl fmt::Display for Protocol {
     }
 }
 
+/// A port of a service by number and transport: a service may have one of each transport with the same number. In text
+/// `80`, or `53/UDP`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortKey {
+    /// Its number.
+    pub number: PortNumber,
+    /// Its transport.
+    pub protocol: Protocol,
+}
+
+/// The one of TCP.
+impl From<PortNumber> for PortKey {
+    fn from(number: PortNumber) -> Self {
+        Self { number, protocol: Protocol::Tcp }
+    }
+}
+
+impl fmt::Display for PortKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.protocol {
+            Protocol::Tcp => write!(f, "{}", self.number),
+            protocol @ (Protocol::Udp | Protocol::Sctp) => write!(f, "{}/{protocol}", self.number),
+        }
+    }
+}
+
+impl serde::Serialize for PortKey {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A text names no port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be a port from 1 to 65535, with /UDP or /SCTP if it is none of TCP")]
+pub struct PortKeyError;
+
+impl std::str::FromStr for PortKey {
+    type Err = PortKeyError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (number, protocol) = match text.split_once('/') {
+            None => (text, Protocol::Tcp),
+            Some((number, "UDP")) => (number, Protocol::Udp),
+            Some((number, "SCTP")) => (number, Protocol::Sctp),
+            Some(_) => return Err(PortKeyError),
+        };
+        Ok(Self { number: number.parse().map_err(|_| PortKeyError)?, protocol })
+    }
+}
+
 /// One port of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -49,6 +100,14 @@ pub struct ServicePort {
     pub protocol: Protocol,
     /// Application protocol hint (KEP-1422), at most 63 bytes, e.g. `http`, `kubernetes.io/h2c`.
     pub app_protocol: Option<Arc<str>>,
+}
+
+impl ServicePort {
+    /// What it is known by.
+    #[must_use]
+    pub fn key(&self) -> PortKey {
+        PortKey { number: self.number, protocol: self.protocol }
+    }
 }
 
 /// Whether a service has one address or one per endpoint (KEP-1645 `type`).

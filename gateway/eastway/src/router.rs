@@ -10,7 +10,7 @@ use std::time::Duration;
 use eastway_model::access::{self, SourceIdentity, Verdict};
 use eastway_model::routing::{self, Candidate, PickError, PickRequest, Route, RouteError, RouteRequest};
 use eastway_model::store::{Reader, Snapshot};
-use eastway_model::{ClusterName, EndpointId, LocalEndpoint, PortNumber, Protocol, ServiceKey};
+use eastway_model::{ClusterName, EndpointId, LocalEndpoint, PortKey, Protocol, ServiceKey};
 use eastway_tunnel::header::{ClientAddress, EndpointRef, Label, ServiceHeader, Source, StreamHeader};
 use eastway_tunnel::{Link, ReplicaId, Tunnel};
 use tokio::runtime::Handle;
@@ -282,8 +282,9 @@ impl Router {
             let is_failing = failing.is_some_and(|failing| failing.contains(&endpoint.endpoint.id));
             let cut =
                 (endpoint.endpoint.tls.is_mutual()).then(|| self.deliveries.to(endpoint.endpoint.identity.as_ref()));
+            let port = PortKey { number: request.port, protocol: request.protocol };
             let proxy_protocol = local.record.proxy_protocol.contains(&request.port);
-            Ok(picked(endpoint, request.port, is_failing, cut, proxy_protocol))
+            Ok(picked(endpoint, port, is_failing, cut, proxy_protocol))
         })
     }
 
@@ -343,12 +344,12 @@ pub fn service_header(
 
 fn picked(
     endpoint: &LocalEndpoint,
-    port: PortNumber,
+    port: PortKey,
     is_failing: bool,
     cut: Option<CancellationToken>,
     proxy_protocol: bool,
 ) -> Picked {
-    let target = endpoint.target_ports.get(&port).copied().unwrap_or(port.get());
+    let target = endpoint.target_ports.get(&port).copied().unwrap_or(port.number.get());
     Picked {
         endpoint: endpoint.endpoint.id.clone(),
         address: SocketAddr::new(endpoint.address, target),

@@ -241,7 +241,7 @@ fn local_endpoint(address: SocketAddr) -> LocalEndpoint {
         endpoint,
         address: address.ip(),
         service_account: None,
-        target_ports: [(port(), address.port())].into(),
+        target_ports: [(port().into(), address.port())].into(),
     }
 }
 

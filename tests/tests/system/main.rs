@@ -38,3 +38,4 @@ mod state;
 mod takeover;
 mod trust;
 mod wan;
+mod udp;

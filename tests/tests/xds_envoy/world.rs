@@ -108,7 +108,7 @@ impl World {
             endpoint: Endpoint { weight: *weight, ..endpoint(&format!("l-{}", address.port())) },
             address: address.ip(),
             service_account: None,
-            target_ports: [(port.number, address.port())].into(),
+            target_ports: [(port.key(), address.port())].into(),
         };
         let record = ServiceRecord::new(service.parse().unwrap(), vec![port.clone()]);
         let service = LocalService::new(record, true, endpoints.iter().map(local));

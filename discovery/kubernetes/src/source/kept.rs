@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use eastway_model::{Label, Pairs, PortNumber, Subset};
+use eastway_model::{Label, Pairs, PortKey, Subset};
 
 /// What tells objects of one name apart. Almost always a UUID, which is kept as its bytes.
 #[derive(Clone, PartialEq, Eq)]
@@ -145,7 +145,7 @@ pub(crate) struct Interner {
     labels: HashMap<Box<str>, Label>,
     texts: HashSet<Arc<str>>,
     subsets: BTreeSet<Subset>,
-    ports: BTreeSet<Pairs<PortNumber, u16>>,
+    ports: BTreeSet<Pairs<PortKey, u16>>,
 }
 
 impl Interner {
@@ -177,7 +177,7 @@ impl Interner {
         once(&mut self.subsets, subset)
     }
 
-    pub(crate) fn ports(&mut self, ports: Pairs<PortNumber, u16>) -> Pairs<PortNumber, u16> {
+    pub(crate) fn ports(&mut self, ports: Pairs<PortKey, u16>) -> Pairs<PortKey, u16> {
         once(&mut self.ports, ports)
     }
 }

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use eastway_model::{
-    Endpoint, EndpointId, LocalChange, LocalEndpoint, LocalService, Pairs, PortNumber, ServiceKey, TlsMode, Workload,
+    Endpoint, EndpointId, LocalChange, LocalEndpoint, LocalService, Pairs, PortKey, ServiceKey, TlsMode, Workload,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -439,9 +439,9 @@ impl Known {
             let port_name = port.name.as_ref().map_or("", |name| name.as_str());
             let ports = said.iter().flat_map(|(slice, _, _)| &slice.ports);
             let target = ports.into_iter().find(|one| one.protocol == port.protocol && *one.name == *port_name)?;
-            Some((port.number, target.target))
+            Some((port.key(), target.target))
         });
-        let target_ports: Pairs<PortNumber, u16> = target_ports.collect();
+        let target_ports: Pairs<PortKey, u16> = target_ports.collect();
         let endpoint = Endpoint {
             id: endpoint_id(around.salt, &pod.uid, address)?,
             hostname: entry.hostname.clone(),

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::affinity::Score;
 use crate::endpoint::{EndpointId, LocalEndpoint, LocalEndpoints, Subset};
-use crate::service::{LocalService, PortNumber, Protocol, ServiceKind};
+use crate::service::{LocalService, PortKey, PortNumber, Protocol, ServiceKind};
 
 /// How many endpoints are drawn blindly before all are looked at: at least these, and one for each
 /// 16 endpoints, so that blind draws never cost more than a small part of the look at all.
@@ -113,7 +113,7 @@ impl<'a> PickRequest<'a> {
         if !self.subset.iter().all(|(key, value)| endpoint.subset.get(key) == Some(value)) {
             return Err(PickReject::OtherLabels);
         }
-        if !target_ports.contains_key(&self.port) {
+        if !target_ports.contains_key(&PortKey { number: self.port, protocol: self.protocol }) {
             return Err(PickReject::PortNotServed);
         }
         if self.plain && endpoint.tls.refuses_plain() {

@@ -128,7 +128,7 @@ fn the_clients_zone_is_preferred_as_long_as_it_has_a_ready_endpoint() {
 
 #[test]
 fn labels_and_ports_are_respected() {
-    let other_port = LocalEndpoint { target_ports: [(port_number(1), 1)].into(), ..local_endpoint(3, "v2") };
+    let other_port = LocalEndpoint { target_ports: [(port_number(1).into(), 1)].into(), ..local_endpoint(3, "v2") };
     let service = service([local_endpoint(1, "v1"), local_endpoint(2, "v2"), other_port]);
     let v2 = subset("v2");
     assert_eq!(only(&service, &PickRequest::tcp(port_number(9080), &v2)), ["e00002"]);

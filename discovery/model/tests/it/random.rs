@@ -63,7 +63,7 @@ fn any_local_endpoint() -> impl Strategy<Value = LocalEndpoint> {
             endpoint,
             address,
             service_account: account.map(label),
-            target_ports: [(port_number(9080), 9080)].into(),
+            target_ports: [(port_number(9080).into(), 9080)].into(),
         },
     )
 }

@@ -100,7 +100,7 @@ fn of_endpoints_with_one_id_the_first_registry_s_counts() {
 fn a_place_that_two_registries_know_counts_once() {
     let (mut writer, reader) = store();
     let same = |number| LocalEndpoint { address: "10.0.0.1".parse().unwrap(), ..local_endpoint(number, "v1") };
-    let other_port = LocalEndpoint { target_ports: [(port_number(9080), 1)].into(), ..same(3) };
+    let other_port = LocalEndpoint { target_ports: [(port_number(9080).into(), 1)].into(), ..same(3) };
     writer.apply(
         [
             from_service("hub", local_service("bookinfo/reviews", [same(1)])),

@@ -64,7 +64,7 @@ pub(crate) fn local_endpoint(number: u32, version: &str) -> LocalEndpoint {
         endpoint: endpoint(&format!("e{number:05}"), version),
         address: IpAddr::V4(Ipv4Addr::from_bits(0x0af4_0000 + number)),
         service_account: None,
-        target_ports: [(port_number(9080), 9080)].into(),
+        target_ports: [(port_number(9080).into(), 9080)].into(),
     }
 }
 

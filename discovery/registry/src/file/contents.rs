@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use eastway_model::{Label, PortNumber, ServiceKey, ServiceRecord, Subset, TlsMode, Workload, Zone};
+use eastway_model::{Label, PortKey, PortNumber, ServiceKey, ServiceRecord, Subset, TlsMode, Workload, Zone};
 
 /// Everything in the file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub struct EndpointSpec {
     /// Hostname.
     pub hostname: Option<Label>,
     /// Service port to its own.
-    pub target_ports: BTreeMap<PortNumber, u16>,
+    pub target_ports: BTreeMap<PortKey, u16>,
     /// On its way out.
     pub draining: bool,
 }
@@ -97,7 +97,7 @@ impl EndpointSpec {
     #[must_use]
     pub fn health_address(&self, port: HealthPort) -> Option<SocketAddr> {
         let port = match port {
-            HealthPort::Service(port) => *self.target_ports.get(&port)?,
+            HealthPort::Service(port) => *self.target_ports.get(&port.into())?,
             HealthPort::Number(port) => port.get(),
         };
         Some(SocketAddr::new(self.address, port))

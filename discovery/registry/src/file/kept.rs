@@ -11,7 +11,7 @@ use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::Path;
 
-use eastway_model::{EndpointId, PortNumber, ServiceKey, UnixMillis};
+use eastway_model::{EndpointId, PortKey, ServiceKey, UnixMillis};
 use sha2::{Digest, Sha256};
 
 const HEADER: &str = "eastway-registry 1 sha256:";
@@ -22,7 +22,7 @@ pub(super) struct EndpointKey {
     pub(super) service: ServiceKey,
     pub(super) address: IpAddr,
     /// Several workloads may share an address and differ in ports.
-    pub(super) target_ports: BTreeMap<PortNumber, u16>,
+    pub(super) target_ports: BTreeMap<PortKey, u16>,
 }
 
 /// See the module.
@@ -165,7 +165,7 @@ mod tests {
         EndpointKey {
             service: "bookinfo/reviews".parse().unwrap(),
             address: address.parse().unwrap(),
-            target_ports: [(PortNumber::new(80).unwrap(), 9080), (PortNumber::new(81).unwrap(), 9081)].into(),
+            target_ports: [("80".parse().unwrap(), 9080), ("80/UDP".parse().unwrap(), 9081)].into(),
         }
     }
 

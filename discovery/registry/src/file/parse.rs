@@ -10,7 +10,7 @@ use std::time::Duration;
 use eastway_model::name::check_label_key;
 use eastway_model::rules::never_shared;
 use eastway_model::{
-    IpFamily, Label, PortName, PortNumber, Protocol, ServiceKey, ServiceKind, ServicePort, ServiceRecord,
+    IpFamily, Label, PortKey, PortName, PortNumber, Protocol, ServiceKey, ServiceKind, ServicePort, ServiceRecord,
     SessionAffinity, TlsMode, Workload,
 };
 
@@ -339,27 +339,25 @@ impl Reader<'_> {
         })
     }
 
-    fn target_ports(
-        &mut self,
-        field: &Field<BTreeMap<String, Field<i64>>>,
-        ports: &Ports,
-    ) -> BTreeMap<PortNumber, u16> {
-        let mut targets: BTreeMap<PortNumber, u16> =
-            ports.iter().map(|(port, target)| (port.number, target.get())).collect();
+    fn target_ports(&mut self, field: &Field<BTreeMap<String, Field<i64>>>, ports: &Ports) -> BTreeMap<PortKey, u16> {
+        let mut targets: BTreeMap<PortKey, u16> =
+            ports.iter().map(|(port, target)| (port.key(), target.get())).collect();
         let Some(map) = field.get() else { return targets };
         for (key, value) in &map.value {
             let Some(value) = value.get() else { continue };
-            let known = ports.iter().map(|(port, _)| port).find(|port| {
-                port.name.as_ref().is_some_and(|name| name.as_str() == key) || port.number.to_string() == *key
-            });
-            let Some(known) = known else {
+            // A number is that of all transports; a name, or a number with its transport, is of one.
+            let known: Vec<PortKey> = (ports.iter().map(|(port, _)| port))
+                .filter(|port| port.name.as_ref().is_some_and(|name| name.as_str() == key) || names(port, key))
+                .map(ServicePort::key)
+                .collect();
+            if known.is_empty() {
                 let names = ports.iter().filter_map(|(port, _)| port.name.as_ref()).map(PortName::as_str);
                 let message = format!("the service has no port {}{}", quoted(key), meant(key, names));
                 self.cx.error(value.at, Code::UnknownKey, message);
                 continue;
-            };
+            }
             if let Some(target) = self.cx.checked(value, |value| port(*value)) {
-                targets.insert(known.number, target.get());
+                targets.extend(known.into_iter().map(|known| (known, target.get())));
             }
         }
         targets
@@ -483,6 +481,11 @@ fn request_path(text: &str) -> Result<Arc<str>, &'static str> {
         return Err("must be a path such as /health, at most 1024 printable characters without blanks");
     }
     Ok(Arc::from(text))
+}
+
+/// Whether `key` is the number of a port, alone or with its transport.
+fn names(port: &ServicePort, key: &str) -> bool {
+    port.number.to_string() == key || port.key().to_string() == key
 }
 
 fn meant<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {

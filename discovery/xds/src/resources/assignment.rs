@@ -259,7 +259,7 @@ fn local(snapshot: &Snapshot, import: &Import, port: &ServicePort, ranks: &Ranks
 
 fn one_local(snapshot: &Snapshot, local: &LocalEndpoint, port: &ServicePort, ranks: &Ranks<'_>) -> Option<Candidate> {
     let endpoint = &local.endpoint;
-    let target = local.target_ports.get(&port.number)?;
+    let target = local.target_ports.get(&port.key())?;
     let place = wire::SocketAddress { address: local.address.to_string(), port_value: u32::from(*target) };
     let mut metadata = labels(&endpoint.subset);
     tls::mark(&mut metadata, snapshot.cluster(), endpoint.tls);

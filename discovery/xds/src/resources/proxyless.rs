@@ -267,7 +267,7 @@ impl Reachable<'_> {
             let has_labels = subset.iter().all(|(key, value)| local.endpoint.subset.get(key) == Some(value));
             // The library speaks no TLS to it.
             let is_ours = has_labels && !local.endpoint.tls.refuses_plain();
-            let Some(target) = local.target_ports.get(&port).filter(|_| is_ours) else { continue };
+            let Some(target) = local.target_ports.get(&port.into()).filter(|_| is_ours) else { continue };
             let condition = local.endpoint.condition;
             if condition.ready {
                 ready.push((local.address, *target));

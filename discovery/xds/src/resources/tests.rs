@@ -337,7 +337,7 @@ fn i1_remote_endpoints_are_names_one_by_one_and_local_ones_are_preferred() {
         endpoint: endpoint(id, Some("here"), EndpointCondition::READY, None),
         address: address.parse().unwrap(),
         service_account: None,
-        target_ports: target.iter().map(|(port, target)| (NonZeroU16::new(*port).unwrap(), *target)).collect(),
+        target_ports: target.iter().map(|(port, target)| (NonZeroU16::new(*port).unwrap().into(), *target)).collect(),
     };
     world.local("shop/web", &ports, vec![local("l-1", "10.1.0.9", &[(80, 8080)]), local("l-2", "10.1.0.8", &[])]);
     assert_eq!(

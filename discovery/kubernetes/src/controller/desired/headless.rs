@@ -73,7 +73,7 @@ fn own_slices(draft: &mut Draft<'_>, part: &ImportPart) {
     let ports: Vec<Value> = named
         .iter()
         .map(|(name, port)| {
-            let targets = local.endpoints.iter().find_map(|endpoint| endpoint.target_ports.get(&port.number).copied());
+            let targets = local.endpoints.iter().find_map(|endpoint| endpoint.target_ports.get(&port.key()).copied());
             import::slice_port(name, port, targets.unwrap_or(port.number.get()))
         })
         .collect();

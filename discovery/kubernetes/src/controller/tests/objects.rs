@@ -203,7 +203,7 @@ fn i1_a_headless_import_has_no_address_of_a_peer() {
         endpoint: endpoint("pod-a", "db-0", true),
         address: "10.244.0.20".parse().unwrap(),
         service_account: None,
-        target_ports: [(number(5432), 15432)].into(),
+        target_ports: [(number(5432).into(), 15432)].into(),
     };
     let theirs = ServiceRecord { groups: vec![group(2)], ..headless(1) };
     rig.apply([upsert(LocalService::new(headless(5), true, [own])), complete("gke", vec![theirs])]);

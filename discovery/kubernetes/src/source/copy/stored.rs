@@ -97,7 +97,7 @@ struct StoredEndpoint {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     subset: BTreeMap<Arc<str>, Arc<str>>,
     /// Port of the service to its own.
-    ports: BTreeMap<PortNumber, u16>,
+    ports: BTreeMap<String, u16>,
 }
 
 impl StoredService {
@@ -197,7 +197,7 @@ impl StoredEndpoint {
             zone: zone.clone(),
             account: endpoint.service_account.as_ref().map(ToString::to_string),
             subset: subset.iter().map(|(key, value)| (Arc::clone(key), Arc::clone(value))).collect(),
-            ports: endpoint.target_ports.iter().map(|(number, target)| (*number, *target)).collect(),
+            ports: endpoint.target_ports.iter().map(|(port, target)| (port.to_string(), *target)).collect(),
         }
     }
 
@@ -215,6 +215,8 @@ impl StoredEndpoint {
             tls: TlsMode::None,
         };
         let service_account = label(self.account)?;
-        Some(LocalEndpoint { endpoint, address: self.address, service_account, target_ports: self.ports.into() })
+        let ports = self.ports.into_iter().map(|(port, target)| Some((port.parse().ok()?, target)));
+        let target_ports = ports.collect::<Option<_>>()?;
+        Some(LocalEndpoint { endpoint, address: self.address, service_account, target_ports })
     }
 }

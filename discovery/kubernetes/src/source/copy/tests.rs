@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use eastway_model::{
-    Endpoint, EndpointCondition, EndpointId, InternalTrafficPolicy, IpFamily, Label, LocalEndpoint, PortName,
+    Endpoint, EndpointCondition, EndpointId, InternalTrafficPolicy, IpFamily, Label, LocalEndpoint, PortKey, PortName,
     PortNumber, Protocol, ServiceKey, ServiceKind, ServicePort, ServiceRecord, SessionAffinity, TlsMode, UnixMillis,
 };
 
@@ -21,7 +21,11 @@ fn endpoint(last: u8) -> LocalEndpoint {
         },
         address: [10, 244, 0, last].into(),
         service_account: Some(Label::parse("web").unwrap()),
-        target_ports: [(PortNumber::new(80).unwrap(), 8080)].into(),
+        target_ports: [
+            (PortNumber::new(80).unwrap().into(), 8080),
+            (PortKey { number: PortNumber::new(53).unwrap(), protocol: Protocol::Udp }, 5353),
+        ]
+        .into(),
     }
 }
 

@@ -142,7 +142,7 @@ fn a_service_of_its_parts() {
     let (translated, _) = mirror.services.values().next().unwrap();
     assert!(translated.exported);
     let first = endpoints(&mirror)[0];
-    assert_eq!(first.target_ports, [(80.try_into().unwrap(), 8080)].into());
+    assert_eq!(first.target_ports, [(eastway_model::PortNumber::new(80).unwrap().into(), 8080)].into());
     assert_eq!(first.service_account.as_ref().map(Label::as_str), Some("cart"));
     assert_eq!(first.endpoint.subset, [("version".into(), "v1".into())].into());
     assert_eq!(first.endpoint.condition, EndpointCondition::READY);

@@ -101,7 +101,7 @@ impl World {
                     tls: TlsMode::None,
                 },
                 address: Ipv4Addr::new(10, 0, 0, *last).into(),
-                target_ports: [(NonZeroU16::new(80).unwrap(), 8080)].into(),
+                target_ports: [(NonZeroU16::new(80).unwrap().into(), 8080)].into(),
                 service_account: None,
             })
             .collect();

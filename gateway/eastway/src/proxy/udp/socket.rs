@@ -102,9 +102,11 @@ impl PacketSocket {
     /// # Errors
     /// Those of the system; of a connected socket also that the other end has nobody at its port.
     pub(super) async fn receive(&self, mut take: impl FnMut(&[Message<'_>])) -> io::Result<()> {
+        // That the other end has nobody at its port shows as an error and nothing to read.
+        let interest = Interest::READABLE | Interest::ERROR;
         loop {
-            self.socket.readable().await?;
-            let received = self.socket.try_io(Interest::READABLE, || {
+            self.socket.ready(interest).await?;
+            let received = self.socket.try_io(interest, || {
                 INBOX
                     .with_borrow_mut(|inbox| inbox.receive(self.socket.as_raw_fd(), &mut take))
                     .map_err(io::Error::from)
@@ -204,21 +206,19 @@ thread_local! {
 }
 
 struct Inbox {
-    headers: MultiHeaders<SockaddrStorage>,
     messages: Vec<Vec<u8>>,
 }
 
 impl Inbox {
     fn new() -> Self {
-        Self {
-            headers: MultiHeaders::preallocate(BATCH, Some(cmsg_space!(in6_pktinfo, i32))),
-            messages: (0..BATCH).map(|_| vec![0; MESSAGE]).collect(),
-        }
+        Self { messages: (0..BATCH).map(|_| vec![0; MESSAGE]).collect() }
     }
 
     fn receive(&mut self, socket: RawFd, take: &mut impl FnMut(&[Message<'_>])) -> nix::Result<()> {
         let mut slices: Vec<_> = self.messages.iter_mut().map(|message| [IoSliceMut::new(message)]).collect();
-        let received = recvmmsg(socket, &mut self.headers, slices.iter_mut(), MsgFlags::MSG_DONTWAIT, None)?;
+        // Not to be used again: the kernel notes in them how little room the last messages took.
+        let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(BATCH, Some(cmsg_space!(in6_pktinfo, i32)));
+        let received = recvmmsg(socket, &mut headers, slices.iter_mut(), MsgFlags::MSG_DONTWAIT, None)?;
         let mut messages = Vec::with_capacity(BATCH);
         for message in received {
             let bytes = message.iovs().next().unwrap_or_default();
