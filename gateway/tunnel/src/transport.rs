@@ -6,6 +6,7 @@
 
 pub mod memory;
 pub(crate) mod quic;
+mod share;
 pub(crate) mod tcp;
 
 use std::future::Future;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quinn_proto::{ConnectionClose, ConnectionError, Dir, SendDatagramError, VarInt};
@@ -15,6 +15,7 @@ use crate::code::CloseCode;
 use crate::control::printable;
 use crate::replicas::network::Network;
 use crate::replicas::paths::is_path;
+use crate::transport::share::Share;
 use crate::transport::{
     BoxFuture, CloseReason, Connection, DATAGRAMS_AT_ONCE, DatagramRefused, ExporterError, Halves, Lost, PathStats,
     Side, TransportKind,
@@ -43,7 +44,11 @@ pub(super) struct QuicConnection {
     network: Option<Arc<Network>>,
     /// How often it changed its port: see [`hop`](super::hop).
     hops: Arc<AtomicU64>,
-    /// Datagrams that made room for later ones.
+    /// What datagrams may take of the path.
+    datagram_share: Mutex<Share>,
+    /// Bytes that may wait as datagrams.
+    datagram_room: usize,
+    /// Datagrams that made room for later ones, or had none.
     dropped_datagrams: AtomicU64,
 }
 
@@ -85,6 +90,7 @@ impl QuicConnection {
         hops: Arc<AtomicU64>,
     ) -> Self {
         let windows = Windows { moving: window, receive: None, send: None, streams: None };
+        let datagram_room = conn.0.lock().inner.datagrams().send_buffer_space();
         Self {
             conn,
             lanes: Lanes::new(),
@@ -93,6 +99,8 @@ impl QuicConnection {
             windows: Mutex::new(windows),
             network,
             hops,
+            datagram_share: Mutex::new(Share::new(Instant::now())),
+            datagram_room,
             dropped_datagrams: AtomicU64::new(0),
         }
     }
@@ -133,12 +141,23 @@ impl QuicConnection {
         if state.error.is_some() {
             return Err(DatagramRefused::Lost);
         }
-        let mut queue = state.inner.datagrams();
+        let room = state.inner.datagrams().send_buffer_space();
+        let admitted = {
+            let path = || {
+                let path = state.inner.stats().path;
+                (path.cwnd, path.rtt)
+            };
+            let mut share = self.datagram_share.lock().unwrap_or_else(PoisonError::into_inner);
+            share.admits(datagram.len(), room < self.datagram_room, Instant::now(), path)
+        };
         // What is dropped is not told.
-        if queue.send_buffer_space() < datagram.len() {
+        if !admitted || room < datagram.len() {
             self.dropped_datagrams.fetch_add(1, Ordering::Relaxed);
         }
-        queue.send(datagram.clone(), true).map_err(|error| match error {
+        if !admitted {
+            return Ok(());
+        }
+        state.inner.datagrams().send(datagram.clone(), true).map_err(|error| match error {
             SendDatagramError::TooLarge => DatagramRefused::TooLong,
             // It makes room, and so never waits.
             SendDatagramError::UnsupportedByPeer | SendDatagramError::Disabled | SendDatagramError::Blocked(_) => {
