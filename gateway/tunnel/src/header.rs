@@ -247,6 +247,7 @@ impl HeaderError {
 }
 
 /// How far a decoder got.
+#[expect(clippy::large_enum_variant, reason = "it is taken apart at once, and a header is read once a stream")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decoded {
     /// The first `used` bytes are this header; the rest belongs to the connection.
@@ -311,8 +312,9 @@ pub(crate) fn decode_message(message: &[u8]) -> Result<StreamHeader, HeaderError
 
 fn service_header(wire: proto::ServiceStream) -> Result<ServiceHeader, HeaderError> {
     let flow = flow_of(&wire)?;
-    let proto::ServiceStream { namespace, service, port, subset, endpoint_id, source, traceparent, client_address, .. } =
-        wire;
+    let proto::ServiceStream {
+        namespace, service, port, subset, endpoint_id, source, traceparent, client_address, ..
+    } = wire;
     let named = |field, result: Result<_, NameError>| result.map_err(|source| HeaderError::Name { field, source });
     let port = u16::try_from(port).ok().and_then(NonZeroU16::new).ok_or(HeaderError::Port(port))?;
     if subset.len() > MAX_SUBSET {

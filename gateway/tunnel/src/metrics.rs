@@ -122,7 +122,7 @@ pub(crate) enum PacketLoss {
 impl PacketLoss {
     const ALL: [Self; 4] = [Self::UnknownFlow, Self::Early, Self::Stream, Self::Path];
 
-    const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::UnknownFlow => "UNKNOWN_FLOW",
             Self::Early => "EARLY",
@@ -158,8 +158,7 @@ pub struct TunnelCounters {
     pub resets_received: BTreeMap<&'static str, u64>,
     /// Datagrams of UDP flows that came.
     pub flow_packets_received: u64,
-    /// Packets of UDP flows that were dropped here, by reason; those of a link that the path had no room for are counted
-    /// when the link ends.
+    /// Packets of UDP flows that were dropped here, by reason.
     pub flow_packets_lost: BTreeMap<&'static str, u64>,
     /// Links that ended, by reason.
     pub links_closed: BTreeMap<&'static str, u64>,

@@ -17,9 +17,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::{PeerTarget, ReplicaId, TunnelConfig};
 use crate::link::driver::{Environment, GoAwayOrder, HeardAnchors};
-use crate::link::{Budget, Link, LinkTable};
+use crate::link::{Budget, Link, LinkState, LinkTable};
 use crate::manager::{Board, Manager, until_idle};
-use crate::metrics::{Counters, TunnelCounters};
+use crate::metrics::{Counters, PacketLoss, TunnelCounters};
 use crate::peers::{PeerCounts, Peers};
 use crate::replicas::{ForwardingCounters, SiblingStatus};
 use crate::status::{PeerStates, PeerStatus};
@@ -322,7 +322,13 @@ impl Tunnel {
         // Packets between replicas are those of one transport.
         let forwarding = self.transports.iter().map(|transport| transport.forwarding());
         let forwarding = forwarding.into_iter().find(|counters| *counters != ForwardingCounters::default());
-        self.environment.counters.snapshot(counts, forwarding.unwrap_or_default())
+        let mut counters = self.environment.counters.snapshot(counts, forwarding.unwrap_or_default());
+        let live = self.board.all_links().into_iter().filter(|link| link.0.state() != LinkState::Closed);
+        let dropped: u64 = live.map(|link| link.0.connection.path().dropped_datagrams).sum();
+        if dropped > 0 {
+            *counters.flow_packets_lost.entry(PacketLoss::Path.name()).or_default() += dropped;
+        }
+        counters
     }
 
     /// Leaves in order: peers are told to open nothing new here, what is open may finish until `within`, late

@@ -64,6 +64,23 @@ fn what_is_encoded_is_decoded_and_no_byte_more_is_taken() {
 }
 
 #[test]
+fn a_flow_has_an_id_and_a_connection_has_none() {
+    let udp = i32::from(proto::Protocol::Udp);
+    let flow = |protocol, flow_id| code(&message(proto::ServiceStream { protocol, flow_id, ..good() }));
+    assert_eq!(flow(0, None), None);
+    assert_eq!(flow(udp, Some(0)), None);
+    assert_eq!(flow(udp, Some((1 << 62) - 1)), None);
+    assert_eq!(flow(udp, None), Some(ResetCode::BadHeader));
+    assert_eq!(flow(0, Some(2)), Some(ResetCode::BadHeader));
+    assert_eq!(flow(udp, Some(1 << 62)), Some(ResetCode::BadHeader), "no variable-length integer");
+    assert_eq!(flow(2, Some(2)), Some(ResetCode::Unsupported));
+    let StreamHeader::Service(header) = full() else { unreachable!() };
+    let header = StreamHeader::Service(ServiceHeader { flow: FlowId::new(77), ..header });
+    let Ok(Decoded::Complete { header: decoded, .. }) = decode(&header.encode().unwrap()) else { unreachable!() };
+    assert_eq!((decoded.flow(), &decoded), (FlowId::new(77), &header));
+}
+
+#[test]
 fn a_header_that_does_not_fit_is_not_sent() {
     let StreamHeader::Service(mut service) = full() else { unreachable!() };
     let label = |index: usize| Arc::from(format!("{}{index:02}", "k".repeat(60)));
