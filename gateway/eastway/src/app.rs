@@ -238,7 +238,8 @@ pub async fn build(
     let (writer, reader) = Writer::new(settings.cluster.clone());
     let router =
         Router::new(reader.clone(), adapters::dial_rules(&settings), adapters::limits(&settings), telemetry.clone())
-            .with_patience(adapters::patience(&settings));
+            .with_patience(adapters::patience(&settings))
+            .with_udp_idle(settings.limits.udp_idle);
     let clock = Clock::start();
     let gateway = Gateway {
         roles,

@@ -275,6 +275,8 @@ pub struct LinkView {
     pub certificate_not_after: Option<u64>,
     /// Open streams.
     pub streams: u32,
+    /// How many of them are UDP flows.
+    pub flows: u32,
     /// Bytes sent.
     pub sent_bytes: u64,
     /// Bytes received.

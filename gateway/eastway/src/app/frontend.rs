@@ -285,7 +285,13 @@ impl Frontend {
                 return Vec::new();
             }
         };
-        let carried = import.ports.iter().filter(|port| port.protocol != Protocol::Sctp);
+        let of_shares = matches!(purpose, Purpose::Share(..));
+        let carried = import.ports.iter().filter(|port| match port.protocol {
+            Protocol::Tcp => true,
+            // Shares are for clients of gRPC.
+            Protocol::Udp => !of_shares,
+            Protocol::Sctp => false,
+        });
         for port in carried {
             let peer = import.parts.iter().find(|part| part.serves(port.protocol, port.number));
             let peer = peer.and_then(|part| part.cluster.clone());

@@ -377,6 +377,8 @@ pub struct Limits {
     pub connection_idle: Duration,
     /// Likewise, once one of its directions has ended.
     pub connection_half_closed: Duration,
+    /// Without a packet for so long a UDP flow is over.
+    pub udp_idle: Duration,
 }
 
 /// Bytes in buffers where there is memory enough.
@@ -406,6 +408,7 @@ impl Default for Limits {
             dns_answers_per_second: 10_000,
             connection_idle: Duration::from_secs(3_600),
             connection_half_closed: Duration::from_secs(600),
+            udp_idle: crate::router::UDP_IDLE,
         }
     }
 }

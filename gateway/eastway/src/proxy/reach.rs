@@ -240,7 +240,7 @@ mod tests {
             },
             address: [127, 0, 0, 1].into(),
             service_account: None,
-            target_ports: [(port, server.local_addr().unwrap().port())].into(),
+            target_ports: [(port.into(), server.local_addr().unwrap().port())].into(),
         };
         let record = ServiceRecord { proxy_protocol: [port].into(), ..ServiceRecord::new(key.clone(), vec![listed]) };
         let service = Arc::new(LocalService::new(record, true, [endpoint]));

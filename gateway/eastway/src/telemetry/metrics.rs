@@ -73,6 +73,8 @@ pub struct PeerSample {
     pub clock_skew_ms: Option<i64>,
     /// Streams open on all links.
     pub streams: u32,
+    /// How many of them are UDP flows.
+    pub flows: usize,
     /// Bytes sent over all links since our start.
     pub sent_bytes: u64,
     /// Bytes received over all links since our start.
@@ -146,6 +148,7 @@ metrics! {
     rtt: Family<PeerLabel, FloatGauge>, "eastway_peer_rtt_seconds", "Smoothed round-trip time to the peer";
     skew: Family<PeerLabel, FloatGauge>, "eastway_peer_clock_skew_seconds", "The peer's clock minus ours";
     link_streams: Family<PeerLabel, Gauge>, "eastway_link_streams", "Streams open on the links to the peer";
+    link_flows: Family<PeerLabel, Gauge>, "eastway_link_flows", "UDP flows on the links to the peer; each is one of the streams, too";
     link_sent: Family<PeerLabel, Counter>, "eastway_link_sent_bytes", "Bytes sent over links";
     link_received: Family<PeerLabel, Counter>, "eastway_link_received_bytes", "Bytes received over links";
     link_lost: Family<PeerLabel, Counter>, "eastway_link_lost_packets", "Packets lost on links";
@@ -272,6 +275,11 @@ impl Metrics {
         self.udp_dropped.get(&Reason { reason }).inc_by(packets as u64);
     }
 
+    /// So many packets of UDP flows were dropped for this reason since our start.
+    pub fn set_udp_dropped(&self, reason: &'static str, total: u64) {
+        raise(&self.udp_dropped.get(&Reason { reason }), total);
+    }
+
     /// A request of a sidecar was answered.
     pub fn hbone_answered(&self, answer: &'static str) {
         self.hbone_requests.get(&Reason { reason: answer }).inc();
@@ -312,6 +320,7 @@ impl Metrics {
         self.peer_up.get(&label).set(i64::from(sample.up));
         self.links.get(&label).set(i64::from(sample.links));
         self.link_streams.get(&label).set(i64::from(sample.streams));
+        self.link_flows.get(&label).set(count_of(sample.flows));
         if let Some(rtt) = sample.rtt {
             self.rtt.get(&label).set(rtt.as_secs_f64());
         }

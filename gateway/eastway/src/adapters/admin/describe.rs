@@ -19,13 +19,13 @@ use crate::app::Gateway;
 pub(super) fn describe(gateway: &Gateway, query: &DescribeQuery) -> Result<Description, SourceError> {
     let snapshot = gateway.reader.load_full();
     let (key, cluster) = find(gateway, &snapshot, &query.target)?;
-    let port = port(&snapshot, &key, query.port)?;
+    let (protocol, port) = port(&snapshot, &key, query.port)?;
     let source = source(&snapshot, query)?;
-    let mut request = RouteRequest::tcp(port);
+    let mut request = RouteRequest { protocol, ..RouteRequest::tcp(port) };
     request.zone = query.zone.as_deref();
     request.cluster = cluster.as_ref();
     // By the virtual address: sidecars choose by themselves.
-    request.plain = true;
+    request.plain = protocol == Protocol::Tcp;
     let explanation = explain(&snapshot, &key, &request);
     let access = snapshot.local(&key).map(|_| {
         let verdict = access::authorize(&snapshot, &source, &key);
@@ -60,7 +60,7 @@ pub(super) fn describe(gateway: &Gateway, query: &DescribeQuery) -> Result<Descr
             })
             .collect(),
         access,
-        rules: rules(&snapshot, &key, port, query),
+        rules: (protocol == Protocol::Tcp).then(|| rules(&snapshot, &key, port, query)).flatten(),
         sidecars: sidecars(gateway, &snapshot, &key),
         warnings,
     })
@@ -140,15 +140,17 @@ fn near(snapshot: &Snapshot, name: &str) -> Vec<String> {
     scored.into_iter().take(3).map(|(_, key)| key).collect()
 }
 
-fn port(snapshot: &Snapshot, key: &ServiceKey, wanted: Option<u16>) -> Result<NonZeroU16, SourceError> {
+/// The port that is meant: of one number the one of TCP, and if none is named the first one.
+fn port(snapshot: &Snapshot, key: &ServiceKey, wanted: Option<u16>) -> Result<(Protocol, NonZeroU16), SourceError> {
     let ports = snapshot.import(key).map(|import| import.ports.as_slice());
     let ports = ports.or(snapshot.local(key).map(|local| local.record.ports.as_slice())).unwrap_or_default();
-    let mut tcp = ports.iter().filter(|port| port.protocol == Protocol::Tcp).map(|port| port.number);
+    let of = |protocol| ports.iter().filter(move |port| port.protocol == protocol);
+    let mut carried = of(Protocol::Tcp).chain(of(Protocol::Udp)).map(|port| (port.protocol, port.number));
     match wanted {
-        None => tcp.next().ok_or_else(|| SourceError::BadQuery(format!("{key} has no TCP port"))),
-        Some(wanted) => tcp.find(|port| port.get() == wanted).ok_or_else(|| {
+        None => carried.next().ok_or_else(|| SourceError::BadQuery(format!("{key} has no TCP or UDP port"))),
+        Some(wanted) => carried.find(|(_, port)| port.get() == wanted).ok_or_else(|| {
             let has: Vec<_> = ports.iter().map(|port| port.number.to_string()).collect();
-            SourceError::BadQuery(format!("{key} has no TCP port {wanted}; it has {}", has.join(", ")))
+            SourceError::BadQuery(format!("{key} has no TCP or UDP port {wanted}; it has {}", has.join(", ")))
         }),
     }
 }

@@ -81,6 +81,7 @@ fn link(link: &LinkStatus) -> LinkView {
         mtu: Some(link.mtu).filter(|mtu| *mtu > 0),
         certificate_not_after: Some(millis(link.cert_not_after)),
         streams: link.streams_opened.saturating_add(link.streams_served),
+        flows: u32::try_from(link.flows).unwrap_or(u32::MAX),
         sent_bytes: link.bytes_sent,
         received_bytes: link.bytes_received,
         lost_packets: link.packets_lost,
@@ -90,7 +91,11 @@ fn link(link: &LinkStatus) -> LinkView {
 /// Brings the gauges of all peers up to date.
 pub(super) fn refresh(gateway: &Gateway, metrics: &Metrics) {
     let Some(tunnel) = gateway.tunnel.get() else { return };
-    forwarding(&tunnel.counters().forwarding, metrics);
+    let counters = tunnel.counters();
+    forwarding(&counters.forwarding, metrics);
+    for (reason, packets) in &counters.flow_packets_lost {
+        metrics.set_udp_dropped(reason, *packets);
+    }
     metrics.set_replicas(tunnel.live_replicas().len());
     let snapshot = gateway.reader.load_full();
     for status in tunnel.status() {
@@ -102,6 +107,7 @@ pub(super) fn refresh(gateway: &Gateway, metrics: &Metrics) {
             rtt: best.map(Duration::from_micros),
             clock_skew_ms: status.clock_skew_ms,
             streams: links.iter().map(|link| link.streams_opened + link.streams_served).sum(),
+            flows: links.iter().map(|link| link.flows).sum(),
             sent_bytes: status.bytes_sent,
             received_bytes: status.bytes_received,
             lost_packets: status.packets_lost,

@@ -474,4 +474,8 @@ pub struct LimitsSection {
     /// 168h. Default: `10m`.
     #[serde(default)]
     pub connection_half_closed: Field<Text>,
+    /// A UDP flow, which is what one client sends from one port to one service, is over when no packet passed for so long,
+    /// 1s to 1h; after 10 s already if it was at most two questions that have an answer. Default: `60s`.
+    #[serde(default)]
+    pub udp_idle: Field<Text>,
 }

@@ -439,6 +439,7 @@ fn limits(section: Option<&LimitsSection>, cx: &mut Context<'_>) -> Limits {
     limits.connection_idle = duration_in(&section.connection_idle, least, most, limits.connection_idle, cx);
     let half_closed = limits.connection_half_closed;
     limits.connection_half_closed = duration_in(&section.connection_half_closed, least, most, half_closed, cx);
+    limits.udp_idle = duration_in(&section.udp_idle, least, HOUR, limits.udp_idle, cx);
     limits
 }
 

@@ -14,6 +14,7 @@ use eastway_tunnel::header::ServiceHeader;
 use eastway_tunnel::{Link, ResetCode, StreamError};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::task::TaskTracker;
 
 use super::activity::Activity;
 use super::listener::{Key, Listener, lock};
@@ -31,8 +32,8 @@ const KEPT: usize = 16;
 const KEPT_BYTES: usize = 64 << 10;
 /// How long packets of a client whose flow found no other end are dropped before it may try again.
 const REFUSED_FOR: Duration = Duration::from_millis(500);
-/// How often metrics learn what passed.
-const COUNTED: Duration = Duration::from_secs(10);
+/// How often metrics learn what passed, and a flow learns that the process drains.
+const COUNTED: Duration = Duration::from_secs(5);
 
 thread_local! {
     /// For sending on links, once for all flows of a thread.
@@ -47,10 +48,12 @@ pub(super) struct ClientFlow {
     way: OnceLock<Way>,
     kept: Mutex<Kept>,
     arrived: Notify,
-    /// Nothing new comes: another flow took its place, or the process drains.
+    /// Nothing new comes: another flow took its place, or its listener ends.
     left: AtomicBool,
     leave: Notify,
     over: AtomicBool,
+    /// Closed when the process drains.
+    tasks: TaskTracker,
 }
 
 enum Way {
@@ -94,7 +97,7 @@ enum Far {
 }
 
 impl ClientFlow {
-    pub(super) fn new(key: Key, listener: &Listener) -> Arc<Self> {
+    pub(super) fn new(key: Key, listener: &Listener, tasks: &TaskTracker) -> Arc<Self> {
         let socket = Arc::clone(&listener.socket);
         Arc::new(Self {
             key,
@@ -105,6 +108,7 @@ impl ClientFlow {
             left: AtomicBool::new(false),
             leave: Notify::new(),
             over: AtomicBool::new(false),
+            tasks: tasks.clone(),
         })
     }
 
@@ -144,6 +148,7 @@ impl ClientFlow {
             None => {
                 for packet in packets {
                     if kept.packets.len() < KEPT && kept.bytes + packet.len() <= KEPT_BYTES {
+                        self.to_client.activity.asked(1, packet.len());
                         kept.bytes += packet.len();
                         kept.packets.push(Bytes::copy_from_slice(packet));
                     }
@@ -156,14 +161,7 @@ impl ClientFlow {
 
     fn send<'a>(&self, way: &Way, packets: impl Iterator<Item = &'a [u8]>) {
         let (mut count, mut bytes) = (0, 0);
-        let packets = packets.inspect(|packet| (count, bytes) = (count + 1, bytes + packet.len()));
-        match way {
-            Way::Local(socket) => {
-                // What the endpoint says to it, its own task hears.
-                let _lost = socket.send(None, None, &packets.collect::<Vec<_>>());
-            }
-            Way::Remote(sender, ..) => SCRATCH.with_borrow_mut(|scratch| sender.send(packets, scratch)),
-        }
+        hand_on(way, packets.inspect(|packet| (count, bytes) = (count + 1, bytes + packet.len())));
         self.to_client.activity.asked(count, bytes);
     }
 
@@ -171,7 +169,7 @@ impl ClientFlow {
     fn go(&self, way: Way, sent: usize) {
         let mut kept = lock(&self.kept);
         let Kept { packets, .. } = std::mem::take(&mut *kept);
-        self.send(&way, packets.iter().skip(sent).map(|packet| &packet[..]));
+        hand_on(&way, packets.iter().skip(sent).map(|packet| &packet[..]));
         // Set once, by the flow's own task.
         self.way.set(way).ok();
     }
@@ -367,7 +365,8 @@ impl ClientFlow {
     /// Waits until nothing has passed for long enough.
     async fn quiet(&self, router: &Router, connection: &mut Connection) {
         loop {
-            let over = self.to_client.activity.over_at(router.udp_idle, self.left.load(Ordering::Relaxed));
+            let left = self.left.load(Ordering::Relaxed) || self.tasks.is_closed();
+            let over = self.to_client.activity.over_at(router.udp_idle, left);
             let now = Instant::now();
             if over <= now {
                 return;
@@ -377,5 +376,16 @@ impl ClientFlow {
                 () = self.leave.notified() => {}
             }
         }
+    }
+}
+
+/// Sends packets on their way.
+fn hand_on<'a>(way: &Way, packets: impl Iterator<Item = &'a [u8]>) {
+    match way {
+        Way::Local(socket) => {
+            // What the endpoint says to it, its own task hears.
+            let _lost = socket.send(None, None, &packets.collect::<Vec<_>>());
+        }
+        Way::Remote(sender, ..) => SCRATCH.with_borrow_mut(|scratch| sender.send(packets, scratch)),
     }
 }

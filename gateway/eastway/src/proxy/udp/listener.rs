@@ -144,7 +144,7 @@ impl Listener {
             self.refused(format_args!("{client}: there are too many UDP flows"));
             return None;
         };
-        let flow = ClientFlow::new(key, self);
+        let flow = ClientFlow::new(key, self, tasks);
         let (listener, router, target) = (Arc::clone(self), Arc::clone(router), self.target.borrow().clone());
         let running = Arc::clone(&flow);
         tasks.spawn(async move {

@@ -102,10 +102,10 @@ impl PacketSocket {
     /// # Errors
     /// Those of the system; of a connected socket also that the other end has nobody at its port.
     pub(super) async fn receive(&self, mut take: impl FnMut(&[Message<'_>])) -> io::Result<()> {
-        // That the other end has nobody at its port shows as an error and nothing to read.
-        let interest = Interest::READABLE | Interest::ERROR;
         loop {
-            self.socket.ready(interest).await?;
+            // That the other end has nobody at its port shows as an error and nothing to read.
+            let ready = self.socket.ready(Interest::READABLE | Interest::ERROR).await?;
+            let interest = if ready.is_error() { Interest::ERROR } else { Interest::READABLE };
             let received = self.socket.try_io(interest, || {
                 INBOX
                     .with_borrow_mut(|inbox| inbox.receive(self.socket.as_raw_fd(), &mut take))
