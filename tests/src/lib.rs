@@ -30,6 +30,7 @@ pub mod kube;
 pub mod load;
 pub mod mesh;
 pub mod oci;
+pub mod proxy;
 pub mod relay;
 pub mod rogue;
 pub mod run;

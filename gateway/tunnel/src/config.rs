@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -210,6 +211,26 @@ pub struct PeerTarget {
     pub addresses: Vec<HostPort>,
     /// What carries links that are dialled from here.
     pub transport: TransportPolicy,
+    /// Links over TCP are dialled by way of this proxy.
+    pub proxy: Option<Arc<Proxy>>,
+}
+
+/// An HTTP proxy that connects on request (`CONNECT`, RFC 9110 §9.3.6). It sees nothing of a link but its TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proxy {
+    /// Where it is.
+    pub address: HostPort,
+    /// What it wants to see, if anything.
+    pub credentials: Option<ProxyCredentials>,
+}
+
+/// A name and a password (RFC 7617).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyCredentials {
+    /// The name; without a colon.
+    pub username: String,
+    /// A file with the password, read for each connection; white space at its end does not count.
+    pub password_file: PathBuf,
 }
 
 /// What carries the links to a peer that are dialled from here.

@@ -89,6 +89,8 @@ pub enum FailureCause {
     Unresolved,
     /// Nothing came back.
     NoReply,
+    /// The proxy on the way does not connect.
+    Proxy,
     /// This side could not even try.
     Local,
     /// This side refused the other: its certificate, key, identity, name or protocol.
@@ -110,6 +112,7 @@ impl From<DialError> for LinkFailure {
             DialError::NoReply { .. } | DialError::NoConnection { .. } => (FailureCause::NoReply, None),
             DialError::Rejected { verdict, .. } => (FailureCause::Rejected, verdict),
             DialError::RefusedUs { .. } => (FailureCause::RefusedUs, None),
+            DialError::Proxy { .. } => (FailureCause::Proxy, None),
             DialError::Local { .. } => (FailureCause::Local, None),
         };
         Self { cause, text, verdict }

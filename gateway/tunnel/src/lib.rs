@@ -31,8 +31,8 @@ mod world;
 
 pub use code::{CloseCode, ResetCode};
 pub use config::{
-    HostPort, HostPortError, LinkKeys, NoRandomness, PeerTarget, QuicLb, QuicLbError, ReplicaId, Timing,
-    TransportPolicy, TunnelConfig, TunnelLimits,
+    HostPort, HostPortError, LinkKeys, NoRandomness, PeerTarget, Proxy, ProxyCredentials, QuicLb, QuicLbError,
+    ReplicaId, Timing, TransportPolicy, TunnelConfig, TunnelLimits,
 };
 pub use events::{Event, FailureCause, LinkFailure, Observer};
 pub use link::driver::HeardAnchors;

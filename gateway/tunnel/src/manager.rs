@@ -1,6 +1,8 @@
 //! The task that decides over links: it dials, takes over what comes in, drops what is superfluous, and
 //! publishes what is there. All of its state is in [`Peers`]; all waiting is here.
 
+mod resolve;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
@@ -9,26 +11,25 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::code::CloseCode;
-use crate::config::{HostPort, PeerTarget};
+use crate::config::PeerTarget;
 use crate::events::{Event, FailureCause, LinkFailure};
 use crate::link::driver::{self, Environment, GoAwayOrder, LinkEvent, Started};
 use crate::link::{Link, LinkState, LinkTable};
-use crate::peers::{Dial, LinkFacts, Peers, Traffic};
+use crate::peers::{Dial, LinkFacts, PathMeter, Peers, Traffic};
 use crate::status::{PeerState, PeerStates};
 use crate::transport::Transport;
-use crate::world::Resolver;
 
-/// For the lookup of a peer's name.
-const RESOLVE: Duration = Duration::from_secs(2);
 /// Events and reports that may wait for the manager.
 const QUEUE: usize = 1_024;
 /// Connections of one peer that may wait for Hello.
 const MAX_STARTING: u32 = 16;
+/// Between two looks at the paths of links.
+const LOOK: Duration = Duration::from_secs(1);
 /// A superfluous link refuses streams after this long: the other side's last ones are on their way.
 const DUPLICATE_GRACE: Duration = Duration::from_secs(1);
 
@@ -142,6 +143,8 @@ impl Manager {
         }
         self.targets.mark_changed();
         let (mut trust, mut identity) = (self.environment.trust.subscribe(), self.environment.identity.subscribe());
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.dial_due(&reports);
             let next = self.next_dial();
@@ -153,6 +156,7 @@ impl Manager {
                 // What was refused may be accepted now.
                 Ok(()) = trust.changed() => self.board.peers().retry(self.now()),
                 Ok(()) = identity.changed() => self.board.peers().retry(self.now()),
+                _ = looks.tick() => self.measure(),
                 () = next => {}
             }
         }
@@ -232,6 +236,7 @@ impl Manager {
             fresh: false,
             up: false,
             going_away: false,
+            path: PathMeter::default(),
         };
         let taken = if self.draining.is_cancelled() {
             Err((CloseCode::Draining, "the gateway is on its way out"))
@@ -287,8 +292,20 @@ impl Manager {
         self.board.publish();
     }
 
-    fn retire_duplicates(&self) {
-        let retire = self.board.peers().superfluous();
+    /// Looks how the paths of links do, and gives up those for which there is a better one.
+    fn measure(&self) {
+        for link in self.board.all_links() {
+            self.board.peers().measured(link.0.identity.id, &link.0.connection.path());
+        }
+        if self.retire_duplicates() {
+            self.board.publish();
+        }
+    }
+
+    /// Returns whether there were any.
+    fn retire_duplicates(&self) -> bool {
+        let retire = self.board.peers().superfluous(self.now());
+        let any = !retire.is_empty();
         for id in retire {
             let Some(link) = self.board.links().get(&id).map(|entry| entry.link.clone()) else { continue };
             if link.0.set_going_away() {
@@ -304,6 +321,7 @@ impl Manager {
                 self.board.peers().link_changed(id, |facts| facts.going_away = true, None, (self.environment.clock)());
             }
         }
+        any
     }
 }
 
@@ -350,10 +368,19 @@ async fn attempt(
     reports: mpsc::Sender<Report>,
 ) {
     let result = async {
-        let remote = resolve(&environment.resolver, &dial.address, dial.attempt)
+        // Names on the other side of a proxy are its business: there may be no DNS for them here.
+        let near = dial.proxy.as_ref().map_or(&dial.address, |proxy| &proxy.address);
+        let remotes = resolve::resolve(&environment.resolver, near, dial.attempt)
             .await
             .map_err(|text| LinkFailure::new(FailureCause::Unresolved, text))?;
-        let established = transport.dial(Arc::clone(&dial.peer), remote).await?;
+        let established = resolve::race(remotes, |remote| match &dial.proxy {
+            Some(proxy) => {
+                transport.dial_through(Arc::clone(&dial.peer), Arc::clone(proxy), remote, dial.address.clone())
+            }
+            None => transport.dial(Arc::clone(&dial.peer), remote),
+        });
+        let established = established.await?;
+        let remote = established.connection.remote_addr();
         driver::start(environment, established).await.map_err(|reason| {
             let failure = LinkFailure::from(&reason);
             LinkFailure { text: format!("{remote}: {}", failure.text), ..failure }
@@ -364,21 +391,6 @@ async fn attempt(
         Err(failure) => Report::Failed { dial, failure },
     };
     reports.send(report).await.ok();
-}
-
-/// Asks for the addresses anew each time: they may have moved (fault F12). Successive dials take
-/// successive addresses.
-async fn resolve(resolver: &Resolver, address: &HostPort, attempt: u32) -> Result<SocketAddr, String> {
-    if let Ok(ip) = address.host.parse() {
-        return Ok(SocketAddr::new(ip, address.port));
-    }
-    let found = match tokio::time::timeout(RESOLVE, resolver(address.clone())).await {
-        Ok(Ok(found)) => found,
-        Ok(Err(error)) => return Err(format!("cannot resolve {}: {error}", address.host)),
-        Err(_) => return Err(format!("no answer from DNS for {} in {RESOLVE:?}", address.host)),
-    };
-    let index = usize::try_from(attempt).unwrap_or_default().checked_rem(found.len()).unwrap_or_default();
-    found.get(index).copied().ok_or_else(|| format!("{} has no address", address.host))
 }
 
 /// Waits until no link has streams, or the deadline.

@@ -4,24 +4,22 @@
 //! manager asks it what to do and tells it what happened.
 
 mod address;
+mod counts;
+mod path;
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::AddAssign;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime};
-
-use dashmap::DashMap;
 
 pub(crate) use self::address::Address;
 use self::address::{Moment, RateLimit};
+pub(crate) use self::counts::{PeerCounts, Traffic};
+pub(crate) use self::path::PathMeter;
 use crate::code::CloseCode;
-use crate::config::{HostPort, PeerTarget, ReplicaId, Timing, TransportPolicy};
+use crate::config::{HostPort, PeerTarget, Proxy, ReplicaId, Timing, TransportPolicy};
 use crate::events::{FailureCause, LinkFailure};
-use crate::link::Link;
-use crate::transport::{Side, TransportKind};
+use crate::transport::{PathStats, Side, TransportKind};
 
 /// Quick dials in search of a replica that is not linked yet, for each replica that the peer has.
 const SEARCH_PER_REPLICA: u32 = 4;
@@ -31,33 +29,19 @@ const SEARCH_ON: Duration = Duration::from_secs(15);
 /// Losses that are remembered for each peer.
 const MAX_LOSSES: usize = 16;
 
-/// One counter for each peer: its streams, its connections under way.
-#[derive(Clone, Default)]
-pub(crate) struct PeerCounts(Arc<DashMap<Arc<str>, Arc<AtomicU32>>>);
-
-impl PeerCounts {
-    pub(crate) fn of(&self, peer: &Arc<str>) -> Arc<AtomicU32> {
-        Arc::clone(&self.0.entry(Arc::clone(peer)).or_default())
-    }
-
-    /// Forgets peers that are gone; who still counts keeps its counter.
-    pub(crate) fn retain(&self, keep: impl Fn(&str) -> bool) {
-        self.0.retain(|peer, _| keep(peer));
-    }
-}
-
 /// One dial to make.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Dial {
     pub(crate) peer: Arc<str>,
     pub(crate) address: HostPort,
     pub(crate) transport: TransportKind,
+    pub(crate) proxy: Option<Arc<Proxy>>,
     /// Counts the dials of this address: which of a name's addresses to take.
     pub(crate) attempt: u32,
 }
 
 /// A link as far as it matters here.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct LinkFacts {
     pub(crate) id: u64,
     pub(crate) replica: ReplicaId,
@@ -72,6 +56,8 @@ pub(crate) struct LinkFacts {
     pub(crate) up: bool,
     /// Either side drains it.
     pub(crate) going_away: bool,
+    /// How its path does.
+    pub(crate) path: PathMeter,
 }
 
 /// All peers.
@@ -90,7 +76,8 @@ pub(crate) struct Peers {
 pub(crate) struct Peer {
     /// Configured, not merely trusted.
     listed: bool,
-    policy: TransportPolicy,
+    pub(crate) policy: TransportPolicy,
+    proxy: Option<Arc<Proxy>>,
     /// Each address once for each transport that may carry a link, the preferred one first.
     pub(crate) addresses: Vec<Address>,
     pub(crate) links: BTreeMap<u64, LinkFacts>,
@@ -107,36 +94,6 @@ pub(crate) struct Peer {
     pub(crate) losses: VecDeque<SystemTime>,
     /// What its links that are gone had carried.
     pub(crate) past: Traffic,
-}
-
-/// What links carried.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Traffic {
-    pub(crate) bytes_sent: u64,
-    pub(crate) bytes_received: u64,
-    pub(crate) packets_lost: u64,
-    pub(crate) hops: u64,
-}
-
-impl Traffic {
-    pub(crate) fn of(link: &Link) -> Self {
-        let path = link.0.connection.path();
-        Self {
-            bytes_sent: link.0.bytes_sent.load(Relaxed),
-            bytes_received: link.0.bytes_received.load(Relaxed),
-            packets_lost: path.lost_packets,
-            hops: path.hops,
-        }
-    }
-}
-
-impl AddAssign for Traffic {
-    fn add_assign(&mut self, more: Self) {
-        self.bytes_sent += more.bytes_sent;
-        self.bytes_received += more.bytes_received;
-        self.packets_lost += more.packets_lost;
-        self.hops += more.hops;
-    }
 }
 
 impl Peers {
@@ -159,9 +116,9 @@ impl Peers {
     /// that are gone.
     pub(crate) fn set_targets(&mut self, targets: Vec<PeerTarget>, now: Duration, wall: SystemTime) -> Vec<u64> {
         let mut old = std::mem::take(&mut self.peers);
-        for PeerTarget { name, addresses, transport, .. } in targets {
+        for PeerTarget { name, addresses, transport, proxy } in targets {
             let mut peer = old.remove(&name).unwrap_or_else(|| Peer::new(wall));
-            (peer.listed, peer.policy) = (true, transport);
+            (peer.listed, peer.policy, peer.proxy) = (true, transport, proxy);
             let mut known = std::mem::take(&mut peer.addresses);
             for host in addresses {
                 for kind in self.transports.iter().copied().filter(|kind| transport.allows(*kind)) {
@@ -183,13 +140,19 @@ impl Peers {
         let mut dials = Vec::new();
         for (name, peer) in &mut self.peers {
             while let Some(index) = peer.next_due(now) {
-                let searching = peer.is_search(index);
+                let searching = peer.is_search(index) && peer.wants_search();
                 let Some(address) = peer.addresses.get_mut(index) else { break };
                 peer.rates.entry(address.transport).or_default().take(now);
                 peer.dials += 1;
                 peer.searched += u32::from(searching);
-                let (host, transport) = (address.host.clone(), address.transport);
-                dials.push(Dial { peer: Arc::clone(name), address: host, transport, attempt: address.begin(now) });
+                let transport = address.transport;
+                dials.push(Dial {
+                    peer: Arc::clone(name),
+                    address: address.host.clone(),
+                    transport,
+                    proxy: peer.proxy.clone().filter(|_| transport == TransportKind::Tcp),
+                    attempt: address.begin(now),
+                });
             }
         }
         dials
@@ -282,6 +245,17 @@ impl Peers {
         peer.refresh(wall);
     }
 
+    /// How the path of a link does now.
+    pub(crate) fn measured(&mut self, id: u64, stats: &PathStats) {
+        let Some(peer) = self.peers.values_mut().find(|peer| peer.links.contains_key(&id)) else { return };
+        let Some(facts) = peer.links.get_mut(&id) else { return };
+        facts.path.sample(stats);
+        let (host, transport) = (facts.address.clone(), facts.transport);
+        if let Some(address) = host.and_then(|host| peer.address(&host, transport)) {
+            address.rtt = Some(stats.rtt);
+        }
+    }
+
     /// A link is about to be forgotten: what it carried is not.
     pub(crate) fn carried(&mut self, name: &str, traffic: Traffic) {
         if let Some(peer) = self.peers.get_mut(name) {
@@ -320,7 +294,8 @@ impl Peers {
     /// Links dialled here that another link to the same replica makes superfluous. The better transport stays. Of two
     /// by the same, the one dialled by the smaller (cluster, replica) stays, of two dialled by one side the older; both
     /// sides come to the same end, and each retires only what it dialled itself.
-    pub(crate) fn superfluous(&self) -> Vec<u64> {
+    /// Of two that were dialled here at different addresses the better path stays.
+    pub(crate) fn superfluous(&self, now: Duration) -> Vec<u64> {
         let mut retire = Vec::new();
         for (name, peer) in &self.peers {
             let ours_first = (&self.cluster, self.replica);
@@ -332,6 +307,7 @@ impl Peers {
                         Ordering::Less => true,
                         Ordering::Greater => false,
                         Ordering::Equal => match other.side {
+                            Side::Dialler if other.address != link.address => path::beats(other, link, now),
                             Side::Dialler => other.id < link.id,
                             Side::Acceptor => (name, other.replica) < ours_first,
                         },
@@ -351,6 +327,7 @@ impl Peer {
         Self {
             listed: false,
             policy: TransportPolicy::Auto,
+            proxy: None,
             addresses: Vec::new(),
             links: BTreeMap::new(),
             replicas: BTreeSet::new(),
@@ -431,9 +408,13 @@ impl Peer {
         replica.is_some_and(|replica| self.is_linked_by(&replica, rank))
     }
 
-    fn wants(&self, index: usize) -> bool {
-        let dialling = self.addresses.get(index).is_none_or(|address| address.dialling);
-        !dialling && (!self.is_search(index) || self.wants_search())
+    /// Whether the way leads to a replica that a link leads to which was dialled at another address: how the two compare
+    /// can be seen by a link on each.
+    fn is_alternative(&self, index: usize) -> bool {
+        let Some(address) = self.addresses.get(index) else { return false };
+        let links = || self.links.values().filter(|link| !link.going_away && link.transport == address.transport);
+        let here = links().any(|link| link.address.as_ref() == Some(&address.host));
+        !here && links().any(|link| Some(link.replica) == address.replica && link.side == Side::Dialler)
     }
 
     /// Whether to dial an address that leads to a linked replica, in the hope of another one behind it. Not
@@ -464,10 +445,14 @@ impl Peer {
 
     /// When the way is to be dialled, if at all.
     fn due_at(&self, index: usize) -> Option<Duration> {
-        let address = self.addresses.get(index)?;
-        let from = self.from(index).filter(|_| self.wants(index))?;
+        let address = self.addresses.get(index).filter(|address| !address.dialling)?;
+        let from = self.from(index)?;
         let rate = self.rates.get(&address.transport).map_or(Duration::ZERO, RateLimit::next);
-        Some(address.not_before.max(from).max(rate))
+        let due = address.not_before.max(from).max(rate);
+        if !self.is_search(index) || self.wants_search() {
+            return Some(due);
+        }
+        self.is_alternative(index).then(|| due.max(address.look_at))
     }
 
     fn refresh(&mut self, wall: SystemTime) {

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use eastway_identity::{SpkiPin, VerifyError};
 use serde::{Serialize, Serializer};
 
-use crate::config::{HostPort, ReplicaId};
+use crate::config::{HostPort, ReplicaId, TransportPolicy};
 use crate::events::FailureCause;
 use crate::link::{Link, LinkState};
 use crate::peers::{Address, Peer, Traffic};
@@ -76,6 +76,8 @@ pub struct AddressStatus {
     pub replica: Option<ReplicaId>,
     /// Dials in a row that gave no lasting link.
     pub failures: u32,
+    /// The round trip time that a link had there last, microseconds.
+    pub rtt_us: Option<u64>,
     /// Why the last one failed.
     pub last_error: Option<String>,
     /// Likewise, by who has to do something about it.
@@ -120,6 +122,8 @@ pub struct LinkStatus {
     pub draining: bool,
     /// What carries it.
     pub transport: TransportKind,
+    /// Another transport is preferred, and does not pass.
+    pub degraded: bool,
     /// Begin of life of the other side's certificate.
     #[serde(serialize_with = "unix_ms")]
     pub cert_not_before: SystemTime,
@@ -165,7 +169,7 @@ impl PeerStatus {
         links.iter().filter(|link| link.peer() == name).for_each(|link| traffic += Traffic::of(link));
         // Nobody takes note of links that end while the tunnel closes.
         let live = links.iter().filter(|link| link.peer() == name && link.0.state() != LinkState::Closed);
-        let links: Vec<_> = live.map(LinkStatus::new).collect();
+        let links: Vec<_> = live.map(|link| LinkStatus::new(link, peer.policy)).collect();
         let mut addresses: Vec<AddressStatus> = Vec::new();
         for way in &peer.addresses {
             match addresses.iter_mut().find(|address| address.address == way.host) {
@@ -198,6 +202,7 @@ impl AddressStatus {
             address: way.host.clone(),
             replica: way.replica,
             failures: way.failures,
+            rtt_us: way.rtt.map(micros),
             last_error: way.last_failure.as_ref().map(|failure| failure.text.clone()),
             cause: way.last_failure.as_ref().map(|failure| failure.cause),
             verdict: way.last_failure.as_ref().and_then(|failure| failure.verdict.clone()),
@@ -208,6 +213,7 @@ impl AddressStatus {
     /// One more way to the same address.
     fn add(&mut self, way: &Address) {
         self.replica = self.replica.or(way.replica);
+        self.rtt_us = self.rtt_us.or(way.rtt.map(micros));
         if way.replica.is_some() || way.last_failure.is_some() {
             self.fallback = Some(FallbackStatus {
                 transport: way.transport,
@@ -220,10 +226,9 @@ impl AddressStatus {
 }
 
 impl LinkStatus {
-    fn new(link: &Link) -> Self {
+    fn new(link: &Link, policy: TransportPolicy) -> Self {
         let shared = &link.0;
         let (live, path) = (shared.live(), shared.connection.path());
-        let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         Self {
             remote: link.remote_addr(),
             replica: link.replica(),
@@ -232,6 +237,7 @@ impl LinkStatus {
             state: shared.state(),
             draining: shared.going_away(),
             transport: shared.connection.kind(),
+            degraded: shared.connection.kind() == TransportKind::Tcp && policy != TransportPolicy::Tcp,
             cert_not_before: live.certificate.0,
             cert_not_after: live.certificate.1,
             last_acknowledged_ms: live.last_acknowledged.map(|at| micros(at.elapsed()) / 1_000),
@@ -251,6 +257,10 @@ impl LinkStatus {
             accepts: shared.accepts(),
         }
     }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Milliseconds since the Unix epoch.

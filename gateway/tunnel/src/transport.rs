@@ -21,6 +21,7 @@ use eastway_identity::{CertificateDer, VerifiedPeer, VerifyError};
 use tokio::runtime::Handle;
 
 use crate::code::{CloseCode, ResetCode};
+use crate::config::{HostPort, Proxy};
 use crate::replicas::{ForwardingCounters, SiblingStatus};
 
 /// A future that may be sent between threads.
@@ -42,6 +43,18 @@ pub trait Transport: Send + Sync + 'static {
     /// there are carried there, so far as that is as good for them.
     fn home(&self) -> Option<Handle> {
         None
+    }
+
+    /// As [`Transport::dial`], by way of the proxy at `at`, which is told to connect to `host`.
+    fn dial_through(
+        &self,
+        _peer: Arc<str>,
+        _proxy: Arc<Proxy>,
+        at: SocketAddr,
+        _host: HostPort,
+    ) -> BoxFuture<'static, Result<Established, DialError>> {
+        let reason = "this transport takes no proxy".to_owned();
+        Box::pin(std::future::ready(Err(DialError::Local { remote: at, reason })))
     }
 
     /// The next connection whose other side is authenticated. `None`: the transport is closed.
@@ -111,6 +124,14 @@ pub enum DialError {
         /// What was dialled.
         remote: SocketAddr,
         /// Why, in words.
+        reason: String,
+    },
+    /// The proxy on the way does not connect.
+    #[error("the proxy {proxy} {reason}")]
+    Proxy {
+        /// Where it is.
+        proxy: SocketAddr,
+        /// What it says, in words.
         reason: String,
     },
     /// The other side answered and this side refused it: identity, version, protocol.

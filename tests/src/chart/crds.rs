@@ -112,6 +112,13 @@ fn peer() -> Kind {
                     "a bundle holds certificates; take the private key out and replace it",
                 )],
             ),
+            (
+                &["spec", "proxy"],
+                vec![
+                    ("self.url.startsWith('http://')", "a proxy is http://host:port"),
+                    ("has(self.username) == has(self.passwordFile)", "username and passwordFile go together"),
+                ],
+            ),
             (&["spec", "withdrawAfter"], vec![DURATION]),
             (&["spec", "export"], FILTER.to_vec()),
             (&["spec", "import"], FILTER.to_vec()),

@@ -1,11 +1,16 @@
 //! Links where UDP does not pass: over TLS on TCP, and back (F37, F38).
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use eastway_tests::mesh::{Mesh, MeshBuilder};
-use eastway_tests::servers::Habit;
-use eastway_tests::{lab_test, within};
+use eastway_tests::proxy::Proxy;
+use eastway_tests::servers::{Habit, body};
+use eastway_tests::{lab_test, load, within};
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinHandle;
 
 /// A link by TCP is there soon after the first try by UDP.
 const FALLBACK: Duration = Duration::from_secs(3);
@@ -19,12 +24,44 @@ async fn carried_by(mesh: &Mesh, from: &str, to: &str, transport: &str, patience
     .await
 }
 
+/// Lets UDP pass between `a` and `b`, or not.
+async fn set_udp(mesh: &Mesh, passes: bool) -> Result<()> {
+    mesh.cloud("a").net().set_udp(passes).await?;
+    mesh.cloud("b").net().set_udp(passes).await
+}
+
+/// Asks for a large body and takes it slowly, for at least `lasting`; fails if a byte of it is missing or altered.
+fn slow_download(mesh: &Mesh, cloud: &str, target: SocketAddr, lasting: Duration) -> JoinHandle<Result<()>> {
+    const SIZE: usize = 64 << 20;
+    const CHUNK: usize = 64 << 10;
+    let (place, source) = mesh.client(cloud);
+    let pause = lasting / u32::try_from(SIZE / CHUNK).expect("a number of chunks");
+    place.spawn(async move {
+        let mut stream = load::connect(source, target).await?;
+        stream.write_all(format!("GET /7/{SIZE} HTTP/1.1\r\n\r\n").as_bytes()).await?;
+        let expected = body(7, SIZE);
+        let (mut got, mut chunk) = (Vec::new(), vec![0; CHUNK]);
+        loop {
+            let head = got.windows(4).take(1_024).position(|bytes| bytes == b"\r\n\r\n");
+            if head.is_some_and(|head| got.len() - head - 4 >= SIZE) {
+                let body = &got[head.unwrap_or_default() + 4..];
+                ensure!(body == expected, "an altered body");
+                return Ok(());
+            }
+            let read = stream.read(&mut chunk).await.with_context(|| format!("after {} bytes", got.len()))?;
+            ensure!(read > 0, "the end after {} bytes", got.len());
+            got.extend_from_slice(&chunk[..read]);
+            // As a client takes it that has more to do: slower than the network is.
+            tokio::time::sleep(pause).await;
+        }
+    })
+}
+
 lab_test! {
     /// UDP is dropped from the start: the link comes up by TCP soon, requests cross both ways, and status says so.
     async fn f38_where_udp_never_passes_links_are_by_tcp() {
         let mut mesh = MeshBuilder::of(&["a", "b"]).prepare().await?;
-        mesh.cloud("b").net().set_udp(false).await?;
-        mesh.cloud("a").net().set_udp(false).await?;
+        set_udp(&mesh, false).await?;
         mesh.serve("b", "web", 11, Habit::Http).await?;
         mesh.serve("a", "shop", 12, Habit::Http).await?;
         mesh.start_gateways().await?;
@@ -43,6 +80,90 @@ lab_test! {
             println!("p99 {:?}", record.p99());
             record.none_failed()?;
         }
+        mesh.stop().await
+    }
+
+    /// UDP stops in mid-life: the link is replaced by one over TCP. UDP comes back: the link is by QUIC again, no request
+    /// fails, and a download that began over TCP ends whole.
+    async fn f38_udp_that_goes_and_comes_back() {
+        let mut mesh = MeshBuilder::of(&["a", "b"]).private("a").start().await?;
+        mesh.serve("b", "web", 11, Habit::Http).await?;
+        let target = mesh.target("a", "web").await?;
+        mesh.wait_answer("a", target, "b-11", Duration::from_secs(5)).await?;
+        carried_by(&mesh, "a", "b", "quic", Duration::ZERO).await?;
+
+        set_udp(&mesh, false).await?;
+        let begun = Instant::now();
+        carried_by(&mesh, "a", "b", "tcp", Duration::from_secs(8)).await?;
+        mesh.wait_answer("a", target, "b-11", FALLBACK).await?;
+        println!("by TCP {:?} after UDP was gone", begun.elapsed());
+
+        let load = mesh.load("a", target, 100);
+        let download = slow_download(&mesh, "a", target, Duration::from_secs(25));
+        within(Duration::from_secs(5), "some of it", async || Ok(load.elapsed() > Duration::from_secs(2))).await?;
+        set_udp(&mesh, true).await?;
+        let begun = Instant::now();
+        within(Duration::from_secs(30), "new streams go by QUIC", async || {
+            let links = mesh.peer("a", "b").await?.links;
+            Ok(links.iter().any(|link| link.transport == "quic" && !link.draining))
+        })
+        .await?;
+        println!("by QUIC {:?} after UDP was back", begun.elapsed());
+        let links = mesh.peer("a", "b").await?.links;
+        ensure!(links.iter().any(|link| link.transport == "tcp"), "nothing is under way by TCP any more: {links:?}");
+        download.await??;
+        carried_by(&mesh, "a", "b", "quic", Duration::from_secs(10)).await?;
+        load.stop().await?.none_failed()?;
+        mesh.stop().await
+    }
+
+    /// A cluster without inbound, where UDP does not pass: requests cross in both directions all the same.
+    async fn f38_a_private_cluster_is_reached_by_tcp() {
+        let mut mesh = MeshBuilder::of(&["a", "b"]).private("a").prepare().await?;
+        set_udp(&mesh, false).await?;
+        mesh.cloud("a").net().forbid_inbound().await?;
+        mesh.serve("a", "inside", 12, Habit::Http).await?;
+        mesh.serve("a", "greeter", 13, Habit::HalfClose).await?;
+        mesh.start_gateways().await?;
+        mesh.wait_up("b", "a", FALLBACK).await?;
+        let target = mesh.target("b", "inside").await?;
+        mesh.wait_answer("b", target, "a-12", Duration::from_secs(5)).await?;
+        let load = mesh.load("b", target, 200);
+        within(Duration::from_secs(10), "3 s of load", async || Ok(load.elapsed() > Duration::from_secs(3))).await?;
+        let record = load.stop().await?;
+        println!("p99 {:?}", record.p99());
+        record.none_failed()?;
+        mesh.stop().await
+    }
+
+    /// A proxy that wants credentials is the only way out: links go by way of it, and what is wrong is said.
+    async fn f37_a_proxy_with_credentials_is_the_only_way_out() {
+        let address = SocketAddr::from(([198, 51, 100, 1], 3128));
+        let proxy = json!({"spec": {"proxy": {"url": format!("http://{address}"), "username": "alice", "passwordFile": "secret"}}});
+        let mut mesh = MeshBuilder::of(&["a", "b"]).peer("a", "b", &proxy).prepare().await?;
+        let served = Proxy::start(mesh.lab().wan(), address, "alice", "open sesame").await?;
+        mesh.cloud("a").net().block_from(mesh.cloud("b").net()).await?;
+        mesh.cloud("b").net().block_from(mesh.cloud("a").net()).await?;
+        let secret = mesh.cloud("a").peer_file("b").with_file_name("secret");
+        std::fs::write(&secret, "wrong")?;
+        mesh.serve("b", "web", 11, Habit::Http).await?;
+        mesh.serve("a", "shop", 12, Habit::Http).await?;
+        mesh.start_gateways().await?;
+        within(Duration::from_secs(10), "what is wrong is said", async || {
+            let said = mesh.peer("a", "b").await?.last_error.unwrap_or_default();
+            Ok(said.contains("407 Proxy Authentication Required") && said.contains("proxy.passwordFile"))
+        })
+        .await?;
+        ensure!(served.connected() == 0 && served.refused() > 0);
+        std::fs::write(&secret, "open sesame\n")?;
+        mesh.wait_up("a", "b", Duration::from_secs(20)).await?;
+        let (there, back) = (mesh.target("a", "web").await?, mesh.target("b", "shop").await?);
+        mesh.wait_answer("a", there, "b-11", Duration::from_secs(5)).await?;
+        mesh.wait_answer("b", back, "a-12", Duration::from_secs(5)).await?;
+        carried_by(&mesh, "a", "b", "tcp", Duration::ZERO).await?;
+        let links = mesh.peer("a", "b").await?.links;
+        ensure!(links.iter().all(|link| link.remote == address.to_string()), "{links:?}");
+        ensure!(served.connected() > 16);
         mesh.stop().await
     }
 }

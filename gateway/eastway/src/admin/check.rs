@@ -95,7 +95,7 @@ pub struct PeerFacts {
     pub mtu: Option<u16>,
     /// Outcome of sending bytes through a link and back: round trip of 64 KiB.
     pub echo: Option<Result<Duration, String>>,
-    /// Transport of the best link.
+    /// What carries its links in place of QUIC, and why; none if QUIC does, or nothing.
     pub transport: Option<String>,
     /// Its clock minus ours.
     pub clock_skew_ms: Option<i64>,

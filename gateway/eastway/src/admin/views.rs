@@ -261,6 +261,8 @@ pub struct LinkView {
     pub remote: String,
     /// `quic`, or `tcp` where UDP is blocked.
     pub transport: String,
+    /// Another transport is preferred, and does not pass.
+    pub degraded: bool,
     /// Whether we dialled it.
     pub dialled: bool,
     /// Whether the other side announced that it goes away.

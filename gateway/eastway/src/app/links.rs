@@ -108,14 +108,17 @@ fn outcome(failure: &LinkFailure) -> DialOutcome {
         FailureCause::NoReply => DialOutcome::Timeout,
         FailureCause::Rejected => DialOutcome::Rejected,
         FailureCause::RefusedUs => DialOutcome::Refused,
-        FailureCause::Local | FailureCause::Lost | FailureCause::Fault | FailureCause::Done => DialOutcome::Failed,
+        FailureCause::Proxy | FailureCause::Local | FailureCause::Lost | FailureCause::Fault | FailureCause::Done => {
+            DialOutcome::Failed
+        }
     }
 }
 
 fn dial_advice(cause: FailureCause) -> &'static str {
     match cause {
         FailureCause::Unresolved => "correct `addresses` of the Peer, or its DNS record",
-        FailureCause::NoReply => "open its UDP port to this gateway, or correct `addresses` of the Peer",
+        FailureCause::NoReply => "open its UDP or TCP port to this gateway, or correct `addresses` of the Peer",
+        FailureCause::Proxy => "correct `proxy` of the Peer, or ask the proxy's operator",
         FailureCause::Local => "see to the routes and the firewall of this machine",
         FailureCause::Rejected => "`eastway check` says what does not fit our Peer file",
         FailureCause::RefusedUs => "give its operator the output of `eastway peer export`; its log says why",

@@ -194,7 +194,8 @@ fn targets(loaded: &Loaded) -> Vec<PeerTarget> {
     let target = |(name, peer): (&ClusterName, &Arc<crate::config::PeerSettings>)| PeerTarget {
         name: Arc::from(name.as_str()),
         addresses: peer.addresses.iter().filter_map(adapters::host_port).collect(),
-        ..PeerTarget::default()
+        transport: peer.transport,
+        proxy: peer.proxy.clone(),
     };
     loaded.peers.iter().map(target).collect()
 }

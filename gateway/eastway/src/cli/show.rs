@@ -212,8 +212,8 @@ fn peer_message(peer: &PeerView) -> String {
     if !peer.missing_replicas.is_empty() {
         parts.push(format!("{} of its replicas not reached", peer.missing_replicas.len()));
     }
-    if peer.links.iter().any(|link| link.transport == "tcp") {
-        parts.push("degraded: tcp".to_owned());
+    if let Some(link) = peer.links.iter().find(|link| link.degraded) {
+        parts.push(format!("degraded: {}", link.transport));
     }
     if peer.workload_isolation == "none" {
         parts.push("workload isolation: none".to_owned());

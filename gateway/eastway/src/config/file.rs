@@ -12,7 +12,7 @@ pub use gateway::{
     KubernetesSection, LimitsSection, LinkSection, ListenSection, LogSection, NameSection, QuicLbSection,
     RegistrySection, ReplicasSection, SidecarsSection, SniSection, TrustSection, VipSection, WorkloadSection,
 };
-pub use peer::{NameFilterSection, Peer, PeerMetadata, PeerSpec};
+pub use peer::{NameFilterSection, Peer, PeerMetadata, PeerSpec, ProxySection, TransportWord};
 pub use policy::{
     AbortSection, AccessAllow, AccessPolicy, AccessPolicySpec, ConnectionLimitsSection, DelaySection, FaultSection,
     LocalityWord, OutlierSection, PolicyMetadata, SplitSection, TrafficPolicy, TrafficPolicySpec, Visibility,

@@ -11,10 +11,12 @@ use eastway_model::rules::{DEFAULT_WITHDRAW_AFTER, Glob, NameFilter, NameFilterE
 use eastway_model::{ClusterName, UnixMillis};
 use eastway_registry::diagnostic::{Code, quoted};
 use eastway_registry::yaml::{At, Context, Field, List, Place};
+use eastway_tunnel::{Proxy, ProxyCredentials, TransportPolicy};
 
-use super::file::{NameFilterSection, Peer, PeerSpec};
-use super::settings::duration_in;
-use super::value::{HostPort, cluster_name, trust_domain};
+use super::file::{NameFilterSection, Peer, PeerSpec, ProxySection, TransportWord};
+use super::settings::{duration_in, path};
+use super::value::{HostPort, HostPortError, cluster_name, trust_domain};
+use crate::adapters;
 
 mod render;
 
@@ -32,6 +34,10 @@ pub struct PeerSettings {
     pub name: ClusterName,
     /// Where it can be dialled; empty: it dials us.
     pub addresses: Vec<HostPort>,
+    /// What carries links that are dialled from here.
+    pub transport: TransportPolicy,
+    /// Links over TCP are dialled by way of it.
+    pub proxy: Option<Arc<Proxy>>,
     /// Trust domain of its identities.
     pub trust_domain: Arc<str>,
     /// Identity of its gateway, in that trust domain.
@@ -115,6 +121,10 @@ fn convert_spec(
             cx.error(address.at, Code::Duplicate, format!("{} is listed twice", address.value));
         }
     }
+    let proxy = spec.proxy.get().and_then(|section| proxy(section, file, cx));
+    if let (Some(section), Some(TransportWord::Quic)) = (spec.proxy.get(), spec.transport.value()) {
+        cx.warn(section.at, Code::Conflict, "links over QUIC do not go by way of a proxy");
+    }
     let what = "the trust domain of its identities, e.g. gke.example";
     let domain = cx.required(section.at, "trustDomain", &spec.trust_domain, what);
     let domain = domain.and_then(|text| Some(At { value: cx.parse(text, trust_domain)?, at: text.at }));
@@ -139,6 +149,12 @@ fn convert_spec(
         file: file.to_owned(),
         name: name.value,
         addresses: addresses.iter().map(|address| address.value.clone()).collect(),
+        transport: match spec.transport.value() {
+            None | Some(TransportWord::Auto) => TransportPolicy::Auto,
+            Some(TransportWord::Quic) => TransportPolicy::Quic,
+            Some(TransportWord::Tcp) => TransportPolicy::Tcp,
+        },
+        proxy,
         trust_domain: domain.value,
         gateway: gateway?,
         pins: pins.iter().map(|pin| pin.value).collect(),
@@ -156,6 +172,40 @@ fn convert_spec(
         trust_domain: cx.place(domain.at),
         shared: shared.map(|shared| cx.place(shared.at)),
     })
+}
+
+fn proxy(section: &At<ProxySection>, file: &Path, cx: &mut Context<'_>) -> Option<Arc<Proxy>> {
+    let url =
+        cx.required(section.at, "url", &section.value.url, "where the proxy is, e.g. http://proxy.example:3128")?;
+    let address = cx.parse(url, |url| {
+        let rest = url.strip_prefix("http://").ok_or("must be http://host:port".to_owned())?;
+        let host = HostPort::parse(rest.strip_suffix('/').unwrap_or(rest)).map_err(|error| {
+            let no_port = matches!(error, HostPortError::NoPort(_));
+            if no_port { "must be http://host:port; the port is missing".to_owned() } else { error.to_string() }
+        })?;
+        adapters::host_port(&host).ok_or_else(|| "must be http://host:port".to_owned())
+    })?;
+    let username = section.value.username.get();
+    let credentials = match (username, section.value.password_file.get()) {
+        (None, None) => None,
+        (Some(username), Some(password)) => {
+            let base = file.parent().unwrap_or(Path::new(""));
+            let username = cx.parse(username, |name| {
+                let fits = !name.is_empty() && !name.contains([':', '\r', '\n']);
+                fits.then(|| name.to_owned()).ok_or("must not be empty, and have neither colons nor line breaks")
+            })?;
+            Some(ProxyCredentials { username, password_file: path(password, base, cx)? })
+        }
+        (Some(_), None) => {
+            cx.required(section.at, "passwordFile", &section.value.password_file, "the file with the password")?;
+            None
+        }
+        (None, Some(_)) => {
+            cx.required(section.at, "username", &section.value.username, "whose password it is")?;
+            None
+        }
+    };
+    Some(Arc::new(Proxy { address, credentials }))
 }
 
 fn gateway(spec: &PeerSpec, domain: Option<&At<Arc<str>>>, cx: &mut Context<'_>) -> Option<SpiffeId> {

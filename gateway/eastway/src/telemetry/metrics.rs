@@ -67,6 +67,8 @@ pub struct PeerSample {
     pub up: bool,
     /// Live links.
     pub links: u32,
+    /// A link is carried by TCP because QUIC does not pass.
+    pub degraded: bool,
     /// Smoothed round-trip time of the best link.
     pub rtt: Option<Duration>,
     /// The peer's clock minus ours.
@@ -145,6 +147,7 @@ macro_rules! metrics {
 metrics! {
     peer_up: Family<PeerLabel, Gauge>, "eastway_peer_up", "1 if a link to the peer acknowledged something within 5 s";
     links: Family<PeerLabel, Gauge>, "eastway_links", "Live links to the peer";
+    degraded: Family<PeerLabel, Gauge>, "eastway_peer_degraded", "1 if a link to the peer is carried by TCP because UDP does not pass";
     rtt: Family<PeerLabel, FloatGauge>, "eastway_peer_rtt_seconds", "Smoothed round-trip time to the peer";
     skew: Family<PeerLabel, FloatGauge>, "eastway_peer_clock_skew_seconds", "The peer's clock minus ours";
     link_streams: Family<PeerLabel, Gauge>, "eastway_link_streams", "Streams open on the links to the peer";
@@ -319,6 +322,7 @@ impl Metrics {
         let label = peer_label(peer);
         self.peer_up.get(&label).set(i64::from(sample.up));
         self.links.get(&label).set(i64::from(sample.links));
+        self.degraded.get(&label).set(i64::from(sample.degraded));
         self.link_streams.get(&label).set(i64::from(sample.streams));
         self.link_flows.get(&label).set(count_of(sample.flows));
         if let Some(rtt) = sample.rtt {

@@ -13,6 +13,8 @@ const HEAD_START: Duration = Duration::from_millis(300);
 /// While the fallback carries a link: pause before the better way is tried again, which doubles up to the longest.
 const UPGRADE: Duration = Duration::from_secs(10);
 const UPGRADE_MAX: Duration = Duration::from_secs(60);
+/// Between two looks at how an address does that carries no link beside one that does.
+const LOOK: Duration = Duration::from_secs(60);
 
 pub(crate) struct Address {
     pub(crate) host: HostPort,
@@ -30,13 +32,17 @@ pub(crate) struct Address {
     pub(crate) missed: bool,
     /// This fallback has worked where the better way had not, and that was not seen to work since.
     pub(crate) remembered: bool,
+    /// When to see again how it compares with another address that leads to the same replica.
+    pub(crate) look_at: Duration,
+    /// The round trip time that was measured there last.
+    pub(crate) rtt: Option<Duration>,
 }
 
 impl FailureCause {
-    /// The other side answers and does not fit: trying often does not help. Everything else is tried at a
+    /// Somebody answers and does not fit: trying often does not help. Everything else is tried at a
     /// steady pace.
     const fn is_refusal(self) -> bool {
-        matches!(self, Self::Rejected | Self::RefusedUs | Self::Fault)
+        matches!(self, Self::Rejected | Self::RefusedUs | Self::Fault | Self::Proxy)
     }
 }
 
@@ -54,6 +60,8 @@ impl Address {
             last_failure: None,
             missed: false,
             remembered: false,
+            look_at: now,
+            rtt: None,
         }
     }
 
@@ -72,12 +80,14 @@ impl Address {
         self.replica = Some(replica);
         self.last_failure = None;
         self.not_before = at.now + at.jitter(pause);
+        self.look_at = at.now + at.jitter(LOOK);
     }
 
     /// The dial begun last gave no link. `linked`: its fallback carries one meanwhile.
     pub(crate) fn failed(&mut self, failure: LinkFailure, linked: bool, at: &mut Moment<'_>) {
         self.dialling = false;
         self.missed = true;
+        self.look_at = at.now + at.jitter(LOOK);
         let failures = self.failures;
         self.pause(failure, at);
         if linked {

@@ -1,11 +1,14 @@
 //! What is dialled when, and which of two links stays.
 
+mod paths;
 mod transports;
 
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+/// When every path has been judged.
+const LATER: Duration = Duration::from_secs(1_000_000);
 
 fn replica(id: u8) -> ReplicaId {
     ReplicaId([id; 16])
@@ -33,7 +36,19 @@ fn target(name: &str, addresses: &[&str]) -> PeerTarget {
 fn link(id: u64, to: u8, side: Side, address: Option<&str>, since: Duration) -> LinkFacts {
     let address = address.map(|text| text.parse().unwrap());
     let transport = TransportKind::Memory;
-    LinkFacts { id, replica: replica(to), side, transport, address, since, fresh: true, up: true, going_away: false }
+    let path = PathMeter::default();
+    LinkFacts {
+        id,
+        replica: replica(to),
+        side,
+        transport,
+        address,
+        since,
+        fresh: true,
+        up: true,
+        going_away: false,
+        path,
+    }
 }
 
 fn failure(cause: FailureCause) -> LinkFailure {
@@ -116,7 +131,7 @@ fn every_replica_behind_one_address_is_looked_for_quickly_and_then_seldom() {
         let live = [replica(2), replica(3), replica(4)].to_vec();
         let facts = link(id, 2, Side::Dialler, Some(&dial.address.to_string()), now);
         peers.link_started(&"b".into(), facts, live, now, NOW).unwrap();
-        for superfluous in peers.superfluous() {
+        for superfluous in peers.superfluous(LATER) {
             peers.link_ended(superfluous, failure(FailureCause::Done), now, NOW);
         }
     };
@@ -151,14 +166,14 @@ fn of_two_links_between_two_replicas_both_sides_keep_the_same_one() {
     let mut small = peers("a", 1);
     start(&mut small, link(1, 2, Side::Dialler, Some("10.0.0.2:1"), Duration::ZERO), &[2], Duration::ZERO);
     start(&mut small, link(2, 2, Side::Acceptor, None, Duration::ZERO), &[2], Duration::ZERO);
-    assert_eq!(small.superfluous(), [] as [u64; 0], "what the other side dialled, the other side retires");
+    assert_eq!(small.superfluous(LATER), [] as [u64; 0], "what the other side dialled, the other side retires");
     let mut large =
         Peers::new("c".into(), replica(2), Timing::default(), 64, vec![TransportKind::Memory], fastrand::Rng::new());
     start(&mut large, link(7, 1, Side::Acceptor, None, Duration::ZERO), &[1], Duration::ZERO);
     start(&mut large, link(8, 1, Side::Dialler, Some("10.0.0.1:1"), Duration::ZERO), &[1], Duration::ZERO);
-    assert_eq!(large.superfluous(), [8]);
+    assert_eq!(large.superfluous(LATER), [8]);
     large.link_changed(7, |facts| facts.fresh = false, None, NOW);
-    assert_eq!(large.superfluous(), [] as [u64; 0], "a link that does not answer is no reason to give another up");
+    assert_eq!(large.superfluous(LATER), [] as [u64; 0], "a link that does not answer is no reason to give another up");
 }
 
 #[test]

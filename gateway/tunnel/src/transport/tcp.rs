@@ -14,6 +14,7 @@ mod link;
 mod pipe;
 mod pool;
 mod preface;
+mod proxy;
 mod session;
 
 use std::collections::{BTreeMap, HashMap};
@@ -31,10 +32,12 @@ use tokio_util::task::TaskTracker;
 use self::link::{LinkCore, lock};
 use self::pipe::{Connector, Direct};
 use self::preface::LinkId;
+use self::proxy::Through;
 use self::session::Session;
 use super::{BoxFuture, DialError, Established, Transport, TransportKind};
-use crate::config::TunnelConfig;
+use crate::config::{HostPort, Proxy, TunnelConfig};
 use crate::events::Observer;
+use crate::peers::PeerCounts;
 
 /// Established connections that may wait to be taken over.
 const ACCEPT_QUEUE: usize = 64;
@@ -55,6 +58,8 @@ struct Shared {
     /// Links that others dialled, for the connections that belong to them.
     links: Mutex<HashMap<LinkId, Weak<LinkCore>>>,
     failures: Mutex<BTreeMap<&'static str, u64>>,
+    /// Connections of each peer.
+    flows: PeerCounts,
 }
 
 /// Takes and dials links over TCP.
@@ -90,6 +95,7 @@ impl TcpTransport {
             stop: CancellationToken::new(),
             links: Mutex::default(),
             failures: Mutex::default(),
+            flows: PeerCounts::default(),
         });
         let (sender, accepted) = mpsc::channel(ACCEPT_QUEUE);
         shared.spawn(accept::run(Arc::clone(&shared), listener, sender));
@@ -125,6 +131,17 @@ impl Transport for TcpTransport {
 
     fn dial(&self, peer: Arc<str>, remote: SocketAddr) -> BoxFuture<'static, Result<Established, DialError>> {
         let connector: Arc<dyn Connector> = Arc::new(Direct::new(remote));
+        Box::pin(dial::dial(Arc::clone(&self.shared), peer, connector))
+    }
+
+    fn dial_through(
+        &self,
+        peer: Arc<str>,
+        proxy: Arc<Proxy>,
+        at: SocketAddr,
+        host: HostPort,
+    ) -> BoxFuture<'static, Result<Established, DialError>> {
+        let connector: Arc<dyn Connector> = Arc::new(Through::new(proxy, at, host));
         Box::pin(dial::dial(Arc::clone(&self.shared), peer, connector))
     }
 

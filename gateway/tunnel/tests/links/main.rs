@@ -25,4 +25,5 @@ mod replicas;
 mod stalls;
 mod streams;
 mod support;
+mod tcp;
 mod virtual_time;

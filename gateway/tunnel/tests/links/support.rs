@@ -197,6 +197,7 @@ impl Gateway {
             name: Arc::from(*name),
             addresses: addresses.iter().map(|address| HostPort::from(*address)).collect(),
             transport: self.policy,
+            proxy: None,
         };
         self.tunnel.set_peers(peers.iter().map(target).collect());
     }

@@ -167,7 +167,7 @@ async fn peer_facts(
         handshake: handshake(gateway, status),
         mtu: links.iter().map(|link| link.mtu).filter(|mtu| *mtu > 0).max(),
         echo,
-        transport: links.first().map(|link| link.transport.name().to_owned()),
+        transport: status.and_then(degraded),
         clock_skew_ms: status.and_then(|status| status.clock_skew_ms),
         certificate: links
             .iter()
@@ -190,6 +190,14 @@ async fn peer_facts(
         denied_by_it: metrics.recently_denied_by(peer.name.as_str()),
         conflicts: conflicts.map(|conflict| conflict.message.clone()).collect(),
     }
+}
+
+/// What carries the links in place of QUIC, and why, as far as it was tried from here.
+fn degraded(status: &PeerStatus) -> Option<String> {
+    let link = status.links.iter().find(|link| link.degraded)?;
+    let why = status.addresses.iter().find_map(|address| address.last_error.as_ref());
+    let name = link.transport.name();
+    Some(why.map_or_else(|| name.to_owned(), |why| format!("{name} ({why})")))
 }
 
 /// How often in the last ten minutes the peer could not be reached any more.

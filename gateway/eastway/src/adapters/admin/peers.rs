@@ -74,6 +74,7 @@ fn link(link: &LinkStatus) -> LinkView {
         replica: link.replica.to_string(),
         remote: link.remote.to_string(),
         transport: link.transport.name().to_owned(),
+        degraded: link.degraded,
         dialled: link.dialled,
         draining: link.draining,
         since: millis(link.since),
@@ -104,6 +105,7 @@ pub(super) fn refresh(gateway: &Gateway, metrics: &Metrics) {
         let sample = PeerSample {
             up: status.up,
             links: u32::try_from(links.len()).unwrap_or(u32::MAX),
+            degraded: links.iter().any(|link| link.degraded),
             rtt: best.map(Duration::from_micros),
             clock_skew_ms: status.clock_skew_ms,
             streams: links.iter().map(|link| link.streams_opened + link.streams_served).sum(),

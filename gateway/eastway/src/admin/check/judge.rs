@@ -185,7 +185,7 @@ fn path(report: &mut Report, peer: &PeerFacts) {
             add(&codes::ANSWERS_BUT_DOWN, "");
         }
     }
-    if let Some(transport) = peer.transport.as_ref().filter(|transport| *transport != "quic") {
+    if let Some(transport) = &peer.transport {
         add(&codes::DEGRADED, transport);
     }
     if let Some(mtu) = peer.mtu.filter(|mtu| *mtu < SMALL_MTU) {

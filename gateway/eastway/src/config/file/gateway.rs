@@ -142,7 +142,7 @@ pub struct WorkloadSection {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListenSection {
-    /// Links from peers (UDP): the only address that must be reachable from outside. Default:
+    /// Links from peers (UDP and TCP): the only address that must be reachable from outside. Default:
     /// `0.0.0.0:15443`.
     #[serde(default)]
     pub link: Field<Text>,

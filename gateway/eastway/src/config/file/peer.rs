@@ -45,6 +45,14 @@ pub struct PeerSpec {
     /// Where its gateway takes links: `host:port`. Empty: it has no inbound address and dials us.
     #[serde(default)]
     pub addresses: List<Text>,
+    /// What carries the links that are dialled from here: `auto` is QUIC, and TLS on TCP, of the same port, where UDP
+    /// does not pass; `quic` and `tcp` are that alone. Default: `auto`.
+    #[serde(default)]
+    pub transport: Field<TransportWord>,
+    /// An HTTP proxy that connects on request (`CONNECT`): links over TCP are dialled by way of it. It sees TLS
+    /// between the gateways and nothing else. Default: none.
+    #[serde(default)]
+    pub proxy: Field<ProxySection>,
     /// Trust domain of its identities, e.g. `gke.example`.
     #[schemars(length(min = 1, max = 255), regex(pattern = r"^[a-z0-9._-]+$"))]
     pub trust_domain: Field<String>,
@@ -72,6 +80,34 @@ pub struct PeerSpec {
     /// workloads of one can then pose as those of the other. Default: false.
     #[serde(default)]
     pub shared_trust_domain: Field<bool>,
+}
+
+/// What carries links.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum TransportWord {
+    /// QUIC, and TCP where it does not pass.
+    Auto,
+    /// QUIC alone.
+    Quic,
+    /// TLS on TCP alone.
+    Tcp,
+}
+
+/// An HTTP proxy.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ProxySection {
+    /// Where it is: `http://host:port`.
+    #[schemars(length(min = 1, max = 300))]
+    pub url: Field<String>,
+    /// The name that it wants to see. Default: it wants none.
+    #[serde(default)]
+    pub username: Field<String>,
+    /// File with the password, read for each connection. Needed with `username`.
+    #[serde(default)]
+    pub password_file: Field<String>,
 }
 
 /// Services by name.

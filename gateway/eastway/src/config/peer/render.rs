@@ -44,7 +44,7 @@ spec:
     if peer.addresses.is_empty() {
         text.push_str("  # It has no address that can be dialled: it dials.\n  addresses: []\n");
     } else {
-        text.push_str("  # Where its gateway takes links (UDP).\n  addresses:\n");
+        text.push_str("  # Where its gateway takes links (UDP, and TCP where that does not pass).\n  addresses:\n");
         items(&mut text, peer.addresses);
     }
     text.push_str(&format!("  trustDomain: {}\n", quoted(peer.trust_domain)));

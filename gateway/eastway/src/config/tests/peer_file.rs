@@ -98,6 +98,13 @@ refused! {
     duration_too_long: withdraw_after("1000000h");
     duration_too_short: withdraw_after("0s");
     duration_of_another_language: withdraw_after("1 day");
+    transport_unknown: errors(&format!("{PEER}  transport: udp\n"));
+    proxy_without_url: errors(&format!("{PEER}  proxy: {{username: alice}}\n"));
+    proxy_by_tls: errors(&format!("{PEER}  proxy: {{url: 'https://proxy.example:3128'}}\n"));
+    proxy_without_port: errors(&format!("{PEER}  proxy: {{url: 'http://proxy.example'}}\n"));
+    proxy_without_password: errors(&format!("{PEER}  proxy: {{url: 'http://proxy.example:3128', username: alice}}\n"));
+    proxy_without_username: errors(&format!("{PEER}  proxy: {{url: 'http://proxy.example:3128', passwordFile: secret}}\n"));
+    proxy_username_with_a_colon: errors(&format!("{PEER}  proxy: {{url: 'http://proxy.example:3128', username: 'a:b', passwordFile: secret}}\n"));
     own_trust_domain: errors(&with("gke.example", "onprem.example"));
     trust_domain_with_capitals: errors(&with("gke.example", "GKE.example"));
     shared_trust_domain_in_quotes: errors(&format!("{PEER}  sharedTrustDomain: 'true'\n"));
@@ -123,6 +130,12 @@ fn nothing_crossing_is_a_warning() {
 }
 
 #[test]
+fn a_proxy_that_is_never_used_is_a_warning() {
+    let peer = format!("{PEER}  transport: quic\n  proxy: {{url: 'http://proxy.example:3128'}}\n");
+    insta::assert_snapshot!(warnings(&peer));
+}
+
+#[test]
 fn a_shared_trust_domain_that_is_not_shared_is_a_warning() {
     insta::assert_snapshot!(warnings(&format!("{PEER}  sharedTrustDomain: true\n")));
 }
@@ -137,6 +150,9 @@ fn unusual_but_good_files_are_read() {
         with("'198.51.100.12:15443'", ""),
         with("gke.example", "onprem.example") + "  sharedTrustDomain: true\n",
         with("name: gke", "name: \"7\""),
+        format!(
+            "{PEER}  transport: tcp\n  proxy: {{url: 'http://proxy.example:3128/', username: alice, passwordFile: secret}}\n"
+        ),
     ];
     for peer in good {
         let folder = Folder::new(&[("gateway.yaml", MINIMAL), ("peers/gke.yaml", &peer)]);

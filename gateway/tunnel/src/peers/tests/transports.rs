@@ -23,7 +23,7 @@ fn dialled(peers: &mut Peers, now: Duration) -> Vec<TransportKind> {
 }
 
 fn dial(transport: TransportKind) -> Dial {
-    Dial { peer: "b".into(), address: HOST.parse().unwrap(), transport, attempt: 0 }
+    Dial { peer: "b".into(), address: HOST.parse().unwrap(), transport, proxy: None, attempt: 0 }
 }
 
 fn comes_up(peers: &mut Peers, id: u64, transport: TransportKind, now: Duration) {
@@ -81,16 +81,16 @@ fn f38_a_link_by_quic_makes_the_one_by_tcp_superfluous_whoever_is_older() {
     dialled(&mut peers, millis(300));
     comes_up(&mut peers, 1, TCP, millis(400));
     comes_up(&mut peers, 2, QUIC, millis(500));
-    assert_eq!(peers.superfluous(), [1]);
+    assert_eq!(peers.superfluous(LATER), [1]);
     peers.link_changed(1, |facts| facts.going_away = true, None, NOW);
-    assert_eq!(peers.superfluous(), [] as [u64; 0]);
+    assert_eq!(peers.superfluous(LATER), [] as [u64; 0]);
     assert_eq!(peers.next_due(), None);
     // One that does not answer is no reason to give the other up.
     let mut peers = both(TransportPolicy::Auto);
     comes_up(&mut peers, 1, TCP, millis(400));
     comes_up(&mut peers, 2, QUIC, millis(500));
     peers.link_changed(2, |facts| facts.fresh = false, None, NOW);
-    assert_eq!(peers.superfluous(), [] as [u64; 0]);
+    assert_eq!(peers.superfluous(LATER), [] as [u64; 0]);
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn what_is_set_is_dialled_and_nothing_else() {
     let mut peers = both(TransportPolicy::Tcp);
     comes_up(&mut peers, 1, TCP, Duration::ZERO);
     start(&mut peers, LinkFacts { transport: QUIC, ..link(2, 2, Side::Acceptor, None, SECOND) }, &[2], SECOND);
-    assert_eq!(peers.superfluous(), [] as [u64; 0], "the other side prefers QUIC: both stay");
+    assert_eq!(peers.superfluous(LATER), [] as [u64; 0], "the other side prefers QUIC: both stay");
 }
 
 #[test]

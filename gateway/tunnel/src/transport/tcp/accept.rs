@@ -16,20 +16,26 @@ use crate::control::printable;
 use crate::events::Event;
 use crate::transport::{Established, Side};
 
+/// How rustls says that no certificate was shown.
+const NOT_SHOWN: &str = "no server certificate chain resolved";
 /// Pause after the system gave no connection: it has no descriptors left.
 const REST: Duration = Duration::from_millis(50);
 
 /// Until the transport stops.
 pub(super) async fn run(shared: Arc<Shared>, listener: TcpListener, accepted: mpsc::Sender<Established>) {
+    let mut failing = false;
     loop {
         let (stream, remote) = match listener.accept().await {
             Ok(connection) => connection,
             Err(error) => {
-                tracing::warn!(%error, "A connection for links cannot be taken");
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(%error, "Connections for links cannot be taken now");
+                }
                 tokio::time::sleep(REST).await;
                 continue;
             }
         };
+        failing = false;
         let remote = SocketAddr::new(remote.ip().to_canonical(), remote.port());
         let Ok(permit) = Arc::clone(&shared.handshakes).try_acquire_owned() else {
             shared.refuse(&Failure::TooMany, remote);
@@ -127,9 +133,12 @@ impl Shared {
     ) -> Result<Arc<LinkCore>, Failure> {
         let secret = LinkSecret::of(session.tls()).map_err(|error| Failure::Other(error.to_string()))?;
         let id = secret.id;
-        let admitted = self.config.limits.initial_streams;
-        let link =
-            LinkCore::new((side, peer, remote), secret, session, admitted, (self.tasks.clone(), self.stop.clone()));
+        let limits = &self.config.limits;
+        // What waits to become a stream comes on top of those that are.
+        let most = limits.streams_per_peer.saturating_add(limits.initial_streams);
+        let bounds = (limits.initial_streams, most, self.flows.of(&peer));
+        let ends = (self.tasks.clone(), self.stop.clone());
+        let link = LinkCore::new((side, peer, remote), secret, session, bounds, ends);
         if side == Side::Acceptor {
             lock(&self.links).insert(id, Arc::downgrade(&link));
         }
@@ -159,6 +168,8 @@ impl Shared {
         match error {
             SessionError::Alert(Alert::NoApplicationProtocol | Alert::AccessDenied) => Failure::Alpn,
             SessionError::Tls(rustls::Error::NoApplicationProtocol) => Failure::Alpn,
+            // No certificate is shown to whom none of our protocols is named by; everybody else is shown one.
+            SessionError::Tls(rustls::Error::General(text)) if text == NOT_SHOWN => Failure::Alpn,
             SessionError::Alert(alert) => Failure::RefusedUs(format!("{alert:?}")),
             SessionError::Tls(_) | SessionError::Pipe(_) | SessionError::Truncated => Failure::Other(printable(&text)),
         }

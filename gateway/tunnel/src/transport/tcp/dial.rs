@@ -20,6 +20,8 @@ use crate::transport::{DialError, Established, Side};
 
 /// Connections of one link that are made at the same time.
 const AT_ONCE: usize = 16;
+/// Connections that may come to another gateway of the peer, one after the other, before a pause is made.
+const ELSEWHERE: u32 = 16;
 /// Between two looks at what waits.
 const TIDY: Duration = Duration::from_secs(1);
 /// Pause after a connection that was refused or did not come about; doubles up to the longest.
@@ -92,7 +94,10 @@ enum Error {
 impl Error {
     fn at(self, remote: SocketAddr, after: Duration) -> DialError {
         match self {
-            Self::Connect(error) => DialError::NoConnection { remote, reason: printable(&error.to_string()) },
+            Self::Connect(ConnectError::Proxy(error)) => DialError::Proxy { proxy: remote, reason: error.to_string() },
+            Self::Connect(error @ ConnectError::Tcp(_)) => {
+                DialError::NoConnection { remote, reason: printable(&error.to_string()) }
+            }
             Self::Handshake(Failure::Timeout) => DialError::NoConnection {
                 remote,
                 reason: format!("no answer in {after:?}: TCP port {} blocked?", remote.port()),
@@ -127,7 +132,7 @@ async fn keep_warm(warm: Arc<Warm>) {
     let (link, epoch) = (Arc::clone(&warm.link), Instant::now());
     let mut under_way = JoinSet::new();
     let (mut flows, mut reverse) = (0, 0);
-    let mut pause = PAUSE;
+    let (mut pause, mut elsewhere) = (PAUSE, 0);
     let mut not_before = epoch;
     let mut tidy = tokio::time::interval(TIDY);
     loop {
@@ -151,7 +156,9 @@ async fn keep_warm(warm: Arc<Warm>) {
             Some(Ok((kind, added))) = under_way.join_next() => {
                 *if kind == FlowKind::Flow { &mut flows } else { &mut reverse } -= 1;
                 match added {
-                    Ok(()) => pause = PAUSE,
+                    Ok(()) => (pause, elsewhere) = (PAUSE, 0),
+                    // A balancer led it to another gateway of the peer: the next one may come to the right one.
+                    Err(Error::Handshake(Failure::UnknownLink)) if elsewhere < ELSEWHERE => elsewhere += 1,
                     Err(error) => {
                         tracing::debug!(peer = %link.peer, remote = %warm.connector.remote(), ?error, "A connection of a link did not come about");
                         not_before = Instant::now() + pause;

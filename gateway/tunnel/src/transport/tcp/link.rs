@@ -56,6 +56,9 @@ pub(super) struct LinkCore {
     rtt: AtomicU64,
     /// Streams that the other side may have open.
     admitted: AtomicU32,
+    /// Connections of the peer, over all of its links; and how many there may be.
+    of_peer: Arc<AtomicU32>,
+    most_of_peer: u32,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -70,7 +73,7 @@ impl LinkCore {
         (side, peer, remote): (Side, Arc<str>, SocketAddr),
         secret: LinkSecret,
         session: Session,
-        admitted: u32,
+        (admitted, most_of_peer, of_peer): (u32, u32, Arc<AtomicU32>),
         (tasks, stop): (TaskTracker, CancellationToken),
     ) -> Arc<Self> {
         let (streams, incoming) = mpsc::channel(STREAM_BACKLOG);
@@ -98,6 +101,8 @@ impl LinkCore {
             ended: watch::Sender::new(None),
             rtt: AtomicU64::new(0),
             admitted: AtomicU32::new(admitted),
+            of_peer,
+            most_of_peer,
             tasks,
             stop,
         })
@@ -178,6 +183,7 @@ impl LinkCore {
     }
 
     pub(super) fn forget(&self, number: u64) {
+        self.of_peer.fetch_sub(1, Ordering::Relaxed);
         let mut flows = lock(&self.flows);
         flows.remove(&number);
         if flows.is_empty() {
@@ -191,7 +197,7 @@ impl LinkCore {
 
     /// Whether one more connection fits.
     pub(super) fn has_room(&self) -> bool {
-        lock(&self.flows).len() < self.most()
+        self.of_peer.load(Ordering::Relaxed) < self.most_of_peer && lock(&self.flows).len() < self.most()
     }
 
     /// Takes a connection into the link, whose frames may come from now on. `None`: there are too many, or one of this
@@ -203,6 +209,7 @@ impl LinkCore {
         let fits = flows.len() < most && !flows.contains_key(&number) && !self.has_ended();
         if fits {
             flows.insert(number, Arc::downgrade(&flow));
+            self.of_peer.fetch_add(1, Ordering::Relaxed);
             flow.set_listed();
         }
         drop(flows);

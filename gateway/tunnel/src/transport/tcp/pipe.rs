@@ -8,6 +8,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
+use super::proxy::ProxyError;
 use crate::transport::BoxFuture;
 
 /// Quiet time before the first probe of a connection where nothing moves.
@@ -48,6 +49,9 @@ pub(crate) enum ConnectError {
     /// The TCP connection.
     #[error("{0}")]
     Tcp(#[from] io::Error),
+    /// The proxy on the way.
+    #[error("{0}")]
+    Proxy(#[from] ProxyError),
 }
 
 /// Connects directly.

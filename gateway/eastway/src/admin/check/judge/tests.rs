@@ -18,7 +18,7 @@ fn healthy() -> CheckFacts {
         }],
         mtu: Some(1_452),
         echo: Some(Ok(Duration::from_micros(21_500))),
-        transport: Some("quic".to_owned()),
+        transport: None,
         clock_skew_ms: Some(-12),
         certificate: Some((NOW - 4 * HOUR, NOW + 20 * HOUR)),
         packets: (100_000, 10),
