@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 pub use api::AdminContext;
 pub use http::{BindError, Listener};
 pub use readiness::{Guard, Readiness};
-pub use source::{AdminSource, BoxFuture, DescribeQuery, SourceError};
+pub use source::{AdminSource, BenchPart, BenchQuery, BoxFuture, DescribeQuery, SourceError};
 
 use crate::telemetry::{LogHandle, Telemetry};
 

@@ -414,7 +414,7 @@ impl Running {
             gateway.telemetry.clone(),
             self.sessions.clone(),
         );
-        let inbound = Inbound::new(gateway.router.clone(), Arc::new(exports));
+        let inbound = Inbound::new(gateway.router.clone(), Arc::new(exports), settings.limits.bench_seconds_per_hour);
         let replica = ReplicaId::random()?;
         let siblings = watch::Sender::new(Arc::from([]));
         let config = TunnelConfig {

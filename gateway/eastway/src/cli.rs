@@ -3,6 +3,7 @@
 //! Commands that ask (`status`, `describe`, …) read the admin port of a running gateway; nothing here reaches into
 //! its memory. Errors are one line: what, where, why, what to do.
 
+mod bench;
 mod ca;
 mod check;
 mod cleanup;
@@ -114,6 +115,8 @@ enum Command {
     Describe(describe::DescribeArgs),
     /// Find out what is wrong, why, and what to do
     Check(check::CheckArgs),
+    /// Measure what the link to a peer can carry
+    Bench(bench::BenchArgs),
     /// Remove what the controller made in a cluster's API, after it was uninstalled
     Cleanup(cleanup::CleanupArgs),
     /// Three clouds on this machine, joined; no root, no cluster, no network
@@ -163,6 +166,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::ProxyConfig(args) => proxy::config(&args),
         Command::Describe(args) => describe::describe(&args),
         Command::Check(args) => check::check(&args),
+        Command::Bench(args) => bench::bench(&args),
         Command::Cleanup(args) => cleanup::run(&args),
         Command::Demo(args) => return crate::demo::run(&args).map_err(|error| Failure::failed(error.as_ref())),
         Command::Completion { shell } => completion(shell),

@@ -6,6 +6,7 @@
 //! module here decides where to go: that is [`crate::router`].
 
 pub mod anyip;
+pub(crate) mod bench;
 pub mod clients;
 pub mod connection;
 pub mod copy;

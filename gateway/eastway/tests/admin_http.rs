@@ -194,6 +194,7 @@ async fn i10_no_view_shows_a_secret() {
         "/logging",
         "/config_dump",
         "/check",
+        "/bench?peer=gke&part=up&seconds=1",
         "/leftovers?peer=gke",
         "/describe?service=bookinfo/reviews",
     ];

@@ -145,7 +145,7 @@ impl Running {
         let router = Arc::new(Router::new(reader.clone(), rules, idle, telemetry.clone()));
         let limits = eastway_federation::Limits::default();
         let exports = Exports::new(reader, limits, 0, Clock::start(), telemetry, stop.clone());
-        let inbound = Arc::new(Inbound::new(router.clone(), Arc::new(exports)));
+        let inbound = Arc::new(Inbound::new(router.clone(), Arc::new(exports), 0));
         let (name, target) = (peer.name.clone(), peer.name.clone());
         let trust = TrustStore::new(vec![peer]).unwrap();
         let tunnel =

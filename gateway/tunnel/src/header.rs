@@ -28,6 +28,8 @@ pub const MAGIC: [u8; 4] = *b"EWS1";
 pub const MAX_HEADER: usize = 1024;
 /// Magic and length.
 pub(crate) const PREFIX: usize = 6;
+/// Longest measurement.
+pub const MAX_BENCH_SECONDS: u8 = 10;
 /// Labels that a subset may consist of.
 const MAX_SUBSET: usize = 16;
 
@@ -40,6 +42,8 @@ pub enum StreamHeader {
     Federation(FederationHeader),
     /// An echo of at most 64 KiB, by which `eastway check` measures a path.
     Probe,
+    /// A measurement, for `eastway bench`.
+    Bench(BenchHeader),
 }
 
 impl StreamHeader {
@@ -50,6 +54,7 @@ impl StreamHeader {
             Self::Service(_) => "service",
             Self::Federation(_) => "federation",
             Self::Probe => "probe",
+            Self::Bench(_) => "bench",
         }
     }
 
@@ -85,6 +90,9 @@ impl StreamHeader {
                 Kind::Federation(proto::FederationStream { min_version: *min_version, max_version: *max_version })
             }
             Self::Probe => Kind::Probe(proto::ProbeStream {}),
+            Self::Bench(BenchHeader { download, seconds }) => {
+                Kind::Bench(proto::BenchStream { download: *download, seconds: u32::from(*seconds) })
+            }
         };
         proto::StreamHeader { kind: Some(kind) }
     }
@@ -163,6 +171,15 @@ pub struct FederationHeader {
     pub max_version: u32,
 }
 
+/// A measurement of the link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BenchHeader {
+    /// Who is sent this header sends bytes, else who sent it.
+    pub download: bool,
+    /// For so long, 1 to [`MAX_BENCH_SECONDS`].
+    pub seconds: u8,
+}
+
 /// The header of a stream is longer than [`MAX_HEADER`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the stream header would be {0} bytes long; at most {MAX_HEADER} are allowed")]
@@ -221,6 +238,9 @@ pub enum HeaderError {
     /// The versions of a federation stream are no range.
     #[error("federation versions {0} to {1} in the stream header are no range")]
     VersionRange(u32, u32),
+    /// A measurement that is too long or takes no time.
+    #[error("a measurement of {0} s in the stream header; 1 to {MAX_BENCH_SECONDS} are allowed")]
+    Seconds(u32),
 }
 
 impl HeaderError {
@@ -238,7 +258,8 @@ impl HeaderError {
             | Self::Subset(_)
             | Self::ClientAddress
             | Self::Flow
-            | Self::VersionRange(..) => ResetCode::BadHeader,
+            | Self::VersionRange(..)
+            | Self::Seconds(_) => ResetCode::BadHeader,
             Self::Version(_) => ResetCode::Version,
             Self::Unsupported(_) | Self::Protocol(_) => ResetCode::Unsupported,
             Self::Name { .. } => ResetCode::BadName,
@@ -307,6 +328,11 @@ pub(crate) fn decode_message(message: &[u8]) -> Result<StreamHeader, HeaderError
             Ok(StreamHeader::Federation(FederationHeader { min_version, max_version }))
         }
         Kind::Probe(proto::ProbeStream {}) => Ok(StreamHeader::Probe),
+        Kind::Bench(proto::BenchStream { download, seconds }) => {
+            let short = u8::try_from(seconds).ok().filter(|short| (1..=MAX_BENCH_SECONDS).contains(short));
+            let seconds = short.ok_or(HeaderError::Seconds(seconds))?;
+            Ok(StreamHeader::Bench(BenchHeader { download, seconds }))
+        }
     }
 }
 

@@ -29,7 +29,7 @@ use crate::flow::Flows;
 use crate::header::{HeaderError, HeaderTooLong, StreamHeader};
 use crate::metrics::Counters;
 use crate::stream::{Direction, LinkInfo, RecvHalf, SendHalf, StreamShared, TunnelStream};
-use crate::transport::{Connection, SendStream, Side, StreamError};
+use crate::transport::{Connection, PathStats, SendStream, Side, StreamError, TransportKind};
 
 /// A link to one replica of a peer. Cheap to clone.
 #[derive(Clone)]
@@ -58,6 +58,18 @@ impl Link {
     #[must_use]
     pub fn rtt(&self) -> Duration {
         self.0.connection.rtt()
+    }
+
+    /// How its path does.
+    #[must_use]
+    pub fn path(&self) -> PathStats {
+        self.0.connection.path()
+    }
+
+    /// What it is carried by.
+    #[must_use]
+    pub fn transport(&self) -> TransportKind {
+        self.0.connection.kind()
     }
 
     /// For how long the other side has acknowledged nothing; none if it never did.

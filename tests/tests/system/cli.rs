@@ -45,6 +45,29 @@ lab_test! {
         mesh.stop().await
     }
 
+    /// `bench` measures a link both ways; the other side allows it for so long in an hour, or not at all.
+    async fn bench_measures_a_link_that_is_up() {
+        let rationed = json!({"limits": {"benchSecondsPerHour": 3}});
+        let forbidden = json!({"limits": {"benchSecondsPerHour": 0}});
+        let mesh = MeshBuilder::of(&["a", "b", "c"]).settings("b", &rationed).settings("c", &forbidden).start().await?;
+        let bench = async |peer| mesh.cloud("a").command(0, &["bench", peer, "--seconds", "1", "-o", "json"]).await;
+        let (code, output) = bench("b").await?;
+        ensure!(code == Some(0), "{code:?}\n{output}");
+        let measured: serde_json::Value = serde_json::from_str(&output)?;
+        for way in ["up", "down"] {
+            let (bytes, rate) = (&measured[way]["bytes"], &measured[way]["bitsPerSecond"]);
+            ensure!(bytes.as_u64() > Some(1 << 20) && rate.as_u64() > Some(8 << 20), "{way}: {output}");
+        }
+        ensure!(measured["rtt"]["rttUs"].as_u64() > Some(0) && measured["rtt"]["transport"] == "quic", "{output}");
+        let (code, output) = mesh.cloud("a").command(0, &["bench", "b", "--seconds", "2"]).await?;
+        ensure!(code == Some(1) && output.contains("has used its seconds of the hour"), "{code:?}\n{output}");
+        let (code, output) = bench("c").await?;
+        ensure!(code == Some(1) && output.contains("c lets nobody measure"), "{code:?}\n{output}");
+        let (code, output) = bench("d").await?;
+        ensure!(code == Some(1) && output.contains("nothing is called"), "{code:?}\n{output}");
+        mesh.stop().await
+    }
+
     /// Each endpoint is named with its share or with what keeps it from one, and a caller with the rule that decides.
     async fn describe_explains_every_endpoint_and_every_caller() {
         let mut mesh = MeshBuilder::of(&["a", "b"]).start().await?;

@@ -1,5 +1,6 @@
 //! The running gateway as the admin port shows it: handles read, views made. Nothing is changed here.
 
+mod bench;
 mod check;
 mod describe;
 mod peers;
@@ -21,10 +22,10 @@ use eastway_tunnel::SiblingStatus;
 use crate::admin::check::CheckFacts;
 use crate::admin::sidecars::{ResourceKind, SidecarConfigView, SidecarView};
 use crate::admin::views::{
-    ConfigView, Description, DnsView, EndpointView, IdentityView, Leftovers, PeerCounts, PeerView, RegistryView,
-    ReplicaView, ServiceCounts, ServiceView, SnapshotView, StatusView, TunnelsView,
+    BenchView, ConfigView, Description, DnsView, EndpointView, IdentityView, Leftovers, PeerCounts, PeerView,
+    RegistryView, ReplicaView, ServiceCounts, ServiceView, SnapshotView, StatusView, TunnelsView,
 };
-use crate::admin::{AdminSource, BoxFuture, DescribeQuery, SourceError};
+use crate::admin::{AdminSource, BenchQuery, BoxFuture, DescribeQuery, SourceError};
 use crate::app::Gateway;
 use crate::app::imports::copy_of_imports;
 use crate::app::registries::RegistryStatus;
@@ -198,6 +199,11 @@ impl AdminSource for Source {
 
     fn check(&self, peer: Option<String>) -> BoxFuture<'_, CheckFacts> {
         Box::pin(check::facts(&self.gateway, peer))
+    }
+
+    fn bench(&self, query: BenchQuery) -> BoxFuture<'_, Result<BenchView, SourceError>> {
+        let measured = bench::measure(&self.gateway, query);
+        Box::pin(async move { measured.await.map_err(SourceError::BadQuery) })
     }
 
     fn refresh(&self, metrics: &Metrics) {

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::Query;
+use eastway_tunnel::header::MAX_BENCH_SECONDS;
 use hyper::StatusCode;
 use hyper::header::{HOST, ORIGIN};
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,7 @@ use super::dump;
 use super::http::{Head, Response, answer, text};
 use super::readiness::Readiness;
 use super::sidecars;
-use super::source::{AdminSource, DescribeQuery, SourceError};
+use super::source::{AdminSource, BenchPart, BenchQuery, DescribeQuery, SourceError};
 use super::views::{Items, LoggingView, View};
 use crate::telemetry::{LogHandle, Telemetry};
 
@@ -32,6 +33,7 @@ const INDEX: &str = "\
 /proxy-status [?node=]  each sidecar: what it was sent, has acknowledged and has refused
 /proxy-config ?node=&kind=listeners|routes|clusters|endpoints|secrets  what a sidecar was told
 /check        [?peer=NAME]  probes the peers and judges what it finds
+/bench        ?peer=NAME&part=rtt|up|down&seconds=1..10  measures the link to a peer
 /leftovers    ?peer=NAME  what is left of a peer
 /logging      level of the log
 /config_dump  the configuration that runs, without secrets
@@ -51,7 +53,7 @@ pub struct AdminContext {
     pub telemetry: Telemetry,
     /// Shown by `/logging`; `None` if somebody else set up logging.
     pub log: Option<LogHandle>,
-    /// One `/check` at a time: it sends packets.
+    /// One `/check` or `/bench` at a time: they send packets.
     checking: Arc<Semaphore>,
 }
 
@@ -128,8 +130,10 @@ pub async fn handle(head: Head, context: AdminContext) -> Response {
     if !is_for_loopback(&head) {
         return text(StatusCode::FORBIDDEN, "the Host must be localhost or a loopback address\n");
     }
-    if head.uri.path() == "/check" {
-        return check(&head, &context).await;
+    match head.uri.path() {
+        "/check" => return check(&head, &context).await,
+        "/bench" => return bench(&head, &context).await,
+        _ => {}
     }
     // A view of 100,000 endpoints takes a second to make: not on the threads that forward bytes.
     let view = tokio::task::spawn_blocking(move || show(&head, &context));
@@ -263,16 +267,51 @@ async fn check(head: &Head, context: &AdminContext) -> Response {
     let Ok(_only_one) = context.checking.try_acquire() else {
         return problem(StatusCode::TOO_MANY_REQUESTS, "another check is running; try again in a few seconds");
     };
-    if let Some(name) = &peer {
-        let known: Vec<String> = context.source.peers().into_iter().map(|peer| peer.name).collect();
-        if !known.contains(name) {
-            let message = SourceError::NotFound(name.clone(), known).to_string();
-            return problem(StatusCode::NOT_FOUND, &message);
-        }
+    if let Some(answer) = peer.as_ref().and_then(|name| unknown_peer(name, context)) {
+        return answer;
     }
     let mut facts = context.source.check(peer).await;
     facts.gateway.dropped_log_lines = dropped_lines(context);
     json("Check", &check::judge(&facts))
+}
+
+/// Parameters of `/bench`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BenchParameters {
+    peer: String,
+    part: BenchPart,
+    seconds: u8,
+}
+
+async fn bench(head: &Head, context: &AdminContext) -> Response {
+    let query = Query::<BenchParameters>::try_from_uri(&head.uri).ok();
+    let query = query.filter(|Query(query)| (1..=MAX_BENCH_SECONDS).contains(&query.seconds));
+    let Some(Query(BenchParameters { peer, part, seconds })) = query else {
+        return problem(StatusCode::BAD_REQUEST, "the query must be peer=NAME&part=rtt|up|down&seconds=1..10");
+    };
+    let Ok(_only_one) = context.checking.try_acquire() else {
+        return problem(
+            StatusCode::TOO_MANY_REQUESTS,
+            "another measurement or check is running; try again in a few seconds",
+        );
+    };
+    if let Some(answer) = unknown_peer(&peer, context) {
+        return answer;
+    }
+    match context.source.bench(BenchQuery { peer, part, seconds }).await {
+        Ok(view) => json("Bench", &view),
+        Err(error) => problem(StatusCode::CONFLICT, &error.to_string()),
+    }
+}
+
+fn unknown_peer(name: &str, context: &AdminContext) -> Option<Response> {
+    let known: Vec<String> = context.source.peers().into_iter().map(|peer| peer.name).collect();
+    if known.iter().any(|known| known == name) {
+        return None;
+    }
+    let message = SourceError::NotFound(name.to_owned(), known).to_string();
+    Some(problem(StatusCode::NOT_FOUND, &message))
 }
 
 #[derive(Serialize)]

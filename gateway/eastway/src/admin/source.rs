@@ -5,7 +5,7 @@ use std::pin::Pin;
 
 use super::check::CheckFacts;
 use super::sidecars::{ResourceKind, SidecarConfigView, SidecarView};
-use super::views::{Description, DnsView, EndpointView, Leftovers, PeerView, ServiceView, StatusView};
+use super::views::{BenchView, Description, DnsView, EndpointView, Leftovers, PeerView, ServiceView, StatusView};
 use crate::telemetry::Metrics;
 
 /// A boxed future, so that [`AdminSource`] can be used as a trait object.
@@ -58,8 +58,37 @@ pub trait AdminSource: Send + Sync + 'static {
     /// [`super::check::PROBE_BUDGET`].
     fn check(&self, peer: Option<String>) -> BoxFuture<'_, CheckFacts>;
 
+    /// Measures one part of what the link to a peer can carry. Takes at most as long as asked for, and 6 s.
+    ///
+    /// # Errors
+    /// [`SourceError::BadQuery`] with the reason: there is no link, or the peer refuses.
+    fn bench(&self, query: BenchQuery) -> BoxFuture<'_, Result<BenchView, SourceError>>;
+
     /// Brings gauges up to date; called before each scrape.
     fn refresh(&self, metrics: &Metrics);
+}
+
+/// What [`AdminSource::bench`] measures.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BenchQuery {
+    /// The peer's name.
+    pub peer: String,
+    /// Which part.
+    pub part: BenchPart,
+    /// For so long, 1 to 10.
+    pub seconds: u8,
+}
+
+/// A part of a measurement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BenchPart {
+    /// Round trips.
+    Rtt,
+    /// Bytes to the peer.
+    Up,
+    /// Bytes from it.
+    Down,
 }
 
 /// Which connection [`AdminSource::describe`] is about.

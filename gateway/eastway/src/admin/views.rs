@@ -287,6 +287,34 @@ pub struct LinkView {
     pub lost_packets: u64,
 }
 
+/// A part of what was measured of the link to a peer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BenchView {
+    /// The peer.
+    pub peer: String,
+    /// What the link is carried by.
+    pub transport: String,
+    /// Largest packet of the path, bytes; 0 if the transport does not know.
+    pub mtu: u16,
+    /// Median round trip of one byte, microseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rtt_us: Option<u64>,
+    /// The shortest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rtt_best_us: Option<u64>,
+    /// The longest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rtt_worst_us: Option<u64>,
+    /// Bytes that arrived.
+    pub bytes: u64,
+    /// How fast.
+    pub bits_per_second: u64,
+    /// Share of this side's packets that were lost; none if the transport does not know.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
+}
+
 /// One service, local, imported or both.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

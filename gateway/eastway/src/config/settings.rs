@@ -365,6 +365,8 @@ pub struct Limits {
     pub updates_per_second_per_peer: u32,
     /// Open streams of one peer.
     pub streams_per_peer: u32,
+    /// Seconds in an hour for which one peer may measure its link; 0: nobody may.
+    pub bench_seconds_per_hour: u32,
     /// Bytes of all links in buffers.
     pub buffer_bytes: u64,
     /// Bytes of all tunnels of sidecars in buffers.
@@ -402,6 +404,7 @@ impl Default for Limits {
             endpoints_per_peer: 100_000,
             updates_per_second_per_peer: 10_000,
             streams_per_peer: 65_536,
+            bench_seconds_per_hour: 60,
             buffer_bytes: BUFFER_BYTES,
             hbone_buffer_bytes: BUFFER_BYTES,
             dns_connections: 128,

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::exports::Exports;
+use crate::proxy::bench::Bench;
 use crate::proxy::connection::{Connection, Outcome};
 use crate::proxy::copy::{self, Local, Transferred, Watch};
 use crate::proxy::dial::{DialError, InFlightGuard};
@@ -33,13 +34,15 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Inbound {
     router: Arc<Router>,
     exports: Arc<Exports>,
+    bench: Arc<Bench>,
 }
 
 impl Inbound {
-    /// Serves services by `router` and federation sessions by `exports`.
+    /// Serves services by `router`, federation sessions by `exports`, and measurements of the link for so many seconds an
+    /// hour and peer.
     #[must_use]
-    pub fn new(router: Arc<Router>, exports: Arc<Exports>) -> Self {
-        Self { router, exports }
+    pub fn new(router: Arc<Router>, exports: Arc<Exports>, bench_seconds: u32) -> Self {
+        Self { router, exports, bench: Arc::new(Bench::new(bench_seconds)) }
     }
 }
 
@@ -60,6 +63,10 @@ impl StreamHandler for Inbound {
                 Box::pin(async move { exports.serve(&link, stream).await })
             }
             StreamHeader::Probe => Box::pin(probe(stream)),
+            StreamHeader::Bench(header) => {
+                let bench = self.bench.clone();
+                Box::pin(async move { bench.serve(&link.peer, header, stream).await })
+            }
         }
     }
 }

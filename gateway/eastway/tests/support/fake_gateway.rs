@@ -13,11 +13,12 @@ use eastway::admin::sidecars::{
     SidecarView,
 };
 use eastway::admin::views::{
-    CandidateView, Description, DnsView, EndpointView, IdentityView, Leftovers, LinkView, PartView, PeerCondition,
-    PeerCounts, PeerView, PortView, RejectedView, ServiceCounts, ServiceView, SnapshotView, StatusView,
+    BenchView, CandidateView, Description, DnsView, EndpointView, IdentityView, Leftovers, LinkView, PartView,
+    PeerCondition, PeerCounts, PeerView, PortView, RejectedView, ServiceCounts, ServiceView, SnapshotView, StatusView,
 };
 use eastway::admin::{
-    AdminContext, AdminPort, AdminSource, BoxFuture, DescribeQuery, HealthPort, MetricsPort, Readiness, SourceError,
+    AdminContext, AdminPort, AdminSource, BenchQuery, BoxFuture, DescribeQuery, HealthPort, MetricsPort, Readiness,
+    SourceError,
 };
 use eastway::telemetry::{AccessMode, Metrics, PeerSample, Telemetry};
 use tokio::task::JoinSet;
@@ -344,6 +345,17 @@ impl AdminSource for FakeSource {
         }
         self.leftovers_for.store(left.saturating_sub(1), Ordering::Relaxed);
         Leftovers { configured: left > 2, links: 1, imports: left, ..Leftovers::default() }
+    }
+
+    fn bench(&self, query: BenchQuery) -> BoxFuture<'_, Result<BenchView, SourceError>> {
+        let view = BenchView {
+            peer: query.peer,
+            transport: "quic".to_owned(),
+            mtu: 1_452,
+            bits_per_second: 187_000_000,
+            ..BenchView::default()
+        };
+        Box::pin(async move { Ok(view) })
     }
 
     fn check(&self, peer: Option<String>) -> BoxFuture<'_, CheckFacts> {

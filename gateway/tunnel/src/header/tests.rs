@@ -28,6 +28,16 @@ fn code(message: &[u8]) -> Option<ResetCode> {
     decode(&framed(message)).err().map(|error| error.code())
 }
 
+#[test]
+fn measurements_are_bounded() {
+    for (seconds, expected) in
+        [(0, Some(ResetCode::BadHeader)), (1, None), (10, None), (11, Some(ResetCode::BadHeader))]
+    {
+        let kind = proto::stream_header::Kind::Bench(proto::BenchStream { download: false, seconds });
+        assert_eq!(code(&proto::StreamHeader { kind: Some(kind) }.encode_to_vec()), expected, "{seconds} s");
+    }
+}
+
 fn full() -> StreamHeader {
     StreamHeader::Service(ServiceHeader {
         namespace: Label::parse("bookinfo").unwrap(),
@@ -51,7 +61,8 @@ fn full() -> StreamHeader {
 #[test]
 fn what_is_encoded_is_decoded_and_no_byte_more_is_taken() {
     let federation = StreamHeader::Federation(FederationHeader { min_version: 1, max_version: 3 });
-    for header in [full(), federation, StreamHeader::Probe] {
+    let bench = StreamHeader::Bench(BenchHeader { download: true, seconds: MAX_BENCH_SECONDS });
+    for header in [full(), federation, StreamHeader::Probe, bench] {
         let mut bytes = header.encode().unwrap().to_vec();
         let length = bytes.len();
         bytes.extend_from_slice(b"GET / HTTP/1.1");

@@ -56,10 +56,16 @@ const SERVICE: Schema = Schema {
 };
 const FEDERATION: Schema = Schema { fields: &[scalar(1, "min_version"), scalar(2, "max_version")], one_of: false };
 const PROBE: Schema = Schema { fields: &[], one_of: false };
+const BENCH: Schema = Schema { fields: &[scalar(1, "download"), scalar(2, "seconds")], one_of: false };
 
 /// `eastway.tunnel.v1.StreamHeader`.
 pub(super) const STREAM_HEADER: Schema = Schema {
-    fields: &[message(1, "service", &SERVICE), message(2, "federation", &FEDERATION), message(3, "probe", &PROBE)],
+    fields: &[
+        message(1, "service", &SERVICE),
+        message(2, "federation", &FEDERATION),
+        message(3, "probe", &PROBE),
+        message(12, "bench", &BENCH),
+    ],
     one_of: true,
 };
 

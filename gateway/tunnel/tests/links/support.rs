@@ -271,7 +271,7 @@ impl StreamHandler for ByName {
         Box::pin(async move {
             let name = match &header {
                 StreamHeader::Service(header) => header.service.as_str().to_owned(),
-                StreamHeader::Federation(_) | StreamHeader::Probe => "echo".to_owned(),
+                StreamHeader::Federation(_) | StreamHeader::Probe | StreamHeader::Bench(_) => "echo".to_owned(),
             };
             serve(&name, stream).await;
         })

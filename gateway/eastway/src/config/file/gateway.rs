@@ -452,6 +452,9 @@ pub struct LimitsSection {
     /// may open. Default: 65536.
     #[serde(default)]
     pub streams_per_peer: Field<u64>,
+    /// Seconds in an hour for which one peer may measure its link by `eastway bench`, 0 to 3600; 0: no peer may. Default: 60.
+    #[serde(default)]
+    pub bench_seconds_per_hour: Field<u64>,
     /// Bytes of all links that may wait in buffers, 16MiB to 64GiB. Default: a quarter of the memory that the process may
     /// use, at most `256MiB`.
     #[serde(default)]

@@ -430,6 +430,8 @@ fn limits(section: Option<&LimitsSection>, cx: &mut Context<'_>) -> Limits {
     let updates = limits.updates_per_second_per_peer;
     limits.updates_per_second_per_peer = number_in(&section.updates_per_second_per_peer, 1_000_000, updates, cx);
     limits.streams_per_peer = number_in(&section.streams_per_peer, 1_000_000, limits.streams_per_peer, cx);
+    let bench = limits.bench_seconds_per_hour;
+    limits.bench_seconds_per_hour = number_between(&section.bench_seconds_per_hour, 0, 3_600, bench, cx);
     limits.dns_connections = number_in(&section.dns_connections, 65_536, limits.dns_connections, cx);
     let answers = limits.dns_answers_per_second;
     limits.dns_answers_per_second = number_in(&section.dns_answers_per_second, 10_000_000, answers, cx);
@@ -454,11 +456,15 @@ fn buffer_bytes(field: &Field<Text>, default: u64, cx: &mut Context<'_>) -> u64 
 }
 
 fn number_in<N: TryFrom<u64>>(field: &Field<u64>, max: u64, default: N, cx: &mut Context<'_>) -> N {
+    number_between(field, 1, max, default, cx)
+}
+
+fn number_between<N: TryFrom<u64>>(field: &Field<u64>, min: u64, max: u64, default: N, cx: &mut Context<'_>) -> N {
     let Some(at) = field.get() else { return default };
     match N::try_from(at.value) {
-        Ok(value) if (1..=max).contains(&at.value) => value,
+        Ok(value) if (min..=max).contains(&at.value) => value,
         _ => {
-            cx.error(at.at, Code::Value, format!("must be 1 to {max}"));
+            cx.error(at.at, Code::Value, format!("must be {min} to {max}"));
             default
         }
     }
