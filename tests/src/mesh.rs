@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use eastway::admin::views::PeerView;
+use eastway::admin::views::{LinkView, PeerView};
 use eastway::demo::names;
 use serde_json::{Value, json};
 
@@ -276,6 +276,31 @@ impl Mesh {
             Ok(true)
         })
         .await
+    }
+
+    /// Waits until the first replica of `from` has one link to `to` and that one is of QUIC, and gives it: where both dial, or TCP
+    /// was quicker, another one goes first.
+    ///
+    /// # Errors
+    /// It does not come to that in 20 s.
+    pub async fn settled(&self, from: &str, to: &str) -> Result<LinkView> {
+        within(Duration::from_secs(20), format!("{from} has one link to {to}"), async || {
+            let links = self.peer(from, to).await?.links;
+            Ok(links.len() == 1 && links.iter().all(|link| link.transport == "quic"))
+        })
+        .await?;
+        self.peer(from, to).await?.links.pop().context("a link")
+    }
+
+    /// Fails unless `before` is still the only link of the first replica of `from` to `to`.
+    ///
+    /// # Errors
+    /// It is not, or the gateway does not answer.
+    pub async fn same_link(&self, from: &str, to: &str, before: &LinkView) -> Result<()> {
+        let links = self.peer(from, to).await?.links;
+        let same = links.iter().all(|link| link.replica == before.replica && link.since == before.since);
+        ensure!(links.len() == 1 && same, "the link was replaced: {before:?} {links:?}");
+        Ok(())
     }
 
     /// Waits until the first replica of `from` says that `to` is down.

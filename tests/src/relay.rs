@@ -41,6 +41,9 @@ pub struct Conditions {
     pub hold: Duration,
     /// Bytes per second; `None`: no limit.
     pub rate: Option<u64>,
+    /// Longest wait of a packet for its turn at that rate; beyond it packets are lost, as by a full router. `None`: as long as
+    /// it takes.
+    pub queue: Option<Duration>,
     /// Longest UDP payload that fits; longer ones are lost without a word.
     pub largest: Option<usize>,
     /// Everything is lost.
@@ -279,6 +282,10 @@ impl State {
         let copies = if draws[2] < conditions.duplicate { 2 } else { 1 };
         if let Some(rate) = conditions.rate {
             let start = way.free_at.unwrap_or(at).max(at);
+            if conditions.queue.is_some_and(|queue| start - at > queue) {
+                way.traffic.lost += 1;
+                return;
+            }
             at = start + Duration::from_secs_f64(packet.len() as f64 / rate.max(1) as f64);
             way.free_at = Some(at);
         }

@@ -40,14 +40,6 @@ pub struct Transfer {
     pub longest_pause: Duration,
 }
 
-impl Transfer {
-    /// Bytes per second.
-    #[must_use]
-    pub fn rate(&self) -> f64 {
-        self.bytes as f64 / self.took.as_secs_f64().max(1e-6)
-    }
-}
-
 /// Fetches `size` bytes from a [`Habit::Http`](crate::servers::Habit::Http). Must run at the client's place.
 ///
 /// # Errors

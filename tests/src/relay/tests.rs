@@ -108,6 +108,12 @@ async fn delays_and_limits_the_rate() {
         bench.client.recv(&mut [0; 512]).await.unwrap();
     }
     assert!(started.elapsed() >= Duration::from_millis(190), "{:?}", started.elapsed());
+
+    // Of what comes at once the queue holds a tenth of a second.
+    let queue = Some(Duration::from_millis(100));
+    bench.relay.set(Direction::Forth, Conditions { rate: Some(1_000), queue, ..Default::default() });
+    let came = exchange(&bench.client, 0..100, SHORT).await;
+    assert!((25..50).contains(&came.len()), "{}", came.len());
 }
 
 #[tokio::test]
