@@ -37,5 +37,5 @@ mod stale;
 mod state;
 mod takeover;
 mod trust;
-mod wan;
 mod udp;
+mod wan;

@@ -25,13 +25,15 @@ const MORE: usize = 80 << 20;
 const SETTLED: Duration = Duration::from_secs(2);
 const MEASURED: Duration = Duration::from_secs(2);
 
-/// `a` with services of `b` behind a relay.
-async fn mesh(seed: u64) -> Result<Mesh> {
-    let mut mesh = MeshBuilder::of(&["a", "b"]).relay("a", "b", seed).start().await?;
+/// `a` with services of `b` behind a relay, that is so from the beginning.
+async fn mesh(seed: u64, conditions: &Conditions) -> Result<Mesh> {
+    let mut mesh = MeshBuilder::of(&["a", "b"]).relay("a", "b", seed).prepare().await?;
+    mesh.relay("a", "b").set_both(conditions);
+    mesh.start_gateways().await?;
     mesh.serve("b", "web", 11, Habit::Http).await?;
     mesh.serve("b", "half", 12, Habit::HalfClose).await?;
     let target = mesh.target("a", "web").await?;
-    mesh.wait_answer("a", target, "b-11", Duration::from_secs(5)).await?;
+    mesh.wait_answer("a", target, "b-11", Duration::from_secs(10)).await?;
     Ok(mesh)
 }
 
@@ -76,10 +78,10 @@ fn no_panics(mesh: &mut Mesh) -> Result<()> {
 lab_test! {
     /// F7: with 2 of 100 packets lost a long way carries at least 60 % of what it does with none lost.
     async fn f7_two_of_a_hundred_packets_lost_leave_three_fifths_of_the_goodput() {
-        let mesh = mesh(7).await?;
-        mesh.settled("a", "b").await?;
         let clean = Conditions { delay: DELAY, rate: Some(RATE), queue: QUEUE, ..Conditions::default() };
         let lossy = Conditions { loss: 0.02, ..clean.clone() };
+        let mesh = mesh(7, &clean).await?;
+        mesh.settled("a", "b").await?;
         let mut rates = Vec::new();
         // What a busy machine takes away, it takes away now and then.
         for _ in 0..3 {
@@ -96,7 +98,7 @@ lab_test! {
 
     /// F8: packets that come late, twice or with a bit altered alter no byte of any stream, and link up anew as well.
     async fn f8_reordered_repeated_and_altered_packets_alter_no_byte() {
-        let mut mesh = mesh(8).await?;
+        let mut mesh = mesh(8, &Conditions::default()).await?;
         let delay = Duration::from_millis(5);
         let (hold, rate) = (Duration::from_millis(10), Some(RATE));
         let conditions = Conditions { delay, hold, rate, reorder: 0.1, duplicate: 0.05, corrupt: 0.02, ..Conditions::default() };
@@ -131,9 +133,8 @@ lab_test! {
     /// F9: a path that from one moment on carries no packet above 1,280 bytes, and does not say so, holds transfers in both
     /// directions up for no more than 5 s, and breaks none.
     async fn f9_a_path_that_shrinks_without_a_word_stalls_nobody_for_long() {
-        let mut mesh = mesh(9).await?;
         let wide = Conditions { delay: Duration::from_millis(10), rate: Some(8_000_000), queue: QUEUE, ..Conditions::default() };
-        mesh.relay("a", "b").set_both(&wide);
+        let mut mesh = mesh(9, &wide).await?;
         within(Duration::from_secs(10), "the link uses larger packets", async || {
             Ok(mesh.peer("a", "b").await?.links.iter().all(|link| link.mtu.is_some_and(|mtu| usize::from(mtu) > SMALL)))
         }).await?;
