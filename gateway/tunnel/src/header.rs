@@ -63,7 +63,7 @@ impl StreamHeader {
     pub const fn flow(&self) -> Option<FlowId> {
         match self {
             Self::Service(service) => service.flow,
-            Self::Federation(_) | Self::Probe => None,
+            Self::Federation(_) | Self::Probe | Self::Bench(_) => None,
         }
     }
 
