@@ -180,8 +180,15 @@ impl Peers {
         let Some(peer) = self.peers.get_mut(&dial.peer) else { return };
         peer.last_error = Some(failure.text.clone());
         let linked = peer.links.values().any(|link| link.address.as_ref() == Some(&dial.address) && !link.going_away);
+        let rank = peer.policy.rank(dial.transport);
+        let fallback =
+            peer.addresses.iter().any(|way| way.host == dial.address && peer.policy.rank(way.transport) < rank);
         if let Some(address) = peer.address(&dial.address, dial.transport) {
             address.failed(failure, linked, &mut at);
+            if fallback {
+                // Where nobody listens TCP says so at once, and QUIC finds out with its next packet.
+                address.not_so_soon(&mut at);
+            }
         }
     }
 
@@ -378,8 +385,11 @@ impl Peer {
 
     /// From when the way may be dialled as far as what it is the fallback of is concerned; `None`: not now.
     fn from(&self, index: usize) -> Option<Duration> {
+        let Some(preferred) = self.preferred(index) else { return Some(Duration::ZERO) };
+        // Somebody else's link may lead to all there is.
+        let linked = self.links.values().any(|link| !link.going_away) && self.missing().is_empty();
         let remembered = self.addresses.get(index).is_some_and(|address| address.remembered);
-        self.preferred(index).map_or(Some(Duration::ZERO), |preferred| preferred.fallback_from(remembered))
+        preferred.fallback_from(remembered).filter(|_| !linked)
     }
 
     /// Replicas that the peer says it has and that no link leads to.

@@ -96,6 +96,11 @@ impl Address {
         }
     }
 
+    /// A failed dial is repeated after the longest of the usual pauses.
+    pub(crate) fn not_so_soon(&mut self, at: &mut Moment<'_>) {
+        self.not_before = self.not_before.max(at.now + at.jitter(at.timing.redial_max));
+    }
+
     pub(crate) fn retry(&mut self, at: &mut Moment<'_>) {
         self.failures = 0;
         self.not_before = self.not_before.min(at.now + at.jitter(at.timing.redial));

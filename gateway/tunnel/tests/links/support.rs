@@ -100,7 +100,7 @@ impl Cloud {
         let handler = Arc::new(ByName);
         let replica = config.replica;
         let tunnel = Tunnel::bind_in(world, config, Arc::clone(&identity), trust, handler).unwrap();
-        Gateway { cloud: Arc::clone(&self.name), identity, replica, tunnel, policy: TransportPolicy::Auto }
+        Gateway { cloud: Arc::clone(&self.name), identity, replica, tunnel, policy: TransportPolicy::Quic }
     }
 
     /// A gateway of this cloud in memory.
@@ -112,7 +112,7 @@ impl Cloud {
         let replica = config.replica;
         let handler = Arc::new(ByName);
         let tunnel = Tunnel::with_transport(world, config, Arc::clone(&identity), trust, handler, transport);
-        Gateway { cloud: Arc::clone(&self.name), identity, replica, tunnel, policy: TransportPolicy::Auto }
+        Gateway { cloud: Arc::clone(&self.name), identity, replica, tunnel, policy: TransportPolicy::Quic }
     }
 }
 

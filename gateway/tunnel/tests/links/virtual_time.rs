@@ -292,3 +292,22 @@ async fn i13_a_closed_tunnel_shows_no_peer_as_up() {
     let status = left.tunnel.status().remove(0);
     assert!(!status.up && status.links.is_empty(), "{status:?}");
 }
+
+/// A peer that dies has not acknowledged what was said last; who leaves does not wait for that.
+#[tokio::test(start_paused = true)]
+async fn f3_a_drain_does_not_wait_for_a_link_that_is_gone() {
+    let (a, b) = pair();
+    let network = network();
+    let (left, right) = (a.gateway_in(&network, address(1)), b.gateway_in(&network, address(2)));
+    linked(&left, &right).await;
+    let mut stream = left.links_to("b")[0].open(&header("stalls")).await.unwrap();
+    stream.accepted().await.unwrap();
+    stream.send.write(Bytes::from_static(b"last words")).await.unwrap();
+    stream.send.finish();
+    drop(stream);
+    network.kill(address(2));
+    eventually("it is down", || !left.is_up("b")).await;
+    let begun = Instant::now();
+    assert!(left.tunnel.drain(Duration::from_secs(30)).await);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}

@@ -118,6 +118,19 @@ fn f38_where_quic_did_not_pass_tcp_is_dialled_at_once_until_quic_is_back() {
 }
 
 #[test]
+fn tcp_is_not_dialled_while_the_links_of_the_other_side_lead_to_all_there_is() {
+    let mut peers = both(TransportPolicy::Auto);
+    start(&mut peers, LinkFacts { transport: QUIC, ..link(1, 2, Side::Acceptor, None, SECOND) }, &[2], Duration::ZERO);
+    assert_eq!(dialled(&mut peers, Duration::ZERO), [QUIC]);
+    assert_eq!(peers.next_due(), None);
+    fails(&mut peers, QUIC, 5 * SECOND);
+    assert_eq!(dialled(&mut peers, 5 * SECOND), []);
+    // One more replica, which may be behind that address.
+    peers.link_changed(1, |_| {}, Some(vec![replica(2), replica(3)]), NOW);
+    assert_eq!(dialled(&mut peers, 5 * SECOND), [TCP]);
+}
+
+#[test]
 fn what_is_set_is_dialled_and_nothing_else() {
     for (policy, kind) in [(TransportPolicy::Quic, QUIC), (TransportPolicy::Tcp, TCP)] {
         let mut peers = both(policy);

@@ -170,6 +170,22 @@ mod tests {
     }
 
     #[test]
+    fn u5_whatever_comes_is_read_or_refused_and_nothing_is_kept_that_was_read() {
+        let mut random = fastrand::Rng::with_seed(5);
+        for _ in 0..20_000 {
+            let length = random.usize(0..64);
+            let mut input: BytesMut = std::iter::repeat_with(|| random.u8(..12)).take(length).collect();
+            loop {
+                let before = input.len();
+                match Frame::decode(&mut input) {
+                    Ok(Some(_)) => assert!(input.len() < before),
+                    Ok(None) | Err(_) => break,
+                }
+            }
+        }
+    }
+
+    #[test]
     fn what_does_not_fit_is_refused() {
         for (bytes, error) in [
             (&[RESET, 0, 1, 0][..], FrameError::Malformed(RESET)),

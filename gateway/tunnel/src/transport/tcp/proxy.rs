@@ -167,6 +167,23 @@ mod tests {
         assert!(matches!(answer(&endless), Err(ProxyError::NoHttp)));
     }
 
+    #[test]
+    fn u5_whatever_a_proxy_says_is_understood_or_refused() {
+        let mut random = fastrand::Rng::with_seed(5);
+        let good = b"HTTP/1.1 200 Connection established\r\nVia: somebody\r\n\r\n";
+        for _ in 0..20_000 {
+            let mut bytes = good.to_vec();
+            for _ in 0..random.usize(1..4) {
+                let position = random.usize(..bytes.len());
+                bytes[position] = random.u8(..);
+            }
+            bytes.truncate(random.usize(..=bytes.len()));
+            if let Ok(Some(answer)) = answer(&bytes) {
+                assert!(answer.line.chars().all(|c| c == ' ' || c.is_ascii_graphic()), "{answer:?}");
+            }
+        }
+    }
+
     #[tokio::test]
     async fn credentials_are_read_for_each_connection() {
         let folder = tempfile::tempdir().unwrap();
