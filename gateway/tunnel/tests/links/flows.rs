@@ -68,8 +68,9 @@ async fn packets_of_every_size_go_there_and_back_whole(over: Over) {
         until("it is over at both ends", || (link_flows(&a) == [0] && link_flows(&b) == [0]).then_some(())).await;
     }
     let counted = b.tunnel.counters().flow_packets_received;
-    // Small ones go as datagrams, large ones on the stream, and all where there are none.
-    let expected = if over == Over::Tcp { 0..=0 } else { 6..=8 };
+    // Small ones go as datagrams, large ones on the stream, and all where there are none. How small depends on what the
+    // path was found to take by then: loopback takes 8,952 bytes.
+    let expected = if over == Over::Tcp { 0..=0 } else { 6..=12 };
     assert!(expected.contains(&counted), "{over:?}: {counted}");
 }
 
