@@ -128,6 +128,7 @@ fn touch(metrics: &Arc<Metrics>) {
     metrics.stream_opened(&peer, "dialled");
     metrics.stream_answered(&peer, "dialled");
     metrics.stream_retried(&peer);
+    metrics.udp_dropped("flow_limit", 0);
     metrics.federation_applied(&peer, "upsert");
     metrics.federation_rejected(&peer, "namespace", 1);
     metrics.federation_closed(&peer, "version");
