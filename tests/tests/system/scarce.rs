@@ -247,11 +247,12 @@ lab_test! {
                 builder = builder.settings(cloud, &json!({"limits": {"bufferBytes": "64MiB"}}));
             }
         }
-        let mut mesh = builder.prepare().await?;
+        // Before the clouds, so that it outlives them when the test fails.
         let mut cages = Vec::from_iter(cage);
         if !cages.is_empty() {
             cages.extend(Cage::of(LIMIT)?);
         }
+        let mut mesh = builder.prepare().await?;
         for (number, cloud) in ["a", "b"].into_iter().enumerate() {
             let cage = cages.get(number);
             cage.map_or(Ok(()), Cage::enter)?;
