@@ -20,6 +20,8 @@ use crate::statistics::median;
 const STEAL: f64 = 0.01;
 /// Share of the slower one.
 const APART: f64 = 0.10;
+/// Times that the WAN may be too late before it counts as inexact.
+const WAN_TRIES: usize = 5;
 /// Rounds that are tried for one that is wanted.
 const MORE: f64 = 4.0 / 3.0;
 
@@ -54,7 +56,11 @@ pub(super) fn run(stage: &Stage, programs: &Programs) -> Result<Rounds> {
     let mut running = Tunnels::new();
     if !stage.fresh {
         for rival in stage.entries.iter().map(|entry| entry.rival).chain([Rival::Direct]).collect::<BTreeSet<_>>() {
-            running.insert(rival, start(rival, stage, programs)?);
+            match start(rival, stage, programs) {
+                Ok(tunnel) => drop(running.insert(rival, tunnel)),
+                // The others are measured all the same; each round says that it was missing.
+                Err(error) => eprintln!("{}: {error:#}", stage.name),
+            }
         }
     }
     let mut rounds = Rounds::default();
@@ -90,8 +96,8 @@ fn once(stage: &Stage, number: usize, running: &mut Tunnels, programs: &Programs
             running.clear();
             running.insert(entry.rival, start(entry.rival, stage, programs)?);
         }
-        let tunnel = running.get(&entry.rival).context("it does not run")?;
-        match take(entry.task, tunnel) {
+        let tunnel = running.get(&entry.rival).context("it does not run");
+        match tunnel.and_then(|tunnel| take(entry.task, tunnel)) {
             Ok(metrics) => {
                 eprintln!("{} {number} {:24} {}", stage.name, entry.label, short(&metrics));
                 round.found.insert(entry.label.clone(), metrics);
@@ -209,11 +215,18 @@ pub(super) fn check_wan() -> Result<Value> {
     let way = ["delay=25", "delay=25"].map(str::to_owned);
     let road = bed::Road { mtu: 1500, wan: Some(way), congestion: "cubic".to_owned() };
     let _bed = bed::Bed::lay(&road)?;
-    let mut ping = bed::Place::GwA.command(bed::own_program()?);
-    let said = output(ping.args(["load", "icmp", bed::WAN_B]))?;
-    let found: Metrics = serde_json::from_str(said.trim())?;
-    let took = found.get("p50_us").context("no median")? / 1e3;
-    ensure!((took - 50.0).abs() <= 0.3, "a ping takes {took} ms where 50 were set");
+    let mut took = f64::INFINITY;
+    // What else the machine does can only make it later.
+    for _ in 0..WAN_TRIES {
+        let mut ping = bed::Place::GwA.command(bed::own_program()?);
+        let said = output(ping.args(["load", "icmp", bed::WAN_B]))?;
+        let found: Metrics = serde_json::from_str(said.trim())?;
+        took = took.min(found.get("p50_us").context("no median")? / 1e3);
+        if took <= 50.3 {
+            break;
+        }
+    }
+    ensure!((took - 50.0).abs() <= 0.3, "a ping takes {took} ms where 50 were set: is the machine busy?");
     let direct = Running::direct();
     let flows = measure::Flows { count: 16, warm_up: 2, seconds: 3 };
     let found = measure::goodput(direct.target(Service::Iperf)?, flows)?;

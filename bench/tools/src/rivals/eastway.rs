@@ -17,16 +17,16 @@ pub(super) struct Pair {
     ports: &'static str,
     /// Its virtual addresses.
     range: &'static str,
-    /// Between the gateways no UDP of its links gets through.
-    no_udp: bool,
+    /// `spec.transport` of its Peer files.
+    transport: &'static str,
 }
 
 /// The way a user has it: the link chooses its transport.
-pub(super) const LINK: Pair = Pair { name: "eastway-link", ports: "17", range: "244.0.0.0/16", no_udp: false };
+pub(super) const LINK: Pair = Pair { name: "eastway-link", ports: "17", range: "244.0.0.0/16", transport: "auto" };
 /// Over QUIC, whatever would be faster.
-pub(super) const QUIC: Pair = Pair { name: "eastway-quic", ports: "15", range: "242.0.0.0/16", no_udp: false };
-/// Over TLS on TCP, as where a firewall drops UDP.
-pub(super) const TLS: Pair = Pair { name: "eastway-tls", ports: "16", range: "243.0.0.0/16", no_udp: true };
+pub(super) const QUIC: Pair = Pair { name: "eastway-quic", ports: "15", range: "242.0.0.0/16", transport: "quic" };
+/// Over TLS on TCP.
+pub(super) const TLS: Pair = Pair { name: "eastway-tls", ports: "16", range: "243.0.0.0/16", transport: "tcp" };
 
 impl Pair {
     fn admin(&self) -> String {
@@ -43,15 +43,6 @@ pub(super) fn start(programs: &Programs, pair: &Pair) -> Result<(String, Vec<Pro
     b.introduce(a)?;
     // As on any gateway: its virtual addresses are its own.
     Place::GwA.ip(&[format!("route replace local {} dev lo", pair.range)])?;
-    if pair.no_udp {
-        for place in [Place::GwA, Place::GwB] {
-            let port = format!("{}443", pair.ports);
-            let rules = format!(
-                "table ip firewall {{ chain in {{ type filter hook input priority 0; udp dport {port} drop; }}; }}"
-            );
-            output(place.command("nft").arg(rules))?;
-        }
-    }
     let mut processes = Vec::new();
     for side in [a, b] {
         let mut ca = Process::start(&logs(), &format!("{name}-{}-ca", side.letter), side.role("ca"))?;
@@ -69,6 +60,7 @@ pub(super) fn start(programs: &Programs, pair: &Pair) -> Result<(String, Vec<Pro
 struct Side<'a> {
     binary: &'a Path,
     admin: String,
+    transport: &'static str,
     place: Place,
     letter: &'static str,
     folder: PathBuf,
@@ -84,7 +76,8 @@ impl<'a> Side<'a> {
         for inner in ["run", "peers", "policies"] {
             std::fs::create_dir_all(folder.join(inner))?;
         }
-        let side = Self { binary: &programs.eastway, admin: pair.admin(), place, letter, folder };
+        let side =
+            Self { binary: &programs.eastway, admin: pair.admin(), transport: pair.transport, place, letter, folder };
         output(&mut side.command(&["ca", "init"]))?;
         Ok(side)
     }
@@ -109,6 +102,8 @@ impl<'a> Side<'a> {
             ensure!(text.contains(&empty), "eastway peer export: no empty list `{key}`:\n{text}");
             text = text.replacen(&empty, &format!("\n  {key}: [{{namespace: bench}}]\n"), 1);
         }
+        ensure!(text.contains("\nspec:\n"), "eastway peer export: no `spec`:\n{text}");
+        text = text.replacen("\nspec:\n", &format!("\nspec:\n  transport: {}\n", self.transport), 1);
         std::fs::write(self.folder.join("peers").join(format!("{}.yaml", other.letter)), text)?;
         Ok(())
     }
