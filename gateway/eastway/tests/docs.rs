@@ -11,6 +11,7 @@ use eastway::admin::check::catalogue;
 use eastway::telemetry::{
     Certificate, ConnectionLabels, Destination, DialOutcome, Metrics, PeerSample, Refusal, Refusals, Reporter, Workload,
 };
+use eastway_tunnel::RelayStatus;
 
 fn page(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/operations").join(name)
@@ -125,6 +126,18 @@ fn touch(metrics: &Arc<Metrics>) {
     metrics.handshake_refused("pin");
     metrics.set_forwarded("to_owner", 1, 1);
     metrics.set_forward_dropped("forged", 1);
+    let between = ["a", "b"].map(Arc::from);
+    metrics.set_relayed(&[RelayStatus {
+        between,
+        streams: 1,
+        opened: 1,
+        refused: 1,
+        bytes: [1, 1],
+        today: 2,
+        max_streams: 1,
+        bytes_per_second: None,
+        bytes_per_day: None,
+    }]);
     metrics.stream_opened(&peer, "dialled");
     metrics.stream_answered(&peer, "dialled");
     metrics.stream_retried(&peer);

@@ -209,6 +209,8 @@ pub struct PeerTarget {
     pub name: Arc<str>,
     /// Where its gateways take links; empty: the peer dials us.
     pub addresses: Vec<HostPort>,
+    /// Another peer by way of which links may be made where there is no better way.
+    pub via: Option<Arc<str>>,
     /// What carries links that are dialled from here.
     pub transport: TransportPolicy,
     /// Links over TCP are dialled by way of this proxy.
@@ -272,7 +274,7 @@ impl TransportPolicy {
 pub struct HostPort {
     /// DNS name or IP address, without brackets.
     pub host: Arc<str>,
-    /// 1 to 65535.
+    /// 1 to 65535. 0: `host` is no host but a cluster, by way of which another one is reached.
     pub port: u16,
 }
 
@@ -305,6 +307,9 @@ impl From<SocketAddr> for HostPort {
 impl fmt::Display for HostPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { host, port } = self;
+        if *port == 0 {
+            return write!(f, "via {host}");
+        }
         if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
     }
 }

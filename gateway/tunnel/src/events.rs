@@ -51,6 +51,15 @@ pub enum Event<'a> {
         /// What is wrong with it.
         error: &'a HeaderError,
     },
+    /// A pipe to or from another cluster was not carried or taken.
+    RelayRefused {
+        /// Whose link brought it.
+        peer: &'a Arc<str>,
+        /// Why, as a label of metrics: from a small fixed set.
+        reason: &'static str,
+        /// Why, in words; names clusters that the other side named.
+        text: &'a str,
+    },
     /// Somebody dialled us and got no link.
     Refused {
         /// Who it was, if that was proved.
@@ -99,6 +108,8 @@ pub enum FailureCause {
     RefusedUs,
     /// The other side is silent, restarting, on its way out, or has too much to do.
     Lost,
+    /// A third cluster does not relay, or the other side takes nothing from it.
+    Relay,
     /// The transport found a fault.
     Fault,
     /// One of both sides wanted it so.
@@ -114,6 +125,8 @@ impl From<DialError> for LinkFailure {
             DialError::RefusedUs { .. } => (FailureCause::RefusedUs, None),
             DialError::Proxy { .. } => (FailureCause::Proxy, None),
             DialError::Local { .. } => (FailureCause::Local, None),
+            DialError::Relay { refused: true, .. } => (FailureCause::Relay, None),
+            DialError::Relay { refused: false, .. } => (FailureCause::Lost, None),
         };
         Self { cause, text, verdict }
     }

@@ -7,6 +7,7 @@
 
 mod client;
 mod names;
+mod relay;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use crate::code::ResetCode;
 use crate::flow::FlowId;
 pub use client::ClientAddress;
 pub use names::{EndpointRef, Label, NameError, Traceparent};
+pub use relay::RelayHeader;
 
 /// First bytes of every header; the last one is the version.
 pub const MAGIC: [u8; 4] = *b"EWS1";
@@ -44,6 +46,8 @@ pub enum StreamHeader {
     Probe,
     /// A measurement, for `eastway bench`.
     Bench(BenchHeader),
+    /// A pipe to another cluster by way of a third.
+    Relay(RelayHeader),
 }
 
 impl StreamHeader {
@@ -54,6 +58,7 @@ impl StreamHeader {
             Self::Service(_) => "service",
             Self::Federation(_) => "federation",
             Self::Probe => "probe",
+            Self::Relay(_) => "relay",
             Self::Bench(_) => "bench",
         }
     }
@@ -63,7 +68,7 @@ impl StreamHeader {
     pub const fn flow(&self) -> Option<FlowId> {
         match self {
             Self::Service(service) => service.flow,
-            Self::Federation(_) | Self::Probe | Self::Bench(_) => None,
+            Self::Federation(_) | Self::Probe | Self::Relay(_) | Self::Bench(_) => None,
         }
     }
 
@@ -93,6 +98,7 @@ impl StreamHeader {
             Self::Bench(BenchHeader { download, seconds }) => {
                 Kind::Bench(proto::BenchStream { download: *download, seconds: u32::from(*seconds) })
             }
+            Self::Relay(relay) => Kind::Relay(relay.to_proto()),
         };
         proto::StreamHeader { kind: Some(kind) }
     }
@@ -333,6 +339,7 @@ pub(crate) fn decode_message(message: &[u8]) -> Result<StreamHeader, HeaderError
             let seconds = short.ok_or(HeaderError::Seconds(seconds))?;
             Ok(StreamHeader::Bench(BenchHeader { download, seconds }))
         }
+        Kind::Relay(relay) => RelayHeader::from_proto(&relay).map(StreamHeader::Relay),
     }
 }
 

@@ -7,6 +7,7 @@
 //! - [`StreamHandler`]: serves the streams that peers open.
 //! - [`transport`]: what carries a link, QUIC or TLS over TCP. quinn-proto is known to its `quic` module only.
 //! - [`replicas`]: several gateways of one cluster, and packets that reach the wrong one.
+//! - [`RelayRule`]: for whom pipes are carried between two others.
 //! - [`control`]: the session that says who is there and whether it still answers, without I/O.
 //!
 //! What is not here: which endpoint a stream is for, who may use it, and TCP (the gateway binary);
@@ -22,6 +23,7 @@ mod link;
 mod manager;
 mod metrics;
 mod peers;
+mod relay;
 pub mod replicas;
 mod status;
 mod stream;
@@ -38,6 +40,7 @@ pub use events::{Event, FailureCause, LinkFailure, Observer};
 pub use link::driver::HeardAnchors;
 pub use link::{Link, LinkState, LinkTable, OpenError};
 pub use metrics::TunnelCounters;
+pub use relay::{RelayLimits, RelayRule, RelayStatus};
 pub use replicas::{ForwardingCounters, ReplicaNetwork, SiblingStatus};
 pub use status::{AddressStatus, FallbackStatus, LinkStatus, PeerState, PeerStates, PeerStatus};
 pub use stream::{AcceptedStream, LinkInfo, RecvHalf, SendHalf, StreamError, StreamHandler, TunnelStream};

@@ -324,6 +324,7 @@ impl LinkShared {
             peer: Arc::clone(&self.identity.peer),
             replica: self.identity.replica,
             remote: self.connection.remote_addr(),
+            transport: self.connection.kind(),
         }
     }
 
@@ -484,6 +485,13 @@ impl LinkShared {
             drop(halves);
             self.notify_if_idle();
         }
+    }
+
+    /// The link has ended: nothing is acknowledged any more, and nobody sweeps.
+    pub(crate) fn abandon(&self) {
+        let halves = std::mem::take(&mut *self.unacknowledged());
+        drop(halves);
+        self.notify_if_idle();
     }
 
     fn unacknowledged(&self) -> MutexGuard<'_, Vec<Box<dyn SendStream>>> {

@@ -22,7 +22,7 @@ use crate::link::driver::{self, Environment, GoAwayOrder, LinkEvent, Started};
 use crate::link::{Link, LinkState, LinkTable};
 use crate::peers::{Dial, LinkFacts, PathMeter, Peers, Traffic};
 use crate::status::{PeerState, PeerStates};
-use crate::transport::Transport;
+use crate::transport::{Side, Transport, TransportKind};
 
 /// Events and reports that may wait for the manager.
 const QUEUE: usize = 1_024;
@@ -281,6 +281,7 @@ impl Manager {
             LinkEvent::Ended { id, reason } => {
                 let entry = self.board.links().remove(&id);
                 if let Some(Entry { link, .. }) = entry {
+                    link.0.abandon();
                     self.board.peers().carried(link.peer(), Traffic::of(&link));
                     let (peer, replica, remote) = (link.peer(), link.replica(), link.remote_addr());
                     self.environment.observer.happened(&Event::Closed { peer, replica, remote, reason: &reason });
@@ -302,15 +303,27 @@ impl Manager {
         }
     }
 
+    /// Links dialled here that go by way of one that drains: others are dialled, by way of another replica of that cluster.
+    fn stranded(&self) -> Vec<u64> {
+        let links = self.board.all_links();
+        let stranded = links.iter().filter(|link| {
+            link.0.identity.side == Side::Dialler && !link.0.going_away() && link.0.connection.carrier_leaves()
+        });
+        stranded.map(|link| link.0.identity.id).collect()
+    }
+
     /// Returns whether there were any.
     fn retire_duplicates(&self) -> bool {
-        let retire = self.board.peers().superfluous(self.now());
+        let superfluous = self.board.peers().superfluous(self.now());
+        let retire = superfluous.into_iter().map(|id| (id, "another link to the same replica is there"));
+        let stranded = self.stranded().into_iter().map(|id| (id, "the link that carries it drains"));
+        let retire: Vec<_> = retire.chain(stranded).collect();
         let any = !retire.is_empty();
-        for id in retire {
+        for (id, reason) in retire {
             let Some(link) = self.board.links().get(&id).map(|entry| entry.link.clone()) else { continue };
             if link.0.set_going_away() {
                 let order = GoAwayOrder {
-                    reason: "another link to the same replica is there",
+                    reason,
                     grace: DUPLICATE_GRACE,
                     // Its streams are as good as any: they end when they are done. How many such links there can be
                     // is bounded by the links of a peer.
@@ -368,18 +381,23 @@ async fn attempt(
     reports: mpsc::Sender<Report>,
 ) {
     let result = async {
-        // Names on the other side of a proxy are its business: there may be no DNS for them here.
-        let near = dial.proxy.as_ref().map_or(&dial.address, |proxy| &proxy.address);
-        let remotes = resolve::resolve(&environment.resolver, near, dial.attempt)
-            .await
-            .map_err(|text| LinkFailure::new(FailureCause::Unresolved, text))?;
-        let established = resolve::race(remotes, |remote| match &dial.proxy {
-            Some(proxy) => {
-                transport.dial_through(Arc::clone(&dial.peer), Arc::clone(proxy), remote, dial.address.clone())
-            }
-            None => transport.dial(Arc::clone(&dial.peer), remote),
-        });
-        let established = established.await?;
+        let peer = Arc::clone(&dial.peer);
+        let established = if dial.transport == TransportKind::Relay {
+            transport.dial_via(peer, Arc::clone(&dial.address.host)).await?
+        } else {
+            // Names on the other side of a proxy are its business: there may be no DNS for them here.
+            let near = dial.proxy.as_ref().map_or(&dial.address, |proxy| &proxy.address);
+            let remotes = resolve::resolve(&environment.resolver, near, dial.attempt)
+                .await
+                .map_err(|text| LinkFailure::new(FailureCause::Unresolved, text))?;
+            let established = resolve::race(remotes, |remote| match &dial.proxy {
+                Some(proxy) => {
+                    transport.dial_through(Arc::clone(&peer), Arc::clone(proxy), remote, dial.address.clone())
+                }
+                None => transport.dial(Arc::clone(&peer), remote),
+            });
+            established.await?
+        };
         let remote = established.connection.remote_addr();
         driver::start(environment, established).await.map_err(|reason| {
             let failure = LinkFailure::from(&reason);
@@ -395,10 +413,16 @@ async fn attempt(
 
 /// Waits until no link has streams, or the deadline.
 pub(crate) async fn until_idle(board: &Board, deadline: Instant) -> bool {
-    for link in board.all_links() {
-        if tokio::time::timeout_at(deadline, link.0.idle()).await.is_err() {
-            return false;
-        }
+    // Links that others carry are streams of those: they come first, and end when nothing is left on them.
+    let (relayed, direct): (Vec<_>, Vec<_>) =
+        board.all_links().into_iter().partition(|link| link.0.connection.kind() == TransportKind::Relay);
+    let mut clean = true;
+    for link in relayed {
+        clean &= tokio::time::timeout_at(deadline, link.0.idle()).await.is_ok();
+        link.0.connection.close(CloseCode::Done, "shutting down");
     }
-    true
+    for link in direct {
+        clean = clean && tokio::time::timeout_at(deadline, link.0.idle()).await.is_ok();
+    }
+    clean
 }

@@ -78,6 +78,8 @@ pub(crate) struct Peer {
     listed: bool,
     pub(crate) policy: TransportPolicy,
     proxy: Option<Arc<Proxy>>,
+    /// By way of whom links may be made.
+    pub(crate) via: Option<Arc<str>>,
     /// Each address once for each transport that may carry a link, the preferred one first.
     pub(crate) addresses: Vec<Address>,
     pub(crate) links: BTreeMap<u64, LinkFacts>,
@@ -90,6 +92,8 @@ pub(crate) struct Peer {
     pub(crate) since: SystemTime,
     pub(crate) dials: u64,
     pub(crate) last_error: Option<String>,
+    /// Why what another cluster brought from it was not taken.
+    pub(crate) relay_refused: Option<String>,
     /// When the last link was lost, the latest last: one outage is one loss, however many links there were.
     pub(crate) losses: VecDeque<SystemTime>,
     /// What its links that are gone had carried.
@@ -116,23 +120,37 @@ impl Peers {
     /// that are gone.
     pub(crate) fn set_targets(&mut self, targets: Vec<PeerTarget>, now: Duration, wall: SystemTime) -> Vec<u64> {
         let mut old = std::mem::take(&mut self.peers);
-        for PeerTarget { name, addresses, transport, proxy } in targets {
+        let mut cut = Vec::new();
+        for PeerTarget { name, addresses, via, transport, proxy } in targets {
             let mut peer = old.remove(&name).unwrap_or_else(|| Peer::new(wall));
+            if peer.via != via {
+                let relayed = peer.links.values().filter(|link| link.transport == TransportKind::Relay);
+                cut.extend(relayed.map(|link| link.id));
+            }
+            let direct = self.transports.iter().copied().filter(|kind| *kind != TransportKind::Relay);
+            let direct: Vec<_> = direct.filter(|kind| transport.allows(*kind)).collect();
+            let ways = addresses.iter().flat_map(|host| direct.iter().map(|kind| (host.clone(), *kind)));
+            let relay = via.iter().map(|via| (HostPort { host: Arc::clone(via), port: 0 }, TransportKind::Relay));
             (peer.listed, peer.policy, peer.proxy) = (true, transport, proxy);
             let mut known = std::mem::take(&mut peer.addresses);
-            for host in addresses {
-                for kind in self.transports.iter().copied().filter(|kind| transport.allows(*kind)) {
-                    let position = known.iter().position(|known| known.host == host && known.transport == kind);
-                    let new = || Address::new(host.clone(), kind, now);
-                    peer.addresses.push(position.map_or_else(new, |at| known.swap_remove(at)));
-                }
+            for (host, kind) in ways.chain(relay) {
+                let position = known.iter().position(|known| known.host == host && known.transport == kind);
+                let new = || Address::new(host.clone(), kind, now);
+                peer.addresses.push(position.map_or_else(new, |at| known.swap_remove(at)));
             }
+            peer.via = via;
             self.peers.insert(name, peer);
         }
         // A peer that is trusted but not listed yet may have dialled us: the trust store decides over it.
         let (gone, unlisted): (BTreeMap<_, _>, BTreeMap<_, _>) = old.into_iter().partition(|(_, peer)| peer.listed);
         self.peers.extend(unlisted);
-        gone.into_values().flat_map(|peer| peer.links.into_keys()).collect()
+        cut.extend(gone.into_values().flat_map(|peer| peer.links.into_keys()));
+        cut
+    }
+
+    /// Whether links with `peer` may go by way of `via`.
+    pub(crate) fn is_via(&self, peer: &str, via: &str) -> bool {
+        self.peers.get(peer).is_some_and(|peer| peer.listed && peer.via.as_deref() == Some(via))
     }
 
     /// Takes the dials that are due now.
@@ -199,6 +217,13 @@ impl Peers {
         }
     }
 
+    /// What another cluster brought from a peer was not taken.
+    pub(crate) fn relay_refused(&mut self, name: &str, error: &str) {
+        if let Some(peer) = self.peers.get_mut(name) {
+            (peer.last_error, peer.relay_refused) = (Some(error.to_owned()), Some(error.to_owned()));
+        }
+    }
+
     /// A link is there.
     ///
     /// # Errors
@@ -230,6 +255,7 @@ impl Peers {
             return Err((CloseCode::Overloaded, "too many links of this peer"));
         }
         peer.links.insert(facts.id, facts);
+        peer.relay_refused = None;
         peer.set_replicas(replicas);
         Ok(())
     }
@@ -335,6 +361,7 @@ impl Peer {
             listed: false,
             policy: TransportPolicy::Auto,
             proxy: None,
+            via: None,
             addresses: Vec::new(),
             links: BTreeMap::new(),
             replicas: BTreeSet::new(),
@@ -344,6 +371,7 @@ impl Peer {
             since: wall,
             dials: 0,
             last_error: None,
+            relay_refused: None,
             losses: VecDeque::new(),
             past: Traffic::default(),
         }
@@ -385,11 +413,25 @@ impl Peer {
 
     /// From when the way may be dialled as far as what it is the fallback of is concerned; `None`: not now.
     fn from(&self, index: usize) -> Option<Duration> {
+        if self.addresses.get(index)?.transport == TransportKind::Relay {
+            return self.relay_from();
+        }
         let Some(preferred) = self.preferred(index) else { return Some(Duration::ZERO) };
-        // Somebody else's link may lead to all there is.
-        let linked = self.links.values().any(|link| !link.going_away) && self.missing().is_empty();
+        // Somebody else's link may lead to all there is; one by way of another cluster is no reason to stop.
+        let mut direct = self.links.values().filter(|link| link.transport != TransportKind::Relay);
+        let linked = direct.any(|link| !link.going_away) && self.missing().is_empty();
         let remembered = self.addresses.get(index).is_some_and(|address| address.remembered);
         preferred.fallback_from(remembered).filter(|_| !linked)
+    }
+
+    /// From when links by way of another cluster are wanted: when every other way has failed, or does not answer soon.
+    fn relay_from(&self) -> Option<Duration> {
+        let is_relay = |kind| kind == TransportKind::Relay;
+        if self.links.values().any(|link| !is_relay(link.transport) && link.up && !link.going_away) {
+            return None;
+        }
+        let direct = self.addresses.iter().filter(|way| !is_relay(way.transport));
+        direct.map(|way| way.fallback_from(false)).try_fold(Duration::ZERO, |from, way| Some(from.max(way?)))
     }
 
     /// Replicas that the peer says it has and that no link leads to.

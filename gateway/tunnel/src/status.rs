@@ -44,6 +44,8 @@ pub struct PeerStatus {
     pub links: Vec<LinkStatus>,
     /// Where it is dialled; empty: it dials us.
     pub addresses: Vec<AddressStatus>,
+    /// Why the last link by way of another cluster did not come about; none if one did, or none was needed.
+    pub relay_error: Option<String>,
     /// Replicas that the peer says it has and that no link leads to.
     pub missing_replicas: Vec<ReplicaId>,
     /// Dials made.
@@ -124,6 +126,9 @@ pub struct LinkStatus {
     pub transport: TransportKind,
     /// Another transport is preferred, and does not pass.
     pub degraded: bool,
+    /// The cluster that it goes by way of; none if by no other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub via: Option<Arc<str>>,
     /// Begin of life of the other side's certificate.
     #[serde(serialize_with = "unix_ms")]
     pub cert_not_before: SystemTime,
@@ -171,7 +176,9 @@ impl PeerStatus {
         let live = links.iter().filter(|link| link.peer() == name && link.0.state() != LinkState::Closed);
         let links: Vec<_> = live.map(|link| LinkStatus::new(link, peer.policy)).collect();
         let mut addresses: Vec<AddressStatus> = Vec::new();
-        for way in &peer.addresses {
+        let is_relay = |way: &&Address| way.transport == TransportKind::Relay;
+        let relay = peer.addresses.iter().find(is_relay).and_then(|way| way.last_failure.as_ref());
+        for way in peer.addresses.iter().filter(|way| !is_relay(way)) {
             match addresses.iter_mut().find(|address| address.address == way.host) {
                 Some(address) => address.add(way),
                 None => addresses.push(AddressStatus::new(way)),
@@ -183,6 +190,7 @@ impl PeerStatus {
             since: peer.since,
             clock_skew_ms: links.iter().rev().find_map(|link| link.clock_skew_ms),
             addresses,
+            relay_error: relay.map(|failure| failure.text.clone()).or_else(|| peer.relay_refused.clone()),
             missing_replicas: peer.missing(),
             dials: peer.dials,
             last_error: peer.last_error.clone(),
@@ -238,6 +246,7 @@ impl LinkStatus {
             draining: shared.going_away(),
             transport: shared.connection.kind(),
             degraded: shared.connection.kind() == TransportKind::Tcp && policy != TransportPolicy::Tcp,
+            via: shared.connection.via(),
             cert_not_before: live.certificate.0,
             cert_not_after: live.certificate.1,
             last_acknowledged_ms: live.last_acknowledged.map(|at| micros(at.elapsed()) / 1_000),

@@ -57,6 +57,12 @@ pub trait Transport: Send + Sync + 'static {
         Box::pin(std::future::ready(Err(DialError::Local { remote: at, reason })))
     }
 
+    /// Connects to `peer` by way of another cluster. Likewise.
+    fn dial_via(&self, _peer: Arc<str>, _via: Arc<str>) -> BoxFuture<'static, Result<Established, DialError>> {
+        let reason = "this transport needs an address".to_owned();
+        Box::pin(std::future::ready(Err(DialError::Relay { refused: true, reason })))
+    }
+
     /// The next connection whose other side is authenticated. `None`: the transport is closed.
     fn accept(&self) -> BoxFuture<'_, Option<Established>>;
 
@@ -152,6 +158,14 @@ pub enum DialError {
         /// Why, in words, as the other side puts it.
         reason: String,
     },
+    /// A third cluster made no connection.
+    #[error("{reason}")]
+    Relay {
+        /// Why, in words.
+        reason: String,
+        /// Somebody has to change a file; else it may work soon.
+        refused: bool,
+    },
     /// This side could not even try.
     #[error("cannot dial {remote}: {reason}")]
     Local {
@@ -211,6 +225,16 @@ pub trait Connection: Send + Sync + 'static {
 
     /// Where the other side is now; changes when a NAT rebinds it.
     fn remote_addr(&self) -> SocketAddr;
+
+    /// The cluster that it goes by way of; `None`: it goes by no other.
+    fn via(&self) -> Option<Arc<str>> {
+        None
+    }
+
+    /// Whether the link that carries it, to the cluster that it goes by way of, takes no new streams.
+    fn carrier_leaves(&self) -> bool {
+        false
+    }
 
     /// Opens a stream; waits while the other side admits none.
     fn open(&self) -> BoxFuture<'_, Result<Halves, Lost>>;

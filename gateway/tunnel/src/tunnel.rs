@@ -21,11 +21,13 @@ use crate::link::{Budget, Link, LinkState, LinkTable};
 use crate::manager::{Board, Manager, until_idle};
 use crate::metrics::{Counters, PacketLoss, TunnelCounters};
 use crate::peers::{PeerCounts, Peers};
+use crate::relay::{Relay, RelayRule, RelayStatus};
 use crate::replicas::{ForwardingCounters, SiblingStatus};
 use crate::status::{PeerStates, PeerStatus};
 use crate::stream::StreamHandler;
 use crate::transport::Transport;
 use crate::transport::quic::{QuicError, QuicTransport};
+use crate::transport::tcp::relay::RelayTransport;
 use crate::transport::tcp::{self, TcpTransport};
 use crate::world::World;
 
@@ -60,6 +62,7 @@ pub struct Tunnel {
     environment: Arc<Environment>,
     /// The preferred one first; never empty.
     transports: Arc<[Arc<dyn Transport>]>,
+    relay: Arc<Relay>,
     local_addr: SocketAddr,
     targets: watch::Sender<Vec<PeerTarget>>,
     live: watch::Sender<Arc<[ReplicaId]>>,
@@ -166,7 +169,17 @@ impl Tunnel {
         live: watch::Sender<Arc<[ReplicaId]>>,
     ) -> Self {
         let local_addr = transports.first().map_or(config.listen, |transport| transport.local_addr());
-        let transports: Arc<[_]> = transports.into();
+        let relayed = RelayTransport::new(
+            Arc::clone(&config),
+            Arc::clone(&identity),
+            Arc::clone(&trust),
+            Arc::clone(&world.clock),
+            Arc::clone(&world.observer),
+        );
+        let relay = Relay::new(Arc::clone(&world.observer), Arc::clone(&relayed));
+        let handler = relay.beside(handler);
+        let transports: Arc<[Arc<dyn Transport>]> =
+            transports.into_iter().chain([Arc::clone(&relayed) as Arc<dyn Transport>]).collect();
         let tasks = TaskTracker::new();
         let (targets, target_receiver) = watch::channel(Vec::new());
         let (draining, stop) = (CancellationToken::new(), CancellationToken::new());
@@ -181,6 +194,8 @@ impl Tunnel {
             table: ArcSwap::default(),
             states: watch::Sender::new(Arc::default()),
         });
+        relayed.set_board(&board);
+        relay.set_board(&board);
         let environment = Arc::new(Environment {
             budget: Budget::new(config.limits.total_window),
             config,
@@ -209,7 +224,7 @@ impl Tunnel {
             stop: stop.clone(),
         };
         tasks.spawn(manager.run());
-        Self { board, environment, transports, local_addr, targets, live, anchors, draining, stop, tasks }
+        Self { board, environment, transports, relay, local_addr, targets, live, anchors, draining, stop, tasks }
     }
 
     /// Where links are taken.
@@ -229,6 +244,18 @@ impl Tunnel {
     /// peers that are gone are closed at once. Latest wins. The trust store decides who is accepted.
     pub fn set_peers(&self, peers: Vec<PeerTarget>) {
         self.targets.send_replace(peers);
+    }
+
+    /// Replaces the pairs of peers that pipes are carried between. What stays the same is not disturbed; pipes of others
+    /// are cut.
+    pub fn set_relay(&self, rules: Vec<RelayRule>) {
+        self.relay.set_rules(rules);
+    }
+
+    /// For whom pipes are carried, and how much.
+    #[must_use]
+    pub fn relayed(&self) -> Vec<RelayStatus> {
+        self.relay.status()
     }
 
     /// Sets the live replicas of this cluster's gateway. Peers are told. With [`TunnelConfig::replicas`] the tunnel

@@ -27,6 +27,7 @@ mod lab;
 mod names;
 mod partition;
 mod rebind;
+mod relay;
 mod resolving;
 mod restart;
 mod revocation;

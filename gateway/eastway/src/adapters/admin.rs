@@ -106,6 +106,7 @@ impl AdminSource for Source {
             peers: peer_counts(&snapshot),
             services: service_counts(&snapshot, frontend.vips.values().map(Vec::len).sum()),
             replicas: replicas(&self.gateway),
+            relay: self.gateway.tunnel.get().map(|tunnel| peers::relayed(tunnel)).unwrap_or_default(),
             open_connections: self.gateway.router.in_flight.total(),
             tunnels: self.gateway.settings.listen.hbone.map(|_| tunnels(&self.gateway)),
             resident_bytes: resident_bytes(),

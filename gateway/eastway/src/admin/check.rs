@@ -97,6 +97,10 @@ pub struct PeerFacts {
     pub echo: Option<Result<Duration, String>>,
     /// What carries its links in place of QUIC, and why; none if QUIC does, or nothing.
     pub transport: Option<String>,
+    /// The cluster that its links go by way of.
+    pub via: Option<String>,
+    /// Why none comes about by way of the cluster that its Peer file names.
+    pub relay_error: Option<String>,
     /// Its clock minus ours.
     pub clock_skew_ms: Option<i64>,
     /// Begin and end of the certificate that it presented on the link that lasts longest.

@@ -76,12 +76,35 @@ pub struct StatusView {
     pub services: ServiceCounts,
     /// The other gateways of this cluster that answer, sorted by replica.
     pub replicas: Vec<ReplicaView>,
+    /// Pairs of clusters whose links are carried, and how much of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub relay: Vec<RelayView>,
     /// Connections open now.
     pub open_connections: u64,
     /// Tunnels of sidecars; none if there is no port for them.
     pub tunnels: Option<TunnelsView>,
     /// Resident memory, bytes.
     pub resident_bytes: u64,
+}
+
+/// Two clusters whose links are carried.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RelayView {
+    /// The two.
+    pub between: Vec<String>,
+    /// Pipes that are open.
+    pub streams: u32,
+    /// How many may be.
+    pub max_streams: u32,
+    /// Bytes from the first to the second, and back.
+    pub bytes: Vec<u64>,
+    /// Bytes of this day, and how many there may be.
+    pub today_bytes: u64,
+    /// See `today_bytes`; none: as many as will go.
+    pub max_bytes_per_day: Option<u64>,
+    /// Pipes that were refused.
+    pub refused: u64,
 }
 
 /// Tunnels of sidecars, and what they hold in memory.
@@ -263,6 +286,9 @@ pub struct LinkView {
     pub transport: String,
     /// Another transport is preferred, and does not pass.
     pub degraded: bool,
+    /// The cluster that it goes by way of, if there is no direct way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub via: Option<String>,
     /// Whether we dialled it.
     pub dialled: bool,
     /// Whether the other side announced that it goes away.

@@ -26,6 +26,7 @@ enum Kind {
     Dial,
     Close,
     Refuse,
+    Relay,
 }
 
 /// Told of links by the tunnel.
@@ -88,6 +89,12 @@ impl Observer for LinkLog {
             Event::Header { peer, error } => {
                 self.telemetry.refusals.refused(Refusal::StreamHeader, Some(peer), error);
             }
+            Event::RelayRefused { peer, reason, text } => {
+                self.telemetry.refusals.count(Refusal::Relay, Some(peer).filter(|peer| self.is_configured(peer)));
+                if let Some(suppressed) = self.admit(Kind::Relay, reason, Some(peer)) {
+                    warn!(%peer, reason, suppressed, "refused a pipe between clusters: {}", Escaped(text));
+                }
+            }
             Event::Refused { peer, remote, reason, text } => {
                 metrics.handshake_refused(reason);
                 self.telemetry.refusals.count(Refusal::Handshake, peer.filter(|peer| self.is_configured(peer)));
@@ -108,9 +115,12 @@ fn outcome(failure: &LinkFailure) -> DialOutcome {
         FailureCause::NoReply => DialOutcome::Timeout,
         FailureCause::Rejected => DialOutcome::Rejected,
         FailureCause::RefusedUs => DialOutcome::Refused,
-        FailureCause::Proxy | FailureCause::Local | FailureCause::Lost | FailureCause::Fault | FailureCause::Done => {
-            DialOutcome::Failed
-        }
+        FailureCause::Relay
+        | FailureCause::Proxy
+        | FailureCause::Local
+        | FailureCause::Lost
+        | FailureCause::Fault
+        | FailureCause::Done => DialOutcome::Failed,
     }
 }
 
@@ -122,6 +132,7 @@ fn dial_advice(cause: FailureCause) -> &'static str {
         FailureCause::Local => "see to the routes and the firewall of this machine",
         FailureCause::Rejected => "`eastway check` says what does not fit our Peer file",
         FailureCause::RefusedUs => "give its operator the output of `eastway peer export`; its log says why",
+        FailureCause::Relay => "`relay.allow` there, and `via` in both Peer files, have to agree",
         FailureCause::Lost | FailureCause::Fault | FailureCause::Done => "it is dialled again",
     }
 }

@@ -134,6 +134,7 @@ impl Peers {
             changed
         });
         if let Some(tunnel) = self.gateway.tunnel.get() {
+            tunnel.set_relay(loaded.settings.relay.clone());
             tunnel.set_peers(targets(loaded));
         }
     }
@@ -194,6 +195,7 @@ fn targets(loaded: &Loaded) -> Vec<PeerTarget> {
     let target = |(name, peer): (&ClusterName, &Arc<crate::config::PeerSettings>)| PeerTarget {
         name: Arc::from(name.as_str()),
         addresses: peer.addresses.iter().filter_map(adapters::host_port).collect(),
+        via: peer.via.as_ref().map(|via| Arc::from(via.as_str())),
         transport: peer.transport,
         proxy: peer.proxy.clone(),
     };

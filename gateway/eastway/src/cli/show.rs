@@ -141,6 +141,20 @@ fn status_table(view: &StatusView, now: u64) -> String {
         let leaving = if replica.draining { ", draining" } else { "" };
         lines.push(("replica", format!("{} at {}{leaving}", replica.replica, replica.address)));
     }
+    for relay in &view.relay {
+        let (pair, bytes) = (relay.between.join(" and "), relay.bytes.iter().sum());
+        let today = relay.max_bytes_per_day.map_or_else(String::new, |most| {
+            format!(", {} of {} today", human::bytes(relay.today_bytes), human::bytes(most))
+        });
+        let refused = if relay.refused > 0 { format!(", {} refused", relay.refused) } else { String::new() };
+        let line = format!(
+            "{pair}: {} of {} pipes, {}{today}{refused}",
+            relay.streams,
+            relay.max_streams,
+            human::bytes(bytes)
+        );
+        lines.push(("relays for", line));
+    }
     let services = view.services;
     let counts = format!(
         "{} local ({} exported), {} imported, {} virtual addresses",
@@ -211,6 +225,9 @@ fn peer_message(peer: &PeerView) -> String {
     }
     if !peer.missing_replicas.is_empty() {
         parts.push(format!("{} of its replicas not reached", peer.missing_replicas.len()));
+    }
+    if let Some(via) = peer.links.iter().find_map(|link| link.via.as_ref()) {
+        parts.push(format!("relay via {via}"));
     }
     if let Some(link) = peer.links.iter().find(|link| link.degraded) {
         parts.push(format!("degraded: {}", link.transport));

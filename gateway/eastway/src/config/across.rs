@@ -22,6 +22,7 @@ pub(super) fn check(
 ) {
     names(settings, peers, sink);
     addresses(settings, peers, sink);
+    relays(settings, peers, sink);
     pins(peers, sink);
     trust_domains(settings, peers, sink);
     policies.routes.check(&policies.istio, sink);
@@ -65,6 +66,25 @@ fn addresses(settings: Option<&Settings>, peers: &[Arc<PlacedPeer>], sink: &mut 
                 }
             }
         }
+    }
+}
+
+/// A relay is a peer, and reached without another relay.
+fn relays(settings: Option<&Settings>, peers: &[Arc<PlacedPeer>], sink: &mut Diagnostics) {
+    for peer in peers {
+        let (Some(via), Some(place)) = (&peer.settings.via, &peer.via) else { continue };
+        let relay = peers.iter().find(|other| other.settings.name == *via);
+        let message = match relay {
+            _ if settings.is_some_and(|settings| settings.cluster == *via) => {
+                format!("{via} is this cluster; name the one that relays")
+            }
+            None => format!("no Peer is called {via}: there are no links to reach others by"),
+            Some(relay) if relay.settings.via.is_some() && relay.settings.addresses.is_empty() => {
+                format!("{via} is itself reached by way of another cluster, and there is one hop only")
+            }
+            Some(_) => continue,
+        };
+        sink.push(place.warning(Code::Conflict, message));
     }
 }
 

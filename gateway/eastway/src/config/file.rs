@@ -10,7 +10,8 @@ mod sidecar;
 pub use gateway::{
     ApiServerSection, AuthorizationWord, ClusterRegistrySection, DnsSection, ExportMarkWord, GatewayConfig,
     KubernetesSection, LimitsSection, LinkSection, ListenSection, LogSection, NameSection, QuicLbSection,
-    RegistrySection, ReplicasSection, SidecarsSection, SniSection, TrustSection, VipSection, WorkloadSection,
+    RegistrySection, RelayPairSection, RelaySection, ReplicasSection, SidecarsSection, SniSection, TrustSection,
+    VipSection, WorkloadSection,
 };
 pub use peer::{NameFilterSection, Peer, PeerMetadata, PeerSpec, ProxySection, TransportWord};
 pub use policy::{

@@ -38,6 +38,8 @@ pub struct PeerSettings {
     pub transport: TransportPolicy,
     /// Links over TCP are dialled by way of it.
     pub proxy: Option<Arc<Proxy>>,
+    /// Another peer by way of which it is reached where no direct way works.
+    pub via: Option<ClusterName>,
     /// Trust domain of its identities.
     pub trust_domain: Arc<str>,
     /// Identity of its gateway, in that trust domain.
@@ -90,6 +92,7 @@ pub(super) struct PlacedPeer {
     pub(super) settings: PeerSettings,
     pub(super) name: Place,
     pub(super) addresses: Vec<Place>,
+    pub(super) via: Option<Place>,
     pub(super) pins: Vec<Place>,
     pub(super) trust_domain: Place,
     pub(super) shared: Option<Place>,
@@ -125,6 +128,12 @@ fn convert_spec(
     if let (Some(section), Some(TransportWord::Quic)) = (spec.proxy.get(), spec.transport.value()) {
         cx.warn(section.at, Code::Conflict, "links over QUIC do not go by way of a proxy");
     }
+    let via = spec.via.get().and_then(|text| Some(At { value: cx.parse(text, cluster_name)?, at: text.at }));
+    if let (Some(via), Some(name)) = (&via, &name)
+        && via.value == name.value
+    {
+        cx.error(via.at, Code::Conflict, "a peer is not reached by way of itself");
+    }
     let what = "the trust domain of its identities, e.g. gke.example";
     let domain = cx.required(section.at, "trustDomain", &spec.trust_domain, what);
     let domain = domain.and_then(|text| Some(At { value: cx.parse(text, trust_domain)?, at: text.at }));
@@ -155,6 +164,7 @@ fn convert_spec(
             Some(TransportWord::Tcp) => TransportPolicy::Tcp,
         },
         proxy,
+        via: via.as_ref().map(|via| via.value.clone()),
         trust_domain: domain.value,
         gateway: gateway?,
         pins: pins.iter().map(|pin| pin.value).collect(),
@@ -168,6 +178,7 @@ fn convert_spec(
         settings,
         name: cx.place(name.at),
         addresses: addresses.iter().map(|address| cx.place(address.at)).collect(),
+        via: via.map(|via| cx.place(via.at)),
         pins: pins.iter().map(|pin| cx.place(pin.at)).collect(),
         trust_domain: cx.place(domain.at),
         shared: shared.map(|shared| cx.place(shared.at)),

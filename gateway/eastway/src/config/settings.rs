@@ -4,6 +4,7 @@ mod convert;
 mod memory;
 mod quic_lb;
 mod registries;
+mod relay;
 mod sni;
 mod workloads;
 
@@ -17,6 +18,7 @@ use eastway_kubernetes::source::ExportMark;
 use eastway_model::rules::{self, NameRule};
 use eastway_model::vip::VipRange;
 use eastway_model::{ClusterName, Label, NameError};
+use eastway_tunnel::RelayRule;
 use serde::Serialize;
 
 use super::value::{Fqdn, HostPort};
@@ -40,6 +42,8 @@ pub struct Settings {
     pub listen: ListenSettings,
     /// Links to peers.
     pub link: LinkSettings,
+    /// For whom links are carried.
+    pub relay: Vec<RelayRule>,
     /// Other gateways of this cluster; `None`: there are none.
     pub replicas: Option<ReplicaSettings>,
     /// Sources of local services, names distinct.

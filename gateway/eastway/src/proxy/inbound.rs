@@ -67,6 +67,11 @@ impl StreamHandler for Inbound {
                 let bench = self.bench.clone();
                 Box::pin(async move { bench.serve(&link.peer, header, stream).await })
             }
+            // Pipes are the tunnel's own.
+            StreamHeader::Relay(_) => {
+                stream.reject(ResetCode::Unsupported);
+                Box::pin(std::future::ready(()))
+            }
         }
     }
 }

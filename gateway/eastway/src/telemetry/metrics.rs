@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use eastway_tunnel::ResetCode;
+use eastway_tunnel::{RelayStatus, ResetCode};
 use prometheus_client::encoding::EncodeMetric;
 use prometheus_client::encoding::text;
 use prometheus_client::metrics::TypedMetric;
@@ -29,8 +29,8 @@ pub use self::controller::ControllerSample;
 use self::family::{Family, Labels};
 pub use self::labels::DialOutcome;
 use self::labels::{
-    BuildLabels, CertificateLabels, DenialLabels, Direction, KindLabel, PeerLabel, PeerReason, Reason, counts_of,
-    peer_label, peer_reason,
+    BuildLabels, CertificateLabels, DenialLabels, Direction, KindLabel, PairLabels, PeerLabel, PeerReason, Reason,
+    counts_of, peer_label, peer_reason,
 };
 pub use self::process::{open_fds, resident_bytes};
 pub use self::recent::RECENT;
@@ -163,6 +163,9 @@ metrics! {
     forwarded_packets: Family<Direction, Counter>, "eastway_forwarded_packets", "Packets of links handed over between gateways of this cluster, by direction";
     forwarded: Family<Direction, Counter>, "eastway_forwarded_bytes", "Bytes in those packets, by direction";
     forward_dropped: Family<Reason, Counter>, "eastway_forward_dropped_packets", "Packets between gateways of this cluster that were dropped, by reason";
+    relay_pipes: Family<PairLabels, Gauge>, "eastway_relay_pipes", "Pipes that are carried between two other clusters";
+    relayed: Family<PairLabels, Counter>, "eastway_relayed_bytes", "Bytes carried between two other clusters, by direction";
+    relay_refused: Family<PairLabels, Counter>, "eastway_relay_pipes_refused", "Pipes between two clusters that are relayed for that were refused";
     stream_opens: Family<PeerReason, Counter>, "eastway_stream_opens", "Streams opened to the peer, by outcome";
     stream_requests: Family<PeerReason, Counter>, "eastway_stream_requests", "Streams of the peer, by answer";
     hbone_requests: Family<Reason, Counter>, "eastway_hbone_requests", "Requests of sidecars, by answer";
@@ -335,6 +338,19 @@ impl Metrics {
         raise(&self.link_received.get(&label), sample.received_bytes);
         raise(&self.link_lost.get(&label), sample.lost_packets);
         raise(&self.link_hops.get(&label), sample.hops);
+    }
+
+    /// How relaying does, pair by pair.
+    pub fn set_relayed(&self, pairs: &[RelayStatus]) {
+        for pair in pairs {
+            let [one, other] = &pair.between;
+            let [there, back] = [(one, other), (other, one)].map(|(from, to)| PairLabels::new(from, to));
+            self.relay_pipes.get(&there).set(i64::from(pair.streams));
+            raise(&self.relay_refused.get(&there), pair.refused);
+            for (labels, bytes) in [&there, &back].into_iter().zip(pair.bytes) {
+                raise(&self.relayed.get(labels), bytes);
+            }
+        }
     }
 
     /// An attempt to open a link to `peer` ended.

@@ -58,6 +58,8 @@ pub enum Refusal {
     Hbone,
     /// A connection by the name in TLS: none, malformed, or of what is not imported.
     Sni,
+    /// A pipe between two clusters: not allowed, not agreed on, or above a limit.
+    Relay,
     /// Work above a limit: connections, streams, bytes, updates.
     Overload,
 }
@@ -85,6 +87,7 @@ impl Refusal {
             Self::Sidecar => "sidecar",
             Self::Hbone => "hbone",
             Self::Sni => "sni",
+            Self::Relay => "relay",
             Self::Overload => "overload",
         }
     }

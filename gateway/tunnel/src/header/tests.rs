@@ -62,7 +62,10 @@ fn full() -> StreamHeader {
 fn what_is_encoded_is_decoded_and_no_byte_more_is_taken() {
     let federation = StreamHeader::Federation(FederationHeader { min_version: 1, max_version: 3 });
     let bench = StreamHeader::Bench(BenchHeader { download: true, seconds: MAX_BENCH_SECONDS });
-    for header in [full(), federation, StreamHeader::Probe, bench] {
+    let cluster = Label::parse("gke").unwrap();
+    let relay = [RelayHeader::To { cluster: cluster.clone(), path: u64::MAX }, RelayHeader::From { cluster }];
+    let [to, from] = relay.map(StreamHeader::Relay);
+    for header in [full(), federation, StreamHeader::Probe, bench, to, from] {
         let mut bytes = header.encode().unwrap().to_vec();
         let length = bytes.len();
         bytes.extend_from_slice(b"GET / HTTP/1.1");
@@ -270,6 +273,23 @@ fn i1_a_client_has_an_address_and_it_is_no_name() {
     }
     let sent = ClientAddress::new("[::ffff:10.1.2.3]:7".parse().unwrap()).unwrap();
     assert_eq!(sent.shown(), "10.1.2.3:7".parse().unwrap());
+}
+
+#[test]
+fn a_relay_is_told_one_cluster() {
+    let relay = |to: &str, from: &str, path| {
+        let relay = proto::RelayStream { to: to.into(), from: from.into(), path };
+        code(&proto::StreamHeader { kind: Some(proto::stream_header::Kind::Relay(relay)) }.encode_to_vec())
+    };
+    assert_eq!(relay("gke", "", 7), None);
+    assert_eq!(relay("", "gke", 0), None);
+    assert_eq!(relay("gke", "aks", 7), Some(ResetCode::BadHeader));
+    assert_eq!(relay("", "gke", 7), Some(ResetCode::BadHeader));
+    assert_eq!(relay("", "", 0), Some(ResetCode::BadName));
+    for name in ["10.0.0.1:15443", "GKE", "a.b", &"a".repeat(64)] {
+        assert_eq!(relay(name, "", 7), Some(ResetCode::BadName), "{name}");
+        assert_eq!(relay("", name, 0), Some(ResetCode::BadName), "{name}");
+    }
 }
 
 #[test]

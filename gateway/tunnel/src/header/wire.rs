@@ -55,6 +55,8 @@ const SERVICE: Schema = Schema {
     one_of: false,
 };
 const FEDERATION: Schema = Schema { fields: &[scalar(1, "min_version"), scalar(2, "max_version")], one_of: false };
+const RELAY: Schema =
+    Schema { fields: &[scalar(1, "relay.to"), scalar(2, "relay.from"), scalar(3, "relay.path")], one_of: false };
 const PROBE: Schema = Schema { fields: &[], one_of: false };
 const BENCH: Schema = Schema { fields: &[scalar(1, "download"), scalar(2, "seconds")], one_of: false };
 
@@ -65,6 +67,7 @@ pub(super) const STREAM_HEADER: Schema = Schema {
         message(2, "federation", &FEDERATION),
         message(3, "probe", &PROBE),
         message(12, "bench", &BENCH),
+        message(8, "relay", &RELAY),
     ],
     one_of: true,
 };

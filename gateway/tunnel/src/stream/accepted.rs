@@ -14,7 +14,7 @@ use crate::config::ReplicaId;
 use crate::flow::{Flow, FlowSink, Slot};
 use crate::header::{self, HeaderError, StreamHeader};
 use crate::link::LinkShared;
-use crate::transport::{BoxFuture, Halves};
+use crate::transport::{BoxFuture, Halves, TransportKind};
 
 /// Where a stream comes from.
 #[derive(Clone, Debug)]
@@ -25,6 +25,8 @@ pub struct LinkInfo {
     pub replica: ReplicaId,
     /// Its address now. For people: nothing may be decided by it.
     pub remote: SocketAddr,
+    /// What carries the link.
+    pub transport: TransportKind,
 }
 
 /// Serves the streams that peers open. Called for each in a task of its own, which the tunnel owns.

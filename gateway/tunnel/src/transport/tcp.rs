@@ -15,6 +15,7 @@ mod pipe;
 mod pool;
 mod preface;
 mod proxy;
+pub(crate) mod relay;
 mod session;
 
 use std::collections::{BTreeMap, HashMap};
@@ -84,19 +85,7 @@ impl TcpTransport {
     ) -> io::Result<Self> {
         let local_addr = listener.local_addr()?;
         let listener = TcpListener::from_std(listener)?;
-        let shared = Arc::new(Shared {
-            handshakes: Arc::new(Semaphore::new(usize::from(config.limits.handshakes))),
-            config,
-            identity,
-            trust,
-            clock,
-            observer,
-            tasks: TaskTracker::new(),
-            stop: CancellationToken::new(),
-            links: Mutex::default(),
-            failures: Mutex::default(),
-            flows: PeerCounts::default(),
-        });
+        let shared = Shared::new(config, identity, trust, clock, observer);
         let (sender, accepted) = mpsc::channel(ACCEPT_QUEUE);
         shared.spawn(accept::run(Arc::clone(&shared), listener, sender));
         Ok(Self { shared, local_addr, accepted: tokio::sync::Mutex::new(accepted) })
@@ -154,11 +143,7 @@ impl Transport for TcpTransport {
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
-        Box::pin(async {
-            self.shared.stop.cancel();
-            self.shared.tasks.close();
-            self.shared.tasks.wait().await;
-        })
+        Box::pin(self.shared.close())
     }
 }
 
@@ -169,6 +154,35 @@ impl Drop for TcpTransport {
 }
 
 impl Shared {
+    fn new(
+        config: Arc<TunnelConfig>,
+        identity: Arc<IdentityStore>,
+        trust: Arc<TrustStore>,
+        clock: Clock,
+        observer: Arc<dyn Observer>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            handshakes: Arc::new(Semaphore::new(usize::from(config.limits.handshakes))),
+            config,
+            identity,
+            trust,
+            clock,
+            observer,
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            links: Mutex::default(),
+            failures: Mutex::default(),
+            flows: PeerCounts::default(),
+        })
+    }
+
+    /// Ends everything.
+    async fn close(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
     /// Runs `task` until it ends or the transport stops.
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();

@@ -10,6 +10,7 @@
 
 mod balanced;
 mod balancer;
+mod by_way;
 mod certificates;
 mod faults;
 mod flows;

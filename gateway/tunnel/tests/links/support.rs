@@ -196,6 +196,7 @@ impl Gateway {
         let target = |(name, addresses): &(&str, &[SocketAddr])| PeerTarget {
             name: Arc::from(*name),
             addresses: addresses.iter().map(|address| HostPort::from(*address)).collect(),
+            via: None,
             transport: self.policy,
             proxy: None,
         };
@@ -271,7 +272,9 @@ impl StreamHandler for ByName {
         Box::pin(async move {
             let name = match &header {
                 StreamHeader::Service(header) => header.service.as_str().to_owned(),
-                StreamHeader::Federation(_) | StreamHeader::Probe | StreamHeader::Bench(_) => "echo".to_owned(),
+                StreamHeader::Federation(_) | StreamHeader::Probe | StreamHeader::Bench(_) | StreamHeader::Relay(_) => {
+                    "echo".to_owned()
+                }
             };
             serve(&name, stream).await;
         })

@@ -168,6 +168,8 @@ async fn peer_facts(
         mtu: links.iter().map(|link| link.mtu).filter(|mtu| *mtu > 0).max(),
         echo,
         transport: status.and_then(degraded),
+        via: links.first().and_then(|link| link.via.as_ref()).map(ToString::to_string),
+        relay_error: status.filter(|status| !status.up).and_then(|status| status.relay_error.clone()),
         clock_skew_ms: status.and_then(|status| status.clock_skew_ms),
         certificate: links
             .iter()

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use eastway_model::PeerState;
 use eastway_model::store::Snapshot;
-use eastway_tunnel::{ForwardingCounters, LinkStatus, PeerStatus};
+use eastway_tunnel::{ForwardingCounters, LinkStatus, PeerStatus, RelayStatus, Tunnel};
 
 use super::millis;
-use crate::admin::views::{LinkView, PeerCondition, PeerView};
+use crate::admin::views::{LinkView, PeerCondition, PeerView, RelayView};
 use crate::app::Gateway;
 use crate::config::PeerSettings;
 use crate::telemetry::{Certificate, Metrics, PeerSample};
@@ -75,6 +75,7 @@ fn link(link: &LinkStatus) -> LinkView {
         remote: link.remote.to_string(),
         transport: link.transport.name().to_owned(),
         degraded: link.degraded,
+        via: link.via.as_ref().map(ToString::to_string),
         dialled: link.dialled,
         draining: link.draining,
         since: millis(link.since),
@@ -89,6 +90,20 @@ fn link(link: &LinkStatus) -> LinkView {
     }
 }
 
+/// For whom links are carried.
+pub(super) fn relayed(tunnel: &Tunnel) -> Vec<RelayView> {
+    let view = |pair: RelayStatus| RelayView {
+        between: pair.between.iter().map(ToString::to_string).collect(),
+        streams: pair.streams,
+        max_streams: pair.max_streams,
+        bytes: pair.bytes.to_vec(),
+        today_bytes: pair.today,
+        max_bytes_per_day: pair.bytes_per_day,
+        refused: pair.refused,
+    };
+    tunnel.relayed().into_iter().map(view).collect()
+}
+
 /// Brings the gauges of all peers up to date.
 pub(super) fn refresh(gateway: &Gateway, metrics: &Metrics) {
     let Some(tunnel) = gateway.tunnel.get() else { return };
@@ -98,6 +113,7 @@ pub(super) fn refresh(gateway: &Gateway, metrics: &Metrics) {
         metrics.set_udp_dropped(reason, *packets);
     }
     metrics.set_replicas(tunnel.live_replicas().len());
+    metrics.set_relayed(&tunnel.relayed());
     let snapshot = gateway.reader.load_full();
     for status in tunnel.status() {
         let links = &status.links;

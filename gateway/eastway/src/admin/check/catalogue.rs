@@ -119,6 +119,13 @@ codes! {
     ANSWERS_BUT_DOWN = "EW312" Error "the address answers, but no link comes up",
         "the peer does not know us, or removed us; or something else speaks QUIC there", "see `lastError` in `eastway peers -o json`, and ask whether {peer} has our `eastway peer export`";
 
+    RELAYED = "EW313" Warning "linked by way of {what} only",
+        "neither side can be dialled, or what was dialled does not answer; all bytes take the longer way, within the limits of `relay.allow` there",
+        "give one of both sides an address that the other can reach, and list it in `addresses`; nothing else has to change";
+    NOT_RELAYED = "EW314" Error "{what}",
+        "all three have to agree: `relay.allow` at the relay, and the same `via` in the Peer files of both ends",
+        "see the message; ask the operator it names, and run `eastway check` there";
+
     TRUST_OK = "EW400" Ok "trusted: {what}", "", "";
     UNPINNED = "EW401" Error "the peer showed the key {what}, which is not pinned",
         "its CA was rotated or replaced, or somebody else answers at its address", "ask the peer's operator for its pin by another way; if it matches, add it to `pins` of peer {peer}";

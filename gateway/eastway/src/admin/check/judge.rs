@@ -179,13 +179,17 @@ fn path(report: &mut Report, peer: &PeerFacts) {
     }
     if !peer.up {
         let answered = peer.addresses.iter().any(|address| matches!(address.reach, Reach::Answered(_)));
-        if peer.addresses.is_empty() {
+        if let Some(why) = &peer.relay_error {
+            add(&codes::NOT_RELAYED, why);
+        } else if peer.addresses.is_empty() {
             add(&codes::NOT_DIALLED, "");
         } else if answered && peer.handshake.is_none() && peer.version_mismatch.is_none() {
             add(&codes::ANSWERS_BUT_DOWN, "");
         }
     }
-    if let Some(transport) = &peer.transport {
+    if let Some(via) = &peer.via {
+        add(&codes::RELAYED, via);
+    } else if let Some(transport) = &peer.transport {
         add(&codes::DEGRADED, transport);
     }
     if let Some(mtu) = peer.mtu.filter(|mtu| *mtu < SMALL_MTU) {

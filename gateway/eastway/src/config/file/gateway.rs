@@ -28,6 +28,9 @@ pub struct GatewayConfig {
     /// Links to peers.
     #[serde(default)]
     pub link: Field<LinkSection>,
+    /// Pairs of peers that cannot reach each other and whose links this gateway carries. Default: none.
+    #[serde(default)]
+    pub relay: Field<RelaySection>,
     /// Other gateways of this cluster, if there are several behind one address. Default: there are none.
     #[serde(default)]
     pub replicas: Field<ReplicasSection>,
@@ -233,6 +236,34 @@ pub struct QuicLbSection {
     /// File with the key that it decrypts them by, 32 hexadecimal digits. Default: they are not encrypted.
     #[serde(default)]
     pub key_file: Field<String>,
+}
+
+/// Relaying for others. Who relays learns which two clusters talk and how much, and nothing else.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RelaySection {
+    /// For whom. Both Peer files there have to say `via: <this cluster>`.
+    #[schemars(length(max = 1024))]
+    pub allow: List<RelayPairSection>,
+}
+
+/// Two peers whose links are carried, and how much of them, both directions together.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RelayPairSection {
+    /// The two peers.
+    #[schemars(length(min = 2, max = 2))]
+    pub between: List<String>,
+    /// Pipes at one time, 1 to 65536: a link takes some 20, and one more for each of its streams. Default: 512.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 65_536))]
+    pub streams: Field<u64>,
+    /// Bytes in a second, e.g. `20MiB`. Default: as many as will go.
+    #[serde(default)]
+    pub bytes_per_second: Field<Text>,
+    /// Bytes in a day that begins with the first of them, e.g. `100GiB`. Default: as many as will go.
+    #[serde(default)]
+    pub bytes_per_day: Field<Text>,
 }
 
 /// Other gateways of this cluster. They find each other, tell peers how many they are, and hand over packets of links

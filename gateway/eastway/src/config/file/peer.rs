@@ -53,6 +53,11 @@ pub struct PeerSpec {
     /// between the gateways and nothing else. Default: none.
     #[serde(default)]
     pub proxy: Field<ProxySection>,
+    /// Another peer by way of which links to it are made while no direct way works. That one's `relay.allow` has to name
+    /// both clusters, and the file for us on the other side the same `via`. Default: none.
+    #[serde(default)]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub via: Field<String>,
     /// Trust domain of its identities, e.g. `gke.example`.
     #[schemars(length(min = 1, max = 255), regex(pattern = r"^[a-z0-9._-]+$"))]
     pub trust_domain: Field<String>,

@@ -13,8 +13,6 @@ use eastway_registry::diagnostic::{Code, did_you_mean};
 use eastway_registry::value::duration;
 use eastway_registry::yaml::{At, Context, Field, List, Text};
 
-use super::memory;
-use super::quic_lb;
 use super::registries::registries;
 use super::sni::sni;
 use super::workloads::workloads;
@@ -23,6 +21,7 @@ use super::{
     ListenSettings, LogSettings, ReplicaSettings, SYSTEM_NAMESPACE, Settings, SidecarSettings, TrustSettings,
     VipSettings, folder_of,
 };
+use super::{memory, quic_lb, relay};
 use crate::config::file::{
     AuthorizationWord, DnsSection, GatewayConfig, KubernetesSection, LimitsSection, LinkSection, ListenSection,
     LogSection, NameSection, ReplicasSection, SidecarsSection, TrustSection, VipSection,
@@ -54,6 +53,7 @@ pub(in crate::config) fn convert(
     let trust = trust.and_then(|section| trust_settings(section, base, cx));
     let listen = listen_settings(config.listen.value(), cx);
     let link = link_settings(config.link.value(), base, cx);
+    let relay = config.relay.get().map(|section| relay::rules(section, cluster.as_ref(), cx)).unwrap_or_default();
     let replicas = config.replicas.value().map(|section| replica_settings(section, &listen, cx));
     let registries = registries(config, base, cx);
     let dns = dns_settings(config.dns.value(), cx);
@@ -75,6 +75,7 @@ pub(in crate::config) fn convert(
         trust: trust?,
         listen,
         link,
+        relay,
         replicas,
         registries,
         peers,
@@ -455,7 +456,7 @@ fn buffer_bytes(field: &Field<Text>, default: u64, cx: &mut Context<'_>) -> u64 
     bytes
 }
 
-fn number_in<N: TryFrom<u64>>(field: &Field<u64>, max: u64, default: N, cx: &mut Context<'_>) -> N {
+pub(super) fn number_in<N: TryFrom<u64>>(field: &Field<u64>, max: u64, default: N, cx: &mut Context<'_>) -> N {
     number_between(field, 1, max, default, cx)
 }
 

@@ -46,6 +46,9 @@ refused! {
     numbers_out_of_bounds: "limits: {servicesPerPeer: 0, endpointsPerPeer: -1, streamsPerPeer: 1.5, dnsConnections: many, bufferBytes: 1MB}\n";
     a_small_buffer: "limits: {bufferBytes: 1KiB}\n";
     paths_that_are_none: "state: ''\npeers: [a]\npolicies: \"a\\0b\"\n";
+    relays_with_mistakes: "relay: {allow: [{between: [a]}, {between: [onprem, b]}, {between: [c, c]}, {between: [c, d], streams: 0, bytesPerSecond: fast, bytesPerDay: 1B}, {between: [d, c]}, {betwen: [a, b]}]}\n";
+    load_balancers_with_mistakes: "link: {quicLb: {serverId: xyz, configuration: 7, nonceLength: 3, keyFile: ''}}\n";
+    a_load_balancer_that_reads_too_much: "link: {quicLb: {serverId: '0x0102030405060708', nonceLength: 12}}\n";
     nothing_at_all: "trust:\n";
     a_misspelt_section: "regestries: []\npolicy: ./policies\n";
 }

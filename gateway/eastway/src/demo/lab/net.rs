@@ -287,6 +287,17 @@ impl CloudNet {
         }
         Ok(())
     }
+
+    /// Ends [`CloudNet::forbid_inbound`].
+    ///
+    /// # Errors
+    /// `nft` is missing or refuses.
+    pub async fn allow_inbound(&self) -> Result<()> {
+        for gateway in &self.gateways {
+            gateway.change_filter(|filter| filter.no_inbound = false).await?;
+        }
+        Ok(())
+    }
 }
 
 /// The pods' namespace: a bridge of its own, so that several gateway replicas fit on it.

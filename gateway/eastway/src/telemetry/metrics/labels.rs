@@ -72,6 +72,29 @@ impl Labels for PeerReason {
     }
 }
 
+/// Two clusters, and which way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct PairLabels {
+    pub(super) source_cluster: Arc<str>,
+    pub(super) destination_cluster: Arc<str>,
+}
+
+impl PairLabels {
+    pub(super) fn new(from: &Arc<str>, to: &Arc<str>) -> Self {
+        Self { source_cluster: Arc::clone(from), destination_cluster: Arc::clone(to) }
+    }
+}
+
+impl Labels for PairLabels {
+    fn owner(&self) -> Option<&Arc<str>> {
+        Some(&self.source_cluster)
+    }
+
+    fn overflow(&self) -> Self {
+        Self { source_cluster: Arc::clone(&self.source_cluster), destination_cluster: Arc::from(OTHER) }
+    }
+}
+
 /// Which way something went.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct Direction {

@@ -5,10 +5,11 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use eastway_identity::tls;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::link::{LinkCore, TcpConnection, lock};
+use super::pipe::{Pipe, Via};
 use super::preface::{FlowKind, FlowPreface, LinkSecret, Preface, PrefaceError, Status};
 use super::session::{Session, SessionError};
 use super::{Failure, Shared, control, pipe};
@@ -43,28 +44,38 @@ pub(super) async fn run(shared: Arc<Shared>, listener: TcpListener, accepted: mp
         };
         let (task, accepted) = (Arc::clone(&shared), accepted.clone());
         shared.spawn(async move {
-            if let Err(failure) = take(&task, stream, remote, permit, accepted).await {
+            pipe::tune(&stream);
+            if let Err(failure) = take(&task, Box::new(stream), None, remote, permit, accepted).await {
                 task.refuse(&failure, remote);
             }
         });
     }
 }
 
+/// Whom a third cluster brings.
+pub(super) struct Relayed {
+    /// Nobody else may be at the other end.
+    pub(super) from: Arc<str>,
+    /// The third cluster.
+    pub(super) via: Arc<str>,
+}
+
 /// `_permit`: held until it is known who it is.
-async fn take(
+pub(super) async fn take(
     shared: &Arc<Shared>,
-    stream: TcpStream,
+    stream: Box<dyn Pipe>,
+    relayed: Option<Relayed>,
     remote: SocketAddr,
     permit: OwnedSemaphorePermit,
     accepted: mpsc::Sender<Established>,
 ) -> Result<(), Failure> {
-    pipe::tune(&stream);
     let leaf = shared.identity.current().leaf_sha256();
     let deadline = shared.config.timing.handshake;
     let begun = tokio::time::timeout(deadline, begin(shared, stream)).await;
     let (mut session, preface) = begun.map_err(|_| Failure::Timeout)??;
     drop(permit);
-    let (peer, chain) = shared.identify(&session, None)?;
+    let expected = relayed.as_ref().map(|relayed| &*relayed.from);
+    let (peer, chain) = shared.identify(&session, expected)?;
     let preface = match preface {
         Preface::Control => {
             if shared.identity.current().leaf_sha256() != leaf {
@@ -72,7 +83,13 @@ async fn take(
                 return Err(Failure::Renewed);
             }
             answer(&mut session, Status::Accepted).await?;
-            let connection = shared.link(Side::Acceptor, Arc::clone(&peer.peer), remote, session)?;
+            let connection = shared.link(
+                Side::Acceptor,
+                Arc::clone(&peer.peer),
+                remote,
+                relayed.map(|relayed| Via { cluster: relayed.via, carrier: None }),
+                session,
+            )?;
             let established =
                 Established { connection: Arc::new(TcpConnection(connection)), peer, chain, local_leaf_sha256: leaf };
             // Only when the transport is closing is nobody left to take it.
@@ -90,11 +107,11 @@ async fn take(
     join(&link, session, &preface).await
 }
 
-async fn begin(shared: &Arc<Shared>, stream: TcpStream) -> Result<(Session, Preface), Failure> {
+async fn begin(shared: &Arc<Shared>, stream: Box<dyn Pipe>) -> Result<(Session, Preface), Failure> {
     let (identity, trust) = (Arc::clone(&shared.identity), Arc::clone(&shared.trust));
     let config = tls::tcp_server_config(identity, trust, Arc::clone(&shared.clock));
     let server = config.and_then(rustls::ServerConnection::new).map_err(|error| Failure::Other(error.to_string()))?;
-    let mut session = Session::new(server.into(), Box::new(stream));
+    let mut session = Session::new(server.into(), stream);
     session.handshake().await.map_err(|error| shared.failure(&error))?;
     let preface = Preface::read(&mut session).await.map_err(|error| match error {
         PrefaceError::Session(error) => shared.failure(&error),
@@ -129,6 +146,7 @@ impl Shared {
         side: Side,
         peer: Arc<str>,
         remote: SocketAddr,
+        via: Option<Via>,
         session: Session,
     ) -> Result<Arc<LinkCore>, Failure> {
         let secret = LinkSecret::of(session.tls()).map_err(|error| Failure::Other(error.to_string()))?;
@@ -138,7 +156,7 @@ impl Shared {
         let most = limits.streams_per_peer.saturating_add(limits.initial_streams);
         let bounds = (limits.initial_streams, most, self.flows.of(&peer));
         let ends = (self.tasks.clone(), self.stop.clone());
-        let link = LinkCore::new((side, peer, remote), secret, session, bounds, ends);
+        let link = LinkCore::new((side, peer, remote, via), secret, session, bounds, ends);
         if side == Side::Acceptor {
             lock(&self.links).insert(id, Arc::downgrade(&link));
         }
@@ -176,7 +194,7 @@ impl Shared {
     }
 
     /// Counts and tells a handshake of somebody else that came to nothing.
-    fn refuse(&self, failure: &Failure, remote: SocketAddr) {
+    pub(super) fn refuse(&self, failure: &Failure, remote: SocketAddr) {
         let reason = failure.label();
         *lock(&self.failures).entry(reason).or_default() += 1;
         self.observer.happened(&Event::Refused { peer: None, remote, reason, text: &failure.to_string() });

@@ -40,7 +40,13 @@ pub(super) async fn dial(
     let begin = Instant::now();
     let control = connect(&shared, &peer, &connector, |_| Ok(Preface::Control));
     let control = tokio::time::timeout(after, control).await.unwrap_or(Err(Error::Handshake(Failure::Timeout)));
-    let (session, status) = control.map_err(|error| error.at(remote, after))?;
+    let (session, status) = control.map_err(|error| match (error, connector.via()) {
+        (Error::Handshake(Failure::Timeout), Some(via)) => DialError::Relay {
+            reason: format!("no answer from {peer} by way of {} in {after:?}", via.cluster),
+            refused: false,
+        },
+        (error, _) => error.at(remote, after),
+    })?;
     let failed = |failure: Failure| Error::Handshake(failure).at(remote, after);
     if status != Status::Accepted {
         return Err(DialError::RefusedUs { remote, reason: "it takes no link now".to_owned() });
@@ -49,7 +55,7 @@ pub(super) async fn dial(
         return Err(failed(Failure::Renewed));
     }
     let (verified, chain) = shared.identify(&session, Some(&peer)).map_err(failed)?;
-    let link = shared.link(Side::Dialler, Arc::clone(&peer), remote, session).map_err(failed)?;
+    let link = shared.link(Side::Dialler, Arc::clone(&peer), remote, connector.via(), session).map_err(failed)?;
     // Connect, handshake and status are three round trips.
     link.measured(begin.elapsed() / 3);
     let warm = Warm { shared: Arc::clone(&shared), connector, link: Arc::clone(&link), next: AtomicU64::new(0) };
@@ -98,6 +104,7 @@ impl Error {
             Self::Connect(error @ ConnectError::Tcp(_)) => {
                 DialError::NoConnection { remote, reason: printable(&error.to_string()) }
             }
+            Self::Connect(ConnectError::Relay(failure)) => failure.into(),
             Self::Handshake(Failure::Timeout) => DialError::NoConnection {
                 remote,
                 reason: format!("no answer in {after:?}: TCP port {} blocked?", remote.port()),

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use super::control::{self, Inbox, Outbox};
 use super::flow::Flow;
 use super::frames::Frame;
+use super::pipe::Via;
 use super::pool::Wish;
 use super::preface::{FlowKind, LinkSecret};
 use super::session::Session;
@@ -33,6 +34,8 @@ pub(super) struct LinkCore {
     pub(super) peer: Arc<str>,
     pub(super) secret: LinkSecret,
     remote: SocketAddr,
+    /// The cluster on the way.
+    via: Option<Via>,
     /// The control connection; none when it has ended.
     pub(super) session: Mutex<Option<Session>>,
     pub(super) outbox: Outbox,
@@ -70,7 +73,7 @@ struct Idle {
 
 impl LinkCore {
     pub(super) fn new(
-        (side, peer, remote): (Side, Arc<str>, SocketAddr),
+        (side, peer, remote, via): (Side, Arc<str>, SocketAddr, Option<Via>),
         secret: LinkSecret,
         session: Session,
         (admitted, most_of_peer, of_peer): (u32, u32, Arc<AtomicU32>),
@@ -86,6 +89,7 @@ impl LinkCore {
             peer,
             secret,
             remote,
+            via,
             session: Mutex::new(Some(session)),
             outbox: Outbox::default(),
             inbox: Inbox::default(),
@@ -348,7 +352,16 @@ pub(super) struct TcpConnection(pub(super) Arc<LinkCore>);
 
 impl Connection for TcpConnection {
     fn kind(&self) -> TransportKind {
-        TransportKind::Tcp
+        if self.0.via.is_some() { TransportKind::Relay } else { TransportKind::Tcp }
+    }
+
+    fn via(&self) -> Option<Arc<str>> {
+        self.0.via.as_ref().map(|via| Arc::clone(&via.cluster))
+    }
+
+    fn carrier_leaves(&self) -> bool {
+        let carrier = self.0.via.as_ref().and_then(|via| via.carrier.as_ref());
+        carrier.is_some_and(|carrier| carrier.0.going_away())
     }
 
     fn side(&self) -> Side {

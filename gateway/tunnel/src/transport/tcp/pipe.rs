@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
@@ -9,6 +10,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::proxy::ProxyError;
+use super::relay::RelayFailure;
+use crate::link::Link;
 use crate::transport::BoxFuture;
 
 /// Quiet time before the first probe of a connection where nothing moves.
@@ -34,10 +37,23 @@ impl Pipe for TcpStream {
     }
 }
 
+/// A cluster on the way.
+pub(crate) struct Via {
+    /// Its name.
+    pub(crate) cluster: Arc<str>,
+    /// The link to it that carries all pipes of a link dialled here.
+    pub(crate) carrier: Option<Link>,
+}
+
 /// Makes pipes to one place.
 pub(crate) trait Connector: Send + Sync + 'static {
     /// What is connected to at first: the other side, or the proxy on the way.
     fn remote(&self) -> SocketAddr;
+
+    /// The cluster on the way; `None`: there is none.
+    fn via(&self) -> Option<Via> {
+        None
+    }
 
     /// Makes a pipe. The caller keeps the deadline.
     fn connect(&self) -> BoxFuture<'_, Result<Box<dyn Pipe>, ConnectError>>;
@@ -52,6 +68,15 @@ pub(crate) enum ConnectError {
     /// The proxy on the way.
     #[error("{0}")]
     Proxy(#[from] ProxyError),
+    /// The cluster on the way.
+    #[error("{0}")]
+    Relay(RelayFailure),
+}
+
+impl From<RelayFailure> for ConnectError {
+    fn from(failure: RelayFailure) -> Self {
+        Self::Relay(failure)
+    }
 }
 
 /// Connects directly.

@@ -109,6 +109,12 @@ const FAULTS: &[(&str, Break)] = &[
     ("EW310", |f| peer(f).packets = (10_000, 500)),
     ("EW311", |f| peer(f).recent_link_losses = 5),
     ("EW312", |f| down(f, Reach::Answered(Duration::from_millis(20)), None)),
+    ("EW313", |f| peer(f).via = Some("hub".to_owned())),
+    ("EW314", |f| {
+        down(f, Reach::Silent, None);
+        peer(f).addresses.clear();
+        peer(f).relay_error = Some("hub does not relay to gke".to_owned());
+    }),
     ("EW401", |f| handshake(f, HandshakeFault::Unpinned("sha256:00".to_owned()))),
     ("EW402", |f| handshake(f, HandshakeFault::WrongIdentity("spiffe://gke.example/ns/a/sa/b".to_owned()))),
     ("EW403", |f| handshake(f, HandshakeFault::Expired(NOW - DAY))),
