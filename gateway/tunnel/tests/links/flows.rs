@@ -87,13 +87,15 @@ async fn flows_do_not_mix(over: Over) {
         soon("accepted", flow.accepted()).await.unwrap();
         flows.push((flow, received));
     }
-    for (number, (flow, _)) in flows.iter().enumerate() {
-        send(flow, &[format!("{number} one").as_bytes(), format!("{number} two").as_bytes()]);
+    let mut exchanges = tokio::task::JoinSet::new();
+    for (number, (mut flow, received)) in flows.into_iter().enumerate() {
+        exchanges.spawn(async move {
+            let said = [format!("{number} one"), format!("{number} two")];
+            let answers = exchange(&mut flow, &received, &said.each_ref().map(String::as_bytes)).await;
+            assert_eq!(answers, said);
+        });
     }
-    for (number, (_, received)) in flows.iter().enumerate() {
-        until("both answers", || (received.len() == 2).then_some(())).await;
-        assert_eq!(received.take(), [format!("{number} one"), format!("{number} two")]);
-    }
+    exchanges.join_all().await;
 }
 
 /// Networks reorder, and endpoints take their time.
