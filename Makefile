@@ -44,7 +44,8 @@ model: ## The federation simulator: 10,000 seeds of at least 300 events
 system: ## Clouds as network namespaces, real CoreDNS, Envoys and gRPC libraries, the demo and the documents as a user runs them
 	$(CARGO) build --release --locked -q -p eastway
 	EASTWAY_BIN=$(TARGET)/release/eastway $(CARGO) test --locked -q --workspace \
-		--test system --test envoy --test xds_envoy --test grpc_xds --test documents --test dns_coredns --test chart --test image --example budgets -- --test-threads=1
+		--test system --test xds_envoy --test grpc_xds --test documents --test dns_coredns --test chart --test image --example budgets -- --test-threads=1
+	EASTWAY_BIN=$(TARGET)/release/eastway $(CARGO) test --locked -q --workspace --test envoy -- --test-threads=2
 	$(CARGO) test --locked -q --workspace --lib -- relay:: load::
 
 demo-check: ## The demo's script, as a user without privileges, in real namespaces
