@@ -42,7 +42,7 @@ pub(super) fn read(programs: &Programs) -> Result<Value> {
         },
         "versions": {
             "eastway": first_line(Command::new(&programs.eastway).arg("version")),
-            "envoy": first_line(Command::new(&programs.envoy).arg("--version")),
+            "envoy": envoy(Command::new(&programs.envoy).arg("--version")),
             "haproxy": first_line(Command::new("haproxy").arg("-v")),
             "iperf3": first_line(Command::new("iperf3").arg("-v")),
             "wireguard-go": required(&programs.peers.join("wireguard/go.mod"), "golang.zx2c4.com/wireguard "),
@@ -57,6 +57,11 @@ pub(super) fn read(programs: &Programs) -> Result<Value> {
 fn first_line(command: &mut Command) -> Option<String> {
     let said = output(command).ok()?;
     said.lines().find(|line| !line.is_empty()).map(|line| line.trim().to_owned())
+}
+
+/// It says its own path before the version.
+fn envoy(command: &mut Command) -> Option<String> {
+    first_line(command)?.split_once("version: ").map(|(_, version)| version.to_owned())
 }
 
 /// The line of a file of dependencies that begins so.
