@@ -3,7 +3,9 @@
 mod balance;
 mod control;
 pub(crate) mod driver;
+mod state;
 mod table;
+mod unacknowledged;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -11,7 +13,6 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Context, Waker};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
@@ -19,7 +20,10 @@ use bytes::Bytes;
 use eastway_identity::SpkiPin;
 use tokio::time::Instant;
 
+pub use state::LinkState;
 pub use table::LinkTable;
+
+use unacknowledged::Unacknowledged;
 
 pub(crate) use balance::{Budget, Pace};
 
@@ -177,32 +181,6 @@ pub enum OpenError {
     Header(#[from] HeaderTooLong),
 }
 
-/// What a link may be used for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-#[repr(u8)]
-pub enum LinkState {
-    /// Authenticated, and nothing was acknowledged yet.
-    Starting = 0,
-    /// Acknowledged within the last two heartbeats.
-    Fresh = 1,
-    /// Acknowledged, but not lately: used when no fresh link is there.
-    Stale = 2,
-    /// Gone.
-    Closed = 3,
-}
-
-impl LinkState {
-    fn from_u8(number: u8) -> Self {
-        match number {
-            0 => Self::Starting,
-            1 => Self::Fresh,
-            2 => Self::Stale,
-            _ => Self::Closed,
-        }
-    }
-}
-
 /// Which link it is; fixed once Hello was exchanged.
 #[derive(Clone, Debug)]
 pub(crate) struct LinkIdentity {
@@ -238,8 +216,7 @@ pub(crate) struct LinkShared {
     /// Streams that the transport admits now.
     admitted: AtomicU32,
     streams: Mutex<HashMap<u64, Weak<StreamShared>>>,
-    /// Halves that ended here in order, until the other side has all of them.
-    unacknowledged: Mutex<Vec<Box<dyn SendStream>>>,
+    unacknowledged: Unacknowledged,
     pub(crate) flows: Flows,
     next_stream: AtomicU64,
     pace: Arc<Pace>,
@@ -303,7 +280,7 @@ impl LinkShared {
             served: AtomicU32::new(0),
             admitted: AtomicU32::new(limits.initial_streams),
             streams: Mutex::new(HashMap::new()),
-            unacknowledged: Mutex::new(Vec::new()),
+            unacknowledged: Unacknowledged::default(),
             flows: Flows::default(),
             next_stream: AtomicU64::new(0),
             pace: Arc::default(),
@@ -462,45 +439,30 @@ impl LinkShared {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a half that ended in order until [`LinkShared::sweep`] finds that the other side has all of it: a link that
-    /// is closed before takes the last bytes with it.
+    /// Keeps a half that ended in order until the other side has all of it.
     pub(crate) fn finished(&self, half: Box<dyn SendStream>) {
-        self.unacknowledged().push(half);
+        self.unacknowledged.keep(half);
         if self.state() == LinkState::Closed {
-            self.sweep();
+            self.abandon();
         }
     }
 
-    /// Lets go of what the other side has got, or never will. Called every [`TICK`](balance::TICK), and when the link is
-    /// gone: nobody else looks then.
+    /// Looks at what the other side has got since the last time. Called every [`TICK`](balance::TICK).
     pub(crate) fn sweep(&self) {
-        let mut cx = Context::from_waker(Waker::noop());
-        let mut halves = self.unacknowledged();
-        if halves.is_empty() {
-            return;
-        }
-        halves.retain_mut(|half| half.poll_stopped(&mut cx).is_pending());
-        if halves.is_empty() {
-            halves.shrink_to(64);
-            drop(halves);
+        if self.unacknowledged.sweep() {
             self.notify_if_idle();
         }
     }
 
-    /// The link has ended: nothing is acknowledged any more, and nobody sweeps.
+    /// The link has ended: nothing is acknowledged any more.
     pub(crate) fn abandon(&self) {
-        let halves = std::mem::take(&mut *self.unacknowledged());
-        drop(halves);
+        self.unacknowledged.clear();
         self.notify_if_idle();
-    }
-
-    fn unacknowledged(&self) -> MutexGuard<'_, Vec<Box<dyn SendStream>>> {
-        self.unacknowledged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether no stream is open in either direction, and the other side has got all of those that were.
     pub(crate) fn is_idle(&self) -> bool {
-        self.streams().is_empty() && self.unacknowledged().is_empty()
+        self.streams().is_empty() && self.unacknowledged.is_empty()
     }
 
     fn notify_if_idle(&self) {

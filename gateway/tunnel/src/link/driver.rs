@@ -8,7 +8,6 @@ use std::time::{Duration, SystemTime};
 use eastway_identity::reauth::{self, Exporter, Role};
 use eastway_identity::{AnchorDer, CertificateDer, Clock, IdentityStore, SpkiPin, TrustStore, VerifiedPeer};
 use eastway_proto::control::v1::Reauthenticate;
-use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -20,13 +19,13 @@ use crate::code::CloseCode;
 use crate::config::{ReplicaId, TunnelConfig};
 use crate::control::{ControlAction, ControlConfig, ControlSession, Now, PeerHello};
 use crate::events::Observer;
-use crate::header::StreamHeader;
 use crate::metrics::{Counters, PacketLoss};
 use crate::peers::PeerCounts;
-use crate::stream::{self, StreamHandler};
-use crate::transport::{CloseReason, Established, Halves, Side};
+use crate::stream::StreamHandler;
+use crate::transport::{CloseReason, Established, Side};
 use crate::world::Resolver;
 
+mod admit;
 mod tell;
 
 pub use tell::HeardAnchors;
@@ -253,8 +252,8 @@ impl Driver {
         let connection = Arc::clone(&self.shared.connection);
         let environment = Arc::clone(&self.environment);
         let _guard = EndGuard { shared: Arc::clone(&self.shared), events: events.clone() };
-        environment.tasks.spawn(accept_streams(Arc::clone(&self.shared), Arc::clone(&environment)));
-        environment.tasks.spawn(take_datagrams(Arc::clone(&self.shared)));
+        environment.tasks.spawn(admit::accept_streams(Arc::clone(&self.shared), Arc::clone(&environment)));
+        environment.tasks.spawn(admit::take_datagrams(Arc::clone(&self.shared)));
         let reason = tokio::select! {
             reason = connection.closed() => reason,
             (code, message) = self.serve(&events) => {
@@ -264,7 +263,6 @@ impl Driver {
             }
         };
         self.shared.set_state(LinkState::Closed);
-        self.shared.sweep();
         self.shared.counters().link_closed(&reason);
         let dropped = usize::try_from(connection.path().dropped_datagrams).unwrap_or(usize::MAX);
         self.shared.counters().packets_lost(PacketLoss::Path, dropped);
@@ -486,35 +484,5 @@ async fn sleep_until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
-    }
-}
-
-/// Lets the streams of the other side in, each into a task of its own, where it is carried.
-async fn accept_streams(link: Arc<LinkShared>, environment: Arc<Environment>) {
-    let here = Handle::current();
-    while let Ok(halves) = link.connection.accept().await {
-        let (home, _) = &halves;
-        let home = home.home().unwrap_or_else(|| here.clone());
-        let let_in = let_in(Arc::clone(&link), halves, Arc::clone(&environment), here.clone());
-        environment.tasks.spawn_on(let_in, &home);
-    }
-}
-
-/// Gives datagrams to their flows.
-async fn take_datagrams(link: Arc<LinkShared>) {
-    let mut datagrams = Vec::new();
-    while link.connection.read_datagrams(&mut datagrams).await.is_ok() {
-        link.flows.deliver(&link, &mut datagrams, Instant::now());
-        // Others have their turn, however many more there are.
-        tokio::task::yield_now().await;
-    }
-}
-
-/// `here`: where everything is done but copying. Work that takes long must not keep links waiting.
-async fn let_in(link: Arc<LinkShared>, halves: Halves, environment: Arc<Environment>, here: Handle) {
-    if let Some((header, stream)) = stream::admit(&link, halves).await {
-        let home = if matches!(header, StreamHeader::Service(_)) { Handle::current() } else { here };
-        // A task anew: this one has room for the header's reader, which the stream is done with.
-        environment.tasks.spawn_on(environment.handler.handle(link.info(), header, stream), &home);
     }
 }

@@ -216,11 +216,14 @@ async fn p9_beside_streams_that_nobody_reads_others_keep_nine_tenths_of_their_go
     for _ in 0..1_000 {
         let mut stream = loaded.open(&header("stalls")).await.unwrap();
         stalled.spawn(async move {
+            soon("accepted", stream.accepted()).await.unwrap();
             let block = Bytes::from_static(&[0; 4_096]);
             while stream.send.write(block.clone()).await.is_ok() {}
         });
     }
-    until("they hold all that they may", || (stalled_streams(beset) <= 64).then_some(())).await;
+    // Those that are over the limit are cut.
+    let cut = || beset.tunnel.counters().resets_sent.get("OVERLOADED").copied().unwrap_or_default();
+    until("they hold all that they may", || (cut() > 0 && stalled_streams(beset) <= 64).then_some(())).await;
     let time = async |link: &eastway_tunnel::Link| {
         let start = Instant::now();
         assert_eq!(soon("a stream that is read", count(link, BYTES)).await, BYTES);
