@@ -2,7 +2,7 @@
 //!
 //! In a round everything of a stage is measured once, one after the other, every second round in the opposite order, with
 //! the direct way first and last. Figures are compared within a round only, so that what comes and goes on the machine
-//! meets all alike. See [`rounds`] for when a round does not count.
+//! meets all alike. See `rounds` for when a round does not count.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

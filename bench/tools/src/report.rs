@@ -29,7 +29,7 @@ pub struct Args {
 /// Writes plots and documents anew.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn run(args: &Args) -> Result<()> {
     write(&args.results, &args.documents)
 }
