@@ -43,7 +43,7 @@ pub struct Transfer {
 /// Fetches `size` bytes from a [`Habit::Http`](crate::servers::Habit::Http). Must run at the client's place.
 ///
 /// # Errors
-/// The connection breaks, a byte is another, or nothing comes for [`PATIENCE`].
+/// The connection breaks, a byte is another, or nothing comes for too long.
 pub async fn download(source: IpAddr, target: SocketAddr, size: usize, progress: Progress) -> Result<Transfer> {
     let begun = Instant::now();
     let stream = load::connect(source, target).await.context("connect")?;
