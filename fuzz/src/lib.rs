@@ -6,6 +6,7 @@
 pub mod federation;
 pub mod files;
 pub mod identity;
+pub mod links;
 pub mod replicas;
 pub mod sidecars;
 pub mod xds;
@@ -31,6 +32,11 @@ pub const TARGETS: &[Target] = &[
     ("reauth", identity::reauth),
     ("spiffe_id", identity::spiffe_id),
     ("replica_envelope", replicas::envelope),
+    ("flow_stream", links::flow_stream),
+    ("flow_datagram", links::flow_datagram),
+    ("tcp_frames", links::tcp_frames),
+    ("tcp_preface", links::tcp_preface),
+    ("proxy_answer", links::proxy_answer),
     ("xds_requests", xds::requests),
     ("hbone_authority", sidecars::authority),
     ("client_hello", sidecars::client_hello),

@@ -8,6 +8,8 @@
 //! Nothing here waits for a packet to be taken, by the path or by whoever receives it: queues are bounded and lose the
 //! oldest, which is what UDP promises.
 
+#[doc(hidden)]
+pub mod decoders;
 mod frames;
 mod id;
 mod table;

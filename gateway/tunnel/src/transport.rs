@@ -9,6 +9,9 @@ pub(crate) mod quic;
 mod share;
 pub(crate) mod tcp;
 
+#[doc(hidden)]
+pub use self::tcp::decoders as tcp_decoders;
+
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;

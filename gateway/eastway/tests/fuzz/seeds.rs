@@ -1,5 +1,8 @@
 //! What the corpora begin with: real encodings, and inputs that a hostile hand would write.
 
+#[path = "links.rs"]
+mod links;
+
 use std::path::Path;
 
 use eastway_identity::certificates_from_pem;
@@ -24,6 +27,7 @@ pub(crate) fn all() -> Vec<Seed> {
     client_hellos(&mut seeds);
     envelopes(&mut seeds);
     xds_requests(&mut seeds);
+    links::all(&mut seeds);
     seeds
 }
 

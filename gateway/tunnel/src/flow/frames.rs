@@ -16,6 +16,11 @@ pub(super) struct Frames {
 }
 
 impl Frames {
+    /// Bytes that wait for the rest of their packet.
+    pub(super) fn kept(&self) -> usize {
+        self.part.len()
+    }
+
     /// Takes the next bytes of the stream; the packets that they complete are added to `packets`.
     pub(super) fn push(&mut self, mut chunk: Bytes, packets: &mut Vec<Bytes>) {
         while !chunk.is_empty() {
@@ -45,7 +50,28 @@ fn packet_length(bytes: &[u8]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn any_packets_come_out_as_they_went_in(
+            lengths in proptest::collection::vec(0_usize..=u16::MAX as usize, 0..6),
+            size in 1_usize..70_000,
+        ) {
+            let sent: Vec<Bytes> = lengths.iter().map(|length| Bytes::from(vec![(*length % 251) as u8; *length])).collect();
+            let stream: Vec<u8> = sent.iter().flat_map(|packet| [length(packet), packet.clone()].concat()).collect();
+            let (mut frames, mut packets) = (Frames::default(), Vec::new());
+            for chunk in stream.chunks(size) {
+                frames.push(Bytes::copy_from_slice(chunk), &mut packets);
+                prop_assert!(frames.kept() < 2 + usize::from(u16::MAX), "what is kept is bounded");
+            }
+            prop_assert!(packets == sent && frames.kept() == 0);
+        }
+    }
 
     #[test]
     fn packets_come_out_whole_wherever_the_stream_is_cut() {

@@ -7,6 +7,7 @@
 
 mod accept;
 mod control;
+pub mod decoders;
 mod dial;
 mod flow;
 mod frames;

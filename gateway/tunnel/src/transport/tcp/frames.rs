@@ -140,7 +140,47 @@ fn put(out: &mut BytesMut, kind: u8, body: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn any_frame() -> impl Strategy<Value = Frame> {
+        let code = || (0..=u8::MAX).prop_map(code_from_wire);
+        let close = (0..=u64::from(u8::MAX)).prop_map(CloseCode::from_wire);
+        prop_oneof![
+            proptest::collection::vec(any::<u8>(), 0..=MAX_BODY).prop_map(|bytes| Frame::Data(bytes.into())),
+            Just(Frame::DataEnd),
+            (any::<u64>(), code()).prop_map(|(flow, code)| Frame::Reset { flow, code }),
+            (any::<u64>(), code()).prop_map(|(flow, code)| Frame::Stop { flow, code }),
+            any::<u64>().prop_map(|flow| Frame::Read { flow }),
+            (close, "[ -~]{0,200}").prop_map(|(code, reason)| Frame::Close { code, reason }),
+            any::<u64>().prop_map(Frame::Ping),
+            any::<u64>().prop_map(Frame::Pong),
+            any::<u16>().prop_map(Frame::Want),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn any_frames_are_read_as_they_were_written(
+            frames in proptest::collection::vec(any_frame(), 0..8),
+            size in 1_usize..5_000,
+        ) {
+            let mut bytes = BytesMut::new();
+            frames.iter().for_each(|frame| frame.encode(&mut bytes));
+            let (mut input, mut read) = (BytesMut::new(), Vec::new());
+            for piece in bytes.chunks(size) {
+                input.extend_from_slice(piece);
+                while let Some(frame) = Frame::decode(&mut input).unwrap() {
+                    read.push(frame);
+                }
+                prop_assert!(input.len() < PREFIX + MAX_BODY);
+            }
+            prop_assert!(read == frames && input.is_empty());
+        }
+    }
 
     #[test]
     fn frames_are_read_as_written_whatever_the_pieces() {

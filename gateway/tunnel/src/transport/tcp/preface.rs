@@ -19,6 +19,8 @@ const FLOW_LABEL: &[u8] = b"EXPORTER-eastway-tcp-flow";
 
 const LINK: usize = 16;
 const PROOF: usize = 32;
+/// Longest preface: kind, link, number and proof.
+const LONGEST: usize = 1 + LINK + 8 + PROOF;
 const KIND_CONTROL: u8 = 1;
 const KIND_FLOW: u8 = 2;
 const KIND_REVERSE: u8 = 3;
@@ -136,19 +138,33 @@ impl Preface {
 
     /// Reads one, and not a byte of what follows.
     pub(super) async fn read(session: &mut Session) -> Result<Self, PrefaceError> {
-        let mut kind = [0];
-        session.read_exact(&mut kind).await?;
-        let kind = match kind {
-            [KIND_CONTROL] => return Ok(Self::Control),
-            [KIND_FLOW] => FlowKind::Flow,
-            [KIND_REVERSE] => FlowKind::Reverse,
-            [other] => return Err(PrefaceError::Kind(other)),
+        let mut bytes = [0; LONGEST];
+        let (kind, rest) = bytes.split_at_mut(1);
+        session.read_exact(kind).await?;
+        if let Some(preface) = Self::decode(kind)? {
+            return Ok(preface);
+        }
+        session.read_exact(rest).await?;
+        // Nothing is longer.
+        Self::decode(&bytes)?.ok_or(PrefaceError::Session(SessionError::Truncated))
+    }
+
+    /// Reads one off the front of `bytes`. `None`: it is not complete yet.
+    pub(super) fn decode(bytes: &[u8]) -> Result<Option<Self>, PrefaceError> {
+        let kind = match bytes.first() {
+            None => return Ok(None),
+            Some(&KIND_CONTROL) => return Ok(Some(Self::Control)),
+            Some(&KIND_FLOW) => FlowKind::Flow,
+            Some(&KIND_REVERSE) => FlowKind::Reverse,
+            Some(&other) => return Err(PrefaceError::Kind(other)),
         };
-        let (mut link, mut number, mut proof) = ([0; LINK], [0; 8], [0; PROOF]);
-        session.read_exact(&mut link).await?;
-        session.read_exact(&mut number).await?;
-        session.read_exact(&mut proof).await?;
-        Ok(Self::Flow(FlowPreface { kind, link, number: u64::from_be_bytes(number), proof }))
+        let flow = || {
+            let (link, rest) = bytes.get(1..)?.split_first_chunk()?;
+            let (number, rest) = rest.split_first_chunk()?;
+            let proof = rest.first_chunk()?;
+            Some(FlowPreface { kind, link: *link, number: u64::from_be_bytes(*number), proof: *proof })
+        };
+        Ok(flow().map(Self::Flow))
     }
 }
 

@@ -118,15 +118,16 @@ async fn request(host: &HostPort, credentials: Option<&ProxyCredentials>) -> Res
 
 /// What a proxy answered.
 #[derive(Debug, PartialEq, Eq)]
-struct Answer {
-    code: u16,
+pub(super) struct Answer {
+    pub(super) code: u16,
     /// Code and reason, to be shown.
-    line: String,
+    pub(super) line: String,
 }
 
 /// Reads the head of an answer. `None`: it is not complete yet. After it the other side speaks TLS, and not first.
-fn answer(head: &[u8]) -> Result<Option<Answer>, ProxyError> {
-    let end = head.windows(4).position(|bytes| bytes == b"\r\n\r\n");
+pub(super) fn answer(head: &[u8]) -> Result<Option<Answer>, ProxyError> {
+    // The same bytes are the same answer, in whatever pieces they come.
+    let end = head.windows(4).take(MAX_HEAD - 3).position(|bytes| bytes == b"\r\n\r\n");
     if end.is_none() && head.len() < MAX_HEAD {
         // No HTTP is told as such at once.
         let known = b"HTTP/1.".get(..head.len().min(7)).unwrap_or_default();
