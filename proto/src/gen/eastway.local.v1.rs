@@ -134,6 +134,8 @@ pub enum Path {
     Udp = 1,
     /// TLS over TCP, where UDP is blocked.
     Tcp = 2,
+    /// By way of a third cluster.
+    Relay = 3,
 }
 impl Path {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -145,6 +147,7 @@ impl Path {
             Self::Unspecified => "PATH_UNSPECIFIED",
             Self::Udp => "PATH_UDP",
             Self::Tcp => "PATH_TCP",
+            Self::Relay => "PATH_RELAY",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -153,6 +156,7 @@ impl Path {
             "PATH_UNSPECIFIED" => Some(Self::Unspecified),
             "PATH_UDP" => Some(Self::Udp),
             "PATH_TCP" => Some(Self::Tcp),
+            "PATH_RELAY" => Some(Self::Relay),
             _ => None,
         }
     }

@@ -136,7 +136,7 @@ fn peer_facts() -> Value {
             "description": "Its links, as one gateway of this cluster sees them. A round trip time is written anew once a minute at most.",
             "properties": {
                 "since": {"type": "string", "format": "date-time", "description": "Since when it is up, or not."},
-                "path": {"type": "string", "enum": ["udp", "tcp"], "description": "What carries the best link; not set while there is none."},
+                "path": {"type": "string", "enum": ["udp", "tcp", "relay"], "description": "What carries the best link; not set while there is none."},
                 "roundTrip": {"type": "string", "maxLength": 32, "description": "Smoothed round trip time of the best link, e.g. `12ms`."},
             },
         },

@@ -60,7 +60,8 @@ fn slow_download(mesh: &Mesh, cloud: &str, target: SocketAddr, lasting: Duration
 lab_test! {
     /// UDP is dropped from the start: the link comes up by TCP soon, requests cross both ways, and status says so.
     async fn f38_where_udp_never_passes_links_are_by_tcp() {
-        let mut mesh = MeshBuilder::of(&["a", "b"]).prepare().await?;
+        let lines = json!({"log": {"access": "all"}});
+        let mut mesh = MeshBuilder::of(&["a", "b"]).settings("a", &lines).settings("b", &lines).prepare().await?;
         set_udp(&mesh, false).await?;
         mesh.serve("b", "web", 11, Habit::Http).await?;
         mesh.serve("a", "shop", 12, Habit::Http).await?;
@@ -79,6 +80,13 @@ lab_test! {
             let record = load.stop().await?;
             println!("p99 {:?}", record.p99());
             record.none_failed()?;
+        }
+        for cloud in ["a", "b"] {
+            let log = mesh.cloud(cloud).gateway(0)?.log_tail(1 << 20);
+            for direction in ["outbound", "inbound"] {
+                let mut lines = log.lines().filter(|line| line.contains(&format!("direction=\"{direction}\""))).peekable();
+                ensure!(lines.peek().is_some() && lines.all(|line| line.contains("path=\"tcp\"")), "{cloud}: {log}");
+            }
         }
         mesh.stop().await
     }

@@ -32,7 +32,10 @@ async fn shut_off(relay: &Value, b_via: bool) -> Result<Mesh> {
 async fn started(clouds: MeshBuilder, relay: &Value, b_via: bool) -> Result<Mesh> {
     let nothing = json!({"spec": {"export": [], "import": []}});
     let via = |is: bool| if is { json!({"spec": {"addresses": [], "via": "c"}}) } else { json!({}) };
+    let lines = json!({"log": {"access": "all"}});
     let mut mesh = clouds
+        .settings("a", &lines)
+        .settings("b", &lines)
         .settings("c", relay)
         .peer("a", "b", &via(true))
         .peer("b", "a", &via(b_via))
@@ -120,6 +123,11 @@ lab_test! {
             let record = load.stop().await?;
             println!("{from} to {to}: p99 {:?}", record.p99());
             record.none_failed()?;
+        }
+        for (cloud, direction) in [("a", "outbound"), ("b", "inbound")] {
+            let log = mesh.cloud(cloud).gateway(0)?.log_tail(1 << 22);
+            let lines: Vec<&str> = log.lines().filter(|line| line.contains(&format!("direction=\"{direction}\""))).collect();
+            ensure!(!lines.is_empty() && lines.iter().all(|line| line.contains("path=\"relay\"")), "{cloud}: {lines:#?}");
         }
         let codes = findings(&mesh, "a").await?;
         ensure!(codes.get("EW313").is_some_and(|text| text == "linked by way of c only"), "{codes:#?}");

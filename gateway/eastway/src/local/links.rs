@@ -41,6 +41,18 @@ pub enum LinkPath {
     Udp,
     /// TLS over TCP.
     Tcp,
+    /// By way of a third cluster.
+    Relay,
+}
+
+impl From<TransportKind> for LinkPath {
+    fn from(carrier: TransportKind) -> Self {
+        match carrier {
+            TransportKind::Quic => Self::Udp,
+            TransportKind::Tcp | TransportKind::Memory => Self::Tcp,
+            TransportKind::Relay => Self::Relay,
+        }
+    }
 }
 
 impl LinkFacts {
@@ -48,7 +60,7 @@ impl LinkFacts {
         let best = status.links.iter().filter(|_| status.up).min_by_key(|link| link.rtt_us);
         Self {
             since: status.since,
-            path: best.map(|link| if link.transport == TransportKind::Quic { LinkPath::Udp } else { LinkPath::Tcp }),
+            path: best.map(|link| link.transport.into()),
             rtt: best.map(|link| Duration::from_micros(link.rtt_us)).unwrap_or_default(),
             exported: exported as u64,
         }
@@ -61,6 +73,7 @@ impl LinkFacts {
             None => wire::Path::Unspecified,
             Some(LinkPath::Udp) => wire::Path::Udp,
             Some(LinkPath::Tcp) => wire::Path::Tcp,
+            Some(LinkPath::Relay) => wire::Path::Relay,
         };
         wire::Links {
             since_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
@@ -76,6 +89,7 @@ impl LinkFacts {
             wire::Path::Unspecified => None,
             wire::Path::Udp => Some(LinkPath::Udp),
             wire::Path::Tcp => Some(LinkPath::Tcp),
+            wire::Path::Relay => Some(LinkPath::Relay),
         };
         let since = now.checked_sub(Duration::from_millis(links.since_ms)).unwrap_or(SystemTime::UNIX_EPOCH);
         Self { since, path, rtt: Duration::from_micros(links.rtt_us), exported: links.exported_services }
@@ -161,7 +175,7 @@ mod tests {
     #[test]
     fn facts_survive_the_wire() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
-        for path in [None, Some(LinkPath::Udp), Some(LinkPath::Tcp)] {
+        for path in [None, Some(LinkPath::Udp), Some(LinkPath::Tcp), Some(LinkPath::Relay)] {
             let facts =
                 LinkFacts { since: now - Duration::from_millis(7), path, rtt: Duration::from_micros(3), exported: 9 };
             assert_eq!(LinkFacts::from_wire(&facts.to_wire(now), now), facts);

@@ -132,7 +132,7 @@ async fn open(
     let established = tokio::select! {
         biased;
         error = stream.aborted() => Err(Rejection::new(error.code(), "given up before an endpoint was reached")),
-        established = establish(&router, &peer, &service, &header, &mut connection) => established,
+        established = establish(&router, link.transport.into(), (&peer, &service), &header, &mut connection) => established,
     };
     let outcome = match established {
         Err(Rejection { code, why }) => {
@@ -169,8 +169,8 @@ fn names(link: &LinkInfo, header: &ServiceHeader) -> Option<(ClusterName, Servic
 
 async fn establish(
     router: &Arc<Router>,
-    peer: &ClusterName,
-    service: &ServiceKey,
+    path: Path,
+    (peer, service): (&ClusterName, &ServiceKey),
     header: &ServiceHeader,
     connection: &mut Connection,
 ) -> Result<Far, Rejection> {
@@ -187,9 +187,9 @@ async fn establish(
     let only = endpoint.as_ref();
     let pick = |tried: &[EndpointId]| router.pick_exported(service, header, only, tried);
     if header.flow.is_some() {
-        return serve_flow(router, connection, pick).map(Far::Udp).map_err(|error| unreachable(&error));
+        return serve_flow(router, path, connection, pick).map(Far::Udp).map_err(|error| unreachable(&error));
     }
-    reach(router, Path::Quic, connection, pick).await.map(Far::Tcp).map_err(|error| unreachable(&error))
+    reach(router, path, connection, pick).await.map(Far::Tcp).map_err(|error| unreachable(&error))
 }
 
 /// An endpoint, ready for the stream.
@@ -200,11 +200,12 @@ enum Far {
 
 fn serve_flow(
     router: &Router,
+    path: Path,
     connection: &mut Connection,
     pick: impl Fn(&[EndpointId]) -> Result<Picked, PickError>,
 ) -> Result<Served, ReachError> {
     let picked = pick(&[])?;
-    connection.set_upstream(Path::Quic, picked.address);
+    connection.set_upstream(path, picked.address);
     connection.set_version(picked.version.clone());
     let socket = connect_udp(router, &picked)?;
     let in_flight = router.in_flight.enter(&picked.endpoint);

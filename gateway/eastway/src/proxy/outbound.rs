@@ -271,7 +271,7 @@ impl<C: Client> Connecting<'_, C> {
         cluster: &ClusterName,
         header: &StreamHeader,
     ) -> Result<Upstream, ConnectError> {
-        self.connection.set_upstream(Path::Quic, link.remote_addr());
+        self.connection.set_upstream(link.transport().into(), link.remote_addr());
         let metrics = &self.router.telemetry.metrics;
         // What the client has said by now shares the header's packet. One that waits for the server is not waited for.
         if self.replay.is_empty()

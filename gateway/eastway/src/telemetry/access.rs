@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use eastway_tunnel::TransportKind;
 use serde::{Deserialize, Serialize};
 
 use super::escape::Escaped;
@@ -59,6 +60,8 @@ pub enum Path {
     Quic,
     /// A link over TLS over TCP.
     Tcp,
+    /// A link by way of a third cluster.
+    Relay,
     /// Both ends are in this cluster.
     Local,
     /// It ended before it was routed.
@@ -70,8 +73,21 @@ impl Path {
         match self {
             Self::Quic => "quic",
             Self::Tcp => "tcp",
+            Self::Relay => "relay",
             Self::Local => "local",
             Self::None => "-",
+        }
+    }
+}
+
+impl From<TransportKind> for Path {
+    fn from(carrier: TransportKind) -> Self {
+        match carrier {
+            TransportKind::Quic => Self::Quic,
+            TransportKind::Tcp => Self::Tcp,
+            TransportKind::Relay => Self::Relay,
+            // Both ends are in this process.
+            TransportKind::Memory => Self::Local,
         }
     }
 }

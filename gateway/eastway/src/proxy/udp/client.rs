@@ -268,7 +268,7 @@ impl ClientFlow {
         let mut tried = Vec::new();
         let mut last = ConnectError::NoLink(cluster.clone());
         while let Some(link) = router.link(cluster, &tried).filter(|_| tried.len() < MAX_ATTEMPTS) {
-            connection.set_upstream(Path::Quic, link.remote_addr());
+            connection.set_upstream(link.transport().into(), link.remote_addr());
             match self.by_link(router, &link, cluster, header.clone()).await {
                 Err(error) if error.is_of_link(true) => {
                     tried.push(link.replica());

@@ -67,6 +67,7 @@ fn as_status_has_it(LinkFacts { since, path, rtt, exported }: LinkFacts) -> Link
     let path = path.map(|path| match path {
         LinkPath::Udp => "udp",
         LinkPath::Tcp => "tcp",
+        LinkPath::Relay => "relay",
     });
     Links { since, path, rtt, exported }
 }
