@@ -130,8 +130,9 @@ impl ClientFlow {
     /// Whether its link ends soon and there is another one.
     pub(super) fn has_better_way(&self, router: &Router) -> bool {
         match self.way.get() {
+            // Another one to the same replica, by a better transport or address, is as good.
             Some(Way::Remote(_, link, cluster)) if !link.is_usable() => {
-                router.link(cluster, &[link.replica()]).is_some_and(|other| other.is_usable())
+                router.link(cluster, &[]).is_some_and(|other| other.is_usable())
             }
             Some(_) | None => false,
         }
