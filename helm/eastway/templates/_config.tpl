@@ -25,6 +25,10 @@ listen:
   metrics: "{{ $any }}:15020"
   health: "{{ $any }}:15021"
 link: {{- merge (dict "drain" (printf "%ds" (int .Values.gateway.drainSeconds))) .Values.link | toYaml | nindent 2 }}
+{{- with .Values.relay.allow }}
+relay:
+  allow: {{- toYaml . | nindent 2 }}
+{{- end }}
 # The others are found by the Service of the gateways.
 replicas:
   listen: "{{ $any }}:15442"

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use eastway::config::file::{AuthorizationWord, LimitsSection, LogSection, NameSection};
+use eastway::config::file::{AuthorizationWord, LimitsSection, LogSection, NameSection, RelayPairSection};
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde::Deserialize;
@@ -33,6 +33,8 @@ pub struct Values {
     pub ipv6: bool,
     /// Links to peers.
     pub link: Link,
+    /// Pairs of peers that cannot reach each other and whose links are carried here.
+    pub relay: Relay,
     /// Bounds on what peers and clients can use up, as `limits` of a GatewayConfig.
     pub limits: LimitsSection,
     /// Peers as files: name (`gke.yaml`) to text, as `eastway peer export` prints it. `Peer` objects work beside them.
@@ -105,6 +107,14 @@ pub enum PullPolicy {
 pub struct NamedObject {
     /// Its name.
     pub name: String,
+}
+
+/// Relaying for others.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Relay {
+    /// For whom, as `relay.allow` of a GatewayConfig. Both Peers there have to say `via: <this cluster>`.
+    pub allow: Vec<RelayPairSection>,
 }
 
 /// Links to peers.
@@ -420,7 +430,7 @@ pub enum WhenWord {
 }
 
 /// Shapes whose required fields are required here, too; values have defaults for all others.
-const STRICT: [&str; 2] = ["NameSection", "NamedObject"];
+const STRICT: [&str; 3] = ["NameSection", "NamedObject", "RelayPairSection"];
 
 /// `values.schema.json`: draft 7, which every Helm 3 reads.
 #[must_use]
