@@ -283,9 +283,14 @@ impl Peers {
         let Some(peer) = self.peers.values_mut().find(|peer| peer.links.contains_key(&id)) else { return };
         let Some(facts) = peer.links.get_mut(&id) else { return };
         facts.path.sample(stats);
-        let (host, transport) = (facts.address.clone(), facts.transport);
-        if let Some(address) = host.and_then(|host| peer.address(&host, transport)) {
-            address.rtt = Some(stats.rtt);
+        let Some(host) = facts.address.clone() else { return };
+        let (path, replica, transport) = (facts.path, facts.replica, facts.transport);
+        for address in peer.addresses.iter_mut().filter(|address| address.transport == transport) {
+            if address.host == host {
+                address.rtt = Some(stats.rtt);
+            } else if address.replica == Some(replica) && address.rtt.is_some_and(|rtt| path.may_be_beaten_by(rtt)) {
+                address.look_soon();
+            }
         }
     }
 

@@ -15,6 +15,8 @@ const UPGRADE: Duration = Duration::from_secs(10);
 const UPGRADE_MAX: Duration = Duration::from_secs(60);
 /// Between two looks at how an address does that carries no link beside one that does.
 const LOOK: Duration = Duration::from_secs(60);
+/// The same for one that did better when it was seen last; doubled with each dial that fails.
+const LOOK_SOON: Duration = Duration::from_secs(10);
 
 pub(crate) struct Address {
     pub(crate) host: HostPort,
@@ -94,6 +96,12 @@ impl Address {
             let pause = UPGRADE.saturating_mul(1 << failures.saturating_sub(1).min(8)).min(UPGRADE_MAX);
             self.not_before = at.now + at.jitter(pause);
         }
+    }
+
+    /// It was better once than the path that carries the link is now: it is looked at a little sooner.
+    pub(crate) fn look_soon(&mut self) {
+        let pause = LOOK_SOON.saturating_mul(1 << self.failures.saturating_sub(1).min(8));
+        self.look_at = self.look_at.min(self.began + pause);
     }
 
     /// A failed dial is repeated after the longest of the usual pauses.

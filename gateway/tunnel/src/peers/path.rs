@@ -43,6 +43,17 @@ impl PathMeter {
     }
 }
 
+impl PathMeter {
+    /// Whether a path that had this round trip time when it was seen last may be better now.
+    pub(super) fn may_be_beaten_by(&self, rtt: Duration) -> bool {
+        self.cost().is_some_and(|cost| is_better(rtt, cost))
+    }
+}
+
+fn is_better(cost: Duration, than: Duration) -> bool {
+    cost + LEAST_GAIN <= than && cost <= than.mul_f64(MARGIN)
+}
+
 /// Whether `one` makes `other` superfluous: both were dialled here, at different addresses.
 pub(super) fn beats(one: &LinkFacts, other: &LinkFacts, now: Duration) -> bool {
     let (older, younger) = if one.id < other.id { (one, other) } else { (other, one) };
@@ -50,7 +61,7 @@ pub(super) fn beats(one: &LinkFacts, other: &LinkFacts, now: Duration) -> bool {
         return false;
     }
     let better = match (older.path.cost(), younger.path.cost()) {
-        (Some(older), Some(younger)) => younger + LEAST_GAIN <= older && younger <= older.mul_f64(MARGIN),
+        (Some(older), Some(younger)) => is_better(younger, older),
         (None, _) | (_, None) => false,
     };
     (one.id == younger.id) == better

@@ -17,9 +17,15 @@ fn comes_up(peers: &mut Peers, id: u64, address: &str, now: Duration) {
 
 /// The path of a link has this round trip time, and loses so many of 100 packets from now on.
 fn measure(peers: &mut Peers, id: u64, rtt: u64, loss: u64) {
+    measure_after(peers, id, rtt, loss, 0);
+}
+
+/// The same after so many rounds without a loss.
+fn measure_after(peers: &mut Peers, id: u64, rtt: u64, loss: u64, rounds: u64) {
     for round in 1..=20 {
         let rtt = Duration::from_millis(rtt);
-        let stats = PathStats { rtt, sent_packets: round * 100, lost_packets: round * loss, ..PathStats::default() };
+        let sent_packets = (rounds + round) * 100;
+        let stats = PathStats { rtt, sent_packets, lost_packets: round * loss, ..PathStats::default() };
         peers.measured(id, &stats);
     }
 }
@@ -58,6 +64,38 @@ fn a_path_that_loses_packets_is_left() {
     measure(&mut peers, 1, 20, 5);
     measure(&mut peers, 2, 25, 0);
     assert_eq!(peers.superfluous(4 * SECOND), [1]);
+}
+
+#[test]
+fn a_path_that_was_better_is_looked_at_soon() {
+    let mut peers = two();
+    peers.due(Duration::ZERO);
+    comes_up(&mut peers, 1, FAR, Duration::ZERO);
+    comes_up(&mut peers, 2, NEAR, Duration::ZERO);
+    measure(&mut peers, 1, 80, 0);
+    measure(&mut peers, 2, 20, 0);
+    assert_eq!(peers.superfluous(4 * SECOND), [1]);
+    peers.link_ended(1, failure(FailureCause::Done), 4 * SECOND, NOW);
+    // It loses packets: the other one may do better now, and does.
+    measure_after(&mut peers, 2, 20, 30, 20);
+    let dials = peers.due(11 * SECOND);
+    assert!(matches!(&dials[..], [dial] if dial.address.to_string() == FAR), "{dials:?}");
+    comes_up(&mut peers, 3, FAR, 11 * SECOND);
+    measure(&mut peers, 3, 80, 0);
+    assert_eq!(peers.superfluous(14 * SECOND), [2]);
+    peers.link_ended(2, failure(FailureCause::Done), 14 * SECOND, NOW);
+    // And it did better when it was seen last, but fails now: less and less often.
+    let mut at = Vec::new();
+    for second in 14..200 {
+        let now = second * SECOND;
+        measure(&mut peers, 3, 80, 0);
+        for dial in peers.due(now) {
+            at.push(second);
+            peers.dial_failed(&dial, failure(FailureCause::NoReply), now);
+        }
+    }
+    assert!((4..=9).contains(&at.len()) && at[0] < 25, "{at:?}");
+    assert!(at.windows(2).all(|pair| pair[1] - pair[0] >= 10), "{at:?}");
 }
 
 #[test]
