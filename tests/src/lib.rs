@@ -37,6 +37,7 @@ pub mod run;
 pub mod sidecar;
 
 pub mod servers;
+pub mod talk;
 pub mod transfer;
 pub mod until;
 

@@ -11,6 +11,7 @@ use eastway_tests::{lab_test, within};
 use eastway_tunnel::ResetCode;
 use eastway_tunnel::header::{EndpointRef, ServiceHeader, StreamHeader, Traceparent};
 
+const SOON: Duration = Duration::from_secs(5);
 const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
 /// Median time until the answer to `header`.
@@ -50,7 +51,7 @@ lab_test! {
 
         let to = |namespace: &str, service: &str, port: u16| header(namespace, service, port, "client");
         let web_header = to(NAMESPACE, "web", PORT)?;
-        within(Duration::from_secs(5), "what is exported is reached", async || {
+        within(SOON, "what is exported is reached", async || {
             Ok(rogue.answer(&StreamHeader::Service(web_header.clone())).await?.is_none())
         }).await?;
         let nobody = ServiceHeader { endpoint: EndpointRef::parse("no-such-id").ok(), ..web_header.clone() };
@@ -88,17 +89,19 @@ lab_test! {
         ensure!(wrong.is_empty(), "{wrong:#?}");
         ensure!(web.accepted() == reached, "an endpoint was dialled");
 
-        // Each is counted, and the gateway goes on.
-        let log = mesh.cloud("b").logs();
-        ensure!(log.contains(&format!("traceparent={TRACE}")), "{log}");
-        let metrics = mesh.cloud("b").metrics(0).await?;
+        // Each is counted and written, soon after it was answered, and the gateway goes on.
+        let line = format!("traceparent={TRACE}");
+        within(SOON, "the denial has its line", async || Ok(mesh.cloud("b").logs().contains(&line))).await?;
         for series in [
             "eastway_stream_requests_total{peer=\"a\",reason=\"NOT_EXPORTED\"}",
             "eastway_stream_requests_total{peer=\"a\",reason=\"PERMISSION_DENIED\"}",
             "eastway_refused_total{peer=\"a\",reason=\"not_exported\"}",
             "eastway_refused_total{peer=\"a\",reason=\"denied\"}",
         ] {
-            ensure!(metrics.contains(series), "no {series} in:\n{metrics}");
+            within(SOON, format!("{series} is there"), async || {
+                Ok(mesh.cloud("b").metrics(0).await?.contains(series))
+            })
+            .await?;
         }
 
         // What is hidden takes as long as what is not there.

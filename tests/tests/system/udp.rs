@@ -19,7 +19,7 @@ use tokio::time::timeout;
 const SOON: Duration = Duration::from_secs(10);
 
 /// An exported service whose ports are `(name, number, protocol)`.
-fn service(name: &str, ports: &[(&str, u16, &str)], endpoints: &[IpAddr]) -> ServiceSpec {
+pub(super) fn service(name: &str, ports: &[(&str, u16, &str)], endpoints: &[IpAddr]) -> ServiceSpec {
     let ports: Vec<Value> = ports
         .iter()
         .map(|(name, number, protocol)| json!({"name": name, "port": number, "protocol": protocol}))
