@@ -18,6 +18,7 @@ mod hostile;
 mod lanes;
 mod many;
 mod neighbours;
+mod older;
 mod over;
 mod raw;
 mod refusals;
