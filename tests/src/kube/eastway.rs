@@ -2,12 +2,14 @@
 //! cluster's resolver told.
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::{Value, json};
+use tokio::process::Command;
 
+use super::process::Daemon;
 use super::{Bed, Cluster, image, process, seconds, stage};
 use crate::within;
 
@@ -152,11 +154,26 @@ pub async fn eastway(cluster: &Cluster, arguments: &[&str]) -> Result<String> {
     if !arguments.contains(&"--kubeconfig") {
         command.arg("--kubeconfig").arg(cluster.pki().admin());
     }
-    // Those of the tests: it refuses what it does not know.
+    without_variables(&mut command);
+    process::output(&mut command).await
+}
+
+/// Takes out variables of the tests: the binary refuses what it does not know.
+fn without_variables(command: &mut Command) {
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("EASTWAY_")) {
         command.env_remove(name);
     }
-    process::output(&mut command).await
+}
+
+/// Starts the binary under test on the WAN, outside of every cluster.
+///
+/// # Errors
+/// It cannot be started.
+pub fn daemon(name: &str, arguments: &[&str], folder: &Path) -> Result<Daemon> {
+    let mut command = Command::new(crate::binary());
+    command.args(arguments);
+    without_variables(&mut command);
+    Daemon::start(name, command, folder)
 }
 
 /// Waits until an import has an address in a cluster, and returns it.

@@ -10,6 +10,7 @@
 
 use std::process::ExitCode;
 
+mod answering;
 mod bookinfo;
 mod churn;
 mod client;
@@ -22,12 +23,14 @@ mod names;
 mod objects;
 mod outage;
 mod pinned;
+mod relay;
 mod rotation;
 mod services;
 mod size;
 mod smoke;
 mod sources;
 mod status;
+mod udp;
 mod upgrade;
 
 fn main() -> ExitCode {
@@ -44,6 +47,8 @@ fn main() -> ExitCode {
         sources::TESTS,
         objects::TESTS,
         pinned::TESTS,
+        udp::TESTS,
+        relay::TESTS,
         outage::TESTS,
         churn::TESTS,
         upgrade::TESTS,
