@@ -25,6 +25,8 @@ const TO_BBR: u32 = 2;
 const TO_CUBIC: u32 = 75;
 /// Round trips take that much longer than the shortest: something queues.
 const QUEUE: Duration = Duration::from_millis(5);
+/// So long, and up to twice as long, the shortest round trip is remembered: a path that became longer has no queue for it.
+const MEMORY: Duration = Duration::from_secs(60);
 /// Addresses with lossy paths that are remembered.
 const REMEMBERED: usize = 256;
 
@@ -85,11 +87,32 @@ struct Seen {
     since: Option<Instant>,
     acknowledged: u64,
     lost: u64,
-    /// Round trip: now, and the shortest.
+    /// Round trip.
     rtt: Duration,
-    shortest: Duration,
+    shortest: Shortest,
     /// Judgements in a row that were for the other controller.
     contrary: u32,
+}
+
+/// The shortest round trip of late, in two spans of which the older goes as a whole.
+#[derive(Clone, Copy, Default)]
+struct Shortest {
+    since: Option<Instant>,
+    older: Option<Duration>,
+    newer: Option<Duration>,
+}
+
+impl Shortest {
+    fn note(&mut self, now: Instant, rtt: Duration) {
+        if now.duration_since(*self.since.get_or_insert(now)) > MEMORY {
+            *self = Self { since: Some(now), older: self.newer, newer: None };
+        }
+        self.newer = Some(self.newer.map_or(rtt, |shortest| shortest.min(rtt)));
+    }
+
+    fn get(&self) -> Duration {
+        self.older.into_iter().chain(self.newer).min().unwrap_or_default()
+    }
 }
 
 /// What is said of a path.
@@ -103,15 +126,22 @@ enum Verdict {
 }
 
 impl Seen {
+    fn acknowledge(&mut self, now: Instant, bytes: u64, rtt: Duration) {
+        self.acknowledged += bytes;
+        self.rtt = rtt;
+        self.shortest.note(now, rtt);
+    }
+
     /// Judges if there is enough to go by, and begins anew.
     fn judge(&mut self, now: Instant) -> Option<Verdict> {
         let all = self.acknowledged + self.lost;
         if now.duration_since(*self.since.get_or_insert(now)) < LOOK || all < LEAST {
             return None;
         }
+        let shortest = self.shortest.get();
         let verdict = if self.lost * LOSSY < all {
             Verdict::Clean
-        } else if self.rtt > self.shortest + self.shortest / 2 + QUEUE {
+        } else if self.rtt > shortest + shortest / 2 + QUEUE {
             Verdict::Full
         } else {
             Verdict::Lossy
@@ -152,8 +182,7 @@ impl Controller for Adaptive {
     }
 
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
-        self.seen.acknowledged += bytes;
-        (self.seen.rtt, self.seen.shortest) = (rtt.get(), rtt.min());
+        self.seen.acknowledge(now, bytes, rtt.get());
         self.inner.on_ack(now, sent, bytes, app_limited, rtt);
     }
 
@@ -210,8 +239,7 @@ mod tests {
         for number in 0..seconds * 1_000 {
             *now += Duration::from_millis(1);
             let now = *now;
-            (controller.seen.rtt, controller.seen.shortest) = (rtt, RTT);
-            controller.seen.acknowledged += 1_200;
+            controller.seen.acknowledge(now, 1_200, rtt);
             if loses > 0 && number % loses == 0 {
                 controller.on_congestion_event(now, now, false, 1_200);
             }
@@ -241,6 +269,17 @@ mod tests {
         assert!(path.0.is_bbr, "not at the first good moment");
         looks(&mut path, 40, 0, RTT);
         assert!(!path.0.is_bbr && !adaptive(&lossy).is_bbr);
+    }
+
+    #[test]
+    fn a_path_that_became_longer_is_not_taken_for_a_full_one() {
+        let lossy = Arc::<Lossy>::default();
+        let mut path = (adaptive(&lossy), Instant::now());
+        looks(&mut path, 5, 0, RTT);
+        looks(&mut path, 50, 100, RTT * 3);
+        assert!(!path.0.is_bbr, "it may be a queue");
+        looks(&mut path, 100, 100, RTT * 3);
+        assert!(path.0.is_bbr, "no queue lasts so long");
     }
 
     #[test]
