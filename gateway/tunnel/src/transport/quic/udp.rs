@@ -1,11 +1,12 @@
 //! A UDP socket, by trains of datagrams: one system call takes or gives as many as fit.
 
 use std::io::{self, IoSliceMut};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
 
 use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 use tokio::io::Interest;
-use tokio::net::UdpSocket;
+use tokio::io::unix::AsyncFd;
 use tokio::runtime::Handle;
 
 /// Trains that one system call takes: more seldom wait.
@@ -14,21 +15,24 @@ pub(super) const TRAINS: usize = 16;
 pub(super) const MAX_TRAIN: usize = 65_507;
 /// The kernel joins up to this much.
 const BUFFER: usize = 65_535;
+/// Before a socket is tried again of which it cannot be told when it has room.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// A socket that belongs to one runtime.
 pub(super) struct Udp {
-    io: UdpSocket,
+    /// Only packets that come wake its thread: each that leaves would, too, if it were waited for room.
+    io: AsyncFd<UdpSocket>,
     state: UdpSocketState,
     local_addr: SocketAddr,
 }
 
 impl Udp {
     /// `home`: the runtime that waits for packets.
-    pub(super) fn new(socket: std::net::UdpSocket, home: &Handle) -> io::Result<Self> {
+    pub(super) fn new(socket: UdpSocket, home: &Handle) -> io::Result<Self> {
         let state = UdpSocketState::new((&socket).into())?;
         let local_addr = socket.local_addr()?;
         let _entered = home.enter();
-        Ok(Self { io: UdpSocket::from_std(socket)?, state, local_addr })
+        Ok(Self { io: watch(socket, Interest::READABLE)?, state, local_addr })
     }
 
     pub(super) fn local_addr(&self) -> SocketAddr {
@@ -55,25 +59,30 @@ impl Udp {
             segment_size: transmit.segment_size,
             src_ip: transmit.src_ip,
         };
-        let send = || self.state.send((&self.io).into(), &transmit);
-        // The second time by way of the runtime, so that it knows that there is something to wait for.
-        !is_full(&send()) || !is_full(&self.io.try_io(Interest::WRITABLE, send))
+        let sent = self.state.send(self.io.get_ref().into(), &transmit);
+        !sent.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// Waits until the socket takes something again.
     pub(super) async fn writable(&self) {
-        // An error shows when the next packet is sent.
-        self.io.writable().await.ok();
+        if self.has_room().await.is_err() {
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn has_room(&self) -> io::Result<()> {
+        let room = watch(self.io.get_ref().try_clone()?, Interest::WRITABLE)?;
+        room.writable().await.map(drop)
     }
 
     /// Waits for packets and has `take` look at them, until there are none or `most` batches were taken: whether there may
     /// be more.
     pub(super) async fn receive(&self, most: usize, mut take: impl FnMut(&mut Batch)) -> io::Result<bool> {
-        self.io.readable().await?;
+        self.io.readable().await?.retain_ready();
         for _ in 0..most {
             let is_full = Batch::with(|batch| {
                 batch.count = 0;
-                let received = self.io.try_io(Interest::READABLE, || batch.fill(&self.state, &self.io));
+                let received = self.io.try_io(Interest::READABLE, |socket| batch.fill(&self.state, socket));
                 if batch.count > 0 {
                     take(batch);
                 }
@@ -99,8 +108,9 @@ impl Udp {
     }
 }
 
-fn is_full(result: &io::Result<()>) -> bool {
-    result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+#[allow(deprecated, reason = "the new name is unsafe, for what does not own its descriptor as sockets do")]
+fn watch(socket: UdpSocket, interest: Interest) -> io::Result<AsyncFd<UdpSocket>> {
+    AsyncFd::with_interest(socket, interest)
 }
 
 /// Trains as they were received.
