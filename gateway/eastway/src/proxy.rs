@@ -13,6 +13,7 @@ pub mod copy;
 pub mod deliveries;
 pub mod dial;
 pub mod hbone;
+mod homes;
 pub mod inbound;
 pub mod outbound;
 pub mod reach;

@@ -97,11 +97,11 @@ impl Router {
         self
     }
 
-    /// Where a connection is served best that may have to go over a link: another runtime each time, or this one. To be
-    /// called within a runtime.
+    /// Where connections are served best that may have to go over a link. None: no place is better than another, or
+    /// there is no tunnel yet.
     #[must_use]
-    pub fn home(&self) -> Handle {
-        self.tunnel.get().and_then(|tunnel| tunnel.home()).unwrap_or_else(Handle::current)
+    pub fn homes(&self) -> Vec<Handle> {
+        self.tunnel.get().map(|tunnel| tunnel.homes()).unwrap_or_default()
     }
 
     /// Lets UDP flows last for as long without a packet.

@@ -8,11 +8,14 @@ mod accepted;
 mod reader;
 mod shared;
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Sleep;
 
 pub use crate::transport::StreamError;
 pub(crate) use accepted::admit;
@@ -24,6 +27,10 @@ use crate::transport::SendStream;
 
 /// First byte of the reply direction.
 pub(crate) const STATUS_ACCEPTED: u8 = 0x01;
+
+/// How long it waits for an answer that it can go with: a tick of the runtime's clock. Longer would be felt by who sends more
+/// than is kept until the endpoint was reached.
+const HOLD: Duration = Duration::from_millis(1);
 
 /// A stream inside a link.
 pub struct TunnelStream {
@@ -57,11 +64,41 @@ pub struct SendHalf {
     ended: bool,
     /// It ended in order.
     finished: bool,
+    /// The status is not said yet, and will be with what is written first, or when this is over.
+    held: Option<Pin<Box<Sleep>>>,
 }
 
 impl SendHalf {
     pub(crate) fn new(inner: Box<dyn SendStream>, shared: Arc<StreamShared>) -> Self {
-        Self { inner: Some(inner), shared, ended: false, finished: false }
+        Self { inner: Some(inner), shared, ended: false, finished: false, held: None }
+    }
+
+    /// Has the status wait for what is written first: it then takes no packet of its own.
+    fn hold_status(&mut self) {
+        self.held = Some(Box::pin(tokio::time::sleep(HOLD)));
+    }
+
+    fn poll_status(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        if self.held.is_none() {
+            return Poll::Ready(Ok(()));
+        }
+        let status = &mut [Bytes::from_static(&[STATUS_ACCEPTED])];
+        let written = match &mut self.inner {
+            Some(inner) => ready!(inner.poll_write(cx, status)),
+            None => Err(StreamError::Closed),
+        };
+        self.held = None;
+        self.shared.sent(written?);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Says the status that [`AcceptedStream::accept_soon`] keeps back, once it was kept for long enough. Whatever goes wrong
+    /// shows in the next write.
+    pub fn poll_held(&mut self, cx: &mut Context<'_>) {
+        let is_over = self.held.as_mut().is_some_and(|held| held.as_mut().poll(cx).is_ready());
+        if is_over && !self.ended {
+            let _shows_later = self.poll_status(cx);
+        }
     }
 
     /// Writes all of `chunk` without copying it. Not cancel-safe: a part may have been written.
@@ -91,9 +128,11 @@ impl SendHalf {
 
     /// Writes as much of `chunks` as there is room for, and takes it off their fronts.
     pub fn poll_write(&mut self, cx: &mut Context<'_>, chunks: &mut [Bytes]) -> Poll<Result<usize, StreamError>> {
-        let Some(inner) = self.inner.as_mut().filter(|_| !self.ended) else {
+        if self.ended {
             return Poll::Ready(Err(StreamError::Closed));
-        };
+        }
+        ready!(self.poll_status(cx))?;
+        let Some(inner) = self.inner.as_mut() else { return Poll::Ready(Err(StreamError::Closed)) };
         let written = ready!(inner.poll_write(cx, chunks))?;
         self.shared.sent(written);
         Poll::Ready(Ok(written))
@@ -106,6 +145,10 @@ impl SendHalf {
 
     /// Ends this direction in order; the other direction goes on.
     pub fn finish(&mut self) {
+        if !self.ended && self.poll_status(&mut Context::from_waker(Waker::noop())).is_pending() {
+            // The other side admits not even one byte.
+            self.reset(ResetCode::IdleTimeout);
+        }
         if !self.ended {
             (self.ended, self.finished) = (true, true);
             self.inner.iter_mut().for_each(|inner| inner.finish());

@@ -42,10 +42,10 @@ pub trait Transport: Send + Sync + 'static {
     /// transport keeps the handshake's deadline.
     fn dial(&self, peer: Arc<str>, remote: SocketAddr) -> BoxFuture<'static, Result<Established, DialError>>;
 
-    /// A runtime that carries links, if the transport has some of its own: another one each time. Streams that are opened
-    /// there are carried there, so far as that is as good for them.
-    fn home(&self) -> Option<Handle> {
-        None
+    /// The runtimes that carry links, if the transport has some of its own. Streams that are opened there are carried
+    /// there, so far as that is as good for them.
+    fn homes(&self) -> Vec<Handle> {
+        Vec::new()
     }
 
     /// As [`Transport::dial`], by way of the proxy at `at`, which is told to connect to `host`.
@@ -218,6 +218,9 @@ pub enum Side {
 /// Both halves of a new stream.
 pub type Halves = (Box<dyn SendStream>, Box<dyn RecvStream>);
 
+/// Takes streams over, and never waits.
+pub type Take = Arc<dyn Fn(Halves) + Send + Sync>;
+
 /// One authenticated connection between two gateways.
 pub trait Connection: Send + Sync + 'static {
     /// What carries it.
@@ -244,6 +247,21 @@ pub trait Connection: Send + Sync + 'static {
 
     /// The next stream of the other side, in the order it opened them.
     fn accept(&self) -> BoxFuture<'_, Result<Halves, Lost>>;
+
+    /// Gives `take` every further stream of the other side until the connection ends, where each is carried. To be polled
+    /// in [`Connection::home`].
+    fn serve(self: Arc<Self>, take: Take) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            while let Ok(halves) = self.accept().await {
+                take(halves);
+            }
+        })
+    }
+
+    /// The runtime that carries it, if it has one of its own.
+    fn home(&self) -> Option<Handle> {
+        None
+    }
 
     /// Keying material of this very session (RFC 5705), the same on both sides.
     ///

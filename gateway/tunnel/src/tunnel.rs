@@ -289,10 +289,10 @@ impl Tunnel {
         self.environment.heard.subscribe()
     }
 
-    /// A runtime to serve a connection in whose stream is still to be opened: another one each time. `None`: any will do.
+    /// The runtimes to serve connections in whose streams are still to be opened. None: any will do.
     #[must_use]
-    pub fn home(&self) -> Option<Handle> {
-        self.transports.iter().find_map(|transport| transport.home())
+    pub fn homes(&self) -> Vec<Handle> {
+        self.transports.iter().flat_map(|transport| transport.homes()).collect()
     }
 
     /// The links that streams may be opened on. One load, no waiting: for the path of every connection.

@@ -140,6 +140,9 @@ pub trait Side: Send {
     /// Takes as much off the front of `chunks`, which are not empty, as there is room for, at least a byte.
     fn poll_write(&mut self, cx: &mut Context<'_>, chunks: &mut Chunks) -> Poll<Result<usize, CopyError>>;
 
+    /// What it keeps back of itself goes in time. Polled after everything else.
+    fn poll_held(&mut self, _cx: &mut Context<'_>) {}
+
     /// Nothing more comes for it; it can go on.
     ///
     /// # Errors
@@ -195,6 +198,8 @@ pub async fn between(
             if moved.has_ended() {
                 return Poll::Ready(Ok(()));
             }
+            one.poll_held(cx);
+            other.poll_held(cx);
             if let Poll::Ready(error) = one.poll_cut(cx, &moved.from_local) {
                 return Poll::Ready(Err(error));
             }

@@ -9,6 +9,8 @@ use std::time::Duration;
 use dashmap::DashMap;
 use eastway_model::EndpointId;
 use eastway_model::vip::VipRange;
+use rustix::io::Errno;
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -51,13 +53,25 @@ pub async fn dial(address: SocketAddr, rules: &DialRules) -> Result<TcpStream, D
     if let Some(why) = forbidden(address.ip(), rules) {
         return Err(DialError::Forbidden(address.ip(), why));
     }
-    match timeout(DIAL_TIMEOUT, TcpStream::connect(address)).await {
+    match timeout(DIAL_TIMEOUT, connect(address)).await {
         Err(_elapsed) => Err(DialError::Timeout(address)),
-        Ok(Err(error)) => Err(DialError::Failed(address, error)),
-        Ok(Ok(tcp)) => {
-            tcp.set_nodelay(true).map_err(|error| DialError::Failed(address, error))?;
-            reset_unless_done(&tcp);
-            Ok(tcp)
+        Ok(connected) => connected.map_err(|error| DialError::Failed(address, error)),
+    }
+}
+
+async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_tcp_nodelay(true)?;
+    reset_unless_done(&socket);
+    let begun = socket.connect(&address.into());
+    let tcp = TcpStream::from_std(socket.into())?;
+    match begun {
+        Err(error) if Errno::from_io_error(&error) != Some(Errno::INPROGRESS) => Err(error),
+        // Who is on this node has answered before the system call was over: nobody need be woken for it.
+        Ok(()) | Err(_) if tcp.peer_addr().is_ok() => Ok(tcp),
+        Ok(()) | Err(_) => {
+            tcp.writable().await?;
+            tcp.take_error()?.map_or(Ok(tcp), Err)
         }
     }
 }

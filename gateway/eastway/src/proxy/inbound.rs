@@ -148,9 +148,9 @@ async fn open(
         Ok(Far::Tcp(Reached { tcp, in_flight, picked })) => {
             router.telemetry.metrics.stream_answered(&link.peer, "dialled");
             connection.opened(&router.telemetry);
-            match stream.accept().await {
+            match stream.accept_soon() {
                 Ok(stream) => {
-                    let (local, cut) = (Local::new(tcp), picked.cut);
+                    let (local, cut) = (Local::resetting(tcp), picked.cut);
                     return Some(Opened { connection, local, stream, cut, _in_flight: in_flight });
                 }
                 Err(error) => Outcome::Ended(Err(error.into())),

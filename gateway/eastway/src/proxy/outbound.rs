@@ -106,7 +106,7 @@ impl ConnectError {
     }
 }
 
-/// Serves one local connection to `target` until it ends.
+/// Serves one local connection to `target`, which is reset unless it ends in order, until it ends.
 pub fn serve(
     router: Arc<Router>,
     tcp: TcpStream,
@@ -115,7 +115,7 @@ pub fn serve(
 ) -> impl Future<Output = ()> + Send {
     let mut connection = Connection::outbound(router.cluster(), &target.service, target.port.get(), client);
     connection.set_local(tcp.local_addr().ok());
-    let (mut local, client) = (Local::new(tcp), client.ip());
+    let (mut local, client) = (Local::resetting(tcp), client.ip());
     let moved = Transferred::default();
     async move {
         let connecting = async {

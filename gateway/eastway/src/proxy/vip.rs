@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use eastway_model::{ClusterName, Protocol as PortProtocol, ServiceKey};
 use futures_util::FutureExt;
+use rustix::net::{SocketFlags, acceptfrom_with};
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
@@ -19,6 +22,7 @@ use tracing::debug;
 use crate::proxy::anyip;
 use crate::proxy::clients::Clients;
 use crate::proxy::copy;
+use crate::proxy::homes::Homes;
 use crate::proxy::outbound::{self, Target};
 use crate::proxy::udp::listener::{FlowLimits, Listener as UdpListener};
 use crate::router::Router;
@@ -79,6 +83,7 @@ pub struct Listeners {
     budget: Arc<Semaphore>,
     clients: Arc<Clients>,
     flows: Arc<FlowLimits>,
+    homes: Arc<Homes>,
     stop: CancellationToken,
     open: BTreeMap<ServiceKey, BTreeMap<Spot, Listener>>,
     room: Room,
@@ -101,7 +106,8 @@ impl Listeners {
         let clients = Clients::new(limits.connections / 4);
         let connections = TaskTracker::new();
         let flows = FlowLimits::new(router.clone(), limits.connections, connections.clone(), stop.clone());
-        Self { router, connections, accepting, budget, clients, flows, stop, open: BTreeMap::new(), room }
+        let (homes, open) = (Arc::default(), BTreeMap::new());
+        Self { router, connections, accepting, budget, clients, flows, homes, stop, open, room }
     }
 
     /// The connections that are being served, to wait for in a drain.
@@ -189,15 +195,20 @@ impl Listeners {
             self.accepting.spawn(listener.run(stop.clone()));
             return Ok(Listener { target: sender, peer, _stop: stop.drop_guard() });
         }
-        let listener = bind(address)?;
+        let listener = listening(address)?;
+        // Its connections have it from the listener, each without a system call of its own.
+        listener.set_tcp_nodelay(true)?;
+        copy::reset_unless_done(&listener);
         let accept = Accept {
             router: self.router.clone(),
             connections: self.connections.clone(),
             budget: self.budget.clone(),
             clients: self.clients.clone(),
+            homes: self.homes.clone(),
+            number: self.room.taken,
             target,
         };
-        self.accepting.spawn(accept.run(listener, stop.clone()));
+        self.accepting.spawn(accept.start(listener.into(), self.accepting.clone(), stop.clone()));
         Ok(Listener { target: sender, peer, _stop: stop.drop_guard() })
     }
 }
@@ -242,6 +253,10 @@ impl Room {
 
 /// Listens on an address; `[::]` takes IPv4 too.
 pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::from_std(listening(address)?.into())
+}
+
+fn listening(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() && address.ip().is_unspecified() {
         socket.set_only_v6(false)?;
@@ -250,7 +265,7 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_nonblocking(true)?;
     anyip::bind(&socket, address)?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket)
 }
 
 struct Accept {
@@ -258,41 +273,87 @@ struct Accept {
     connections: TaskTracker,
     budget: Arc<Semaphore>,
     clients: Arc<Clients>,
+    homes: Arc<Homes>,
+    /// Its number among listeners, more or less.
+    number: usize,
     target: watch::Receiver<Arc<Target>>,
 }
 
 impl Accept {
-    /// Accepts until `stop`. No error ends it (threat U6): those of one connection are skipped,
-    /// those of the machine are waited out.
-    async fn run(self, listener: TcpListener, stop: CancellationToken) {
-        loop {
-            let Some(accepted) = stop.run_until_cancelled(listener.accept()).await else { return };
-            match accepted {
-                Ok((tcp, client)) => {
-                    // A socket of both families shows IPv4 clients as IPv6 addresses.
-                    let client = SocketAddr::new(client.ip().to_canonical(), client.port());
-                    let Some(share) = self.clients.enter(client.ip()) else {
-                        self.refused(format_args!("{client} has its share of connections to virtual addresses"));
-                        copy::reset_unless_done(&tcp);
-                        continue;
-                    };
-                    // Taken after the accept: a listener without clients must not use the budget up.
-                    let permit = stop.run_until_cancelled(self.budget.clone().acquire_owned()).await;
-                    let Some(Ok(permit)) = permit else { return };
-                    let home = self.router.home();
-                    let Ok(tcp) = move_to(&home, tcp) else { continue };
-                    let serving = serve(self.router.clone(), tcp, client, self.target.borrow().clone());
-                    // Not awaited by another future, which would keep it twice.
-                    self.connections.spawn_on(serving.map(|()| drop((permit, share))), &home);
-                }
-                Err(error) if is_of_one_connection(&error) => {}
-                Err(error) => {
-                    let service = self.target.borrow().service.clone();
-                    self.refused(format_args!("{service}: cannot accept connections: {error}"));
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+    /// Accepts until `stop`, in a task of `tasks`: where connections are served as soon as that is known, so that most of
+    /// them wake no other thread.
+    async fn start(self, mut listener: std::net::TcpListener, tasks: TaskTracker, stop: CancellationToken) {
+        let home = loop {
+            if let Some(home) = self.homes.of_listener(&self.router, self.number) {
+                break home;
+            }
+            match self.accept_here(listener, &stop, 1).await {
+                Some(left) => listener = left,
+                None => return,
+            }
+        };
+        tasks.spawn_on(async move { drop(self.accept_here(listener, &stop, usize::MAX).await) }, &home);
+    }
+
+    /// Accepts `most` times, and gives the listener back; `None`: told to stop. No error ends it (threat U6): those of one
+    /// connection are skipped, those of the machine are waited out.
+    async fn accept_here(
+        &self,
+        mut listener: std::net::TcpListener,
+        stop: &CancellationToken,
+        most: usize,
+    ) -> Option<std::net::TcpListener> {
+        let listener = loop {
+            #[allow(deprecated, reason = "the new name is unsafe, for what does not own its descriptor as sockets do")]
+            match AsyncFd::try_with_interest(listener, Interest::READABLE) {
+                Ok(listener) => break listener,
+                Err(refused) => {
+                    let (back, error) = refused.into_parts();
+                    listener = back;
+                    stop.run_until_cancelled(self.wait_out(&error)).await?;
                 }
             }
+        };
+        let mut accepted = 0;
+        while accepted < most {
+            match stop.run_until_cancelled(accept(&listener)).await? {
+                Ok((tcp, client)) => {
+                    self.serve(tcp, client, stop).await?;
+                    accepted += 1;
+                }
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(error) => self.wait_out(&error).await,
+            }
         }
+        Some(listener.into_inner())
+    }
+
+    /// Has a connection served, or refuses it. `None`: told to stop.
+    async fn serve(&self, tcp: std::net::TcpStream, client: SocketAddr, stop: &CancellationToken) -> Option<()> {
+        // A socket of both families shows IPv4 clients as IPv6 addresses.
+        let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+        let Some(share) = self.clients.enter(client.ip()) else {
+            // It is reset, as all are that do not end in order.
+            self.refused(format_args!("{client} has its share of connections to virtual addresses"));
+            return Some(());
+        };
+        // Taken after the accept: a listener without clients must not use the budget up.
+        let permit = match self.budget.clone().try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => stop.run_until_cancelled(self.budget.clone().acquire_owned()).await?.ok()?,
+        };
+        let (home, seat) = self.homes.take(&self.router);
+        let Ok(tcp) = at(&home, tcp) else { return Some(()) };
+        let serving = outbound::serve(self.router.clone(), tcp, client, self.target.borrow().clone());
+        // Not awaited by another future, which would keep it twice.
+        self.connections.spawn_on(serving.map(|()| drop((permit, share, seat))), &home);
+        Some(())
+    }
+
+    async fn wait_out(&self, error: &io::Error) {
+        let service = self.target.borrow().service.clone();
+        self.refused(format_args!("{service}: cannot accept connections: {error}"));
+        tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 
     fn refused(&self, detail: std::fmt::Arguments<'_>) {
@@ -300,22 +361,26 @@ impl Accept {
     }
 }
 
-/// Has the runtime that the connection is served in wait for its socket.
-fn move_to(home: &Handle, tcp: TcpStream) -> io::Result<TcpStream> {
-    let tcp = tcp.into_std()?;
-    let _entered = home.enter();
-    TcpStream::from_std(tcp)
+/// The next connection. Not by tokio's listener, which would wait for its bytes here.
+async fn accept(listener: &AsyncFd<std::net::TcpListener>) -> io::Result<(std::net::TcpStream, SocketAddr)> {
+    loop {
+        let mut ready = listener.readable().await?;
+        let accepted = ready.try_io(|listener| {
+            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+            let (tcp, client) = acceptfrom_with(listener.get_ref(), flags)?;
+            let client = client.and_then(|client| SocketAddr::try_from(client).ok());
+            Ok((tcp.into(), client.ok_or(io::ErrorKind::ConnectionAborted)?))
+        });
+        if let Ok(accepted) = accepted {
+            return accepted;
+        }
+    }
 }
 
-fn serve(
-    router: Arc<Router>,
-    tcp: TcpStream,
-    client: SocketAddr,
-    target: Arc<Target>,
-) -> impl Future<Output = ()> + Send {
-    // A connection that is gone already shows in its first read.
-    let _gone = tcp.set_nodelay(true);
-    outbound::serve(router, tcp, client, target)
+/// Has the runtime that the connection is served in wait for its socket.
+fn at(home: &Handle, tcp: std::net::TcpStream) -> io::Result<TcpStream> {
+    let _entered = home.enter();
+    TcpStream::from_std(tcp)
 }
 
 pub(crate) fn is_of_one_connection(error: &io::Error) -> bool {

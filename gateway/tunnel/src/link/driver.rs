@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use eastway_identity::reauth::{self, Exporter, Role};
 use eastway_identity::{AnchorDer, CertificateDer, Clock, IdentityStore, SpkiPin, TrustStore, VerifiedPeer};
 use eastway_proto::control::v1::Reauthenticate;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -252,7 +253,9 @@ impl Driver {
         let connection = Arc::clone(&self.shared.connection);
         let environment = Arc::clone(&self.environment);
         let _guard = EndGuard { shared: Arc::clone(&self.shared), events: events.clone() };
-        environment.tasks.spawn(admit::accept_streams(Arc::clone(&self.shared), Arc::clone(&environment)));
+        let take = admit::take_streams(&self.shared, Arc::clone(&environment));
+        let home = connection.home().unwrap_or_else(Handle::current);
+        environment.tasks.spawn_on(Arc::clone(&connection).serve(take), &home);
         environment.tasks.spawn(admit::take_datagrams(Arc::clone(&self.shared)));
         let reason = tokio::select! {
             reason = connection.closed() => reason,

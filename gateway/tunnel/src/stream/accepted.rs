@@ -63,6 +63,17 @@ impl AcceptedStream {
         Ok(TunnelStream { send, recv })
     }
 
+    /// As [`Self::accept`], and does not wait: the other side is told with the first bytes that are written, or a moment later
+    /// by [`SendHalf::poll_held`].
+    ///
+    /// # Errors
+    /// [`StreamError::Closed`], if it was answered before.
+    pub fn accept_soon(mut self) -> Result<TunnelStream, StreamError> {
+        let (mut send, recv) = self.halves.take().ok_or(StreamError::Closed)?;
+        send.hold_status();
+        Ok(TunnelStream { send, recv })
+    }
+
     /// As [`Self::accept`], for a flow: `sink` takes its packets from now on.
     ///
     /// # Errors

@@ -190,8 +190,8 @@ impl Transport for QuicTransport {
         Box::pin(handshake::dial(Arc::clone(&self.shared), peer, remote))
     }
 
-    fn home(&self) -> Option<Handle> {
-        Some(self.shared.workers.next().clone())
+    fn homes(&self) -> Vec<Handle> {
+        self.shared.workers.all().cloned().collect()
     }
 
     fn accept(&self) -> BoxFuture<'_, Option<Established>> {

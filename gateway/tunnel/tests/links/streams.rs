@@ -27,6 +27,18 @@ async fn a_server_that_speaks_first_is_heard_by_a_silent_client(over: Over) {
     assert_eq!(soon("greeting", read_all(&mut stream.recv)).await.unwrap(), b"220 ready\r\n");
 }
 
+async fn who_is_told_with_the_answer_hears_a_moment_later_if_there_is_none(over: Over) {
+    let (a, _b) = over.linked_pair().await;
+    let mut stream = a.open("b", "soon").await;
+    stream.send.write(Bytes::from_static(b"hello")).await.unwrap();
+    assert_eq!(soon("answer", read_all(&mut stream.recv)).await.unwrap(), b"hello");
+    let mut stream = a.open("b", "soon-quiet").await;
+    soon("told without an answer", stream.accepted()).await.unwrap();
+    let mut stream = a.open("b", "soon-ends").await;
+    soon("told with the end", stream.accepted()).await.unwrap();
+    assert_eq!(soon("end", read_all(&mut stream.recv)).await.unwrap(), b"");
+}
+
 async fn federation_streams_have_the_same_framing(over: Over) {
     let (a, _b) = over.linked_pair().await;
     let mut stream = a.link_to("b").await.open(&federation()).await.unwrap();
@@ -232,7 +244,7 @@ async fn a_link_that_is_gone_opens_nothing(over: Over) {
 }
 
 tests_over! {
-    Quic in quic: a_stream_carries_bytes_both_ways_from_either_side, a_server_that_speaks_first_is_heard_by_a_silent_client, federation_streams_have_the_same_framing, refusals_arrive_as_codes_in_both_directions, half_closes_and_resets_stay_in_their_direction, a_reset_is_seen_while_nothing_is_read, who_waited_for_a_reset_is_let_go_when_the_end_has_been_read, large_transfers_arrive_whole_and_in_chunks, p9_streams_over_the_limit_are_told_so, a_burst_waits_for_room_and_nobody_is_cut_while_endpoints_are_dialled, more_streams_than_admitted_at_first_are_admitted_on_demand, a_link_that_is_gone_opens_nothing;
-    Tcp in tcp: a_stream_carries_bytes_both_ways_from_either_side, a_server_that_speaks_first_is_heard_by_a_silent_client, federation_streams_have_the_same_framing, refusals_arrive_as_codes_in_both_directions, half_closes_and_resets_stay_in_their_direction, a_reset_is_seen_while_nothing_is_read, who_waited_for_a_reset_is_let_go_when_the_end_has_been_read, large_transfers_arrive_whole_and_in_chunks, p9_streams_over_the_limit_are_told_so, a_burst_waits_for_room_and_nobody_is_cut_while_endpoints_are_dialled, more_streams_than_admitted_at_first_are_admitted_on_demand, a_link_that_is_gone_opens_nothing;
-    Memory in memory: a_stream_carries_bytes_both_ways_from_either_side, a_server_that_speaks_first_is_heard_by_a_silent_client, federation_streams_have_the_same_framing, refusals_arrive_as_codes_in_both_directions, half_closes_and_resets_stay_in_their_direction, a_reset_is_seen_while_nothing_is_read, who_waited_for_a_reset_is_let_go_when_the_end_has_been_read, large_transfers_arrive_whole_and_in_chunks, p9_streams_over_the_limit_are_told_so, a_burst_waits_for_room_and_nobody_is_cut_while_endpoints_are_dialled, more_streams_than_admitted_at_first_are_admitted_on_demand, a_link_that_is_gone_opens_nothing;
+    Quic in quic: a_stream_carries_bytes_both_ways_from_either_side, a_server_that_speaks_first_is_heard_by_a_silent_client, who_is_told_with_the_answer_hears_a_moment_later_if_there_is_none, federation_streams_have_the_same_framing, refusals_arrive_as_codes_in_both_directions, half_closes_and_resets_stay_in_their_direction, a_reset_is_seen_while_nothing_is_read, who_waited_for_a_reset_is_let_go_when_the_end_has_been_read, large_transfers_arrive_whole_and_in_chunks, p9_streams_over_the_limit_are_told_so, a_burst_waits_for_room_and_nobody_is_cut_while_endpoints_are_dialled, more_streams_than_admitted_at_first_are_admitted_on_demand, a_link_that_is_gone_opens_nothing;
+    Tcp in tcp: a_stream_carries_bytes_both_ways_from_either_side, a_server_that_speaks_first_is_heard_by_a_silent_client, who_is_told_with_the_answer_hears_a_moment_later_if_there_is_none, federation_streams_have_the_same_framing, refusals_arrive_as_codes_in_both_directions, half_closes_and_resets_stay_in_their_direction, a_reset_is_seen_while_nothing_is_read, who_waited_for_a_reset_is_let_go_when_the_end_has_been_read, large_transfers_arrive_whole_and_in_chunks, p9_streams_over_the_limit_are_told_so, a_burst_waits_for_room_and_nobody_is_cut_while_endpoints_are_dialled, more_streams_than_admitted_at_first_are_admitted_on_demand, a_link_that_is_gone_opens_nothing;
+    Memory in memory: a_stream_carries_bytes_both_ways_from_either_side, a_server_that_speaks_first_is_heard_by_a_silent_client, who_is_told_with_the_answer_hears_a_moment_later_if_there_is_none, federation_streams_have_the_same_framing, refusals_arrive_as_codes_in_both_directions, half_closes_and_resets_stay_in_their_direction, a_reset_is_seen_while_nothing_is_read, who_waited_for_a_reset_is_let_go_when_the_end_has_been_read, large_transfers_arrive_whole_and_in_chunks, p9_streams_over_the_limit_are_told_so, a_burst_waits_for_room_and_nobody_is_cut_while_endpoints_are_dialled, more_streams_than_admitted_at_first_are_admitted_on_demand, a_link_that_is_gone_opens_nothing;
 }

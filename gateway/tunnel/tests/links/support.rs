@@ -307,6 +307,8 @@ async fn serve(name: &str, mut stream: AcceptedStream) {
             let flow = stream.accept_flow(Arc::new(Received::default())).await.unwrap();
             return flow.end(ResetCode::UpstreamRefused);
         }
+        // Says that it was reached with what it answers, or a moment later.
+        "soon" | "soon-quiet" | "soon-ends" => return answer_soon(name, stream.accept_soon().unwrap()).await,
         _ => {}
     }
     let Ok(TunnelStream { mut send, mut recv }) = stream.accept().await else { return };
@@ -360,6 +362,21 @@ async fn serve(name: &str, mut stream: AcceptedStream) {
         }
         _ => panic!("no test service is called {name}"),
     }
+}
+
+async fn answer_soon(name: &str, TunnelStream { mut send, mut recv }: TunnelStream) {
+    if name == "soon" {
+        let question = recv.read().await.unwrap().unwrap();
+        send.write(question).await.unwrap();
+    }
+    if name == "soon-quiet" {
+        let held = std::future::poll_fn(|cx| {
+            send.poll_held(cx);
+            recv.poll_aborted(cx)
+        });
+        held.await;
+    }
+    send.finish();
 }
 
 async fn echo_flow(name: &str, stream: AcceptedStream) {

@@ -5,7 +5,10 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf as _, Bytes, BytesMut};
+use bytes::{Buf as _, Bytes};
+use rustix::buffer::spare_capacity;
+use rustix::net::{RecvFlags, recv};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 /// Smallest read buffer. It is allocated only when bytes are waiting, so an idle connection has none.
@@ -82,10 +85,19 @@ fn poll_read(
 ) -> Poll<io::Result<Option<Bytes>>> {
     loop {
         ready!(tcp.poll_read_ready(cx))?;
-        let mut buffer = BytesMut::with_capacity(size());
-        match tcp.try_read_buf(&mut buffer) {
-            Ok(0) => return Poll::Ready(Ok(None)),
-            Ok(_) => return Poll::Ready(Ok(Some(buffer.freeze()))),
+        let mut buffer = Vec::with_capacity(size());
+        let mut is_end = false;
+        let result = tcp.try_io(Interest::READABLE, || {
+            let room = buffer.capacity();
+            let read = recv(tcp, spare_capacity(&mut buffer), RecvFlags::empty())?.0;
+            is_end = read == 0;
+            // There was no more: what comes from now on is told anew, and nobody needs to ask for it.
+            if is_end || read == room { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
+        });
+        match result {
+            _ if is_end => return Poll::Ready(Ok(None)),
+            _ if !buffer.is_empty() => return Poll::Ready(Ok(Some(buffer.into()))),
+            Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Poll::Ready(Err(error)),
         }

@@ -26,6 +26,10 @@ impl Side for TunnelStream {
         self.send.poll_write(cx, chunks.rest()).map_err(CopyError::from)
     }
 
+    fn poll_held(&mut self, cx: &mut Context<'_>) {
+        self.send.poll_held(cx);
+    }
+
     fn finish(&mut self) -> Result<(), CopyError> {
         self.send.finish();
         Ok(())

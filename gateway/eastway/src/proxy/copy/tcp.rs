@@ -1,7 +1,9 @@
 //! A local socket as one side of a connection.
 
 use std::io::{self, IoSlice, Read as _};
+use std::mem;
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -33,6 +35,12 @@ impl Local {
     #[must_use]
     pub fn new(tcp: TcpStream) -> Self {
         reset_unless_done(&tcp);
+        Self::resetting(tcp)
+    }
+
+    /// As [`Self::new`], of one that is [reset unless it ends in order](reset_unless_done) already.
+    #[must_use]
+    pub fn resetting(tcp: TcpStream) -> Self {
         Self { tcp, reader: ChunkReader::default(), ended: false }
     }
 
@@ -69,13 +77,15 @@ pub struct TcpSide<'a> {
     tcp: &'a TcpStream,
     reader: &'a mut ChunkReader,
     ended: bool,
+    /// It was written to.
+    written: bool,
     unread: Unread<'a>,
 }
 
 impl<'a> TcpSide<'a> {
     /// A socket that goes on from where `reader` is.
     pub fn new(tcp: &'a TcpStream, reader: &'a mut ChunkReader) -> Self {
-        Self { tcp, reader, ended: false, unread: Unread::default() }
+        Self { tcp, reader, ended: false, written: false, unread: Unread::default() }
     }
 }
 
@@ -93,8 +103,14 @@ impl Side for TcpSide<'_> {
             let mut slices = [IoSlice::new(&[]); PIECES];
             let rest = chunks.rest();
             slices.iter_mut().zip(rest.iter()).for_each(|(slice, chunk)| *slice = IoSlice::new(chunk));
-            let count = rest.len().min(PIECES);
-            match self.tcp.try_write_vectored(slices.get(..count).unwrap_or(&slices)) {
+            let slices = slices.get(..rest.len().min(PIECES)).unwrap_or(&slices);
+            let written = if mem::replace(&mut self.written, true) {
+                self.tcp.try_write_vectored(slices)
+            } else {
+                // Not by tokio, which knows that there is room in a new socket only after its driver has run.
+                SockRef::from(self.tcp).send_vectored(slices)
+            };
+            match written {
                 Ok(written) => {
                     chunks.advance(written);
                     return Poll::Ready(Ok(written));
@@ -152,8 +168,9 @@ async fn broken(tcp: &TcpStream) -> io::Error {
 }
 
 /// Makes the close of a socket a TCP reset, whoever closes it: an error, a task that is dropped, or the system when
-/// this process is killed. An application must see that what it got is not complete.
-pub fn reset_unless_done(tcp: &TcpStream) {
+/// this process is killed. An application must see that what it got is not complete. Connections have it from their
+/// listener.
+pub fn reset_unless_done(tcp: &impl AsFd) {
     // A socket that is gone already needs no reset.
     let _gone = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
 }

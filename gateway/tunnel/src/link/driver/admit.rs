@@ -9,17 +9,17 @@ use super::Environment;
 use crate::header::StreamHeader;
 use crate::link::LinkShared;
 use crate::stream;
-use crate::transport::Halves;
+use crate::transport::{Halves, Take};
 
 /// Lets the streams of the other side in, each into a task of its own, where it is carried.
-pub(super) async fn accept_streams(link: Arc<LinkShared>, environment: Arc<Environment>) {
-    let here = Handle::current();
-    while let Ok(halves) = link.connection.accept().await {
+pub(super) fn take_streams(link: &Arc<LinkShared>, environment: Arc<Environment>) -> Take {
+    let (link, here) = (Arc::downgrade(link), Handle::current());
+    Arc::new(move |halves: Halves| {
+        let Some(link) = link.upgrade() else { return };
         let (home, _) = &halves;
         let home = home.home().unwrap_or_else(|| here.clone());
-        let let_in = let_in(Arc::clone(&link), halves, Arc::clone(&environment), here.clone());
-        environment.tasks.spawn_on(let_in, &home);
-    }
+        environment.tasks.spawn_on(let_in(link, halves, Arc::clone(&environment), here.clone()), &home);
+    })
 }
 
 /// Gives datagrams to their flows.
@@ -34,9 +34,15 @@ pub(super) async fn take_datagrams(link: Arc<LinkShared>) {
 
 /// `here`: where everything is done but copying. Work that takes long must not keep links waiting.
 async fn let_in(link: Arc<LinkShared>, halves: Halves, environment: Arc<Environment>, here: Handle) {
-    if let Some((header, stream)) = stream::admit(&link, halves).await {
-        let home = if matches!(header, StreamHeader::Service(_)) { Handle::current() } else { here };
-        // A task anew: this one has room for the header's reader, which the stream is done with.
-        environment.tasks.spawn_on(environment.handler.handle(link.info(), header, stream), &home);
+    // On the heap, as it is of no use once the header is read.
+    let Some((header, stream)) = Box::pin(stream::admit(&link, halves)).await else { return };
+    let is_service = matches!(header, StreamHeader::Service(_));
+    let serving = environment.handler.handle(link.info(), header, stream);
+    drop(link);
+    if is_service {
+        drop((environment, here));
+        serving.await;
+    } else {
+        environment.tasks.spawn_on(serving, &here);
     }
 }

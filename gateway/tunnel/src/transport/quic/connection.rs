@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quinn_proto::{ConnectionClose, ConnectionError, Dir, SendDatagramError, VarInt};
+use tokio::runtime::Handle;
 
 use super::drive::{Conn, State};
 use super::lanes::Lanes;
@@ -18,7 +19,7 @@ use crate::replicas::paths::is_path;
 use crate::transport::share::Share;
 use crate::transport::{
     BoxFuture, CloseReason, Connection, DATAGRAMS_AT_ONCE, DatagramRefused, ExporterError, Halves, Lost, PathStats,
-    Side, TransportKind,
+    Side, Take, TransportKind,
 };
 
 /// A connection that ends when nobody holds it any more.
@@ -228,12 +229,20 @@ impl Connection for QuicConnection {
     }
 
     fn accept(&self) -> BoxFuture<'_, Result<Halves, Lost>> {
-        Box::pin(async {
-            tokio::select! {
-                id = self.conn().accept() => id.map(|id| halves(self.conn(), id)).map_err(|_| Lost),
-                Some(halves) = self.lanes.accept() => Ok(halves),
+        Box::pin(async { self.conn().accept().await.map(|id| halves(self.conn(), id)).map_err(|_| Lost) })
+    }
+
+    fn serve(self: Arc<Self>, take: Take) -> BoxFuture<'static, ()> {
+        self.lanes.serve(&take);
+        Box::pin(async move {
+            while let Ok(halves) = self.accept().await {
+                take(halves);
             }
         })
+    }
+
+    fn home(&self) -> Option<Handle> {
+        Some(self.conn().home.clone())
     }
 
     fn export(&self, label: &[u8]) -> Result<[u8; 32], ExporterError> {

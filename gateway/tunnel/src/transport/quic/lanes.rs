@@ -18,7 +18,7 @@ use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
 use eastway_identity::tls;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::Shared;
@@ -27,7 +27,7 @@ use super::drive::Conn;
 use super::handshake::{self, Failure};
 use super::stream::halves;
 use crate::code::CloseCode;
-use crate::transport::{Connection as _, Halves};
+use crate::transport::{Connection as _, Halves, Take};
 
 /// Protocol of a link whose sides know lanes (ALPN).
 pub(super) const LINK: &[u8] = b"eastway/1+lanes";
@@ -42,10 +42,11 @@ const MOST: usize = 8;
 /// Pause before a lane that ended, or did not come about, is dialled again; doubles up to the second of these.
 const REDIAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
+/// Halves of streams that the lane of the thread that asks may have more than the one with the fewest.
+const NEAR: usize = 4;
+
 /// Bytes of what a lane shows.
 const KEY: usize = 32;
-/// Streams of the other side that may wait to be taken over.
-const OPENED: usize = 16;
 
 /// Links that lanes may join.
 #[derive(Default)]
@@ -70,15 +71,13 @@ impl Joinable {
 /// The lanes of a link beside its first connection.
 pub(super) struct Lanes {
     others: ArcSwap<Vec<Arc<Conn>>>,
-    /// Streams that the other side opened on them.
-    opened: mpsc::Sender<Halves>,
-    accepted: tokio::sync::Mutex<mpsc::Receiver<Halves>>,
+    /// Takes the streams that the other side opens on them, once the link is served.
+    take: watch::Sender<Option<Take>>,
 }
 
 impl Lanes {
     pub(super) fn new() -> Self {
-        let (opened, accepted) = mpsc::channel(OPENED);
-        Self { others: ArcSwap::default(), opened, accepted: tokio::sync::Mutex::new(accepted) }
+        Self { others: ArcSwap::default(), take: watch::Sender::default() }
     }
 
     /// All but the first.
@@ -94,16 +93,17 @@ impl Lanes {
         }
         let here = Handle::try_current().map(|handle| handle.id()).ok();
         let least = others.iter().chain([first]).map(|lane| lane.load()).min().unwrap_or_default();
-        // What is here costs no other thread's time, which is worth some difference.
-        let is_here = |lane: &&Arc<Conn>| Some(lane.home.id()) == here && lane.load() <= least + least / 4 + 1;
+        // What is here costs no other thread's time, which is worth some difference; and what ended is counted until the other
+        // side has it.
+        let is_here = |lane: &&Arc<Conn>| Some(lane.home.id()) == here && lane.load() <= least + least / 4 + NEAR;
         let near = others.iter().chain([first]).find(is_here);
         let lane = near.or_else(|| std::iter::once(first).chain(others.iter()).min_by_key(|lane| lane.load()));
         Arc::clone(lane.unwrap_or(first))
     }
 
-    /// The next stream of the other side on any of them.
-    pub(super) async fn accept(&self) -> Option<Halves> {
-        self.accepted.lock().await.recv().await
+    /// Gives `take` every stream that the other side opens on any of them.
+    pub(super) fn serve(&self, take: &Take) {
+        self.take.send_replace(Some(Arc::clone(take)));
     }
 
     /// `false`: there are enough.
@@ -155,22 +155,20 @@ async fn shown(lane: &Arc<Conn>) -> Option<(Vec<u8>, Halves)> {
     Some((key, (send, recv)))
 }
 
-/// Gives the link what comes on a lane, until the lane or the link ends.
+/// Gives whoever serves the link what comes on a lane, until the lane or the link ends.
 async fn serve(link: Weak<QuicConnection>, first: Arc<Conn>, lane: Held) {
-    let opened = link.upgrade().map(|link| link.lanes().opened.clone());
-    while let Some(opened) = &opened {
-        let id = tokio::select! {
-            _ = first.closed() => {
-                lane.0.close(CloseCode::Done, "the link has ended");
-                break;
-            }
-            id = lane.0.accept() => id,
-        };
-        let Ok(id) = id else { break };
-        // Only when the link is gone is nobody there to take it.
-        if opened.send(halves(&lane.0, id)).await.is_err() {
-            break;
+    let take = link.upgrade().map(|link| link.lanes().take.subscribe());
+    let served = async {
+        // Whoever takes them comes when the link is established.
+        let take = take?.wait_for(Option::is_some).await.ok()?.clone()?;
+        while let Ok(id) = lane.0.accept().await {
+            take(halves(&lane.0, id));
         }
+        Some(())
+    };
+    tokio::select! {
+        _ = first.closed() => lane.0.close(CloseCode::Done, "the link has ended"),
+        _ = served => {}
     }
     if let Some(link) = link.upgrade() {
         link.remove_lane(&lane.0);
