@@ -63,6 +63,8 @@ pub struct PeerStatus {
     pub bytes_received: u64,
     /// Datagrams lost on its links, those that are gone included.
     pub packets_lost: u64,
+    /// Datagrams sent a second time on its links because the path loses some, those that are gone included.
+    pub packets_repeated: u64,
     /// How often links that were dialled from here went on from another port because nothing came back, those that are
     /// gone included.
     pub hops: u64,
@@ -199,6 +201,7 @@ impl PeerStatus {
             bytes_sent: traffic.bytes_sent,
             bytes_received: traffic.bytes_received,
             packets_lost: traffic.packets_lost,
+            packets_repeated: traffic.packets_repeated,
             hops: traffic.hops,
         }
     }

@@ -477,6 +477,8 @@ pub struct PathStats {
     pub sent_packets: u64,
     /// Datagrams that were lost.
     pub lost_packets: u64,
+    /// Datagrams that were sent a second time, because the path loses some.
+    pub repeated_packets: u64,
     /// Bytes sent in datagrams, overhead included.
     pub sent_bytes: u64,
     /// Bytes received in datagrams, overhead included.

@@ -1,4 +1,4 @@
-//! Paths that lose packets: F7. Over real sockets: what is lost there, QUIC has to find out. A process of its own, for what is
+//! Paths that lose packets: F7, and what streams that send little say there. Over real sockets: what is lost there, QUIC has to find out. A process of its own, for what is
 //! timed are hundreds of links at once.
 #![allow(
     clippy::unwrap_used,
@@ -18,8 +18,9 @@ mod support;
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use relay::Relay;
-use support::{Gateway, pair, until};
+use support::{Gateway, header, pair, until};
 use tokio::time::Instant;
 
 /// One test after the other.
@@ -97,4 +98,44 @@ async fn f7_an_hour_of_links_with_a_tenth_of_the_packets_lost_shows_none_as_down
         bytes >> 10
     );
     assert!(lost > u64::from(LINKS), "{lost} packets lost is no loss");
+}
+
+/// Questions one after the other, and how many of them took longer than half of what it takes to find out that a packet
+/// was lost: an acknowledgement may wait for 25 ms.
+async fn slow_answers(a: &Gateway, count: usize) -> usize {
+    let mut stream = a.link_to("b").await.open(&header("echo")).await.unwrap();
+    let mut slow = 0;
+    for _ in 0..count {
+        let asked = Instant::now();
+        stream.send.write(Bytes::from_static(&[7; 200])).await.unwrap();
+        let mut got = 0;
+        while got < 200 {
+            got += stream.recv.read().await.unwrap().unwrap().len();
+        }
+        slow += usize::from(asked.elapsed() > Duration::from_millis(13));
+    }
+    slow
+}
+
+#[tokio::test]
+async fn an_answer_does_not_wait_until_a_lost_packet_is_missed() {
+    const QUESTIONS: usize = 2_000;
+    let _alone = ALONE.lock().await;
+    let (a, b) = pair();
+    let (a, b) = (a.gateway(), b.gateway());
+    let relay = Relay::to(b.tunnel.local_addr()).await;
+    b.knows(&[("a", &[])]);
+    a.knows(&[("b", &[relay.address])]);
+    relay.rules(|rules| rules.loss = 0.05);
+    // Both sides find out what kind of path it is.
+    let at_first = slow_answers(&a, QUESTIONS).await;
+    let by_noise = {
+        relay.rules(|rules| rules.loss = 0.0);
+        slow_answers(&a, QUESTIONS).await
+    };
+    relay.rules(|rules| rules.loss = 0.05);
+    let then = slow_answers(&a, QUESTIONS).await;
+    println!("of {QUESTIONS} answers {at_first} were slow at first, {then} later, {by_noise} without loss");
+    // Each way loses one in 20; twice the same, one in 400.
+    assert!(then <= by_noise + QUESTIONS / 25, "{then} of {QUESTIONS}, {by_noise} without loss");
 }

@@ -83,6 +83,8 @@ pub struct PeerSample {
     pub received_bytes: u64,
     /// Packets lost on all links since our start.
     pub lost_packets: u64,
+    /// Packets sent a second time on all links since our start.
+    pub repeated_packets: u64,
     /// How often links changed their port because nothing came back, since our start.
     pub hops: u64,
 }
@@ -155,6 +157,7 @@ metrics! {
     link_sent: Family<PeerLabel, Counter>, "eastway_link_sent_bytes", "Bytes sent over links";
     link_received: Family<PeerLabel, Counter>, "eastway_link_received_bytes", "Bytes received over links";
     link_lost: Family<PeerLabel, Counter>, "eastway_link_lost_packets", "Packets lost on links";
+    link_repeated: Family<PeerLabel, Counter>, "eastway_link_repeated_packets", "Packets sent a second time because the path loses some";
     link_hops: Family<PeerLabel, Counter>, "eastway_link_hops", "Changes of the port of a link because nothing came back";
     link_dials: Family<PeerReason, Counter>, "eastway_link_dials", "Attempts to open a link, by outcome";
     link_closed: Family<PeerReason, Counter>, "eastway_links_closed", "Links closed, by reason";
@@ -337,6 +340,7 @@ impl Metrics {
         raise(&self.link_sent.get(&label), sample.sent_bytes);
         raise(&self.link_received.get(&label), sample.received_bytes);
         raise(&self.link_lost.get(&label), sample.lost_packets);
+        raise(&self.link_repeated.get(&label), sample.repeated_packets);
         raise(&self.link_hops.get(&label), sample.hops);
     }
 

@@ -30,6 +30,7 @@ pub(crate) struct Traffic {
     pub(crate) bytes_sent: u64,
     pub(crate) bytes_received: u64,
     pub(crate) packets_lost: u64,
+    pub(crate) packets_repeated: u64,
     pub(crate) hops: u64,
 }
 
@@ -40,6 +41,7 @@ impl Traffic {
             bytes_sent: link.0.bytes_sent.load(Relaxed),
             bytes_received: link.0.bytes_received.load(Relaxed),
             packets_lost: path.lost_packets,
+            packets_repeated: path.repeated_packets,
             hops: path.hops,
         }
     }
@@ -50,6 +52,7 @@ impl AddAssign for Traffic {
         self.bytes_sent += more.bytes_sent;
         self.bytes_received += more.bytes_received;
         self.packets_lost += more.packets_lost;
+        self.packets_repeated += more.packets_repeated;
         self.hops += more.hops;
     }
 }

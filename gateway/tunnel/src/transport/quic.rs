@@ -2,12 +2,14 @@
 //! between them is here. Both are known here and nowhere else. ADR 0019 says why there is no driver of others.
 //!
 //! - [`workers`]: threads, on each of which some connections live;
-//! - [`udp`]: one socket; [`port`]: a port with its connections; [`drive`]: one connection; [`stream`]s of it.
+//! - [`udp`]: one socket; [`port`]: a port with its connections; [`drive`]: one connection; [`stream`]s of it; [`again`]: what
+//!   is sent twice.
 //!
 //! One port takes links; each dial has one of its own, because a port whose conntrack entry went stale stays a black
 //! hole as long as it is used; a link leaves such a port, too, see [`hop`]. Nothing is left at a default that a peer
 //! could profit from; see [`config`].
 
+mod again;
 mod cid;
 mod config;
 mod congestion;
@@ -264,7 +266,7 @@ impl Shared {
         let (config, whole) = (Arc::clone(&self.endpoint), !socket.may_fragment());
         let endpoint = Endpoint::new(config, Some(Arc::clone(&server)), whole, None);
         let handshakes = Handshakes::new(Arc::clone(self), server, accepted.clone());
-        Ok(Port::listening(endpoint, socket, forwarding, handshakes, self.tasks.clone()))
+        Ok(Port::listening(endpoint, socket, forwarding, handshakes, self.tasks.clone(), Arc::clone(&self.lossy)))
     }
 
     fn server_config(&self) -> Result<quinn_proto::ServerConfig, QuicError> {

@@ -129,6 +129,7 @@ pub(super) fn refresh(gateway: &Gateway, metrics: &Metrics) {
             sent_bytes: status.bytes_sent,
             received_bytes: status.bytes_received,
             lost_packets: status.packets_lost,
+            repeated_packets: status.packets_repeated,
             hops: status.hops,
         };
         metrics.set_peer(&status.name, &sample);

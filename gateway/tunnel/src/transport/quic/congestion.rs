@@ -37,7 +37,7 @@ pub(super) struct Lossy {
 }
 
 impl Lossy {
-    fn is(&self, address: IpAddr) -> bool {
+    pub(super) fn is(&self, address: IpAddr) -> bool {
         self.addresses.lock().unwrap_or_else(PoisonError::into_inner).contains(&address)
     }
 

@@ -294,11 +294,13 @@ impl Connection for QuicConnection {
             rtt: stats.path.rtt,
             mtu: stats.path.current_mtu,
             hops: self.hops.load(Ordering::Relaxed),
+            repeated_packets: self.conn().repeated(),
             dropped_datagrams: self.dropped_datagrams.load(Ordering::Relaxed),
             ..PathStats::default()
         };
         let others = self.lanes.others();
         path.lanes = u16::try_from(others.len()).unwrap_or(u16::MAX);
+        path.repeated_packets += others.iter().map(|lane| lane.repeated()).sum::<u64>();
         for stats in others.iter().map(|lane| lane.stats()).chain([stats]) {
             path.congestion_window = path.congestion_window.saturating_add(stats.path.cwnd);
             path.sent_packets += stats.path.sent_packets;

@@ -27,6 +27,7 @@ use tokio::time::sleep_until;
 
 pub(super) use self::waiters::For;
 use self::waiters::Waiters;
+use super::again::Again;
 use super::port::Port;
 use super::udp::MAX_TRAIN;
 use crate::code::CloseCode;
@@ -70,6 +71,8 @@ pub(super) struct State {
     alarm: Option<Instant>,
     /// The socket was full.
     unsent: Option<(Transmit, Vec<u8>)>,
+    /// What is sent twice.
+    pub(super) again: Again,
 }
 
 /// What is left to be sent.
@@ -98,6 +101,7 @@ impl Conn {
             driver: None,
             alarm: None,
             unsent: None,
+            again: Again::default(),
         };
         Arc::new(Self {
             port,
@@ -164,7 +168,7 @@ impl Conn {
                 }
                 let (left, wakers) = self.advance(&mut state, now);
                 let is_drained = state.inner.is_drained();
-                let at = state.inner.poll_timeout();
+                let at = state.next_alarm();
                 state.alarm = at;
                 drop(state);
                 wakers.into_iter().for_each(Waker::wake);
@@ -208,7 +212,7 @@ impl Conn {
     /// As far as it goes; the task does the rest.
     fn advance_now(&self, mut state: MutexGuard<'_, State>, now: Instant) {
         let (left, mut wakers) = self.advance(&mut state, now);
-        let at = state.inner.poll_timeout();
+        let at = state.next_alarm();
         // Later is soon enough: the task looks again when it comes.
         let is_sooner = at.is_some_and(|at| state.alarm.is_none_or(|alarm| at < alarm));
         if left != Rest::Nothing || is_sooner || state.inner.is_drained() {
@@ -363,6 +367,11 @@ impl Conn {
         self.lock().inner.stats()
     }
 
+    /// Packets that were sent a second time.
+    pub(super) fn repeated(&self) -> u64 {
+        self.lock().again.repeated()
+    }
+
     pub(super) fn rtt(&self) -> Duration {
         self.lock().inner.rtt()
     }
@@ -412,6 +421,11 @@ impl State {
         }
     }
 
+    /// When there is something to do that nobody else asks for.
+    fn next_alarm(&mut self) -> Option<Instant> {
+        [self.inner.poll_timeout(), self.again.due()].into_iter().flatten().min()
+    }
+
     fn send(&mut self, port: &Port, now: Instant) -> Rest {
         thread_local! {
             static BUFFER: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
@@ -423,11 +437,19 @@ impl State {
             self.unsent = Some((transmit, contents));
             return Rest::Blocked;
         }
+        while let Some((transmit, contents)) = self.again.next(now) {
+            // What the socket does not take is lost, as the first may have been.
+            port.send(&socket, &transmit, &contents);
+        }
         BUFFER.with_borrow_mut(|buffer| {
             for _ in 0..TURN {
                 buffer.clear();
                 let segments = socket.train(usize::from(self.inner.current_mtu()));
+                let streams = self.again.is_urgent().then(|| self.inner.stats().frame_tx.stream);
                 let Some(transmit) = self.inner.poll_transmit(now, segments, buffer) else { return Rest::Nothing };
+                if let Some(before) = streams {
+                    self.repeat(port, now, before, &transmit, buffer);
+                }
                 if !port.send(&socket, &transmit, buffer) {
                     self.unsent = Some((transmit, mem::replace(buffer, Vec::with_capacity(MAX_TRAIN))));
                     return Rest::Blocked;
@@ -435,5 +457,14 @@ impl State {
             }
             Rest::More
         })
+    }
+
+    /// Notes what is to be sent twice of a train, before which so many frames of streams had been sent.
+    fn repeat(&mut self, port: &Port, now: Instant, before: u64, train: &Transmit, contents: &[u8]) {
+        let stats = self.inner.stats();
+        if stats.frame_tx.stream > before {
+            let is_lossy = port.lossy.is(train.destination.ip());
+            self.again.sent(now, train, contents, is_lossy.then_some((stats.path.cwnd, stats.path.rtt)));
+        }
     }
 }

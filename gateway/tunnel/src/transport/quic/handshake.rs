@@ -171,7 +171,7 @@ pub(super) async fn dial_as(
     let socket = socket::for_dial(remote, shared.config.limits.socket_buffer).and_then(|socket| Udp::new(socket, home));
     let socket = socket.map_err(|error| local(error.to_string()))?;
     let endpoint = Endpoint::new(Arc::clone(&shared.endpoint), None, !socket.may_fragment(), None);
-    let port = Port::for_dial(endpoint, socket, shared.tasks.clone());
+    let port = Port::for_dial(endpoint, socket, shared.tasks.clone(), Arc::clone(&shared.lossy));
     let conn = port.connect(home, client, remote, tls::SERVER_NAME).map_err(|error| local(error.to_string()))?;
     let (conn, readers) = (Held(Arc::clone(&conn)), Readers::new(&conn));
     conn.0.spawn(Arc::clone(&conn.0).run());

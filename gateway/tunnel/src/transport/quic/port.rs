@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::congestion::Lossy;
 use super::drive::Conn;
 use super::forward::Forwarding;
 use super::handshake::Handshakes;
@@ -33,6 +34,8 @@ pub(super) struct Port {
     /// Who takes links here; nobody where a link was dialled from.
     handshakes: Option<Handshakes>,
     pub(super) tasks: TaskTracker,
+    /// Where paths lose packets.
+    pub(super) lossy: Arc<Lossy>,
     /// Its tasks end.
     pub(super) dead: CancellationToken,
     /// A connection has left.
@@ -47,8 +50,8 @@ struct State {
 
 impl Port {
     /// A port that a link is dialled from.
-    pub(super) fn for_dial(endpoint: Endpoint, socket: Udp, tasks: TaskTracker) -> Arc<Self> {
-        Arc::new(Self::new(endpoint, Arc::new(socket), None, None, tasks))
+    pub(super) fn for_dial(endpoint: Endpoint, socket: Udp, tasks: TaskTracker, lossy: Arc<Lossy>) -> Arc<Self> {
+        Arc::new(Self::new(endpoint, Arc::new(socket), None, None, (tasks, lossy)))
     }
 
     /// The port where links are taken.
@@ -58,8 +61,9 @@ impl Port {
         forwarding: Option<Forwarding>,
         handshakes: Handshakes,
         tasks: TaskTracker,
+        lossy: Arc<Lossy>,
     ) -> Arc<Self> {
-        Arc::new(Self::new(endpoint, socket, forwarding, Some(handshakes), tasks))
+        Arc::new(Self::new(endpoint, socket, forwarding, Some(handshakes), (tasks, lossy)))
     }
 
     fn new(
@@ -67,7 +71,7 @@ impl Port {
         socket: Arc<Udp>,
         forwarding: Option<Forwarding>,
         handshakes: Option<Handshakes>,
-        tasks: TaskTracker,
+        (tasks, lossy): (TaskTracker, Arc<Lossy>),
     ) -> Self {
         Self {
             state: Mutex::new(State { endpoint, connections: HashMap::new() }),
@@ -75,6 +79,7 @@ impl Port {
             forwarding,
             handshakes,
             tasks,
+            lossy,
             dead: CancellationToken::new(),
             left: Notify::new(),
         }

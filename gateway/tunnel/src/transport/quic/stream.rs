@@ -70,6 +70,9 @@ impl SendStream for QuicSend {
                 if let Some(priority) = priority.filter(|_| !self.is_set.load(Ordering::Relaxed)) {
                     stream.set_priority(priority).ok();
                 }
+                if !self.rate.is_bulk {
+                    state.again.wrote(written.bytes);
+                }
                 state.wake_driver();
                 Poll::Ready(Ok(written.bytes))
             }
