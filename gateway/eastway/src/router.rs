@@ -230,6 +230,12 @@ impl Router {
         best.or_else(|| leaving.min_by_key(|link| link.in_flight())).cloned()
     }
 
+    /// The link for a stream that is expected to move much, if there is one for those.
+    #[must_use]
+    pub fn bulk_link(&self, cluster: &ClusterName, header: &StreamHeader) -> Option<Link> {
+        self.tunnel.get()?.bulk_link(cluster.as_str(), header)
+    }
+
     /// An endpoint of this cluster for a local connection.
     ///
     /// # Errors

@@ -238,9 +238,11 @@ pub struct ProxyCredentials {
 /// What carries the links to a peer that are dialled from here.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TransportPolicy {
-    /// QUIC, and TLS over TCP where UDP does not pass.
+    /// QUIC, and TLS over TCP where UDP does not pass, or beside it where that is measured to be faster.
     #[default]
     Auto,
+    /// QUIC, and TLS over TCP only where UDP does not pass.
+    Fallback,
     /// QUIC only.
     Quic,
     /// TLS over TCP only.
@@ -253,7 +255,7 @@ impl TransportPolicy {
     pub const fn allows(self, transport: TransportKind) -> bool {
         match (self, transport) {
             (Self::Quic, TransportKind::Tcp) | (Self::Tcp, TransportKind::Quic) => false,
-            (Self::Auto | Self::Quic | Self::Tcp, _) => true,
+            (Self::Auto | Self::Fallback | Self::Quic | Self::Tcp, _) => true,
         }
     }
 

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use eastway_identity::SpkiPin;
 use tokio::time::Instant;
 
-pub use state::LinkState;
+pub use state::{LinkRole, LinkState};
 pub use table::LinkTable;
 
 use unacknowledged::Unacknowledged;
@@ -31,6 +31,7 @@ use crate::config::{ReplicaId, Timing, TunnelLimits};
 use crate::events::{Event, Observer};
 use crate::flow::Flows;
 use crate::header::{HeaderError, HeaderTooLong, StreamHeader};
+use crate::loads::{Load, Loads};
 use crate::metrics::Counters;
 use crate::stream::{Direction, LinkInfo, RecvHalf, SendHalf, StreamShared, TunnelStream};
 use crate::transport::{Connection, PathStats, SendStream, Side, StreamError, TransportKind};
@@ -107,6 +108,12 @@ impl Link {
         self.0.state() == LinkState::Fresh
     }
 
+    /// Whether a stream would be opened without waiting for a connection.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.0.connection.is_ready()
+    }
+
     fn is_open(&self) -> bool {
         matches!(self.0.state(), LinkState::Fresh | LinkState::Stale)
     }
@@ -129,11 +136,12 @@ impl Link {
         if !self.is_open() {
             return Err(if self.0.state() == LinkState::Closed { OpenError::LinkLost } else { OpenError::Starting });
         }
+        let load = self.0.loads.of(header);
         let header = header.encode()?;
         let mut chunks = [header, first];
         let open = async {
             let (send, recv) = self.0.connection.open().await.map_err(|_| OpenError::LinkLost)?;
-            let shared = StreamShared::new(&self.0, Direction::Opened, recv);
+            let shared = StreamShared::new(&self.0, Direction::Opened, load, recv);
             let mut send = SendHalf::new(send, Arc::clone(&shared));
             let recv = RecvHalf::new(shared, true);
             while let [header, _] = &chunks
@@ -199,6 +207,7 @@ pub(crate) struct LinkShared {
     pub(crate) limits: TunnelLimits,
     timing: Timing,
     counters: Arc<Counters>,
+    loads: Arc<Loads>,
     observer: Arc<dyn Observer>,
     /// Streams of this peer over all of its links.
     peer_streams: Arc<AtomicU32>,
@@ -209,6 +218,7 @@ pub(crate) struct LinkShared {
     outdated: AtomicBool,
     /// How its transport is preferred: the least first.
     rank: AtomicU8,
+    role: AtomicU8,
     /// This side drains and its grace is over: no new streams from there.
     refusing: AtomicBool,
     opened: AtomicU32,
@@ -245,6 +255,7 @@ pub(crate) struct LinkSurroundings {
     pub(crate) limits: TunnelLimits,
     pub(crate) timing: Timing,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) loads: Arc<Loads>,
     pub(crate) observer: Arc<dyn Observer>,
     pub(crate) peer_streams: Arc<AtomicU32>,
 }
@@ -256,7 +267,7 @@ impl LinkShared {
         certificate: (SystemTime, SystemTime),
         surroundings: LinkSurroundings,
     ) -> Arc<Self> {
-        let LinkSurroundings { limits, timing, counters, observer, peer_streams } = surroundings;
+        let LinkSurroundings { limits, timing, counters, loads, observer, peer_streams } = surroundings;
         let live = LiveFacts {
             certificate,
             last_acknowledged: None,
@@ -269,12 +280,14 @@ impl LinkShared {
             limits,
             timing,
             counters,
+            loads,
             observer,
             peer_streams,
             state: AtomicU8::new(LinkState::Starting as u8),
             going_away: AtomicBool::new(false),
             outdated: AtomicBool::new(false),
             rank: AtomicU8::new(0),
+            role: AtomicU8::new(LinkRole::Whole as u8),
             refusing: AtomicBool::new(false),
             opened: AtomicU32::new(0),
             served: AtomicU32::new(0),
@@ -353,6 +366,15 @@ impl LinkShared {
         self.rank.store(rank, Ordering::Relaxed);
     }
 
+    pub(crate) fn role(&self) -> LinkRole {
+        LinkRole::from_u8(self.role.load(Ordering::Relaxed))
+    }
+
+    /// Returns whether this changed anything.
+    pub(crate) fn set_role(&self, role: LinkRole) -> bool {
+        self.role.swap(role as u8, Ordering::Relaxed) != role as u8
+    }
+
     pub(crate) fn refuses_streams(&self) -> bool {
         self.refusing.load(Ordering::Relaxed)
     }
@@ -403,7 +425,7 @@ impl LinkShared {
         match direction {
             Direction::Opened => {
                 self.opened.fetch_add(1, Ordering::Relaxed);
-                self.counters.stream_opened();
+                self.counters.stream_opened(self.connection.kind());
             }
             Direction::Served => {
                 self.served.fetch_add(1, Ordering::Relaxed);
@@ -413,6 +435,11 @@ impl LinkShared {
             }
         }
         self.streams().insert(id, Arc::downgrade(stream));
+    }
+
+    /// A connection of a service moved much, or ended without.
+    pub(crate) fn note(&self, load: Load, much: bool) {
+        self.loads.note(load, much);
     }
 
     pub(crate) fn unregister(&self, id: u64, direction: Direction) {

@@ -20,7 +20,7 @@ use crate::config::PeerTarget;
 use crate::events::{Event, FailureCause, LinkFailure};
 use crate::link::driver::{self, Environment, GoAwayOrder, LinkEvent, Started};
 use crate::link::{Link, LinkState, LinkTable};
-use crate::peers::{Dial, LinkFacts, PathMeter, Peers, Traffic};
+use crate::peers::{Carried, Dial, LinkFacts, PathMeter, Peers, Traffic};
 use crate::status::{PeerState, PeerStates};
 use crate::transport::{Side, Transport, TransportKind};
 
@@ -78,7 +78,14 @@ impl Board {
         }
     }
 
+    /// Tells links which streams they take; returns whether anything changed.
+    fn set_roles(&self) -> bool {
+        let set = |link: Link| link.0.set_role(self.peers().role(link.peer(), link.0.identity.id));
+        self.all_links().into_iter().map(set).fold(false, |any, changed| any | changed)
+    }
+
     fn publish(&self) {
+        self.set_roles();
         for link in self.all_links() {
             let listed = self.peers().lists(link.peer(), &link.replica());
             link.0.set_outdated(!listed);
@@ -186,9 +193,12 @@ impl Manager {
         if self.draining.is_cancelled() {
             return;
         }
-        let dials = self.board.peers().due(self.now());
+        let mut dials = self.board.peers().due(self.now());
+        dials.extend(self.board.peers().companions_due(self.now()));
         for dial in dials {
-            self.environment.counters.dial();
+            if dial.beside.is_none() {
+                self.environment.counters.dial();
+            }
             let transport = self.transports.iter().find(|transport| transport.kind() == dial.transport);
             let Some(transport) = transport.cloned() else { continue };
             let attempt = attempt(Arc::clone(&self.environment), transport, dial, reports.clone());
@@ -217,6 +227,12 @@ impl Manager {
     }
 
     fn dial_failed(&self, dial: &Dial, failure: LinkFailure) {
+        if dial.beside.is_some() {
+            // Nobody depends on it.
+            tracing::debug!(peer = %dial.peer, address = %dial.address, text = failure.text, "No link by TCP beside the one by QUIC");
+            self.board.peers().dial_failed(dial, failure, self.now());
+            return;
+        }
         self.environment.counters.dial_failed();
         let Dial { peer, address, .. } = dial;
         self.environment.observer.happened(&Event::Dialled { peer, address, failure: Some(&failure) });
@@ -237,6 +253,8 @@ impl Manager {
             up: false,
             going_away: false,
             path: PathMeter::default(),
+            beside: dial.as_ref().and_then(|dial| dial.beside),
+            carried: Carried::default(),
         };
         let taken = if self.draining.is_cancelled() {
             Err((CloseCode::Draining, "the gateway is on its way out"))
@@ -254,7 +272,7 @@ impl Manager {
             return;
         }
         let (peer, replica, remote) = (link.peer(), link.replica(), link.remote_addr());
-        if let Some(Dial { peer, address, .. }) = &dial {
+        if let Some(Dial { peer, address, beside: None, .. }) = &dial {
             self.environment.observer.happened(&Event::Dialled { peer, address, failure: None });
         }
         let transport = link.0.connection.kind().name();
@@ -296,9 +314,13 @@ impl Manager {
     /// Looks how the paths of links do, and gives up those for which there is a better one.
     fn measure(&self) {
         for link in self.board.all_links() {
-            self.board.peers().measured(link.0.identity.id, &link.0.connection.path());
+            let shared = &link.0;
+            let bytes = shared.bytes_sent.load(Ordering::Relaxed) + shared.bytes_received.load(Ordering::Relaxed);
+            self.board.peers().measured(shared.identity.id, &shared.connection.path(), bytes);
         }
-        if self.retire_duplicates() {
+        self.board.peers().choose(self.now());
+        let roles = self.board.set_roles();
+        if self.retire_duplicates() || roles {
             self.board.publish();
         }
     }

@@ -6,12 +6,13 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::code::ResetCode;
 use crate::replicas::ForwardingCounters;
-use crate::transport::CloseReason;
+use crate::transport::{CloseReason, TransportKind};
 
 /// What is counted while the tunnel runs.
 #[derive(Default)]
 pub(crate) struct Counters {
-    opened: AtomicU64,
+    /// By transport.
+    opened: [AtomicU64; TransportKind::ALL.len()],
     served: AtomicU64,
     header_errors: AtomicU64,
     dials: AtomicU64,
@@ -25,8 +26,8 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    pub(crate) fn stream_opened(&self) {
-        add(&self.opened);
+    pub(crate) fn stream_opened(&self, by: TransportKind) {
+        self.opened.get(by as usize).into_iter().for_each(add);
     }
 
     pub(crate) fn stream_served(&self) {
@@ -84,7 +85,13 @@ impl Counters {
             counts.filter(|(_, count)| *count > 0).collect()
         };
         TunnelCounters {
-            streams_opened: get(&self.opened),
+            streams_opened: self.opened.iter().map(get).sum(),
+            streams_opened_by: TransportKind::ALL
+                .into_iter()
+                .zip(&self.opened)
+                .map(|(by, count)| (by.name(), get(count)))
+                .filter(|(_, count)| *count > 0)
+                .collect(),
             streams_served: get(&self.served),
             header_errors: get(&self.header_errors),
             dials: get(&self.dials),
@@ -142,6 +149,8 @@ fn add(counter: &AtomicU64) {
 pub struct TunnelCounters {
     /// Streams opened from here.
     pub streams_opened: u64,
+    /// Likewise, by [`TransportKind`] of the link.
+    pub streams_opened_by: BTreeMap<&'static str, u64>,
     /// Streams opened by peers.
     pub streams_served: u64,
     /// Of those, with a header that could not be taken.

@@ -4,6 +4,8 @@
 //! manager asks it what to do and tells it what happened.
 
 mod address;
+mod chooser;
+mod companion;
 mod counts;
 mod path;
 
@@ -14,6 +16,9 @@ use std::time::{Duration, SystemTime};
 
 pub(crate) use self::address::Address;
 use self::address::{Moment, RateLimit};
+pub use self::companion::BulkStatus;
+pub(crate) use self::companion::Carried;
+use self::companion::Companion;
 pub(crate) use self::counts::{PeerCounts, Traffic};
 pub(crate) use self::path::PathMeter;
 use crate::code::CloseCode;
@@ -38,6 +43,8 @@ pub(crate) struct Dial {
     pub(crate) proxy: Option<Arc<Proxy>>,
     /// Counts the dials of this address: which of a name's addresses to take.
     pub(crate) attempt: u32,
+    /// It is to be beside a link by QUIC to the same replica.
+    pub(crate) beside: Option<ReplicaId>,
 }
 
 /// A link as far as it matters here.
@@ -58,6 +65,10 @@ pub(crate) struct LinkFacts {
     pub(crate) going_away: bool,
     /// How its path does.
     pub(crate) path: PathMeter,
+    /// It was dialled to be beside a link by QUIC to this replica.
+    pub(crate) beside: Option<ReplicaId>,
+    /// What it carried, and what became of it, at the last look.
+    pub(crate) carried: Carried,
 }
 
 /// All peers.
@@ -98,6 +109,8 @@ pub(crate) struct Peer {
     pub(crate) losses: VecDeque<SystemTime>,
     /// What its links that are gone had carried.
     pub(crate) past: Traffic,
+    /// Links by TCP beside those by QUIC, by the replica that both lead to.
+    companions: BTreeMap<ReplicaId, Companion>,
 }
 
 impl Peers {
@@ -170,6 +183,7 @@ impl Peers {
                     transport,
                     proxy: peer.proxy.clone().filter(|_| transport == TransportKind::Tcp),
                     attempt: address.begin(now),
+                    beside: None,
                 });
             }
         }
@@ -196,6 +210,10 @@ impl Peers {
     pub(crate) fn dial_failed(&mut self, dial: &Dial, failure: LinkFailure, now: Duration) {
         let mut at = Moment { now, timing: &self.timing, random: &mut self.random };
         let Some(peer) = self.peers.get_mut(&dial.peer) else { return };
+        if let Some(replica) = dial.beside {
+            peer.companion_failed(replica, now);
+            return;
+        }
         peer.last_error = Some(failure.text.clone());
         let linked = peer.links.values().any(|link| link.address.as_ref() == Some(&dial.address) && !link.going_away);
         let rank = peer.policy.rank(dial.transport);
@@ -244,6 +262,11 @@ impl Peers {
         if !peer.is_linked(&facts.replica) {
             peer.searched = 0;
         }
+        if let Some(replica) = facts.beside {
+            peer.companion_started(&facts, replica)?;
+            peer.links.insert(facts.id, facts);
+            return Ok(());
+        }
         let pause = if peer.searched < peer.quick_searches() { at.timing.redial } else { SEARCH_ON };
         if let Some(host) = &facts.address {
             peer.remember(host, facts.transport);
@@ -279,10 +302,11 @@ impl Peers {
     }
 
     /// How the path of a link does now.
-    pub(crate) fn measured(&mut self, id: u64, stats: &PathStats) {
+    pub(crate) fn measured(&mut self, id: u64, stats: &PathStats, bytes: u64) {
         let Some(peer) = self.peers.values_mut().find(|peer| peer.links.contains_key(&id)) else { return };
         let Some(facts) = peer.links.get_mut(&id) else { return };
         facts.path.sample(stats);
+        facts.carried = Carried { bytes, path: *stats };
         let Some(host) = facts.address.clone() else { return };
         let (path, replica, transport) = (facts.path, facts.replica, facts.transport);
         for address in peer.addresses.iter_mut().filter(|address| address.transport == transport) {
@@ -306,6 +330,12 @@ impl Peers {
         let mut at = Moment { now, timing: &self.timing, random: &mut self.random };
         let Some(peer) = self.peers.values_mut().find(|peer| peer.links.contains_key(&id)) else { return };
         let Some(facts) = peer.links.remove(&id) else { return };
+        if let Some(replica) = facts.beside {
+            peer.companion_failed(replica, now);
+            if peer.links.values().any(|link| link.up) {
+                return;
+            }
+        }
         if failure.cause != FailureCause::Done {
             peer.searched = 0;
             peer.last_error = Some(failure.text.clone());
@@ -342,7 +372,7 @@ impl Peers {
                 let rank = |link: &LinkFacts| peer.policy.rank(link.transport);
                 let beaten = links().filter(|other| other.replica == link.replica && other.fresh).any(|other| {
                     match rank(other).cmp(&rank(link)) {
-                        Ordering::Less => true,
+                        Ordering::Less => !peer.keeps_beside(link, other),
                         Ordering::Greater => false,
                         Ordering::Equal => match other.side {
                             Side::Dialler if other.address != link.address => path::beats(other, link, now),
@@ -379,6 +409,7 @@ impl Peer {
             relay_refused: None,
             losses: VecDeque::new(),
             past: Traffic::default(),
+            companions: BTreeMap::new(),
         }
     }
 

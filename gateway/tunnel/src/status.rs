@@ -11,7 +11,8 @@ use serde::{Serialize, Serializer};
 
 use crate::config::{HostPort, ReplicaId, TransportPolicy};
 use crate::events::FailureCause;
-use crate::link::{Link, LinkState};
+use crate::link::{Link, LinkRole, LinkState};
+pub use crate::peers::BulkStatus;
 use crate::peers::{Address, Peer, Traffic};
 use crate::transport::{Side, TransportKind};
 
@@ -128,6 +129,10 @@ pub struct LinkStatus {
     pub transport: TransportKind,
     /// Another transport is preferred, and does not pass.
     pub degraded: bool,
+    /// Which streams it takes.
+    pub role: LinkRole,
+    /// What carries streams that move much to the same replica, and why; none where nothing moved much yet.
+    pub bulk: Option<BulkStatus>,
     /// The cluster that it goes by way of; none if by no other.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub via: Option<Arc<str>>,
@@ -176,7 +181,7 @@ impl PeerStatus {
         links.iter().filter(|link| link.peer() == name).for_each(|link| traffic += Traffic::of(link));
         // Nobody takes note of links that end while the tunnel closes.
         let live = links.iter().filter(|link| link.peer() == name && link.0.state() != LinkState::Closed);
-        let links: Vec<_> = live.map(|link| LinkStatus::new(link, peer.policy)).collect();
+        let links: Vec<_> = live.map(|link| LinkStatus::new(link, peer)).collect();
         let mut addresses: Vec<AddressStatus> = Vec::new();
         let is_relay = |way: &&Address| way.transport == TransportKind::Relay;
         let relay = peer.addresses.iter().find(is_relay).and_then(|way| way.last_failure.as_ref());
@@ -237,7 +242,7 @@ impl AddressStatus {
 }
 
 impl LinkStatus {
-    fn new(link: &Link, policy: TransportPolicy) -> Self {
+    fn new(link: &Link, peer: &Peer) -> Self {
         let shared = &link.0;
         let (live, path) = (shared.live(), shared.connection.path());
         Self {
@@ -248,7 +253,11 @@ impl LinkStatus {
             state: shared.state(),
             draining: shared.going_away(),
             transport: shared.connection.kind(),
-            degraded: shared.connection.kind() == TransportKind::Tcp && policy != TransportPolicy::Tcp,
+            degraded: shared.connection.kind() == TransportKind::Tcp
+                && peer.policy != TransportPolicy::Tcp
+                && shared.role() == LinkRole::Whole,
+            role: shared.role(),
+            bulk: peer.bulk(&link.replica()).filter(|_| shared.role() == LinkRole::Whole),
             via: shared.connection.via(),
             cert_not_before: live.certificate.0,
             cert_not_after: live.certificate.1,

@@ -194,6 +194,9 @@ pub enum TransportKind {
 }
 
 impl TransportKind {
+    /// All of them, in order.
+    pub const ALL: [Self; 4] = [Self::Quic, Self::Tcp, Self::Relay, Self::Memory];
+
     /// As shown in status and metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -244,6 +247,11 @@ pub trait Connection: Send + Sync + 'static {
 
     /// Opens a stream; waits while the other side admits none.
     fn open(&self) -> BoxFuture<'_, Result<Halves, Lost>>;
+
+    /// Whether [`Connection::open`] would not wait for one more connection to be made. If it would, one is made.
+    fn is_ready(&self) -> bool {
+        true
+    }
 
     /// The next stream of the other side, in the order it opened them.
     fn accept(&self) -> BoxFuture<'_, Result<Halves, Lost>>;
@@ -479,6 +487,10 @@ pub struct PathStats {
     pub lost_packets: u64,
     /// Datagrams that were sent a second time, because the path loses some.
     pub repeated_packets: u64,
+    /// By TCP: segments received, so far as they were looked at, which goes for those that were sent, too.
+    pub received_packets: u64,
+    /// Of those, out of order: others before them were lost.
+    pub disordered_packets: u64,
     /// Bytes sent in datagrams, overhead included.
     pub sent_bytes: u64,
     /// Bytes received in datagrams, overhead included.

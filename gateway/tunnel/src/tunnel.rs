@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{PeerTarget, ReplicaId, TunnelConfig};
+use crate::header::StreamHeader;
 use crate::link::driver::{Environment, GoAwayOrder, HeardAnchors};
 use crate::link::{Budget, Link, LinkState, LinkTable};
 use crate::manager::{Board, Manager, until_idle};
@@ -206,6 +207,7 @@ impl Tunnel {
             observer: world.observer,
             handler,
             counters: Arc::new(Counters::default()),
+            loads: Arc::default(),
             stream_counts: PeerCounts::default(),
             start_counts: PeerCounts::default(),
             live: live.subscribe(),
@@ -299,6 +301,21 @@ impl Tunnel {
     #[must_use]
     pub fn links(&self) -> Guard<Arc<LinkTable>> {
         self.board.table.load()
+    }
+
+    /// The link for a stream that is expected to move much, if there is one for those beside that for all, and it takes
+    /// one at once. What is expected is what streams to the same service did.
+    #[must_use]
+    pub fn bulk_link(&self, peer: &str, header: &StreamHeader) -> Option<Link> {
+        let table = self.board.table.load();
+        let links = table.bulk_to(peer);
+        if links.is_empty() {
+            return None;
+        }
+        let loads = &self.environment.loads;
+        let expected = loads.of(header).is_some_and(|load| loads.expects_much(load));
+        let usable = links.iter().filter(|link| expected && link.is_usable() && link.is_fresh() && link.is_ready());
+        usable.min_by_key(|link| link.in_flight()).cloned()
     }
 
     /// Which peers can be reached, from now on: latest wins, nothing is queued.

@@ -15,6 +15,7 @@ mod basics;
 mod certificates;
 mod check;
 mod check_trust;
+mod chosen;
 mod cli;
 mod client_address;
 mod config;

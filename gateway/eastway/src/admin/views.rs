@@ -286,6 +286,12 @@ pub struct LinkView {
     pub transport: String,
     /// Another transport is preferred, and does not pass.
     pub degraded: bool,
+    /// Which streams it takes: `whole` is all; of one by TCP beside one by QUIC `bulk` is those that are expected to move
+    /// much, and `standby` none now.
+    pub role: String,
+    /// What carries streams to this replica that are expected to move much, and why; missing where nothing moved much.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bulk: Option<BulkView>,
     /// The cluster that it goes by way of, if there is no direct way.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub via: Option<String>,
@@ -311,6 +317,22 @@ pub struct LinkView {
     pub received_bytes: u64,
     /// Packets lost.
     pub lost_packets: u64,
+}
+
+/// What carries streams that are expected to move much, and why.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BulkView {
+    /// `quic` or `tcp`.
+    pub transport: String,
+    /// Why, in words.
+    pub why: String,
+    /// Bytes a second that QUIC carried when it was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quic_bytes_per_second: Option<u64>,
+    /// And TCP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp_bytes_per_second: Option<u64>,
 }
 
 /// A part of what was measured of the link to a peer.

@@ -160,6 +160,7 @@ fn convert_spec(
         addresses: addresses.iter().map(|address| address.value.clone()).collect(),
         transport: match spec.transport.value() {
             None | Some(TransportWord::Auto) => TransportPolicy::Auto,
+            Some(TransportWord::Fallback) => TransportPolicy::Fallback,
             Some(TransportWord::Quic) => TransportPolicy::Quic,
             Some(TransportWord::Tcp) => TransportPolicy::Tcp,
         },

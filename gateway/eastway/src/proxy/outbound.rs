@@ -252,6 +252,12 @@ impl<C: Client> Connecting<'_, C> {
         let header = router::header(self.routed, self.target, candidate, client).ok_or(ConnectError::Header)?;
         let mut tried = Vec::new();
         let mut last = ConnectError::NoLink(cluster.clone());
+        if let Some(link) = self.router.bulk_link(cluster, &header) {
+            match self.by_link(&link, cluster, &header).await {
+                Err(error) if error.is_of_link(self.replay.is_empty()) => self.router.note_retry(candidate),
+                result => return result,
+            }
+        }
         while let Some(link) = self.router.link(cluster, &tried).filter(|_| tried.len() < MAX_ATTEMPTS) {
             match self.by_link(&link, cluster, &header).await {
                 Err(error) if error.is_of_link(self.replay.is_empty()) => {

@@ -29,8 +29,8 @@ pub use self::controller::ControllerSample;
 use self::family::{Family, Labels};
 pub use self::labels::DialOutcome;
 use self::labels::{
-    BuildLabels, CertificateLabels, DenialLabels, Direction, KindLabel, PairLabels, PeerLabel, PeerReason, Reason,
-    counts_of, peer_label, peer_reason,
+    BuildLabels, Carrier, CertificateLabels, DenialLabels, Direction, KindLabel, PairLabels, PeerLabel, PeerReason,
+    Reason, counts_of, peer_label, peer_reason,
 };
 pub use self::process::{open_fds, resident_bytes};
 pub use self::recent::RECENT;
@@ -159,6 +159,7 @@ metrics! {
     link_lost: Family<PeerLabel, Counter>, "eastway_link_lost_packets", "Packets lost on links";
     link_repeated: Family<PeerLabel, Counter>, "eastway_link_repeated_packets", "Packets sent a second time because the path loses some";
     link_hops: Family<PeerLabel, Counter>, "eastway_link_hops", "Changes of the port of a link because nothing came back";
+    link_opens: Family<Carrier, Counter>, "eastway_link_streams_opened", "Streams opened on links, by what carries the link";
     link_dials: Family<PeerReason, Counter>, "eastway_link_dials", "Attempts to open a link, by outcome";
     link_closed: Family<PeerReason, Counter>, "eastway_links_closed", "Links closed, by reason";
     handshakes_refused: Family<Reason, Counter>, "eastway_handshakes_refused", "Incoming handshakes refused, by reason";
@@ -277,6 +278,11 @@ impl Metrics {
     /// We answered a stream of `peer`; `outcome` is `dialled` or the name of the reset code.
     pub fn stream_answered(&self, peer: &Arc<str>, outcome: &'static str) {
         self.stream_requests.get(&peer_reason(peer, outcome)).inc();
+    }
+
+    /// Streams that were opened on links that `transport` carries.
+    pub fn set_streams_opened(&self, transport: &'static str, total: u64) {
+        raise(&self.link_opens.get(&Carrier { transport }), total);
     }
 
     /// Packets of UDP flows were dropped.

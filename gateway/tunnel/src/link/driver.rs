@@ -20,6 +20,7 @@ use crate::code::CloseCode;
 use crate::config::{ReplicaId, TunnelConfig};
 use crate::control::{ControlAction, ControlConfig, ControlSession, Now, PeerHello};
 use crate::events::Observer;
+use crate::loads::Loads;
 use crate::metrics::{Counters, PacketLoss};
 use crate::peers::PeerCounts;
 use crate::stream::StreamHandler;
@@ -44,6 +45,7 @@ pub(crate) struct Environment {
     pub(crate) observer: Arc<dyn Observer>,
     pub(crate) handler: Arc<dyn StreamHandler>,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) loads: Arc<Loads>,
     pub(crate) budget: Arc<Budget>,
     pub(crate) stream_counts: PeerCounts,
     /// Connections of each peer that have not said Hello yet.
@@ -208,6 +210,7 @@ async fn exchange(environment: Arc<Environment>, established: Established) -> Re
         limits: environment.config.limits,
         timing: *timing,
         counters: Arc::clone(&environment.counters),
+        loads: Arc::clone(&environment.loads),
         observer: Arc::clone(&environment.observer),
         peer_streams: environment.stream_counts.of(&peer.peer),
     };

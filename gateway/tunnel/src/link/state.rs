@@ -25,3 +25,26 @@ impl LinkState {
         }
     }
 }
+
+/// Which streams a link takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+#[repr(u8)]
+pub enum LinkRole {
+    /// All.
+    Whole = 0,
+    /// It is kept by TCP beside one by QUIC, and takes those that are expected to move much.
+    Bulk = 1,
+    /// Likewise, and takes none now.
+    Standby = 2,
+}
+
+impl LinkRole {
+    pub(super) fn from_u8(number: u8) -> Self {
+        match number {
+            1 => Self::Bulk,
+            2 => Self::Standby,
+            _ => Self::Whole,
+        }
+    }
+}

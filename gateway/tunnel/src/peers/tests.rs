@@ -1,5 +1,6 @@
 //! What is dialled when, and which of two links stays.
 
+mod companions;
 mod paths;
 mod transports;
 
@@ -48,6 +49,8 @@ fn link(id: u64, to: u8, side: Side, address: Option<&str>, since: Duration) -> 
         up: true,
         going_away: false,
         path,
+        beside: None,
+        carried: Carried::default(),
     }
 }
 

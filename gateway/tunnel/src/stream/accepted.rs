@@ -114,7 +114,7 @@ impl Drop for AcceptedStream {
 /// Reads the header of a new stream within the deadline. `None`: the stream was refused.
 pub(crate) async fn admit(link: &Arc<LinkShared>, halves: Halves) -> Option<(StreamHeader, AcceptedStream)> {
     let (send, recv) = halves;
-    let shared = StreamShared::new(link, Direction::Served, recv);
+    let shared = StreamShared::new(link, Direction::Served, None, recv);
     let halves = (SendHalf::new(send, Arc::clone(&shared)), RecvHalf::new(Arc::clone(&shared), false));
     let mut stream = AcceptedStream { halves: Some(halves), flow: None, within: link.timing().header };
     match admissible(link, &shared).await {

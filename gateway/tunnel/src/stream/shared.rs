@@ -1,7 +1,7 @@
 //! What both halves of a stream and the watch over unread bytes share.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 
@@ -11,6 +11,7 @@ use super::StreamError;
 use super::reader::Reader;
 use crate::code::ResetCode;
 use crate::link::LinkShared;
+use crate::loads::{Load, MUCH};
 use crate::transport::{RecvStream, SendStream};
 
 /// Who opened a stream.
@@ -27,6 +28,9 @@ pub(crate) struct StreamShared {
     link: Arc<LinkShared>,
     id: u64,
     direction: Direction,
+    /// Where it counts, if it is a connection to a service that was opened here, and what it has moved.
+    load: Option<Load>,
+    moved: AtomicU64,
     recv: Mutex<Receiver>,
     reader: Arc<Reader>,
     /// A limit cut the stream.
@@ -61,11 +65,18 @@ impl Receiver {
 }
 
 impl StreamShared {
-    pub(crate) fn new(link: &Arc<LinkShared>, direction: Direction, inner: Box<dyn RecvStream>) -> Arc<Self> {
+    pub(crate) fn new(
+        link: &Arc<LinkShared>,
+        direction: Direction,
+        load: Option<Load>,
+        inner: Box<dyn RecvStream>,
+    ) -> Arc<Self> {
         let shared = Arc::new(Self {
             id: link.next_stream_id(),
             link: Arc::clone(link),
             direction,
+            load,
+            moved: AtomicU64::new(0),
             recv: Mutex::new(Receiver { inner, stash: VecDeque::new() }),
             reader: Reader::new(Arc::clone(link.pace())),
             shed: AtomicBool::new(false),
@@ -127,6 +138,7 @@ impl StreamShared {
             Poll::Ready(Ok(Some((bytes, _)))) => {
                 self.reader.takes();
                 self.link.received(*bytes);
+                self.moved(*bytes);
             }
             Poll::Pending | Poll::Ready(Ok(None)) => self.reader.waits(),
             Poll::Ready(Err(error)) => {
@@ -209,6 +221,15 @@ impl StreamShared {
 
     pub(super) fn sent(&self, bytes: usize) {
         self.link.sent(bytes);
+        self.moved(bytes);
+    }
+
+    fn moved(&self, bytes: usize) {
+        let Some(load) = self.load else { return };
+        let before = self.moved.fetch_add(bytes as u64, Ordering::Relaxed);
+        if before < MUCH && before + bytes as u64 >= MUCH {
+            self.link.note(load, true);
+        }
     }
 
     /// The writing half has ended in order, and nobody waits for the other side to have got it all.
@@ -231,6 +252,9 @@ impl StreamShared {
 
 impl Drop for StreamShared {
     fn drop(&mut self) {
+        if let Some(load) = self.load.filter(|_| *self.moved.get_mut() < MUCH) {
+            self.link.note(load, false);
+        }
         self.link.unregister(self.id, self.direction);
     }
 }

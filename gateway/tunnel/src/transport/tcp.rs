@@ -12,6 +12,7 @@ mod dial;
 mod flow;
 mod frames;
 mod link;
+mod losses;
 mod pipe;
 mod pool;
 mod preface;

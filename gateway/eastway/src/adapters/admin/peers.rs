@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use eastway_model::PeerState;
 use eastway_model::store::Snapshot;
-use eastway_tunnel::{ForwardingCounters, LinkStatus, PeerStatus, RelayStatus, Tunnel};
+use eastway_tunnel::{ForwardingCounters, LinkRole, LinkStatus, PeerStatus, RelayStatus, Tunnel};
 
 use super::millis;
-use crate::admin::views::{LinkView, PeerCondition, PeerView, RelayView};
+use crate::admin::views::{BulkView, LinkView, PeerCondition, PeerView, RelayView};
 use crate::app::Gateway;
 use crate::config::PeerSettings;
 use crate::telemetry::{Certificate, Metrics, PeerSample};
@@ -75,6 +75,18 @@ fn link(link: &LinkStatus) -> LinkView {
         remote: link.remote.to_string(),
         transport: link.transport.name().to_owned(),
         degraded: link.degraded,
+        role: match link.role {
+            LinkRole::Whole => "whole",
+            LinkRole::Bulk => "bulk",
+            LinkRole::Standby => "standby",
+        }
+        .to_owned(),
+        bulk: link.bulk.as_ref().map(|bulk| BulkView {
+            transport: if bulk.tcp { "tcp" } else { "quic" }.to_owned(),
+            why: bulk.why.to_owned(),
+            quic_bytes_per_second: bulk.quic_rate,
+            tcp_bytes_per_second: bulk.tcp_rate,
+        }),
         via: link.via.as_ref().map(ToString::to_string),
         dialled: link.dialled,
         draining: link.draining,
@@ -111,6 +123,9 @@ pub(super) fn refresh(gateway: &Gateway, metrics: &Metrics) {
     forwarding(&counters.forwarding, metrics);
     for (reason, packets) in &counters.flow_packets_lost {
         metrics.set_udp_dropped(reason, *packets);
+    }
+    for (transport, streams) in &counters.streams_opened_by {
+        metrics.set_streams_opened(transport, *streams);
     }
     metrics.set_replicas(tunnel.live_replicas().len());
     metrics.set_relayed(&tunnel.relayed());

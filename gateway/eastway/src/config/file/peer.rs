@@ -46,7 +46,8 @@ pub struct PeerSpec {
     #[serde(default)]
     pub addresses: List<Text>,
     /// What carries the links that are dialled from here: `auto` is QUIC, and TLS on TCP, of the same port, where UDP
-    /// does not pass; `quic` and `tcp` are that alone. Default: `auto`.
+    /// does not pass, or for what moves much where that is measured to be faster; `fallback` is the former only; `quic` and
+    /// `tcp` are that alone. Default: `auto`.
     #[serde(default)]
     pub transport: Field<TransportWord>,
     /// An HTTP proxy that connects on request (`CONNECT`): links over TCP are dialled by way of it. It sees TLS
@@ -92,8 +93,10 @@ pub struct PeerSpec {
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
 pub enum TransportWord {
-    /// QUIC, and TCP where it does not pass.
+    /// QUIC, and TCP where it does not pass, or beside it where that is measured to be faster.
     Auto,
+    /// QUIC, and TCP only where it does not pass.
+    Fallback,
     /// QUIC alone.
     Quic,
     /// TLS on TCP alone.

@@ -111,6 +111,22 @@ impl Labels for Direction {
     }
 }
 
+/// What carries a link.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct Carrier {
+    pub(super) transport: &'static str,
+}
+
+impl Labels for Carrier {
+    fn owner(&self) -> Option<&Arc<str>> {
+        None
+    }
+
+    fn overflow(&self) -> Self {
+        Self { transport: OTHER }
+    }
+}
+
 /// A word from a fixed set.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct Reason {

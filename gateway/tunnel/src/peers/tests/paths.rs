@@ -26,7 +26,7 @@ fn measure_after(peers: &mut Peers, id: u64, rtt: u64, loss: u64, rounds: u64) {
         let rtt = Duration::from_millis(rtt);
         let sent_packets = (rounds + round) * 100;
         let stats = PathStats { rtt, sent_packets, lost_packets: round * loss, ..PathStats::default() };
-        peers.measured(id, &stats);
+        peers.measured(id, &stats, 0);
     }
 }
 

@@ -116,6 +116,7 @@ pub(super) async fn run(link: Arc<LinkCore>, timing: Timing) {
                     break;
                 }
                 link.send(&Frame::Ping(task.micros()));
+                link.look();
             }
         }
     }

@@ -5,7 +5,7 @@
 //! directions are over, the connection ends: in order if they were, and by a TCP reset otherwise. A reset that comes
 //! before its code waits a moment for it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -15,6 +15,7 @@ use futures_util::task::AtomicWaker;
 
 use super::frames::Frame;
 use super::link::LinkCore;
+use super::losses::{Diagnosis, Segments};
 use super::session::{Session, SessionError};
 use crate::code::ResetCode;
 use crate::transport::{Halves, RecvStream, SendStream, StreamError};
@@ -23,11 +24,15 @@ use crate::transport::{Halves, RecvStream, SendStream, StreamError};
 const CODE_GRACE: Duration = Duration::from_millis(250);
 /// How long a connection that ended here is still read and thrown away, so that what was sent last is not lost to a reset.
 const LINGER: Duration = Duration::from_secs(10);
+/// Bytes after which the system is asked what became of a connection's segments.
+const WORTH_A_LOOK: u64 = 1 << 20;
 
 /// A connection of a link, idle or in use.
 pub(super) struct Flow {
     number: u64,
     link: Arc<LinkCore>,
+    /// Bytes of the stream, in both directions.
+    moved: AtomicU64,
     /// The link knows it by its number.
     listed: AtomicBool,
     state: Mutex<State>,
@@ -55,6 +60,8 @@ struct State {
     behind: bool,
     /// The flusher's task is there.
     flusher: bool,
+    /// What became of its segments, and how much had moved, when it was looked at last.
+    seen: (Segments, u64),
 }
 
 /// How this side stands to one direction.
@@ -79,12 +86,14 @@ impl Flow {
             broken: false,
             behind: false,
             flusher: false,
+            seen: Default::default(),
         };
         let waker = AtomicWaker::new;
         let (read, cut, room, stop, flush) = (waker(), waker(), waker(), waker(), waker());
         Arc::new(Self {
             number,
             link,
+            moved: AtomicU64::new(0),
             listed: AtomicBool::new(false),
             state: Mutex::new(state),
             read,
@@ -151,6 +160,20 @@ impl Flow {
     pub(super) fn was_read(&self) {
         self.state().read_out = true;
         self.stop.wake();
+    }
+
+    /// What became of its segments since the last look; none if too little moved to ask.
+    pub(super) fn look<'a>(&self, system: impl FnOnce() -> Option<&'a Diagnosis>) -> Option<Segments> {
+        let moved = self.moved.load(Ordering::Relaxed);
+        let mut state = self.state();
+        let (before, then) = state.seen;
+        if moved - then < WORTH_A_LOOK {
+            return None;
+        }
+        let (local, remote) = state.session.ends()?;
+        let now = system()?.segments(local, remote)?;
+        state.seen = (now, moved);
+        Some(now.since(&before))
     }
 
     /// The link has ended, or something else that everybody should look at.
@@ -274,6 +297,7 @@ impl SendStream for FlowSend {
             Poll::Ready(Err(error)) => flow.broke(&mut state, &error),
             Poll::Pending => flow.engage(&mut state),
         }
+        flow.moved.fetch_add(written as u64, Ordering::Relaxed);
         Poll::Ready(Ok(written))
     }
 
@@ -347,7 +371,10 @@ impl RecvStream for FlowRecv {
         }
         if !state.broken {
             match state.session.poll_read(cx, max) {
-                Poll::Ready(Ok(Some(chunk))) => return Poll::Ready(Ok(Some(chunk))),
+                Poll::Ready(Ok(Some(chunk))) => {
+                    flow.moved.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                    return Poll::Ready(Ok(Some(chunk)));
+                }
                 Poll::Ready(Ok(None)) => {
                     state.recv = Direction::Done;
                     flow.link.send(&Frame::Read { flow: flow.number });

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use super::control::{self, Inbox, Outbox};
 use super::flow::Flow;
 use super::frames::Frame;
+use super::losses::{Diagnosis, Segments};
 use super::pipe::Via;
 use super::pool::Wish;
 use super::preface::{FlowKind, LinkSecret};
@@ -23,6 +24,8 @@ use crate::transport::{
     BoxFuture, CloseReason, Connection, ExporterError, Halves, Lost, PathStats, Side, TransportKind,
 };
 
+/// Streams that one look asks the system about: the others are like them.
+const LOOKS: usize = 32;
 /// Streams of the other side that may wait to be accepted.
 const STREAM_BACKLOG: usize = 1_024;
 /// Connections of a link beside those that are streams already.
@@ -64,6 +67,9 @@ pub(super) struct LinkCore {
     most_of_peer: u32,
     tasks: TaskTracker,
     stop: CancellationToken,
+    /// What became of the segments of its streams, so far as it was looked at; and where the system is asked.
+    segments: Mutex<Segments>,
+    system: OnceLock<Option<Diagnosis>>,
 }
 
 struct Idle {
@@ -80,10 +86,6 @@ impl LinkCore {
         (tasks, stop): (TaskTracker, CancellationToken),
     ) -> Arc<Self> {
         let (streams, incoming) = mpsc::channel(STREAM_BACKLOG);
-        let wish = match side {
-            Side::Dialler => Wish::new(),
-            Side::Acceptor => Wish::reverse(),
-        };
         Arc::new(Self {
             side,
             peer,
@@ -94,10 +96,10 @@ impl LinkCore {
             outbox: Outbox::default(),
             inbox: Inbox::default(),
             flows: Mutex::default(),
-            idle: Mutex::new(Idle { flows: VecDeque::new(), wish }),
+            idle: Mutex::new(Idle { flows: VecDeque::new(), wish: Wish::new() }),
             arrived: Notify::new(),
             short: Notify::new(),
-            reverse: Mutex::new(Wish::reverse()),
+            reverse: Mutex::new(Wish::new()),
             reverse_idle: AtomicU32::new(0),
             streams,
             incoming: tokio::sync::Mutex::new(incoming),
@@ -109,6 +111,8 @@ impl LinkCore {
             most_of_peer,
             tasks,
             stop,
+            segments: Mutex::default(),
+            system: OnceLock::new(),
         })
     }
 
@@ -173,6 +177,21 @@ impl LinkCore {
         // As TCP smoothes it (RFC 6298 §2).
         let smoothed = if before == 0 { sample } else { before - before / 8 + sample / 8 };
         self.rtt.store(smoothed, Ordering::Relaxed);
+    }
+
+    /// Asks the system what becomes of what streams send, of those of which much moves. Called once a second.
+    pub(super) fn look(&self) {
+        let system =
+            || Diagnosis::open().inspect_err(|error| tracing::debug!(%error, "The system does not tell of TCP")).ok();
+        let mut looked = 0;
+        for flow in self.flows() {
+            let Some(since) = flow.look(|| self.system.get_or_init(system).as_ref()) else { continue };
+            lock(&self.segments).add(&since);
+            looked += 1;
+            if looked >= LOOKS {
+                break;
+            }
+        }
     }
 
     fn flows(&self) -> Vec<Arc<Flow>> {
@@ -376,6 +395,14 @@ impl Connection for TcpConnection {
         Box::pin(self.0.open())
     }
 
+    fn is_ready(&self) -> bool {
+        let is_ready = !lock(&self.0.idle).flows.is_empty();
+        if !is_ready {
+            self.0.missed();
+        }
+        is_ready
+    }
+
     fn accept(&self) -> BoxFuture<'_, Result<Halves, Lost>> {
         Box::pin(self.0.accept())
     }
@@ -395,7 +422,15 @@ impl Connection for TcpConnection {
     }
 
     fn path(&self) -> PathStats {
-        PathStats { rtt: self.0.rtt(), ..PathStats::default() }
+        let segments = *lock(&self.0.segments);
+        PathStats {
+            rtt: self.0.rtt(),
+            sent_packets: segments.sent,
+            lost_packets: segments.lost,
+            received_packets: segments.received,
+            disordered_packets: segments.disordered,
+            ..PathStats::default()
+        }
     }
 
     fn rtt(&self) -> Duration {

@@ -28,12 +28,21 @@ const USER_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) trait Pipe: AsyncRead + AsyncWrite + Send + Unpin + 'static {
     /// From now on its end is an abort: the other side gets an error and never an end in order.
     fn set_abort(&self);
+
+    /// Its two ends, if it is a connection that the system knows.
+    fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
+        None
+    }
 }
 
 impl Pipe for TcpStream {
     fn set_abort(&self) {
         // Linger of zero: the end is a reset (tcp(7)). Should that fail, a missing close_notify tells as much.
         SockRef::from(self).set_linger(Some(Duration::ZERO)).ok();
+    }
+
+    fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
+        Some((self.local_addr().ok()?, self.peer_addr().ok()?))
     }
 }
 

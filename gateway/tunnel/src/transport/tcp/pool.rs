@@ -5,10 +5,8 @@
 
 use std::time::Duration;
 
-/// Connections that wait at least; [`Wish::reverse`] has its own.
-const LEAST: usize = 4;
-/// The private side keeps at least so many for the other side to open streams on.
-const LEAST_REVERSE: usize = 16;
+/// Connections that wait at least, for the streams of either side: a browser or a copier opens some at a time.
+const LEAST: usize = 16;
 /// And never more than so many: each costs both sides a socket and some ten kilobytes.
 const MOST: usize = 256;
 /// Between two looks at whether there are too many.
@@ -17,7 +15,6 @@ const SHRINK: Duration = Duration::from_secs(10);
 /// How many should wait, by how many are used.
 #[derive(Debug)]
 pub(super) struct Wish {
-    least: usize,
     size: usize,
     /// The least that waited since the last look.
     low: usize,
@@ -26,16 +23,7 @@ pub(super) struct Wish {
 
 impl Wish {
     pub(super) fn new() -> Self {
-        Self::at_least(LEAST)
-    }
-
-    /// For the streams of the other side.
-    pub(super) fn reverse() -> Self {
-        Self::at_least(LEAST_REVERSE)
-    }
-
-    fn at_least(least: usize) -> Self {
-        Self { least, size: least, low: least, looked: Duration::ZERO }
+        Self { size: LEAST, low: LEAST, looked: Duration::ZERO }
     }
 
     /// How many should wait.
@@ -70,7 +58,7 @@ impl Wish {
         self.looked = now;
         let before = self.size;
         // Half of what was never needed.
-        self.size = (self.size - self.low / 2).max(self.least);
+        self.size = (self.size - self.low / 2).max(LEAST);
         self.low = self.size;
         self.size < before
     }
@@ -82,7 +70,7 @@ mod tests {
 
     #[test]
     fn a_pool_grows_with_what_is_missed_and_shrinks_when_nothing_is() {
-        let mut wish = Wish::reverse();
+        let mut wish = Wish::new();
         assert_eq!(wish.size(), 16);
         for _ in 0..10 {
             wish.missed();

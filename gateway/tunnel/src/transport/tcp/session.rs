@@ -7,6 +7,7 @@
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::io::{self, BufRead, IoSlice, Write as _};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -66,6 +67,11 @@ impl Session {
         // Bounded here, by what is taken at once.
         tls.set_buffer_limit(None);
         Self { tls, pipe, plain: Bytes::new(), closed: false, exhausted: false }
+    }
+
+    /// The ends of its pipe, if the system knows them.
+    pub(super) fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
+        self.pipe.ends()
     }
 
     /// TLS, for what it knows of the other side.
