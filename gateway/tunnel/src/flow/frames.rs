@@ -62,7 +62,7 @@ mod tests {
             lengths in proptest::collection::vec(0_usize..=u16::MAX as usize, 0..6),
             size in 1_usize..70_000,
         ) {
-            let sent: Vec<Bytes> = lengths.iter().map(|length| Bytes::from(vec![(*length % 251) as u8; *length])).collect();
+            let sent: Vec<Bytes> = lengths.iter().map(|length| Bytes::from(vec![u8::try_from(*length % 251).unwrap_or_default(); *length])).collect();
             let stream: Vec<u8> = sent.iter().flat_map(|packet| [length(packet), packet.clone()].concat()).collect();
             let (mut frames, mut packets) = (Frames::default(), Vec::new());
             for chunk in stream.chunks(size) {
