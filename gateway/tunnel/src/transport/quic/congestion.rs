@@ -1,9 +1,12 @@
 //! How much may be under way, by what the path shows.
 //!
 //! Cubic takes each loss for a queue that ran over: on a path that loses packets at random it sends next to nothing (2 to
-//! 5 Mbit/s of 200 at 1 % and 50 ms). BBR goes by what arrives, and costs a fifth of the goodput of a clean path. So a
-//! connection begins with Cubic, goes over to BBR when packets are lost although nothing queues, and remembers that for
-//! the next connection to the same address.
+//! 5 Mbit/s of 200 at 1 % and 50 ms). Going by what arrives ([`filling`]) costs goodput on a clean path. So a connection
+//! begins with Cubic, goes over to the other when packets are lost although nothing queues, and remembers that for the
+//! next connection to the same address.
+
+mod filling;
+mod shortest;
 
 use std::any::Any;
 use std::collections::VecDeque;
@@ -11,8 +14,10 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use self::filling::Filling;
+use self::shortest::Shortest;
 use quinn_proto::RttEstimator;
-use quinn_proto::congestion::{BbrConfig, Controller, ControllerFactory, ControllerMetrics, CubicConfig};
+use quinn_proto::congestion::{Controller, ControllerFactory, ControllerMetrics, CubicConfig};
 
 /// Between two judgements, at least.
 const LOOK: Duration = Duration::from_millis(400);
@@ -20,13 +25,11 @@ const LOOK: Duration = Duration::from_millis(400);
 const LEAST: u64 = 100 * 1_200;
 /// One in so many bytes is lost: the path is lossy.
 const LOSSY: u64 = 1_000;
-/// Judgements in a row after which the controller is changed: to BBR, and back.
-const TO_BBR: u32 = 2;
+/// Judgements in a row after which the controller is changed: to that for lossy paths, and back.
+const TO_LOSSY: u32 = 2;
 const TO_CUBIC: u32 = 75;
 /// Round trips take that much longer than the shortest: something queues.
 const QUEUE: Duration = Duration::from_millis(5);
-/// So long, and up to twice as long, the shortest round trip is remembered: a path that became longer has no queue for it.
-const MEMORY: Duration = Duration::from_secs(60);
 /// Addresses with lossy paths that are remembered.
 const REMEMBERED: usize = 256;
 
@@ -59,16 +62,17 @@ pub(super) struct ByPath {
 }
 
 impl ByPath {
-    fn controller(&self, is_bbr: bool, now: Instant, mtu: u16) -> Box<dyn Controller> {
-        if is_bbr { Arc::new(BbrConfig::default()).build(now, mtu) } else { Arc::clone(&self.cubic).build(now, mtu) }
+    /// `window`: bytes that may be under way at first, where packets are lost.
+    fn controller(&self, is_lossy: bool, window: u64, now: Instant, mtu: u16) -> Box<dyn Controller> {
+        if is_lossy { Box::new(Filling::new(window)) } else { Arc::clone(&self.cubic).build(now, mtu) }
     }
 }
 
 impl ControllerFactory for ByPath {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
-        let is_bbr = self.lossy.is(self.remote);
-        let inner = self.controller(is_bbr, now, current_mtu);
-        Box::new(Adaptive { paths: self, inner, is_bbr, mtu: current_mtu, seen: Seen::default() })
+        let is_lossy = self.lossy.is(self.remote);
+        let inner = self.controller(is_lossy, 0, now, current_mtu);
+        Box::new(Adaptive { paths: self, inner, is_lossy, mtu: current_mtu, seen: Seen::default() })
     }
 }
 
@@ -76,7 +80,7 @@ impl ControllerFactory for ByPath {
 struct Adaptive {
     paths: Arc<ByPath>,
     inner: Box<dyn Controller>,
-    is_bbr: bool,
+    is_lossy: bool,
     mtu: u16,
     seen: Seen,
 }
@@ -92,27 +96,6 @@ struct Seen {
     shortest: Shortest,
     /// Judgements in a row that were for the other controller.
     contrary: u32,
-}
-
-/// The shortest round trip of late, in two spans of which the older goes as a whole.
-#[derive(Clone, Copy, Default)]
-struct Shortest {
-    since: Option<Instant>,
-    older: Option<Duration>,
-    newer: Option<Duration>,
-}
-
-impl Shortest {
-    fn note(&mut self, now: Instant, rtt: Duration) {
-        if now.duration_since(*self.since.get_or_insert(now)) > MEMORY {
-            *self = Self { since: Some(now), older: self.newer, newer: None };
-        }
-        self.newer = Some(self.newer.map_or(rtt, |shortest| shortest.min(rtt)));
-    }
-
-    fn get(&self) -> Duration {
-        self.older.into_iter().chain(self.newer).min().unwrap_or_default()
-    }
 }
 
 /// What is said of a path.
@@ -161,17 +144,17 @@ impl Adaptive {
     fn judge(&mut self, now: Instant) {
         let Some(verdict) = self.seen.judge(now) else { return };
         let (is_contrary, enough) = match verdict {
-            Verdict::Lossy => (!self.is_bbr, TO_BBR),
-            Verdict::Full => (false, TO_BBR),
-            Verdict::Clean => (self.is_bbr, TO_CUBIC),
+            Verdict::Lossy => (!self.is_lossy, TO_LOSSY),
+            Verdict::Full => (false, TO_LOSSY),
+            Verdict::Clean => (self.is_lossy, TO_CUBIC),
         };
         self.seen.contrary = if is_contrary { self.seen.contrary + 1 } else { 0 };
         if self.seen.contrary >= enough {
             self.seen.contrary = 0;
-            self.is_bbr = !self.is_bbr;
-            self.inner = self.paths.controller(self.is_bbr, now, self.mtu);
-            self.paths.lossy.set(self.paths.remote, self.is_bbr);
-            tracing::debug!(remote = %self.paths.remote, bbr = self.is_bbr, "Another congestion controller for a link");
+            self.is_lossy = !self.is_lossy;
+            self.inner = self.paths.controller(self.is_lossy, self.inner.window(), now, self.mtu);
+            self.paths.lossy.set(self.paths.remote, self.is_lossy);
+            tracing::debug!(remote = %self.paths.remote, lossy = self.is_lossy, "Another congestion controller for a link");
         }
     }
 }
@@ -211,7 +194,7 @@ impl Controller for Adaptive {
 
     fn clone_box(&self) -> Box<dyn Controller> {
         let paths = Arc::clone(&self.paths);
-        Box::new(Self { paths, inner: self.inner.clone_box(), is_bbr: self.is_bbr, mtu: self.mtu, seen: self.seen })
+        Box::new(Self { paths, inner: self.inner.clone_box(), is_lossy: self.is_lossy, mtu: self.mtu, seen: self.seen })
     }
 
     fn initial_window(&self) -> u64 {
@@ -249,9 +232,9 @@ mod tests {
 
     fn adaptive(lossy: &Arc<Lossy>) -> Adaptive {
         let paths = by_path(lossy);
-        let is_bbr = lossy.is(paths.remote);
-        let inner = paths.controller(is_bbr, Instant::now(), 1_200);
-        Adaptive { paths, inner, is_bbr, mtu: 1_200, seen: Seen::default() }
+        let is_lossy = lossy.is(paths.remote);
+        let inner = paths.controller(is_lossy, 0, Instant::now(), 1_200);
+        Adaptive { paths, inner, is_lossy, mtu: 1_200, seen: Seen::default() }
     }
 
     #[test]
@@ -260,15 +243,15 @@ mod tests {
         let mut path = (adaptive(&lossy), Instant::now());
         looks(&mut path, 5, 0, RTT);
         looks(&mut path, 5, 5_000, RTT);
-        assert!(!path.0.is_bbr, "too few are lost");
+        assert!(!path.0.is_lossy, "too few are lost");
         looks(&mut path, 5, 100, RTT * 2);
-        assert!(!path.0.is_bbr, "something queues");
+        assert!(!path.0.is_lossy, "something queues");
         looks(&mut path, 5, 100, RTT);
-        assert!(path.0.is_bbr && adaptive(&lossy).is_bbr);
+        assert!(path.0.is_lossy && adaptive(&lossy).is_lossy);
         looks(&mut path, 10, 0, RTT);
-        assert!(path.0.is_bbr, "not at the first good moment");
+        assert!(path.0.is_lossy, "not at the first good moment");
         looks(&mut path, 40, 0, RTT);
-        assert!(!path.0.is_bbr && !adaptive(&lossy).is_bbr);
+        assert!(!path.0.is_lossy && !adaptive(&lossy).is_lossy);
     }
 
     #[test]
@@ -277,9 +260,9 @@ mod tests {
         let mut path = (adaptive(&lossy), Instant::now());
         looks(&mut path, 5, 0, RTT);
         looks(&mut path, 50, 100, RTT * 3);
-        assert!(!path.0.is_bbr, "it may be a queue");
+        assert!(!path.0.is_lossy, "it may be a queue");
         looks(&mut path, 100, 100, RTT * 3);
-        assert!(path.0.is_bbr, "no queue lasts so long");
+        assert!(path.0.is_lossy, "no queue lasts so long");
     }
 
     #[test]
