@@ -105,7 +105,7 @@ doc:
 deny: ## Bans, licences, sources and crate arrows, from cargo metadata
 	$(CARGO) test --locked -q --workspace --test workspace
 
-bench: deps ## The tunnel beside others, as root, an hour and a half; figures go to bench/results/latest.json (QUICK=1: five minutes, CASES="G1 G6": some goals)
+bench: deps ## The tunnel beside others, as root, three quarters of an hour; figures go to bench/results/latest.json (QUICK=1: five minutes, CASES="G1 G6": some goals)
 	@./bench/run $(if $(QUICK),--quick) $(if $(CASES),--cases "$(CASES)") $(ARGS)
 
 bench-micro: ## Micro-benchmarks, and the budgets beside what is measured (ARGS="-o json")

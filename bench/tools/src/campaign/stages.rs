@@ -139,7 +139,7 @@ const fn flows(count: u32, warm_up: u32, seconds: u32) -> Flows {
 
 fn goodput(scale: &Scale) -> Stage {
     let mut stage = Stage::on("wire-1500", &["G1", "G2", "G2A", "G3", "G4", "G5"], wire(1500), scale.rounds(9));
-    let seconds = scale.seconds(5);
+    let seconds = scale.seconds(3);
     for count in [1, 8] {
         let (what, task) = (count.to_string(), Task::Goodput(flows(count, 1, seconds)));
         let goals = [Rival::Direct, Rival::Pump, Rival::Envoy, Rival::Wireguard, Rival::Quic, Rival::Link];
@@ -150,23 +150,23 @@ fn goodput(scale: &Scale) -> Stage {
         }
     }
     stage.add(&[Rival::Quic], 1, "16", Task::Goodput(flows(16, 1, seconds)));
-    stage.guard = Some(flows(1, 0, if scale.quick { 1 } else { 2 }));
+    stage.guard = Some(flows(1, 0, 1));
     stage
 }
 
 fn jumbo(scale: &Scale) -> Stage {
     let mut stage = Stage::on("wire-9000", &["G2", "G4"], wire(9000), scale.rounds(9));
     for count in [1, 8] {
-        let task = Task::Goodput(flows(count, 1, scale.seconds(5)));
+        let task = Task::Goodput(flows(count, 1, scale.seconds(3)));
         stage.add(&[Rival::Direct, Rival::Envoy, Rival::Quic], 1, &count.to_string(), task);
     }
-    stage.guard = Some(flows(1, 0, if scale.quick { 1 } else { 2 }));
+    stage.guard = Some(flows(1, 0, 1));
     stage
 }
 
 fn latency(scale: &Scale) -> Stage {
     let mut stage = Stage::on("latency", &["G8", "G8A"], wire(1500), scale.rounds(9));
-    let seconds = scale.seconds(5);
+    let seconds = scale.seconds(4);
     let rivals = [Rival::Direct, Rival::Envoy, Rival::Quic];
     stage.add(&rivals, 1, "rpc", Task::Rpc { seconds });
     stage.add(&rivals, 1, "ping-beside", Task::PingBeside(flows(1, 1, seconds)));
@@ -181,7 +181,7 @@ fn latency(scale: &Scale) -> Stage {
 fn connections(scale: &Scale) -> Stage {
     let mut stage = Stage::on("connections", &["G10"], wire(1500), scale.rounds(9));
     for threads in [1, 16] {
-        let task = Task::Connect { threads, seconds: scale.seconds(3) };
+        let task = Task::Connect { threads, seconds: scale.seconds(2) };
         stage.add(&[Rival::Direct, Rival::Envoy, Rival::Quic], 1, &format!("connect-{threads}"), task);
         if !scale.quick {
             stage.add(&[Rival::EnvoyH2, Rival::Haproxy], 3, &format!("connect-{threads}"), task);
@@ -206,7 +206,7 @@ fn idle(scale: &Scale) -> Stage {
 
 fn packets(scale: &Scale) -> Stage {
     let mut stage = Stage::on("packets", &["G12"], wire(1500), scale.rounds(9));
-    let task = Task::Packets { milliseconds: if scale.quick { 300 } else { 1000 } };
+    let task = Task::Packets { milliseconds: if scale.quick { 300 } else { 500 } };
     stage.add(&[Rival::Wireguard, Rival::Quic], 1, "udp-1200", task);
     if !scale.quick {
         stage.add(&[Rival::Direct], 3, "udp-1200", task);
@@ -217,9 +217,9 @@ fn packets(scale: &Scale) -> Stage {
 fn loss(scale: &Scale) -> Stage {
     let mut stage = Stage::on("loss", &["G6", "G7"], lossy("bbr"), scale.rounds(9));
     let warm_up = if scale.quick { 2 } else { 3 };
-    let task = Task::Goodput(flows(1, warm_up, scale.seconds(8)));
+    let task = Task::Goodput(flows(1, warm_up, scale.seconds(6)));
     stage.add(&[Rival::Envoy, Rival::Quic], 1, "1", task);
-    let task = Task::RpcBeside(flows(1, warm_up, scale.seconds(8)));
+    let task = Task::RpcBeside(flows(1, warm_up, scale.seconds(6)));
     stage.add(&[Rival::EnvoyH2, Rival::Quic], 1, "rpc-beside", task);
     if !scale.quick {
         stage.add(&[Rival::Envoy, Rival::Wireguard], 3, "rpc-beside", task);
@@ -230,7 +230,7 @@ fn loss(scale: &Scale) -> Stage {
 /// The same with what most systems have: the kernel's default for TCP.
 fn loss_cubic(scale: &Scale) -> Stage {
     let mut stage = Stage::on("loss-cubic", &["G6"], lossy("cubic"), scale.rounds(3));
-    let task = Task::Goodput(flows(1, 3, scale.seconds(8)));
+    let task = Task::Goodput(flows(1, 3, scale.seconds(6)));
     if !scale.quick {
         stage.add(&[Rival::Envoy, Rival::EnvoyH2, Rival::Wireguard], 1, "1", task);
     }
