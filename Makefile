@@ -42,7 +42,7 @@ model: ## The federation simulator: 10,000 seeds of at least 300 events
 
 SYSTEM := --test system --test xds_envoy --test grpc_xds --test documents --test dns_coredns --test chart --test image --example budgets
 # Tests that count bytes, delays or failures by the clock, or that take all there is: each has the machine for itself.
-ALONE := f2_ f7_ f8_ f9_ f10_ f23_ f24_ f27_replicas f31_ f38_ demo:: flood:: flows:: hbone:: hostile:: scarce:: soak:: uplinks:: bench_measures iperf_ ten_thousand
+ALONE := chosen:: f2_ f7_ f8_ f9_ f10_ f23_ f24_ f27_replicas f31_ f38_ demo:: flood:: flows:: hbone:: hostile:: scarce:: soak:: uplinks:: bench_measures iperf_ ten_thousand
 # The whole workspace is selected so that features are those of `make unit`, and nothing is built twice.
 system: ## Clouds as network namespaces, real CoreDNS, Envoys and gRPC libraries, the demo and the documents as a user runs them
 	$(CARGO) build --release --locked -q -p eastway

@@ -49,6 +49,13 @@ fn bulk(mesh: &Mesh, target: IpAddr, seconds: u32) -> JoinHandle<Result<()>> {
     })
 }
 
+/// Waits until one of the two links is left that the two clouds dialled: what goes by the other one says nothing of it.
+async fn one_link(mesh: &Mesh) -> Result<()> {
+    let is_one = async || Ok(mesh.peer("a", "b").await?.links.len() == 1);
+    within(SOON, "one link is left", is_one).await?;
+    Ok(())
+}
+
 /// Streams that the gateway of cloud a opened by `transport`.
 async fn opened(mesh: &Mesh, transport: &str) -> Result<u64> {
     let metrics = mesh.cloud("a").metrics(0).await?;
@@ -95,6 +102,7 @@ lab_test! {
     async fn what_moves_much_goes_by_tcp_until_packets_are_lost() {
         let mut mesh = MeshBuilder::of(&["a", "b"]).start().await?;
         let (_server, target) = iperf(&mut mesh).await?;
+        one_link(&mesh).await?;
         bulk(&mesh, target, 3).await??;
         ensure!(opened(&mesh, "tcp").await? == 0, "nobody knew that much would move");
         within(SOON, "TCP is there for what moves much", async || {
@@ -131,7 +139,8 @@ lab_test! {
         let before = dials(&mesh).await?;
         let (_server, target) = iperf(&mut mesh).await?;
         for _ in 0..2 {
-            bulk(&mesh, target, 3).await??;
+            one_link(&mesh).await?;
+        bulk(&mesh, target, 3).await??;
         }
         within(SOON, "it is said why", async || {
             Ok(choice(&mesh).await?.is_some_and(|choice| choice.why == "no connection by TCP"))
@@ -151,7 +160,8 @@ lab_test! {
         let mut mesh = builder.start().await?;
         let (_server, target) = iperf(&mut mesh).await?;
         for _ in 0..2 {
-            bulk(&mesh, target, 3).await??;
+            one_link(&mesh).await?;
+        bulk(&mesh, target, 3).await??;
         }
         ensure!(choice(&mesh).await?.is_none() && mesh.peer("a", "b").await?.links.len() == 1);
         mesh.stop().await
