@@ -292,12 +292,14 @@ impl Mesh {
         self.peer(from, to).await?.links.pop().context("a link")
     }
 
-    /// Fails unless `before` is still the only link of the first replica of `from` to `to`.
+    /// Fails unless `before` is still the only link of the first replica of `from` to `to`, but for one by TCP that is kept
+    /// beside for what moves much.
     ///
     /// # Errors
     /// It is not, or the gateway does not answer.
     pub async fn same_link(&self, from: &str, to: &str, before: &LinkView) -> Result<()> {
-        let links = self.peer(from, to).await?.links;
+        let mut links = self.peer(from, to).await?.links;
+        links.retain(|link| link.role == "whole");
         let same = links.iter().all(|link| link.replica == before.replica && link.since == before.since);
         ensure!(links.len() == 1 && same, "the link was replaced: {before:?} {links:?}");
         Ok(())

@@ -27,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Answering {
     namespace: &'static str,
     client: Pod,
+    /// What answers runs at its place, and no longer than that is kept.
+    _server: Pod,
     _http: Server,
     echo: JoinHandle<()>,
 }
@@ -68,7 +70,7 @@ impl Answering {
         let http = Server::start(&server.place, address(INSIDE), SERVER, Habit::Http).await?;
         let echo = talk::echo(&server.place, address(ECHO)).await?;
         installed::imported(a, namespace, "both").await?;
-        Ok(Self { namespace, client, _http: http, echo })
+        Ok(Self { namespace, client, _server: server, _http: http, echo })
     }
 
     /// The address that the client's resolver has for the service.

@@ -121,7 +121,7 @@ impl Seen {
         if now.duration_since(*self.since.get_or_insert(now)) < LOOK || all < LEAST {
             return None;
         }
-        let shortest = self.shortest.get();
+        let shortest = self.shortest.get()?;
         let verdict = if self.lost * LOSSY < all {
             Verdict::Clean
         } else if self.rtt > shortest + shortest / 2 + QUEUE {
@@ -234,7 +234,9 @@ mod tests {
         let paths = by_path(lossy);
         let is_lossy = lossy.is(paths.remote);
         let inner = paths.controller(is_lossy, 0, Instant::now(), 1_200);
-        Adaptive { paths, inner, is_lossy, mtu: 1_200, seen: Seen::default() }
+        let mut seen = Seen::default();
+        seen.acknowledge(Instant::now(), 0, RTT / 2);
+        Adaptive { paths, inner, is_lossy, mtu: 1_200, seen }
     }
 
     #[test]

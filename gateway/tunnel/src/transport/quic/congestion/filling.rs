@@ -83,10 +83,10 @@ impl Filling {
         if passed < self.rtt.max(SPAN) {
             return;
         }
+        let Some(shortest) = self.shortest.get() else { return };
         let (acknowledged, lost) = (as_f64(self.acknowledged), as_f64(self.lost));
         let loss = lost / (acknowledged + lost).max(1.0);
         self.count(now, acknowledged / passed.as_secs_f64());
-        let shortest = self.shortest.get();
         if self.rtt > shortest + shortest / QUEUED.0 + QUEUED.1 || loss > MUCH {
             self.full = FULL;
         }
@@ -197,8 +197,7 @@ mod tests {
     fn it_fills_a_lossy_line_and_leaves_its_queue_short() {
         for loss in [0.0, 0.01, 0.04] {
             let (mut filling, mut now) = (Filling::new(0), Instant::now());
-            filling.acknowledge(now, 0, true, RTT);
-            filling.judge(now);
+            filling.acknowledge(now, 0, true, RTT / 2);
             let (window, _) = line(&mut filling, &mut now, 12, loss, 1.0);
             assert!(window > 0.95, "after half a second it is {window} at {loss}");
             let (window, queue) = line(&mut filling, &mut now, 100, loss, 1.0);
@@ -209,7 +208,7 @@ mod tests {
     #[test]
     fn little_to_send_does_not_make_the_path_slow() {
         let (mut filling, mut now) = (Filling::new(0), Instant::now());
-        filling.acknowledge(now, 0, true, RTT);
+        filling.acknowledge(now, 0, true, RTT / 2);
         line(&mut filling, &mut now, 50, 0.01, 1.0);
         let (window, _) = line(&mut filling, &mut now, 50, 0.01, 0.02);
         assert!(window > 1.0, "{window}");
@@ -218,7 +217,7 @@ mod tests {
     #[test]
     fn much_loss_is_not_answered_with_more() {
         let (mut filling, mut now) = (Filling::new(10_000_000), Instant::now());
-        filling.acknowledge(now, 0, true, RTT);
+        filling.acknowledge(now, 0, true, RTT / 2);
         let (window, _) = line(&mut filling, &mut now, 100, 0.3, 1.0);
         assert!(window < 0.1, "{window}");
         filling.on_congestion_event(now, now, true, 1_200);

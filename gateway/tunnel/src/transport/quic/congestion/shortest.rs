@@ -8,6 +8,9 @@ const MEMORY: Duration = Duration::from_secs(60);
 /// In two spans, of which the older goes as a whole.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Shortest {
+    /// What was told first: quinn-proto tells of packets that were acknowledged before it takes the first sample, and with
+    /// them what was supposed of the path.
+    supposed: Option<Duration>,
     since: Option<Instant>,
     older: Option<Duration>,
     newer: Option<Duration>,
@@ -15,13 +18,17 @@ pub(super) struct Shortest {
 
 impl Shortest {
     pub(super) fn note(&mut self, now: Instant, rtt: Duration) {
+        if *self.supposed.get_or_insert(rtt) == rtt {
+            return;
+        }
         if now.duration_since(*self.since.get_or_insert(now)) > MEMORY {
-            *self = Self { since: Some(now), older: self.newer, newer: None };
+            *self = Self { since: Some(now), older: self.newer, newer: None, ..*self };
         }
         self.newer = Some(self.newer.map_or(rtt, |shortest| shortest.min(rtt)));
     }
 
-    pub(super) fn get(&self) -> Duration {
-        self.older.into_iter().chain(self.newer).min().unwrap_or_default()
+    /// `None`: there was no sample yet.
+    pub(super) fn get(&self) -> Option<Duration> {
+        self.older.into_iter().chain(self.newer).min()
     }
 }
