@@ -273,7 +273,7 @@ async fn faults(bed: &Bed) -> Result<()> {
         let status = bed.get("/", &[]).await?.status;
         Ok::<_, anyhow::Error>((status, begun.elapsed()))
     };
-    within(PATIENCE, "a delay", async || Ok(takes().await?.1 >= Duration::from_millis(400))).await?;
+    within(PATIENCE, "a delay", async || Ok(takes().await?.1 >= Duration::from_millis(398))).await?;
     bed.apply(&rule(json!({"timeouts": {"request": "150ms"}, "retry": {"attempts": 0}}))).await?;
     let (status, took) = takes().await?;
     ensure!(status == 504 && took < Duration::from_millis(400), "{status} after {took:?}");
