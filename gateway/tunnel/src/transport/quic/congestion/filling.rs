@@ -29,6 +29,8 @@ const FULL: u32 = 40;
 /// Of what was sent, this share was lost: it may be too much for the path; and more than chance takes.
 const MUCH: f64 = 0.05;
 const TOO_MUCH: f64 = 0.15;
+/// What may queue in any case: on paths much shorter than this a round trip is what the gateways take, not the path.
+const STANDING: Duration = Duration::from_millis(2);
 /// Bytes that may be under way in any case.
 const FEWEST: u64 = 32 * 1_200;
 
@@ -101,7 +103,7 @@ impl Filling {
         };
         let fastest = self.rates.iter().copied().fold(0.0, f64::max);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count of bytes")]
-        let fills = (fastest * shortest.as_secs_f64() * gain) as u64;
+        let fills = (fastest * (shortest.mul_f64(gain) + STANDING).as_secs_f64()) as u64;
         self.window = fills.max(FEWEST);
         (self.since, self.acknowledged, self.lost, self.is_limited) = (Some(now), 0, 0, false);
     }
@@ -218,7 +220,7 @@ mod tests {
     fn much_loss_is_not_answered_with_more() {
         let (mut filling, mut now) = (Filling::new(10_000_000), Instant::now());
         filling.acknowledge(now, 0, true, RTT / 2);
-        let (window, _) = line(&mut filling, &mut now, 100, 0.3, 1.0);
+        let (window, _) = line(&mut filling, &mut now, 200, 0.3, 1.0);
         assert!(window < 0.1, "{window}");
         filling.on_congestion_event(now, now, true, 1_200);
         assert_eq!(filling.window(), FEWEST);
