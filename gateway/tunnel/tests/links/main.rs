@@ -17,6 +17,7 @@ mod flows;
 mod hostile;
 mod lanes;
 mod many;
+mod migrations;
 mod neighbours;
 mod older;
 mod over;
