@@ -6,7 +6,6 @@
 
 pub mod memory;
 pub(crate) mod quic;
-mod share;
 pub(crate) mod tcp;
 
 #[doc(hidden)]

@@ -14,6 +14,7 @@ mod cid;
 mod config;
 mod congestion;
 mod connection;
+mod datagrams;
 mod drive;
 mod floor;
 mod forward;

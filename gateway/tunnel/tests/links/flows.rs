@@ -74,6 +74,25 @@ async fn packets_of_every_size_go_there_and_back_whole(over: Over) {
     assert!(expected.contains(&counted), "{over:?}: {counted}");
 }
 
+/// As it comes from a socket that was not read for a moment.
+#[tokio::test]
+async fn a_burst_on_an_idle_path_arrives_whole() {
+    let (a, b) = Over::Quic.linked_pair().await;
+    let link = a.link_to("b").await;
+    let (mut flow, received) = open(&link, "echo-flow").await;
+    soon("accepted", flow.accepted()).await.unwrap();
+    let packets: Vec<[u8; 1_200]> =
+        (0..400_u16).map(|number| std::array::from_fn(|_| number.to_be_bytes()[1])).collect();
+    let packets: Vec<&[u8]> = packets.iter().map(|packet| &packet[..]).collect();
+    // The window of a new connection is small, and grows with what is acknowledged.
+    for _ in 0..4 {
+        exchange(&mut flow, &received, &packets[..100]).await;
+    }
+    let before = b.tunnel.counters().flow_packets_received;
+    send(&flow, &packets);
+    until("all are there", || (b.tunnel.counters().flow_packets_received == before + 400).then_some(())).await;
+}
+
 fn link_flows(gateway: &Gateway) -> Vec<usize> {
     gateway.tunnel.status().iter().flat_map(|peer| peer.links.iter().map(|link| link.flows)).collect()
 }

@@ -44,8 +44,7 @@ const PATH_RTT: Duration = Duration::from_millis(25);
 const RETRY_TOKEN_LIFETIME: Duration = Duration::from_secs(10);
 /// Bytes of datagrams that wait to be read: 16 ms of a gigabit per second, while the reader's core does something else.
 const DATAGRAMS_RECEIVED: usize = 2 << 20;
-/// Bytes of datagrams that wait to be sent: more is only delay for what can be repeated by whoever misses it, 40 ms at
-/// 100 Mbit/s.
+/// Bytes of datagrams that quinn-proto has: more than a batch ([`datagrams`](super::datagrams)).
 const DATAGRAMS_SENT: usize = 512 << 10;
 
 pub(super) fn endpoint(config: &TunnelConfig, network: Option<&Arc<Network>>) -> Result<EndpointConfig, QuicError> {

@@ -30,6 +30,9 @@ const TO_LOSSY: u32 = 2;
 const TO_CUBIC: u32 = 75;
 /// Round trips take that much longer than the shortest: something queues.
 const QUEUE: Duration = Duration::from_millis(5);
+/// What may be under way beside twice what arrives in the shortest round trip. Streams have a limit of their own, datagrams
+/// none: those that come faster than the other side takes them would fill its socket's buffer, and all else waits behind.
+const AHEAD: u64 = 2 << 20;
 /// Addresses with lossy paths that are remembered.
 const REMEMBERED: usize = 256;
 
@@ -94,6 +97,8 @@ struct Seen {
     /// Round trip.
     rtt: Duration,
     shortest: Shortest,
+    /// Bytes a second that arrived, before the last judgement.
+    rate: u64,
     /// Judgements in a row that were for the other controller.
     contrary: u32,
 }
@@ -118,7 +123,8 @@ impl Seen {
     /// Judges if there is enough to go by, and begins anew.
     fn judge(&mut self, now: Instant) -> Option<Verdict> {
         let all = self.acknowledged + self.lost;
-        if now.duration_since(*self.since.get_or_insert(now)) < LOOK || all < LEAST {
+        let took = now.duration_since(*self.since.get_or_insert(now));
+        if took < LOOK || all < LEAST {
             return None;
         }
         let shortest = self.shortest.get()?;
@@ -133,10 +139,18 @@ impl Seen {
             since: Some(now),
             rtt: self.rtt,
             shortest: self.shortest,
+            rate: self.acknowledged.saturating_mul(1_000) / u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
             contrary: self.contrary,
             ..Self::default()
         };
         Some(verdict)
+    }
+
+    /// Bytes that may be under way whatever the controller says.
+    fn most(&self) -> u64 {
+        let Some(shortest) = self.shortest.get() else { return u64::MAX };
+        let micros = u64::try_from(shortest.as_micros()).unwrap_or(u64::MAX);
+        AHEAD.saturating_add(self.rate.saturating_mul(2).saturating_mul(micros) / 1_000_000)
     }
 }
 
@@ -166,7 +180,9 @@ impl Controller for Adaptive {
 
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
         self.seen.acknowledge(now, bytes, rtt.get());
-        self.inner.on_ack(now, sent, bytes, app_limited, rtt);
+        // What cannot be used must not grow.
+        let is_limited = app_limited || self.inner.window() > self.seen.most();
+        self.inner.on_ack(now, sent, bytes, is_limited, rtt);
     }
 
     fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, largest_packet_num_acked: Option<u64>) {
@@ -185,7 +201,7 @@ impl Controller for Adaptive {
     }
 
     fn window(&self) -> u64 {
-        self.inner.window()
+        self.inner.window().min(self.seen.most())
     }
 
     fn metrics(&self) -> ControllerMetrics {

@@ -3,20 +3,19 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
-use quinn_proto::{ConnectionClose, ConnectionError, Dir, SendDatagramError, VarInt};
+use quinn_proto::{ConnectionClose, ConnectionError, Dir, VarInt};
 use tokio::runtime::Handle;
 
-use super::drive::{Conn, State};
+use super::drive::Conn;
 use super::lanes::Lanes;
 use super::stream::halves;
 use crate::code::CloseCode;
 use crate::control::printable;
 use crate::replicas::network::Network;
 use crate::replicas::paths::is_path;
-use crate::transport::share::Share;
 use crate::transport::{
     BoxFuture, CloseReason, Connection, DATAGRAMS_AT_ONCE, DatagramRefused, ExporterError, Halves, Lost, PathStats,
     Side, Take, TransportKind,
@@ -45,12 +44,6 @@ pub(super) struct QuicConnection {
     network: Option<Arc<Network>>,
     /// How often it changed its port: see [`hop`](super::hop).
     hops: Arc<AtomicU64>,
-    /// What datagrams may take of the path.
-    datagram_share: Mutex<Share>,
-    /// Bytes that may wait as datagrams.
-    datagram_room: usize,
-    /// Datagrams that made room for later ones, or had none.
-    dropped_datagrams: AtomicU64,
 }
 
 /// What lanes of a link share, or all have.
@@ -91,19 +84,7 @@ impl QuicConnection {
         hops: Arc<AtomicU64>,
     ) -> Self {
         let windows = Windows { moving: window, receive: None, send: None, streams: None };
-        let datagram_room = conn.0.lock().inner.datagrams().send_buffer_space();
-        Self {
-            conn,
-            lanes: Lanes::new(),
-            side,
-            peer,
-            windows: Mutex::new(windows),
-            network,
-            hops,
-            datagram_share: Mutex::new(Share::new(Instant::now())),
-            datagram_room,
-            dropped_datagrams: AtomicU64::new(0),
-        }
+        Self { conn, lanes: Lanes::new(), side, peer, windows: Mutex::new(windows), network, hops }
     }
 
     fn conn(&self) -> &Arc<Conn> {
@@ -136,35 +117,6 @@ impl QuicConnection {
     pub(super) fn remove_lane(&self, lane: &Arc<Conn>) {
         self.lanes.remove(lane);
         self.share(|_| {});
-    }
-
-    fn send_one(&self, state: &mut State, datagram: &Bytes) -> Result<(), DatagramRefused> {
-        if state.error.is_some() {
-            return Err(DatagramRefused::Lost);
-        }
-        let room = state.inner.datagrams().send_buffer_space();
-        let admitted = {
-            let path = || {
-                let path = state.inner.stats().path;
-                (path.cwnd, path.rtt)
-            };
-            let mut share = self.datagram_share.lock().unwrap_or_else(PoisonError::into_inner);
-            share.admits(datagram.len(), room < self.datagram_room, Instant::now(), path)
-        };
-        // What is dropped is not told.
-        if !admitted || room < datagram.len() {
-            self.dropped_datagrams.fetch_add(1, Ordering::Relaxed);
-        }
-        if !admitted {
-            return Ok(());
-        }
-        state.inner.datagrams().send(datagram.clone(), true).map_err(|error| match error {
-            SendDatagramError::TooLarge => DatagramRefused::TooLong,
-            // It makes room, and so never waits.
-            SendDatagramError::UnsupportedByPeer | SendDatagramError::Disabled | SendDatagramError::Blocked(_) => {
-                DatagramRefused::Unsupported
-            }
-        })
     }
 
     /// Changes what lanes share, and gives each its share.
@@ -257,16 +209,11 @@ impl Connection for QuicConnection {
     }
 
     fn send_datagram(&self, datagram: Bytes) -> Result<(), DatagramRefused> {
-        let mut state = self.conn().lock();
-        let sent = self.send_one(&mut state, &datagram);
-        state.wake_driver();
-        sent
+        self.conn().send_datagram(&datagram)
     }
 
     fn send_datagrams(&self, datagrams: &mut Vec<Bytes>) {
-        let mut state = self.conn().lock();
-        datagrams.retain(|datagram| self.send_one(&mut state, datagram).is_err());
-        state.wake_driver();
+        self.conn().send_datagrams(datagrams);
     }
 
     fn read_datagrams<'a>(&'a self, datagrams: &'a mut Vec<Bytes>) -> BoxFuture<'a, Result<(), Lost>> {
@@ -295,7 +242,7 @@ impl Connection for QuicConnection {
             mtu: stats.path.current_mtu,
             hops: self.hops.load(Ordering::Relaxed),
             repeated_packets: self.conn().repeated(),
-            dropped_datagrams: self.dropped_datagrams.load(Ordering::Relaxed),
+            dropped_datagrams: self.conn().dropped_datagrams(),
             ..PathStats::default()
         };
         let others = self.lanes.others();

@@ -28,10 +28,11 @@ use tokio::time::sleep_until;
 pub(super) use self::waiters::For;
 use self::waiters::Waiters;
 use super::again::Again;
+use super::datagrams::Waiting;
 use super::port::Port;
 use super::udp::MAX_TRAIN;
 use crate::code::CloseCode;
-use crate::transport::BoxFuture;
+use crate::transport::{BoxFuture, DatagramRefused};
 
 /// Trains that are sent before others of the thread have their turn.
 const TURN: usize = 8;
@@ -73,6 +74,8 @@ pub(super) struct State {
     unsent: Option<(Transmit, Vec<u8>)>,
     /// What is sent twice.
     pub(super) again: Again,
+    /// Datagrams that wait to be sent.
+    pub(super) waiting: Waiting,
 }
 
 /// What is left to be sent.
@@ -90,8 +93,9 @@ impl Conn {
         port: Arc<Port>,
         home: Handle,
         handle: ConnectionHandle,
-        inner: quinn_proto::Connection,
+        mut inner: quinn_proto::Connection,
     ) -> Arc<Self> {
+        let waiting = Waiting::new(&mut inner);
         let state = State {
             inner,
             waiters: Waiters::default(),
@@ -102,6 +106,7 @@ impl Conn {
             alarm: None,
             unsent: None,
             again: Again::default(),
+            waiting,
         };
         Arc::new(Self {
             port,
@@ -345,6 +350,45 @@ impl Conn {
         .await
     }
 
+    /// Sends datagrams, in order; those that are refused stay. What a connection's own thread has much of is sent at once.
+    pub(super) fn send_datagrams(&self, datagrams: &mut Vec<Bytes>) {
+        let mut state = self.lock();
+        if state.error.is_some() {
+            return;
+        }
+        let is_home = Handle::try_current().is_ok_and(|here| here.id() == self.home.id());
+        let mut bytes = 0;
+        datagrams.retain(|datagram| {
+            let State { inner, waiting, .. } = &mut *state;
+            let is_refused = waiting.push(inner, datagram).is_err();
+            bytes += datagram.len();
+            if is_home && bytes >= MAX_TRAIN {
+                // Or those of a large batch would make room for each other although the path is free. What is left the task does.
+                state.send(&self.port, Instant::now());
+                bytes = 0;
+            }
+            is_refused
+        });
+        state.wake_driver();
+    }
+
+    /// Sends one datagram.
+    pub(super) fn send_datagram(&self, datagram: &Bytes) -> Result<(), DatagramRefused> {
+        let mut state = self.lock();
+        if state.error.is_some() {
+            return Err(DatagramRefused::Lost);
+        }
+        let State { inner, waiting, .. } = &mut *state;
+        waiting.push(inner, datagram)?;
+        state.wake_driver();
+        Ok(())
+    }
+
+    /// Datagrams that made room for later ones, or had none.
+    pub(super) fn dropped_datagrams(&self) -> u64 {
+        self.lock().waiting.dropped()
+    }
+
     async fn wait_for<T>(&self, notify: &Notify, mut look: impl FnMut(&mut State) -> Option<T>) -> T {
         loop {
             let mut notified = pin!(notify.notified());
@@ -446,7 +490,8 @@ impl State {
                 buffer.clear();
                 let segments = socket.train(usize::from(self.inner.current_mtu()));
                 let streams = self.again.is_urgent().then(|| self.inner.stats().frame_tx.stream);
-                let Some(transmit) = self.inner.poll_transmit(now, segments, buffer) else { return Rest::Nothing };
+                let train = self.waiting.poll_transmit(&mut self.inner, now, segments, buffer);
+                let Some(transmit) = train else { return Rest::Nothing };
                 if let Some(before) = streams {
                     self.repeat(port, now, before, &transmit, buffer);
                 }
