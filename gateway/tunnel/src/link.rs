@@ -18,6 +18,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use eastway_identity::SpkiPin;
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 pub use state::{LinkRole, LinkState};
@@ -57,6 +58,12 @@ impl Link {
     #[must_use]
     pub fn remote_addr(&self) -> SocketAddr {
         self.0.connection.remote_addr()
+    }
+
+    /// Where its datagrams are carried: whoever sends many had better do it there. `None`: it is the same everywhere.
+    #[must_use]
+    pub fn home(&self) -> Option<Handle> {
+        self.0.connection.home()
     }
 
     /// Smoothed round trip time.

@@ -259,7 +259,8 @@ impl Driver {
         let take = admit::take_streams(&self.shared, Arc::clone(&environment));
         let home = connection.home().unwrap_or_else(Handle::current);
         environment.tasks.spawn_on(Arc::clone(&connection).serve(take), &home);
-        environment.tasks.spawn(admit::take_datagrams(Arc::clone(&self.shared)));
+        // There, too: sinks only hand on.
+        environment.tasks.spawn_on(admit::take_datagrams(Arc::clone(&self.shared)), &home);
         let reason = tokio::select! {
             reason = connection.closed() => reason,
             (code, message) = self.serve(&events) => {

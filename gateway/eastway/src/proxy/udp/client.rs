@@ -12,6 +12,7 @@ use eastway_model::{ClusterName, EndpointId};
 use eastway_tunnel::flow::{Flow, FlowSender, FlowSink, Scratch};
 use eastway_tunnel::header::ServiceHeader;
 use eastway_tunnel::{Link, ResetCode, StreamError};
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::task::TaskTracker;
@@ -52,6 +53,8 @@ pub(super) struct ClientFlow {
     left: AtomicBool,
     leave: Notify,
     over: AtomicBool,
+    /// Where its listener had better be.
+    listens_at: Arc<OnceLock<Handle>>,
     /// Closed when the process drains.
     tasks: TaskTracker,
 }
@@ -108,6 +111,7 @@ impl ClientFlow {
             left: AtomicBool::new(false),
             leave: Notify::new(),
             over: AtomicBool::new(false),
+            listens_at: Arc::clone(&listener.home),
             tasks: tasks.clone(),
         })
     }
@@ -320,6 +324,10 @@ impl ClientFlow {
             flow.end(ResetCode::Cancelled);
             return Err(ConnectError::Refused(cluster.clone(), error));
         }
+        if let Some(home) = link.home() {
+            // Set once: it serves flows over other links as well.
+            self.listens_at.set(home).ok();
+        }
         self.go(Way::Remote(sender, link.clone(), cluster.clone()), sent);
         Ok(flow)
     }
@@ -343,6 +351,10 @@ impl ClientFlow {
             }
             Far::Local(socket, _in_flight, endpoint) => {
                 let answers = async {
+                    let socket = match socket.receiver() {
+                        Ok(socket) => socket,
+                        Err(error) => return error,
+                    };
                     loop {
                         let received = socket.receive(|messages| {
                             for message in messages {

@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::client::ClientFlow;
 use super::socket::{Arrived, Message, PacketSocket};
@@ -59,6 +60,9 @@ pub(in crate::proxy) struct Listener {
     shared: Arc<FlowLimits>,
     target: watch::Receiver<Arc<Target>>,
     flows: Mutex<HashMap<Key, Arc<ClientFlow>>>,
+    /// The thread that carries the first link that a flow went by: packets go from the kernel to the link there, and wake no
+    /// other thread.
+    pub(super) home: Arc<OnceLock<Handle>>,
     /// Ends all flows.
     over: CancellationToken,
 }
@@ -72,8 +76,8 @@ impl Listener {
         shared: Arc<FlowLimits>,
     ) -> io::Result<Arc<Self>> {
         let socket = Arc::new(PacketSocket::listen(address)?);
-        let (flows, over) = (Mutex::default(), CancellationToken::new());
-        Ok(Arc::new(Self { address, socket, shared, target, flows, over }))
+        let (flows, home, over) = (Mutex::default(), Arc::default(), CancellationToken::new());
+        Ok(Arc::new(Self { address, socket, shared, target, flows, home, over }))
     }
 
     /// Takes packets until `stop`. If the process drains then, those of flows that exist go on as long as they do; else the
@@ -88,16 +92,37 @@ impl Listener {
             }
         };
         let receiving = async {
-            loop {
-                if let Err(error) = self.socket.receive(|messages| self.take(messages)).await {
-                    self.refused(format_args!("{}: cannot receive packets: {error}", self.address));
-                    tokio::time::sleep(PAUSE).await;
-                }
+            self.receive_until(|| self.home.get().is_some()).await;
+            if let Some(home) = self.home.get() {
+                let here = Arc::clone(&self);
+                let task = home.spawn(async move { here.receive_until(|| false).await });
+                // Its thread lives as long as the tunnel.
+                let _over = AbortOnDropHandle::new(task).await;
             }
+            std::future::pending::<()>().await;
         };
         tokio::select! {
             () = ended => {}
             () = receiving => {}
+        }
+    }
+
+    /// Takes packets until this is so.
+    async fn receive_until(self: &Arc<Self>, is_enough: impl Fn() -> bool) {
+        let mut receiver = None;
+        while !is_enough() {
+            let receiver = match &receiver {
+                Some(receiver) => Ok(receiver),
+                None => self.socket.receiver().map(|new| &*receiver.insert(new)),
+            };
+            let received = match receiver {
+                Ok(receiver) => receiver.receive(|messages| self.take(messages)).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = received {
+                self.refused(format_args!("{}: cannot receive packets: {error}", self.address));
+                tokio::time::sleep(PAUSE).await;
+            }
         }
     }
 

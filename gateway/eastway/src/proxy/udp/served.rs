@@ -34,7 +34,7 @@ pub(in crate::proxy) struct Served {
 
 /// Hands packets to the endpoint.
 struct ToEndpoint {
-    socket: PacketSocket,
+    socket: Arc<PacketSocket>,
     activity: Activity,
 }
 
@@ -49,7 +49,11 @@ impl FlowSink for ToEndpoint {
 impl Served {
     pub(in crate::proxy) fn new(socket: PacketSocket, endpoint: EndpointId, in_flight: InFlightGuard) -> Self {
         let activity = Activity::new(Instant::now());
-        Self { to_endpoint: Arc::new(ToEndpoint { socket, activity }), endpoint, _in_flight: in_flight }
+        Self {
+            to_endpoint: Arc::new(ToEndpoint { socket: Arc::new(socket), activity }),
+            endpoint,
+            _in_flight: in_flight,
+        }
     }
 
     /// Accepts the flow and carries it until it is over.
@@ -90,6 +94,10 @@ impl Served {
     /// What the endpoint sends; ends with an error of its socket.
     async fn answers(&self, mut send: impl FnMut(&mut dyn Iterator<Item = &[u8]>)) -> std::io::Error {
         let ToEndpoint { socket, activity } = &*self.to_endpoint;
+        let socket = match socket.receiver() {
+            Ok(socket) => socket,
+            Err(error) => return error,
+        };
         loop {
             let received = socket.receive(|messages| {
                 let (mut count, mut bytes) = (0, 0);

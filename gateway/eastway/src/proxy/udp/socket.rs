@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::cmsg_space;
@@ -18,7 +19,7 @@ use nix::sys::socket::{
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
-use tokio::net::UdpSocket;
+use tokio::io::unix::AsyncFd;
 
 use crate::proxy::anyip;
 
@@ -32,12 +33,24 @@ const SEGMENTS_BYTES: usize = 65_000;
 /// What a burst may take up while this process does something else; the kernel may grant less (`net.core.rmem_max`).
 const BUFFER: usize = 4 << 20;
 
-/// A UDP socket.
+/// A UDP socket. Sending never waits and may be done anywhere; what receives is a [`Receiver`].
 #[derive(Debug)]
 pub(in crate::proxy) struct PacketSocket {
-    socket: UdpSocket,
+    socket: Socket,
     /// The kernel does not cut messages on the way that packets take from here.
     uncut: AtomicBool,
+}
+
+/// Receives what comes to a socket, in the runtime that it was made in.
+pub(super) struct Receiver {
+    /// Only packets and errors wake its thread: each packet that leaves would, too, if it were waited for room.
+    io: AsyncFd<Arc<PacketSocket>>,
+}
+
+impl AsRawFd for PacketSocket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
 }
 
 /// Where a packet arrived, to answer from there.
@@ -94,28 +107,17 @@ impl PacketSocket {
         socket.set_send_buffer_size(BUFFER)?;
         // Older kernels have none of it; then each packet is a message.
         let _older = setsockopt(&socket, sockopt::UdpGroSegment, &true);
-        Ok(Self { socket: UdpSocket::from_std(socket.into())?, uncut: AtomicBool::new(false) })
+        Ok(Self { socket, uncut: AtomicBool::new(false) })
     }
 
-    /// Waits for packets, and gives what is there to `take`.
+    /// To be called within a runtime; there is one at a time.
     ///
     /// # Errors
-    /// Those of the system; of a connected socket also that the other end has nobody at its port.
-    pub(super) async fn receive(&self, mut take: impl FnMut(&[Message<'_>])) -> io::Result<()> {
-        loop {
-            // That the other end has nobody at its port shows as an error and nothing to read.
-            let ready = self.socket.ready(Interest::READABLE | Interest::ERROR).await?;
-            let interest = if ready.is_error() { Interest::ERROR } else { Interest::READABLE };
-            let received = self.socket.try_io(interest, || {
-                INBOX
-                    .with_borrow_mut(|inbox| inbox.receive(self.socket.as_raw_fd(), &mut take))
-                    .map_err(io::Error::from)
-            });
-            match received {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => return result,
-            }
-        }
+    /// The system cannot watch the socket.
+    pub(super) fn receiver(self: &Arc<Self>) -> io::Result<Receiver> {
+        #[allow(deprecated, reason = "the new name is unsafe, for what does not own its descriptor as sockets do")]
+        let io = AsyncFd::with_interest(Arc::clone(self), Interest::READABLE | Interest::ERROR)?;
+        Ok(Receiver { io })
     }
 
     /// Sends packets, `to` and `from` where the socket does not say it. Returns how many did not go.
@@ -200,6 +202,30 @@ impl PacketSocket {
     }
 }
 
+impl Receiver {
+    /// Waits for packets, and gives what is there to `take`.
+    ///
+    /// # Errors
+    /// Those of the system; of a connected socket also that the other end has nobody at its port.
+    pub(super) async fn receive(&self, mut take: impl FnMut(&[Message<'_>])) -> io::Result<()> {
+        loop {
+            // That the other end has nobody at its port shows as an error and nothing to read.
+            let mut ready = self.io.ready(Interest::READABLE | Interest::ERROR).await?;
+            let socket = self.io.as_raw_fd();
+            match INBOX.with_borrow_mut(|inbox| inbox.receive(socket, &mut take)) {
+                Ok(BATCH..) => return Ok(()),
+                // What comes from now on is told anew, and nobody needs to ask for it once more.
+                Ok(_) => {
+                    ready.clear_ready();
+                    return Ok(());
+                }
+                Err(Errno::EAGAIN) => ready.clear_ready(),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
 thread_local! {
     /// What receiving needs, once for all sockets that a thread reads. Of its memory only what packets touch is real.
     static INBOX: RefCell<Inbox> = RefCell::new(Inbox::new());
@@ -214,7 +240,7 @@ impl Inbox {
         Self { messages: (0..BATCH).map(|_| vec![0; MESSAGE]).collect() }
     }
 
-    fn receive(&mut self, socket: RawFd, take: &mut impl FnMut(&[Message<'_>])) -> nix::Result<()> {
+    fn receive(&mut self, socket: RawFd, take: &mut impl FnMut(&[Message<'_>])) -> nix::Result<usize> {
         let mut slices: Vec<_> = self.messages.iter_mut().map(|message| [IoSliceMut::new(message)]).collect();
         // Not to be used again: the kernel notes in them how little room the last messages took.
         let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(BATCH, Some(cmsg_space!(in6_pktinfo, i32)));
@@ -232,7 +258,7 @@ impl Inbox {
             messages.push(Message { from: message.address.as_ref().and_then(to_std), at, bytes, segment });
         }
         take(&messages);
-        Ok(())
+        Ok(messages.len())
     }
 }
 
@@ -270,8 +296,8 @@ mod tests {
         vec![byte; length].into()
     }
 
-    async fn receive(socket: &PacketSocket, count: usize) -> Vec<(Option<SocketAddr>, Option<Arrived>, Vec<u8>)> {
-        let mut all = Vec::new();
+    async fn receive(socket: &Arc<PacketSocket>, count: usize) -> Vec<(Option<SocketAddr>, Option<Arrived>, Vec<u8>)> {
+        let (mut all, socket) = (Vec::new(), socket.receiver().unwrap());
         while all.len() < count {
             let received = socket.receive(|messages| {
                 for message in messages {
@@ -285,16 +311,16 @@ mod tests {
 
     #[tokio::test]
     async fn packets_of_all_lengths_arrive_as_they_were_sent() {
-        let server = PacketSocket::listen("127.0.0.1:0".parse().unwrap()).unwrap();
-        let to = server.socket.local_addr().unwrap();
-        let client = PacketSocket::connect(to).unwrap();
+        let server = Arc::new(PacketSocket::listen("127.0.0.1:0".parse().unwrap()).unwrap());
+        let to = server.socket.local_addr().unwrap().as_socket().unwrap();
+        let client = Arc::new(PacketSocket::connect(to).unwrap());
         let lengths = [1_200, 1_200, 1_200, 400, 0, 9_000, 9_000, 65_507, 1, 1, 1, 2];
         let sent: Vec<_> = (0..).zip(lengths).map(|(number, length)| bytes(length, number)).collect();
         let (lost, result) = client.send(None, None, &sent);
         assert_eq!(lost, 0, "{result:?}");
         let received = receive(&server, sent.len()).await;
         assert!(received.iter().map(|(_, _, packet)| packet).eq(&sent), "whole and in order");
-        assert_eq!(received[0].0, Some(client.socket.local_addr().unwrap()));
+        assert_eq!(received[0].0, Some(client.socket.local_addr().unwrap().as_socket().unwrap()));
     }
 
     #[tokio::test]
@@ -302,9 +328,9 @@ mod tests {
         for (listen, ask) in
             [("0.0.0.0:0", "127.0.0.7"), ("[::]:0", "127.0.0.7"), ("[::]:0", "::1"), ("[::1]:0", "::1")]
         {
-            let server = PacketSocket::listen(listen.parse().unwrap()).unwrap();
-            let port = server.socket.local_addr().unwrap().port();
-            let client = PacketSocket::connect(SocketAddr::new(ask.parse().unwrap(), port)).unwrap();
+            let server = Arc::new(PacketSocket::listen(listen.parse().unwrap()).unwrap());
+            let port = server.socket.local_addr().unwrap().as_socket().unwrap().port();
+            let client = Arc::new(PacketSocket::connect(SocketAddr::new(ask.parse().unwrap(), port)).unwrap());
             assert_eq!(client.send(None, None, &[bytes(20, 1)]).0, 0);
             let (from, at, _) = receive(&server, 1).await.remove(0);
             let (lost, result) = server.send(from, at, &[bytes(1_000, 2), bytes(1_000, 3), bytes(10, 4)]);
@@ -317,9 +343,9 @@ mod tests {
     #[tokio::test]
     async fn nobody_at_the_port_is_an_error() {
         let gone = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let client = PacketSocket::connect(gone).unwrap();
+        let client = Arc::new(PacketSocket::connect(gone).unwrap());
         client.send(None, None, &[bytes(1, 0)]).1.unwrap();
-        let error = client.receive(|_| ()).await.unwrap_err();
+        let error = client.receiver().unwrap().receive(|_| ()).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
 }
