@@ -42,8 +42,9 @@ const MOST: usize = 8;
 /// Pause before a lane that ended, or did not come about, is dialled again; doubles up to the second of these.
 const REDIAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// Halves of streams that the lane of the thread that asks may have more than the one with the fewest.
-const NEAR: usize = 4;
+/// Halves of streams that the lane of the thread that asks may have more than the one with the fewest. The first has some more
+/// for good, which carry little: control and federation.
+const NEAR: usize = 16;
 
 /// Bytes of what a lane shows.
 const KEY: usize = 32;
