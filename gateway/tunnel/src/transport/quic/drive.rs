@@ -1,9 +1,9 @@
 //! One QUIC connection and what drives it.
 //!
-//! Whoever has something for a connection takes its lock, does it, and sends what is to be sent, without another task in
-//! between: the reader of a socket with the packets of a batch, the connection's own task at a timer, when a stream was
-//! written to, and when the socket takes packets again. All of these belong to one thread, its home, so that nobody waits
-//! for the lock.
+//! Whoever has something for a connection takes its lock and does it: the reader of a socket with the packets of a batch,
+//! streams with what is written to them. What is to be sent then the connection's own task sends, when all that is ready to
+//! run has run, and at timers, and when the socket takes packets again. All of these belong to one thread, its home, so that
+//! nobody waits for the lock, or wakes another thread.
 
 mod waiters;
 
@@ -70,6 +70,8 @@ pub(super) struct State {
     driver: Option<Waker>,
     /// When the task comes by itself.
     alarm: Option<Instant>,
+    /// Packets have come that were not answered yet.
+    is_owing: bool,
     /// The socket was full.
     unsent: Option<(Transmit, Vec<u8>)>,
     /// What is sent twice.
@@ -104,6 +106,7 @@ impl Conn {
             reason: None,
             driver: None,
             alarm: None,
+            is_owing: false,
             unsent: None,
             again: Again::default(),
             waiting,
@@ -160,7 +163,15 @@ impl Conn {
     async fn drive_all(&self) {
         let mut alarm = pin!(sleep_until(Instant::now().into()));
         let mut writable: Option<BoxFuture<'static, ()>> = None;
+        let mut is_last = false;
         poll_fn(|cx| {
+            // Others that are to run have their say first: what they write shares packets.
+            if !mem::replace(&mut is_last, true) {
+                self.lock().note_driver(cx);
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            is_last = false;
             if writable.as_mut().is_some_and(|wait| wait.as_mut().poll(cx).is_ready()) {
                 writable = None;
             }
@@ -168,7 +179,10 @@ impl Conn {
                 let now = Instant::now();
                 let mut state = self.lock();
                 state.note_driver(cx);
-                if state.inner.poll_timeout().is_some_and(|at| at <= now) {
+                // After packets timers wait until they are answered: a path that the connection has just moved to has nothing
+                // under way that could be lost.
+                let is_owing = mem::take(&mut state.is_owing);
+                if !is_owing && state.inner.poll_timeout().is_some_and(|at| at <= now) {
                     state.inner.handle_timeout(now);
                 }
                 let (left, wakers) = self.advance(&mut state, now);
@@ -182,7 +196,10 @@ impl Conn {
                 }
                 match left {
                     Rest::Nothing => {}
-                    Rest::More => cx.waker().wake_by_ref(),
+                    Rest::More => {
+                        is_last = true;
+                        cx.waker().wake_by_ref();
+                    }
                     Rest::Blocked if writable.is_some() => {}
                     Rest::Blocked => {
                         let socket = self.port.socket();
@@ -205,39 +222,37 @@ impl Conn {
         .await;
     }
 
-    /// Takes packets that have come for it, and answers them.
-    pub(super) fn handle(&self, events: impl IntoIterator<Item = ConnectionEvent>, now: Instant) {
+    /// Takes packets that have come for it. The task answers them, after the streams that they are for had their say: an
+    /// acknowledgement that goes with an answer, or with room for more, is no packet of its own.
+    pub(super) fn handle(&self, events: impl IntoIterator<Item = ConnectionEvent>) {
         let mut state = self.lock();
         for event in events {
             state.inner.handle_event(event);
         }
-        self.advance_now(state, now);
-    }
-
-    /// As far as it goes; the task does the rest.
-    fn advance_now(&self, mut state: MutexGuard<'_, State>, now: Instant) {
-        let (left, mut wakers) = self.advance(&mut state, now);
-        let at = state.next_alarm();
-        // Later is soon enough: the task looks again when it comes.
-        let is_sooner = at.is_some_and(|at| state.alarm.is_none_or(|alarm| at < alarm));
-        if left != Rest::Nothing || is_sooner || state.inner.is_drained() {
-            wakers.extend(state.driver.clone());
-        }
+        state.is_owing = true;
+        let mut wakers = self.tell_all(&mut state);
+        wakers.extend(state.driver.clone());
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Tells the endpoint and the streams what has happened, and sends. Returns whom to wake, once the lock is given back.
+    /// As [`Self::tell_all`], and sends.
     fn advance(&self, state: &mut State, now: Instant) -> (Rest, Vec<Waker>) {
+        let wakers = self.tell_all(state);
+        let left = state.send(&self.port, now);
+        // An identifier that is retired with the last packet is told with the next.
+        self.tell_endpoint(state);
+        (left, wakers)
+    }
+
+    /// Tells the endpoint and the streams what has happened. Returns whom to wake, once the lock is given back.
+    fn tell_all(&self, state: &mut State) -> Vec<Waker> {
         self.tell_endpoint(state);
         let mut wakers = Vec::new();
         while let Some(event) = state.inner.poll() {
             self.tell(state, event, &mut wakers);
         }
-        let left = state.send(&self.port, now);
-        // An identifier that is retired with the last packet is told with the next.
-        self.tell_endpoint(state);
-        (left, wakers)
+        wakers
     }
 
     fn tell_endpoint(&self, state: &mut State) {

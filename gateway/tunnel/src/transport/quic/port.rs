@@ -303,7 +303,7 @@ impl<'a> Arrivals<'a> {
             }
         }
         for (conn, events) in self.connections {
-            conn.handle(events, self.now);
+            conn.handle(events);
         }
     }
 }
