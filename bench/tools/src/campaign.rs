@@ -36,6 +36,9 @@ pub struct Installed {
     /// Envoy's binary
     #[arg(long)]
     envoy: PathBuf,
+    /// rathole's binary
+    #[arg(long)]
+    rathole: PathBuf,
     /// wireguard-go's binary
     #[arg(long)]
     wireguard: PathBuf,
@@ -49,6 +52,7 @@ impl Installed {
         Programs {
             eastway: self.eastway.clone(),
             envoy: self.envoy.clone(),
+            rathole: self.rathole.clone(),
             wireguard: self.wireguard.clone(),
             peers: self.peers.clone(),
         }

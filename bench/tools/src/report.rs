@@ -67,13 +67,14 @@ fn median(figures: &Value, stage: &str, label: &str, metric: &str) -> Option<f64
 }
 
 /// The tunnels in the order of tables and plots, with their names for people.
-const TUNNELS: [(&str, &str); 11] = [
+const TUNNELS: [(&str, &str); 12] = [
     ("direct", "no tunnel"),
     ("link", "Eastway, the transport it chooses"),
     ("quic", "Eastway over QUIC"),
     ("tls", "Eastway over TLS on TCP"),
     ("envoy", "Envoys, a TLS connection for each"),
     ("haproxy", "haproxies, a TLS connection for each"),
+    ("rathole", "rathole, a Noise connection for each"),
     ("envoy-h2", "Envoys, HTTP/2 CONNECT"),
     ("envoy-h3", "Envoys, HTTP/3 CONNECT"),
     ("wireguard", "wireguard-go"),

@@ -33,6 +33,8 @@ pub enum Rival {
     EnvoyH3,
     /// haproxies, TCP over mutual TLS: a TLS connection for each TCP connection.
     Haproxy,
+    /// rathole, TCP over the Noise protocol with both ends' keys: a connection for each TCP connection.
+    Rathole,
     /// wireguard-go: packets, encrypted in user space.
     Wireguard,
     /// Ours, by the transport that the link chooses.
@@ -83,7 +85,7 @@ impl Service {
 
 impl Rival {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Direct,
         Self::Pump,
         Self::PumpChunks,
@@ -91,6 +93,7 @@ impl Rival {
         Self::EnvoyH2,
         Self::EnvoyH3,
         Self::Haproxy,
+        Self::Rathole,
         Self::Wireguard,
         Self::Link,
         Self::Quic,
@@ -107,6 +110,7 @@ impl Rival {
             Self::EnvoyH2 => "envoy-h2",
             Self::EnvoyH3 => "envoy-h3",
             Self::Haproxy => "haproxy",
+            Self::Rathole => "rathole",
             Self::Wireguard => "wireguard",
             Self::Link => "link",
             Self::Quic => "quic",
@@ -124,6 +128,7 @@ impl Rival {
             Self::EnvoyH2 => 23_000,
             Self::EnvoyH3 => 24_000,
             Self::Haproxy => 25_000,
+            Self::Rathole => 26_000,
         }
     }
 }
@@ -135,6 +140,8 @@ pub struct Programs {
     pub eastway: PathBuf,
     /// Envoy.
     pub envoy: PathBuf,
+    /// rathole.
+    pub rathole: PathBuf,
     /// wireguard-go.
     pub wireguard: PathBuf,
     /// The folder `bench/peers`.
@@ -169,6 +176,7 @@ impl Running {
             Rival::EnvoyH2 => (GATEWAY_A.to_owned(), envoy(rival, programs, Some(23_000))?),
             Rival::EnvoyH3 => (GATEWAY_A.to_owned(), envoy(rival, programs, None)?),
             Rival::Haproxy => (GATEWAY_A.to_owned(), haproxy(rival, programs)?),
+            Rival::Rathole => (GATEWAY_A.to_owned(), rathole(rival, programs)?),
             Rival::Wireguard => (wireguard::SERVER.to_owned(), wireguard::start(programs, mtu)?),
             Rival::Link => eastway::start(programs, &eastway::LINK)?,
             Rival::Quic => eastway::start(programs, &eastway::QUIC)?,
@@ -249,6 +257,20 @@ fn haproxy(rival: Rival, programs: &Programs) -> Result<Vec<Process>> {
             command
         },
         Some(rival.ports() + Service::Iperf.digit()),
+    )
+}
+
+/// A pair of ratholes by `bench/peers/rathole/{a,b}.toml`. The far end connects to the near one, which opens the ports of
+/// services when it has.
+fn rathole(rival: Rival, programs: &Programs) -> Result<Vec<Process>> {
+    pair(
+        rival,
+        |side| {
+            let mut command = Command::new(&programs.rathole);
+            command.arg(programs.peers.join(rival.name()).join(format!("{side}.toml"))).env("RUST_LOG", "warn");
+            command
+        },
+        None,
     )
 }
 

@@ -44,6 +44,7 @@ pub(super) fn read(programs: &Programs) -> Result<Value> {
             "eastway": first_line(Command::new(&programs.eastway).arg("version")),
             "envoy": envoy(Command::new(&programs.envoy).arg("--version")),
             "haproxy": first_line(Command::new("haproxy").arg("-v")),
+            "rathole": rathole(Command::new(&programs.rathole).arg("--version")),
             "iperf3": first_line(Command::new("iperf3").arg("-v")),
             "wireguard-go": required(&programs.peers.join("wireguard/go.mod"), "golang.zx2c4.com/wireguard "),
             "quinn": required(std::path::Path::new("Cargo.toml"), "quinn = "),
@@ -62,6 +63,13 @@ fn first_line(command: &mut Command) -> Option<String> {
 /// It says its own path before the version.
 fn envoy(command: &mut Command) -> Option<String> {
     first_line(command)?.split_once("version: ").map(|(_, version)| version.to_owned())
+}
+
+/// It says a version for each thing that it was built of.
+fn rathole(command: &mut Command) -> Option<String> {
+    let said = output(command).ok()?;
+    let version = |line: &str| line.split_once("Build Version:").map(|(_, version)| version.trim().to_owned());
+    said.lines().find_map(version)
 }
 
 /// The line of a file of dependencies that begins so.

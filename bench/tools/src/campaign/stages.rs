@@ -146,7 +146,7 @@ fn goodput(scale: &Scale) -> Stage {
         stage.add(&goals, 1, &what, task);
         if !scale.quick {
             stage.add(&[Rival::PumpChunks, Rival::Tls], 1, &what, task);
-            stage.add(&[Rival::EnvoyH2, Rival::EnvoyH3, Rival::Haproxy], 3, &what, task);
+            stage.add(&[Rival::EnvoyH2, Rival::EnvoyH3, Rival::Haproxy, Rival::Rathole], 3, &what, task);
         }
     }
     stage.add(&[Rival::Quic], 1, "16", Task::Goodput(flows(16, 1, seconds)));

@@ -15,13 +15,14 @@ pub(super) fn section(figures: &Value) -> String {
     let length = if setup["quick"] == true { "A quick run" } else { "A full run" };
     let _infallible = writeln!(
         text,
-        "{length} of {} minutes on {} × {}, Linux {}; {}, haproxy {}, wireguard-go {}.\n",
+        "{length} of {} minutes on {} × {}, Linux {}; {}, haproxy {}, {}wireguard-go {}.\n",
         setup["seconds"].as_u64().unwrap_or_default().div_ceil(60),
         machine["processors"],
         text_of(&machine["processor"]),
         text_of(&machine["kernel"]),
         text_of(&setup["versions"]["eastway"]),
         short(&text_of(&setup["versions"]["haproxy"])),
+        setup["versions"]["rathole"].as_str().map(|version| format!("rathole {version}, ")).unwrap_or_default(),
         short(&text_of(&setup["versions"]["wireguard-go"])),
     );
     text.push_str(&goals(figures));
