@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use anyhow::{Context, Result};
 use base64::Engine as _;
@@ -19,6 +19,9 @@ pub struct Proxy {
     pub address: SocketAddr,
     connected: Arc<AtomicU64>,
     refused: Arc<AtomicU64>,
+    /// Connections at a time; more get 503.
+    most: usize,
+    open: Arc<AtomicUsize>,
 }
 
 impl Proxy {
@@ -27,9 +30,22 @@ impl Proxy {
     /// # Errors
     /// The address cannot be bound.
     pub async fn start(place: &Place, address: SocketAddr, username: &str, password: &str) -> Result<Self> {
+        Self::start_with(place, address, (username, password), usize::MAX).await
+    }
+
+    /// As [`Proxy::start`], for at most so many connections at a time.
+    ///
+    /// # Errors
+    /// The address cannot be bound.
+    pub async fn start_with(
+        place: &Place,
+        address: SocketAddr,
+        (username, password): (&str, &str),
+        most: usize,
+    ) -> Result<Self> {
         let bound = place.run(async move { Ok(TcpListener::bind(address).await?) }).await;
         let listener = bound.with_context(|| format!("proxy on {address}"))?;
-        let proxy = Self { address, connected: Arc::default(), refused: Arc::default() };
+        let proxy = Self { address, connected: Arc::default(), refused: Arc::default(), most, open: Arc::default() };
         let expected = format!("Basic {}", BASE64_STANDARD.encode(format!("{username}:{password}")));
         let (expected, counters): (Arc<str>, _) = (expected.into(), proxy.clone());
         place.spawn(async move {
@@ -48,7 +64,7 @@ impl Proxy {
         self.connected.load(Ordering::Relaxed)
     }
 
-    /// Requests without the right credentials.
+    /// Requests without the right credentials, or beyond the limit.
     #[must_use]
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
@@ -74,6 +90,11 @@ async fn serve(stream: TcpStream, expected: Arc<str>, counters: Proxy) -> Result
         return Ok(stream.write_all(answer.as_bytes()).await?);
     }
     let target = request.strip_prefix("CONNECT ").and_then(|rest| rest.split(' ').next());
+    let room = Room::new(&counters);
+    if room.is_none() {
+        counters.refused.fetch_add(1, Ordering::Relaxed);
+        return Ok(stream.write_all(b"HTTP/1.1 503 Service Unavailable\r\n\r\n").await?);
+    }
     let connected = match target {
         Some(target) => TcpStream::connect(target).await.ok(),
         None => None,
@@ -85,4 +106,21 @@ async fn serve(stream: TcpStream, expected: Arc<str>, counters: Proxy) -> Result
     stream.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await?;
     copy_bidirectional(&mut stream, &mut target).await?;
     Ok(())
+}
+
+/// A place among those that may be open.
+struct Room(Arc<AtomicUsize>);
+
+impl Room {
+    fn new(proxy: &Proxy) -> Option<Self> {
+        let room = Self(Arc::clone(&proxy.open));
+        // Given back at once if it was one too many.
+        (room.0.fetch_add(1, Ordering::Relaxed) < proxy.most).then_some(room)
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }

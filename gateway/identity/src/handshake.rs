@@ -33,12 +33,12 @@ pub enum ClientAuth {
     Optional,
 }
 
-/// A server that speaks `protocol` and nothing else.
+/// A server that speaks `protocols`, the preferred one first, and nothing else.
 ///
 /// # Errors
 /// The provider lacks TLS 1.3, which this build's does not.
 pub(crate) fn server_config(
-    protocol: &'static [u8],
+    protocols: &'static [&'static [u8]],
     identity: Arc<IdentityStore>,
     judge: impl Judge + 'static,
     auth: ClientAuth,
@@ -47,8 +47,8 @@ pub(crate) fn server_config(
     let mut config = ServerConfig::builder_with_details(provider(), Arc::new(ClockTime(clock)))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(Verifier::new(judge, auth)))
-        .with_cert_resolver(Arc::new(Presented { identity: Some(identity), protocol }));
-    config.alpn_protocols = vec![protocol.to_vec()];
+        .with_cert_resolver(Arc::new(Presented { identity: Some(identity), protocols }));
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_tls13_tickets = 0;
@@ -56,12 +56,12 @@ pub(crate) fn server_config(
     Ok(config)
 }
 
-/// A client that speaks `protocol` and nothing else. Without an identity it presents none.
+/// A client that speaks `protocols` and nothing else. Without an identity it presents none.
 ///
 /// # Errors
 /// The provider lacks TLS 1.3, which this build's does not.
 pub(crate) fn client_config(
-    protocol: &'static [u8],
+    protocols: &'static [&'static [u8]],
     identity: Option<Arc<IdentityStore>>,
     judge: impl Judge + 'static,
     clock: Clock,
@@ -70,8 +70,8 @@ pub(crate) fn client_config(
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Verifier::new(judge, ClientAuth::Required)))
-        .with_client_cert_resolver(Arc::new(Presented { identity, protocol }));
-    config.alpn_protocols = vec![protocol.to_vec()];
+        .with_client_cert_resolver(Arc::new(Presented { identity, protocols }));
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
     config.enable_sni = false;
@@ -98,7 +98,7 @@ impl fmt::Debug for ClockTime {
 #[derive(Debug)]
 struct Presented {
     identity: Option<Arc<IdentityStore>>,
-    protocol: &'static [u8],
+    protocols: &'static [&'static [u8]],
 }
 
 impl Presented {
@@ -111,7 +111,7 @@ impl ResolvesServerCert for Presented {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         // rustls refuses a client whose protocols do not include ours, but over TCP lets one pass that names none
         // (threat U9). Without a certificate the handshake fails.
-        if hello.alpn()?.any(|protocol| protocol == self.protocol) { self.current() } else { None }
+        if hello.alpn()?.any(|protocol| self.protocols.contains(&protocol)) { self.current() } else { None }
     }
 }
 

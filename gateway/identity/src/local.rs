@@ -168,7 +168,7 @@ pub fn server_config(
     auth: ClientAuth,
     clock: Clock,
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
-    handshake::server_config(ALPN, identity, trust, auth, clock).map(Arc::new)
+    handshake::server_config(&[ALPN], identity, trust, auth, clock).map(Arc::new)
 }
 
 /// A client that accepts only a server of `trust`. Without an identity it presents none.
@@ -180,7 +180,7 @@ pub fn client_config(
     trust: LocalTrust,
     clock: Clock,
 ) -> Result<Arc<ClientConfig>, rustls::Error> {
-    handshake::client_config(ALPN, identity, trust, clock)
+    handshake::client_config(&[ALPN], identity, trust, clock)
 }
 
 impl Judge for LocalTrust {

@@ -23,6 +23,9 @@ pub const ALPN: &[u8] = b"eastway/1";
 /// Likewise of links over TCP: one can never be taken for the other.
 pub const TCP_ALPN: &[u8] = b"eastway-tcp/1";
 
+/// Likewise of TCP connections that carry many of those of a link, each in a stream of HTTP/2.
+pub const SHARED_ALPN: &[u8] = b"eastway-h2/1";
+
 /// A server name for APIs that insist on one. It is never sent (no SNI) and never checked: peers are known by pin
 /// and URI SAN.
 pub const SERVER_NAME: &str = "gateway.eastway.invalid";
@@ -51,7 +54,7 @@ pub fn server_config(
     trust: Arc<TrustStore>,
     clock: Clock,
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
-    server_config_for(ALPN, identity, trust, clock)
+    server_config_for(&[ALPN], identity, trust, clock)
 }
 
 /// As [`server_config`], for links over TCP.
@@ -63,17 +66,30 @@ pub fn tcp_server_config(
     trust: Arc<TrustStore>,
     clock: Clock,
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
-    server_config_for(TCP_ALPN, identity, trust, clock)
+    server_config_for(&[TCP_ALPN], identity, trust, clock)
+}
+
+/// As [`tcp_server_config`], where the other side may also have many of its connections share this one
+/// ([`SHARED_ALPN`]).
+///
+/// # Errors
+/// The provider lacks TLS 1.3, which this build's does not.
+pub fn tcp_server_config_with_shared(
+    identity: Arc<IdentityStore>,
+    trust: Arc<TrustStore>,
+    clock: Clock,
+) -> Result<Arc<ServerConfig>, rustls::Error> {
+    server_config_for(&[TCP_ALPN, SHARED_ALPN], identity, trust, clock)
 }
 
 fn server_config_for(
-    protocol: &'static [u8],
+    protocols: &'static [&'static [u8]],
     identity: Arc<IdentityStore>,
     trust: Arc<TrustStore>,
     clock: Clock,
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
     let anyone = Peers { trust, expected: None };
-    let mut config = handshake::server_config(protocol, identity, anyone, ClientAuth::Required, clock)?;
+    let mut config = handshake::server_config(protocols, identity, anyone, ClientAuth::Required, clock)?;
     config.ignore_client_order = true;
     Ok(Arc::new(config))
 }
@@ -88,7 +104,7 @@ pub fn client_config(
     clock: Clock,
     peer: Arc<str>,
 ) -> Result<Arc<ClientConfig>, rustls::Error> {
-    handshake::client_config(ALPN, Some(identity), Peers { trust, expected: Some(peer) }, clock)
+    handshake::client_config(&[ALPN], Some(identity), Peers { trust, expected: Some(peer) }, clock)
 }
 
 /// As [`client_config`], for links over TCP.
@@ -101,7 +117,20 @@ pub fn tcp_client_config(
     clock: Clock,
     peer: Arc<str>,
 ) -> Result<Arc<ClientConfig>, rustls::Error> {
-    handshake::client_config(TCP_ALPN, Some(identity), Peers { trust, expected: Some(peer) }, clock)
+    handshake::client_config(&[TCP_ALPN], Some(identity), Peers { trust, expected: Some(peer) }, clock)
+}
+
+/// As [`tcp_client_config`], for a connection that many of a link share.
+///
+/// # Errors
+/// The provider lacks TLS 1.3, which this build's does not.
+pub fn shared_client_config(
+    identity: Arc<IdentityStore>,
+    trust: Arc<TrustStore>,
+    clock: Clock,
+    peer: Arc<str>,
+) -> Result<Arc<ClientConfig>, rustls::Error> {
+    handshake::client_config(&[SHARED_ALPN], Some(identity), Peers { trust, expected: Some(peer) }, clock)
 }
 
 /// Judges by the Peers of a [`TrustStore`], which keeps count of whom it refuses.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU8;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -213,8 +214,29 @@ pub struct PeerTarget {
     pub via: Option<Arc<str>>,
     /// What carries links that are dialled from here.
     pub transport: TransportPolicy,
-    /// Links over TCP are dialled by way of this proxy.
+    /// In which way those over TCP are.
+    pub tcp: TcpWay,
+}
+
+/// Most connections that those of a link may share: with more a connection for each does as well.
+pub const MAX_SHARED: u8 = 16;
+
+/// How TCP goes to a peer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TcpWay {
+    /// By way of this proxy.
     pub proxy: Option<Arc<Proxy>>,
+    /// By so many connections for each link at most, which all of its streams share; `None`: each stream has one of its
+    /// own.
+    pub max_connections: Option<NonZeroU8>,
+}
+
+impl TcpWay {
+    /// Nothing is said of it.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// An HTTP proxy that connects on request (`CONNECT`, RFC 9110 §9.3.6). It sees nothing of a link but its TLS.

@@ -60,6 +60,14 @@ pub enum Event<'a> {
         /// Why, in words; names clusters that the other side named.
         text: &'a str,
     },
+    /// The connections of a link were to share a few, which the other side's version cannot: each stream has one of its
+    /// own.
+    Unshared {
+        /// Who was dialled.
+        peer: &'a Arc<str>,
+        /// Where: the peer, or the proxy on the way.
+        remote: SocketAddr,
+    },
     /// Somebody dialled us and got no link.
     Refused {
         /// Who it was, if that was proved.

@@ -34,8 +34,8 @@ mod world;
 
 pub use code::{CloseCode, ResetCode};
 pub use config::{
-    HostPort, HostPortError, LinkKeys, NoRandomness, PeerTarget, Proxy, ProxyCredentials, QuicLb, QuicLbError,
-    ReplicaId, Timing, TransportPolicy, TunnelConfig, TunnelLimits,
+    HostPort, HostPortError, LinkKeys, MAX_SHARED, NoRandomness, PeerTarget, Proxy, ProxyCredentials, QuicLb,
+    QuicLbError, ReplicaId, TcpWay, Timing, TransportPolicy, TunnelConfig, TunnelLimits,
 };
 pub use events::{Event, FailureCause, LinkFailure, Observer};
 pub use link::driver::HeardAnchors;

@@ -408,15 +408,12 @@ async fn attempt(
             transport.dial_via(peer, Arc::clone(&dial.address.host)).await?
         } else {
             // Names on the other side of a proxy are its business: there may be no DNS for them here.
-            let near = dial.proxy.as_ref().map_or(&dial.address, |proxy| &proxy.address);
+            let near = dial.way.proxy.as_ref().map_or(&dial.address, |proxy| &proxy.address);
             let remotes = resolve::resolve(&environment.resolver, near, dial.attempt)
                 .await
                 .map_err(|text| LinkFailure::new(FailureCause::Unresolved, text))?;
-            let established = resolve::race(remotes, |remote| match &dial.proxy {
-                Some(proxy) => {
-                    transport.dial_through(Arc::clone(&peer), Arc::clone(proxy), remote, dial.address.clone())
-                }
-                None => transport.dial(Arc::clone(&peer), remote),
+            let established = resolve::race(remotes, |remote| {
+                transport.dial_by(Arc::clone(&peer), remote, dial.address.clone(), dial.way.clone())
             });
             established.await?
         };

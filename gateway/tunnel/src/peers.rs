@@ -22,7 +22,7 @@ use self::companion::Companion;
 pub(crate) use self::counts::{PeerCounts, Traffic};
 pub(crate) use self::path::PathMeter;
 use crate::code::CloseCode;
-use crate::config::{HostPort, PeerTarget, Proxy, ReplicaId, Timing, TransportPolicy};
+use crate::config::{HostPort, PeerTarget, ReplicaId, TcpWay, Timing, TransportPolicy};
 use crate::events::{FailureCause, LinkFailure};
 use crate::transport::{PathStats, Side, TransportKind};
 
@@ -40,7 +40,7 @@ pub(crate) struct Dial {
     pub(crate) peer: Arc<str>,
     pub(crate) address: HostPort,
     pub(crate) transport: TransportKind,
-    pub(crate) proxy: Option<Arc<Proxy>>,
+    pub(crate) way: TcpWay,
     /// Counts the dials of this address: which of a name's addresses to take.
     pub(crate) attempt: u32,
     /// It is to be beside a link by QUIC to the same replica.
@@ -88,7 +88,7 @@ pub(crate) struct Peer {
     /// Configured, not merely trusted.
     listed: bool,
     pub(crate) policy: TransportPolicy,
-    proxy: Option<Arc<Proxy>>,
+    tcp: TcpWay,
     /// By way of whom links may be made.
     pub(crate) via: Option<Arc<str>>,
     /// Each address once for each transport that may carry a link, the preferred one first.
@@ -134,7 +134,7 @@ impl Peers {
     pub(crate) fn set_targets(&mut self, targets: Vec<PeerTarget>, now: Duration, wall: SystemTime) -> Vec<u64> {
         let mut old = std::mem::take(&mut self.peers);
         let mut cut = Vec::new();
-        for PeerTarget { name, addresses, via, transport, proxy } in targets {
+        for PeerTarget { name, addresses, via, transport, tcp } in targets {
             let mut peer = old.remove(&name).unwrap_or_else(|| Peer::new(wall));
             if peer.via != via {
                 let relayed = peer.links.values().filter(|link| link.transport == TransportKind::Relay);
@@ -144,7 +144,7 @@ impl Peers {
             let direct: Vec<_> = direct.filter(|kind| transport.allows(*kind)).collect();
             let ways = addresses.iter().flat_map(|host| direct.iter().map(|kind| (host.clone(), *kind)));
             let relay = via.iter().map(|via| (HostPort { host: Arc::clone(via), port: 0 }, TransportKind::Relay));
-            (peer.listed, peer.policy, peer.proxy) = (true, transport, proxy);
+            (peer.listed, peer.policy, peer.tcp) = (true, transport, tcp);
             let mut known = std::mem::take(&mut peer.addresses);
             for (host, kind) in ways.chain(relay) {
                 let position = known.iter().position(|known| known.host == host && known.transport == kind);
@@ -181,7 +181,7 @@ impl Peers {
                     peer: Arc::clone(name),
                     address: address.host.clone(),
                     transport,
-                    proxy: peer.proxy.clone().filter(|_| transport == TransportKind::Tcp),
+                    way: if transport == TransportKind::Tcp { peer.tcp.clone() } else { TcpWay::default() },
                     attempt: address.begin(now),
                     beside: None,
                 });
@@ -395,7 +395,7 @@ impl Peer {
         Self {
             listed: false,
             policy: TransportPolicy::Auto,
-            proxy: None,
+            tcp: TcpWay::default(),
             via: None,
             addresses: Vec::new(),
             links: BTreeMap::new(),

@@ -168,6 +168,9 @@ pub struct LinkStatus {
     pub mtu: u16,
     /// Connections that carry it beside the first, to use several cores.
     pub lanes: u16,
+    /// TCP connections that carry it: one and one for each stream, open or waiting, or those that all of them share. 0: it
+    /// goes by none of its own.
+    pub connections: usize,
     /// Unread bytes that the link may hold.
     pub receive_window: u64,
     /// The keys of our CA that the other side accepts, as it says; none if it does not say.
@@ -274,6 +277,7 @@ impl LinkStatus {
             congestion_window: path.congestion_window,
             mtu: path.mtu,
             lanes: path.lanes,
+            connections: shared.connection.connections(),
             receive_window: live.receive_window,
             accepts: shared.accepts(),
         }

@@ -23,7 +23,7 @@ use eastway_identity::{CertificateDer, VerifiedPeer, VerifyError};
 use tokio::runtime::Handle;
 
 use crate::code::{CloseCode, ResetCode};
-use crate::config::{HostPort, Proxy};
+use crate::config::{HostPort, TcpWay};
 use crate::replicas::{ForwardingCounters, SiblingStatus};
 
 /// A future that may be sent between threads.
@@ -47,16 +47,16 @@ pub trait Transport: Send + Sync + 'static {
         Vec::new()
     }
 
-    /// As [`Transport::dial`], by way of the proxy at `at`, which is told to connect to `host`.
-    fn dial_through(
+    /// As [`Transport::dial`], in the `way` that TCP goes to the peer: `remote` is the proxy on it, which is told to
+    /// connect to `host`, or the peer if there is none.
+    fn dial_by(
         &self,
-        _peer: Arc<str>,
-        _proxy: Arc<Proxy>,
-        at: SocketAddr,
+        peer: Arc<str>,
+        remote: SocketAddr,
         _host: HostPort,
+        _way: TcpWay,
     ) -> BoxFuture<'static, Result<Established, DialError>> {
-        let reason = "this transport takes no proxy".to_owned();
-        Box::pin(std::future::ready(Err(DialError::Local { remote: at, reason })))
+        self.dial(peer, remote)
     }
 
     /// Connects to `peer` by way of another cluster. Likewise.
@@ -300,6 +300,11 @@ pub trait Connection: Send + Sync + 'static {
     /// nobody reads is bounded, and makes room oldest first.
     fn read_datagrams<'a>(&'a self, _datagrams: &'a mut Vec<Bytes>) -> BoxFuture<'a, Result<(), Lost>> {
         Box::pin(std::future::pending())
+    }
+
+    /// Connections of the system that carry it now; 0: it knows none.
+    fn connections(&self) -> usize {
+        0
     }
 
     /// Closes at once; the other side is told.

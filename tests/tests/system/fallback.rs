@@ -174,4 +174,62 @@ lab_test! {
         ensure!(served.connected() > 16);
         mesh.stop().await
     }
+
+    /// A proxy that allows two connections is the only way out: with `maxConnections` that is enough for many streams, both
+    /// ways, at one time and one after the other.
+    async fn f37_a_proxy_that_allows_two_connections_carries_many_streams() {
+        const AT_ONCE: usize = 200;
+        let address = SocketAddr::from(([198, 51, 100, 1], 3128));
+        // More than it allows: fewer do.
+        let proxy = json!({"spec": {
+            "maxConnections": 3,
+            "proxy": {"url": format!("http://{address}"), "username": "alice", "passwordFile": "secret"},
+        }});
+        let mut mesh = MeshBuilder::of(&["a", "b"]).peer("a", "b", &proxy).prepare().await?;
+        let served = Proxy::start_with(mesh.lab().wan(), address, ("alice", "open sesame"), 2).await?;
+        mesh.cloud("a").net().block_from(mesh.cloud("b").net()).await?;
+        mesh.cloud("b").net().block_from(mesh.cloud("a").net()).await?;
+        std::fs::write(mesh.cloud("a").peer_file("b").with_file_name("secret"), "open sesame\n")?;
+        mesh.serve("b", "web", 11, Habit::Http).await?;
+        mesh.serve("a", "shop", 12, Habit::Http).await?;
+        mesh.start_gateways().await?;
+        mesh.wait_up("a", "b", Duration::from_secs(20)).await?;
+        let (there, back) = (mesh.target("a", "web").await?, mesh.target("b", "shop").await?);
+        mesh.wait_answer("a", there, "b-11", Duration::from_secs(5)).await?;
+        mesh.wait_answer("b", back, "a-12", Duration::from_secs(5)).await?;
+        // Many at a time.
+        let (place, source) = mesh.client("a");
+        let streams = place.run(async move {
+            let mut streams = Vec::new();
+            for id in 0..AT_ONCE {
+                let mut stream = load::connect(source, there).await?;
+                stream.write_all(format!("GET /{id}/100 HTTP/1.1\r\n\r\n").as_bytes()).await?;
+                streams.push(stream);
+            }
+            for stream in &mut streams {
+                let mut byte = [0];
+                let answered = tokio::time::timeout(Duration::from_secs(20), stream.read_exact(&mut byte));
+                answered.await.context("no answer in time")??;
+            }
+            Ok(streams)
+        });
+        let streams = streams.await?;
+        let links = mesh.peer("a", "b").await?.links;
+        ensure!(links.len() == 1 && links[0].streams >= u32::try_from(AT_ONCE)?, "{links:?}");
+        ensure!(links[0].connections == Some(2), "{links:?}");
+        // And one after the other, with a large one beside.
+        let loads = [mesh.load("a", there, 100), mesh.load("b", back, 100)];
+        let download = slow_download(&mesh, "a", there, Duration::from_secs(3));
+        within(Duration::from_secs(10), "3 s of load", async || Ok(loads[0].elapsed() > Duration::from_secs(3))).await?;
+        for load in loads {
+            let record = load.stop().await?;
+            println!("p99 {:?}", record.p99());
+            record.none_failed()?;
+        }
+        download.await??;
+        drop(streams);
+        ensure!(served.connected() == 2, "{} connections", served.connected());
+        println!("{} were refused", served.refused());
+        mesh.stop().await
+    }
 }

@@ -292,6 +292,10 @@ pub struct LinkView {
     /// What carries streams to this replica that are expected to move much, and why; missing where nothing moved much.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bulk: Option<BulkView>,
+    /// TCP connections that carry it: one for each stream, open or waiting, and one more, or as many as all of them share
+    /// (`maxConnections` of the Peer). Missing where it goes by none of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connections: Option<u32>,
     /// The cluster that it goes by way of, if there is no direct way.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub via: Option<String>,

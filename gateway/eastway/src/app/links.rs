@@ -27,6 +27,7 @@ enum Kind {
     Close,
     Refuse,
     Relay,
+    Unshared,
 }
 
 /// Told of links by the tunnel.
@@ -93,6 +94,14 @@ impl Observer for LinkLog {
                 self.telemetry.refusals.count(Refusal::Relay, Some(peer).filter(|peer| self.is_configured(peer)));
                 if let Some(suppressed) = self.admit(Kind::Relay, reason, Some(peer)) {
                     warn!(%peer, reason, suppressed, "refused a pipe between clusters: {}", Escaped(text));
+                }
+            }
+            Event::Unshared { peer, remote } => {
+                if let Some(suppressed) = self.admit(Kind::Unshared, "UNSHARED", Some(peer)) {
+                    warn!(
+                        %peer, %remote, suppressed,
+                        "maxConnections has no effect: the peer's version cannot share connections, each stream has one of its own; upgrade it"
+                    );
                 }
             }
             Event::Refused { peer, remote, reason, text } => {
@@ -190,7 +199,7 @@ fn refusal_advice(reason: &str) -> &'static str {
             "it dialled us and does not accept our certificate: send it the output of `eastway peer export`"
         }
         "CLUSTER_MISMATCH" => "correct `metadata.name` of our Peer file, or `cluster` in its configuration",
-        "ALPN" | "PROTOCOL" | "VERSION_UNSUPPORTED" => {
+        "ALPN" | "PROTOCOL" | "VERSION_UNSUPPORTED" | "REQUEST" | "HTTP2" => {
             "another kind of client dials this port, or the versions are too far apart"
         }
         "IDLE_TIMEOUT_TOO_SHORT" => "raise `link.idleTimeout` at that gateway",

@@ -197,7 +197,7 @@ fn targets(loaded: &Loaded) -> Vec<PeerTarget> {
         addresses: peer.addresses.iter().filter_map(adapters::host_port).collect(),
         via: peer.via.as_ref().map(|via| Arc::from(via.as_str())),
         transport: peer.transport,
-        proxy: peer.proxy.clone(),
+        tcp: peer.tcp.clone(),
     };
     loaded.peers.iter().map(target).collect()
 }

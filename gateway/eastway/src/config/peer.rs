@@ -1,5 +1,6 @@
 //! Peers after all checks.
 
+use std::num::NonZeroU8;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use eastway_model::rules::{DEFAULT_WITHDRAW_AFTER, Glob, NameFilter, NameFilterE
 use eastway_model::{ClusterName, UnixMillis};
 use eastway_registry::diagnostic::{Code, quoted};
 use eastway_registry::yaml::{At, Context, Field, List, Place};
-use eastway_tunnel::{Proxy, ProxyCredentials, TransportPolicy};
+use eastway_tunnel::{MAX_SHARED, Proxy, ProxyCredentials, TcpWay, TransportPolicy};
 
 use super::file::{NameFilterSection, Peer, PeerSpec, ProxySection, TransportWord};
 use super::settings::{duration_in, path};
@@ -36,8 +37,8 @@ pub struct PeerSettings {
     pub addresses: Vec<HostPort>,
     /// What carries links that are dialled from here.
     pub transport: TransportPolicy,
-    /// Links over TCP are dialled by way of it.
-    pub proxy: Option<Arc<Proxy>>,
+    /// In which way those over TCP are.
+    pub tcp: TcpWay,
     /// Another peer by way of which it is reached where no direct way works.
     pub via: Option<ClusterName>,
     /// Trust domain of its identities.
@@ -128,6 +129,7 @@ fn convert_spec(
     if let (Some(section), Some(TransportWord::Quic)) = (spec.proxy.get(), spec.transport.value()) {
         cx.warn(section.at, Code::Conflict, "links over QUIC do not go by way of a proxy");
     }
+    let max_connections = max_connections(spec, cx);
     let via = spec.via.get().and_then(|text| Some(At { value: cx.parse(text, cluster_name)?, at: text.at }));
     if let (Some(via), Some(name)) = (&via, &name)
         && via.value == name.value
@@ -164,7 +166,7 @@ fn convert_spec(
             Some(TransportWord::Quic) => TransportPolicy::Quic,
             Some(TransportWord::Tcp) => TransportPolicy::Tcp,
         },
-        proxy,
+        tcp: TcpWay { proxy, max_connections },
         via: via.as_ref().map(|via| via.value.clone()),
         trust_domain: domain.value,
         gateway: gateway?,
@@ -184,6 +186,18 @@ fn convert_spec(
         trust_domain: cx.place(domain.at),
         shared: shared.map(|shared| cx.place(shared.at)),
     })
+}
+
+fn max_connections(spec: &PeerSpec, cx: &mut Context<'_>) -> Option<NonZeroU8> {
+    let most = spec.max_connections.get()?;
+    if let Some(TransportWord::Quic) = spec.transport.value() {
+        cx.warn(most.at, Code::Conflict, "a link over QUIC needs no TCP connections");
+    }
+    let value = u8::try_from(most.value).ok().filter(|value| *value <= MAX_SHARED).and_then(NonZeroU8::new);
+    if value.is_none() {
+        cx.error(most.at, Code::Value, format!("must be 1 to {MAX_SHARED}"));
+    }
+    value
 }
 
 fn proxy(section: &At<ProxySection>, file: &Path, cx: &mut Context<'_>) -> Option<Arc<Proxy>> {

@@ -69,6 +69,8 @@ pub struct PeerSample {
     pub links: u32,
     /// A link is carried by TCP because QUIC does not pass.
     pub degraded: bool,
+    /// TCP connections that carry links.
+    pub connections: usize,
     /// Smoothed round-trip time of the best link.
     pub rtt: Option<Duration>,
     /// The peer's clock minus ours.
@@ -150,6 +152,7 @@ metrics! {
     peer_up: Family<PeerLabel, Gauge>, "eastway_peer_up", "1 if a link to the peer acknowledged something within 5 s";
     links: Family<PeerLabel, Gauge>, "eastway_links", "Live links to the peer";
     degraded: Family<PeerLabel, Gauge>, "eastway_peer_degraded", "1 if a link to the peer is carried by TCP because UDP does not pass";
+    link_connections: Family<PeerLabel, Gauge>, "eastway_link_tcp_connections", "TCP connections that carry links to the peer";
     rtt: Family<PeerLabel, FloatGauge>, "eastway_peer_rtt_seconds", "Smoothed round-trip time to the peer";
     skew: Family<PeerLabel, FloatGauge>, "eastway_peer_clock_skew_seconds", "The peer's clock minus ours";
     link_streams: Family<PeerLabel, Gauge>, "eastway_link_streams", "Streams open on the links to the peer";
@@ -335,6 +338,7 @@ impl Metrics {
         self.peer_up.get(&label).set(i64::from(sample.up));
         self.links.get(&label).set(i64::from(sample.links));
         self.degraded.get(&label).set(i64::from(sample.degraded));
+        self.link_connections.get(&label).set(count_of(sample.connections));
         self.link_streams.get(&label).set(i64::from(sample.streams));
         self.link_flows.get(&label).set(count_of(sample.flows));
         if let Some(rtt) = sample.rtt {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::chooser::{Choice, Chooser, Seen};
 use super::{Dial, LinkFacts, Peer, Peers};
 use crate::code::CloseCode;
-use crate::config::{ReplicaId, TransportPolicy};
+use crate::config::{ReplicaId, TcpWay, TransportPolicy};
 use crate::link::LinkRole;
 use crate::transport::{PathStats, Side, TransportKind};
 
@@ -161,7 +161,7 @@ impl Peer {
     /// The link by QUIC that one by TCP is to be dialled beside, at the same address.
     fn companion_due(&self, companion: &Companion, replica: &ReplicaId, now: Duration) -> Option<&LinkFacts> {
         let is_due = companion.choice.wanted && !companion.dialling && now >= companion.not_before;
-        let here = is_due && self.listed && self.policy == TransportPolicy::Auto && self.proxy.is_none();
+        let here = is_due && self.listed && self.policy == TransportPolicy::Auto && self.tcp.is_plain();
         let there = || self.links.values().any(|link| link.transport == TransportKind::Tcp && link.replica == *replica);
         let quic = self.link_by(TransportKind::Quic, replica).filter(|_| here && !there())?;
         (quic.side == Side::Dialler && quic.address.is_some()).then_some(quic)
@@ -196,7 +196,7 @@ impl Peers {
                 let attempt = companion.attempts;
                 companion.attempts = attempt.wrapping_add(1);
                 let (peer, transport) = (Arc::clone(name), TransportKind::Tcp);
-                dials.push(Dial { peer, address, transport, proxy: None, attempt, beside: Some(replica) });
+                dials.push(Dial { peer, address, transport, way: TcpWay::default(), attempt, beside: Some(replica) });
             }
         }
         dials

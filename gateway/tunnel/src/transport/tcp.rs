@@ -19,13 +19,14 @@ mod preface;
 mod proxy;
 pub(crate) mod relay;
 mod session;
+mod shared;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, Weak};
 
-use eastway_identity::{CertificateDer, Clock, IdentityStore, TrustStore, VerifiedPeer, VerifyError, tls};
+use eastway_identity::{CertificateDer, Clock, IdentityStore, TrustStore, VerifiedPeer, VerifyError};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
@@ -37,8 +38,9 @@ use self::pipe::{Connector, Direct};
 use self::preface::LinkId;
 use self::proxy::Through;
 use self::session::Session;
+use self::shared::Sharing;
 use super::{BoxFuture, DialError, Established, Transport, TransportKind};
-use crate::config::{HostPort, Proxy, TunnelConfig};
+use crate::config::{HostPort, TcpWay, TunnelConfig};
 use crate::events::Observer;
 use crate::peers::PeerCounts;
 
@@ -63,13 +65,49 @@ struct Shared {
     failures: Mutex<BTreeMap<&'static str, u64>>,
     /// Connections of each peer.
     flows: PeerCounts,
+    /// And those of them that are shared.
+    carriers: PeerCounts,
 }
 
 /// Takes and dials links over TCP.
 pub(crate) struct TcpTransport {
-    shared: Arc<Shared>,
+    gate: Gate,
     local_addr: SocketAddr,
+}
+
+/// What a transport has of which links are made of pipes. Dropped, it ends everything.
+struct Gate {
+    shared: Arc<Shared>,
     accepted: tokio::sync::Mutex<mpsc::Receiver<Established>>,
+}
+
+impl Gate {
+    /// And where what is established is put.
+    fn new(shared: Arc<Shared>) -> (Self, mpsc::Sender<Established>) {
+        let (sender, accepted) = mpsc::channel(ACCEPT_QUEUE);
+        (Self { shared, accepted: tokio::sync::Mutex::new(accepted) }, sender)
+    }
+
+    async fn accept(&self) -> Option<Established> {
+        self.accepted.lock().await.recv().await
+    }
+
+    fn handshake_failures(&self) -> Vec<(&'static str, u64)> {
+        lock(&self.shared.failures).iter().map(|(label, count)| (*label, *count)).collect()
+    }
+
+    /// Ends everything, and waits until it has.
+    async fn close(&self) {
+        self.shared.stop.cancel();
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.shared.stop.cancel();
+    }
 }
 
 impl TcpTransport {
@@ -88,9 +126,9 @@ impl TcpTransport {
         let local_addr = listener.local_addr()?;
         let listener = TcpListener::from_std(listener)?;
         let shared = Shared::new(config, identity, trust, clock, observer);
-        let (sender, accepted) = mpsc::channel(ACCEPT_QUEUE);
+        let (gate, sender) = Gate::new(Arc::clone(&shared));
         shared.spawn(accept::run(Arc::clone(&shared), listener, sender));
-        Ok(Self { shared, local_addr, accepted: tokio::sync::Mutex::new(accepted) })
+        Ok(Self { gate, local_addr })
     }
 }
 
@@ -122,36 +160,36 @@ impl Transport for TcpTransport {
 
     fn dial(&self, peer: Arc<str>, remote: SocketAddr) -> BoxFuture<'static, Result<Established, DialError>> {
         let connector: Arc<dyn Connector> = Arc::new(Direct::new(remote));
-        Box::pin(dial::dial(Arc::clone(&self.shared), peer, connector))
+        Box::pin(dial::dial(Arc::clone(&self.gate.shared), peer, connector))
     }
 
-    fn dial_through(
+    fn dial_by(
         &self,
         peer: Arc<str>,
-        proxy: Arc<Proxy>,
-        at: SocketAddr,
+        remote: SocketAddr,
         host: HostPort,
+        way: TcpWay,
     ) -> BoxFuture<'static, Result<Established, DialError>> {
-        let connector: Arc<dyn Connector> = Arc::new(Through::new(proxy, at, host));
-        Box::pin(dial::dial(Arc::clone(&self.shared), peer, connector))
+        let mut connector: Arc<dyn Connector> = match way.proxy {
+            Some(proxy) => Arc::new(Through::new(proxy, remote, host)),
+            None => Arc::new(Direct::new(remote)),
+        };
+        if let Some(most) = way.max_connections {
+            connector = Arc::new(Sharing::new(Arc::clone(&self.gate.shared), Arc::clone(&peer), connector, most));
+        }
+        Box::pin(dial::dial(Arc::clone(&self.gate.shared), peer, connector))
     }
 
     fn accept(&self) -> BoxFuture<'_, Option<Established>> {
-        Box::pin(async { self.accepted.lock().await.recv().await })
+        Box::pin(self.gate.accept())
     }
 
     fn handshake_failures(&self) -> Vec<(&'static str, u64)> {
-        lock(&self.shared.failures).iter().map(|(label, count)| (*label, *count)).collect()
+        self.gate.handshake_failures()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.shared.close())
-    }
-}
-
-impl Drop for TcpTransport {
-    fn drop(&mut self) {
-        self.shared.stop.cancel();
+        Box::pin(self.gate.close())
     }
 }
 
@@ -175,14 +213,8 @@ impl Shared {
             links: Mutex::default(),
             failures: Mutex::default(),
             flows: PeerCounts::default(),
+            carriers: PeerCounts::default(),
         })
-    }
-
-    /// Ends everything.
-    async fn close(&self) {
-        self.stop.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
     }
 
     /// Runs `task` until it ends or the transport stops.
@@ -195,8 +227,13 @@ impl Shared {
 
     /// Who is on the other side of a finished handshake. TLS has verified the chain; here it is judged again for the
     /// name, and because the Peers may have changed meanwhile.
-    fn identify(&self, session: &Session, expected: Option<&str>) -> Result<(VerifiedPeer, Chain), Failure> {
-        if session.tls().alpn_protocol() != Some(tls::TCP_ALPN) {
+    fn identify(
+        &self,
+        session: &Session,
+        protocol: &[u8],
+        expected: Option<&str>,
+    ) -> Result<(VerifiedPeer, Chain), Failure> {
+        if session.tls().alpn_protocol() != Some(protocol) {
             return Err(Failure::Alpn);
         }
         let chain: Chain = session.tls().peer_certificates().unwrap_or_default().to_vec();
@@ -211,12 +248,12 @@ type Chain = Vec<CertificateDer<'static>>;
 
 /// Why a handshake came to nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-enum Failure {
+pub(crate) enum Failure {
     #[error("too many handshakes are under way")]
     TooMany,
     #[error("the handshake did not finish in time")]
     Timeout,
-    #[error("the other side does not speak eastway-tcp/1")]
+    #[error("the other side does not speak the protocol of links by TCP")]
     Alpn,
     #[error("our certificate was renewed during the handshake")]
     Renewed,
@@ -226,6 +263,10 @@ enum Failure {
     RefusedUs(String),
     #[error("a connection of a link that is not here")]
     UnknownLink,
+    #[error("on a connection that is shared, {0}")]
+    Request(String),
+    #[error("on a connection that is shared: {0}")]
+    Http(String),
     #[error("{0}")]
     Other(String),
 }
@@ -240,6 +281,8 @@ impl Failure {
             Self::Untrusted(error) => error.reason().as_str(),
             Self::RefusedUs(_) => "REFUSED_US",
             Self::UnknownLink => "UNKNOWN_LINK",
+            Self::Request(_) => "REQUEST",
+            Self::Http(_) => "HTTP2",
             Self::Other(_) => "TRANSPORT",
         }
     }

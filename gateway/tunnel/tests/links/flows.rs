@@ -70,7 +70,7 @@ async fn packets_of_every_size_go_there_and_back_whole(over: Over) {
     let counted = b.tunnel.counters().flow_packets_received;
     // Small ones go as datagrams, large ones on the stream, and all where there are none. How small depends on what the
     // path was found to take by then: loopback takes 8,952 bytes.
-    let expected = if over == Over::Tcp { 0..=0 } else { 6..=12 };
+    let expected = if over.is_tcp() { 0..=0 } else { 6..=12 };
     assert!(expected.contains(&counted), "{over:?}: {counted}");
 }
 
@@ -258,5 +258,6 @@ async fn i7_a_flow_id_is_its_openers_and_is_not_used_twice(over: Over) {
 tests_over! {
     Quic in quic: packets_of_every_size_go_there_and_back_whole, flows_do_not_mix, i7_a_flow_id_is_its_openers_and_is_not_used_twice;
     Tcp in tcp: packets_of_every_size_go_there_and_back_whole, flows_do_not_mix, i7_a_flow_id_is_its_openers_and_is_not_used_twice;
+    Shared in shared: packets_of_every_size_go_there_and_back_whole, flows_do_not_mix, i7_a_flow_id_is_its_openers_and_is_not_used_twice;
     Memory in memory: packets_of_every_size_go_there_and_back_whole, flows_do_not_mix, i7_a_flow_id_is_its_openers_and_is_not_used_twice;
 }

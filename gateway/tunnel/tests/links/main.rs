@@ -25,6 +25,7 @@ mod raw;
 mod refusals;
 mod relay;
 mod replicas;
+mod shared;
 mod stalls;
 mod streams;
 mod support;

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use eastway_identity::{IdentityStore, system_clock, tls};
@@ -21,9 +20,17 @@ use crate::support::{Cloud, Gateway, any_port, header, pair, soon, until};
 /// A gateway of the first release that listens. It serves every stream as an echo.
 struct Old {
     address: SocketAddr,
-    /// Connections so far, and what was asked for on them.
-    seen: watch::Receiver<(usize, Vec<String>)>,
+    seen: watch::Receiver<Seen>,
     _endpoint: Endpoint,
+}
+
+/// What it has seen so far.
+#[derive(Default)]
+struct Seen {
+    connections: usize,
+    heartbeats: usize,
+    /// What was asked for by streams.
+    asked: Vec<String>,
 }
 
 impl Old {
@@ -36,13 +43,13 @@ impl Old {
         transport.datagram_receive_buffer_size(None);
         config.transport_config(Arc::new(transport));
         let endpoint = Endpoint::server(config, any_port()).unwrap();
-        let (tell, seen) = watch::channel((0, Vec::new()));
+        let (tell, seen) = watch::channel(Seen::default());
         let (name, address) = (cloud.name.to_string(), endpoint.local_addr().unwrap());
         let accepting = endpoint.clone();
         tokio::spawn(async move {
             while let Some(incoming) = accepting.accept().await {
                 let Ok(connection) = incoming.await else { continue };
-                tell.send_modify(|(connections, _)| *connections += 1);
+                tell.send_modify(|seen| seen.connections += 1);
                 tokio::spawn(serve(connection, name.clone(), tell.clone()));
             }
         });
@@ -50,26 +57,31 @@ impl Old {
     }
 
     fn connections(&self) -> usize {
-        self.seen.borrow().0
+        self.seen.borrow().connections
+    }
+
+    fn heartbeats(&self) -> usize {
+        self.seen.borrow().heartbeats
     }
 }
 
-async fn serve(connection: Connection, name: String, tell: watch::Sender<(usize, Vec<String>)>) {
+async fn serve(connection: Connection, name: String, tell: watch::Sender<Seen>) {
     let Ok((mut send, recv)) = connection.accept_bi().await else { return };
     send_message(&mut send, hello(&name)).await;
-    tokio::spawn(heartbeats(send, recv));
+    tokio::spawn(heartbeats(send, recv, tell.clone()));
     while let Ok((send, recv)) = connection.accept_bi().await {
         tokio::spawn(echo(send, recv, tell.clone()));
     }
 }
 
 /// Acknowledges what comes on the control stream, until it ends.
-async fn heartbeats(mut send: SendStream, mut recv: RecvStream) {
+async fn heartbeats(mut send: SendStream, mut recv: RecvStream, tell: watch::Sender<Seen>) {
     let mut buffer = BytesMut::new();
     while let Ok(Some(chunk)) = recv.read_chunk(usize::MAX, true).await {
         buffer.extend_from_slice(&chunk.bytes);
         while let Some(message) = codec::decode(&mut buffer).unwrap() {
             let Some(Body::Heartbeat(heartbeat)) = message.body else { continue };
+            tell.send_modify(|seen| seen.heartbeats += 1);
             let ack = HeartbeatAck { sequence: heartbeat.sequence, wall_clock_ms: 0 };
             let ack = codec::encode(&ControlMessage { body: Some(Body::HeartbeatAck(ack)) });
             if send.write_chunk(ack).await.is_err() {
@@ -79,12 +91,12 @@ async fn heartbeats(mut send: SendStream, mut recv: RecvStream) {
     }
 }
 
-async fn echo(mut send: SendStream, mut recv: RecvStream, tell: watch::Sender<(usize, Vec<String>)>) {
+async fn echo(mut send: SendStream, mut recv: RecvStream, tell: watch::Sender<Seen>) {
     let mut buffer = BytesMut::new();
     let used = loop {
         match decode(&buffer) {
             Ok(Decoded::Complete { header, used }) => {
-                tell.send_modify(|(_, asked)| asked.push(format!("{header:?}")));
+                tell.send_modify(|seen| seen.asked.push(format!("{header:?}")));
                 break used;
             }
             Ok(Decoded::Incomplete(_)) => {}
@@ -128,12 +140,13 @@ async fn f29_a_gateway_that_knows_neither_lanes_nor_tcp_is_dialled_as_ever() {
         stream.send.finish();
         assert_eq!(soon("the end", stream.recv.read()).await, Ok(None));
     }
-    // Longer than a lane would take to come, and to be tried again.
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    // Three more heartbeats are longer than a lane would take to come, and to be tried again.
+    let enough = old.heartbeats() + 3;
+    until("three more heartbeats", || (old.heartbeats() >= enough).then_some(())).await;
     assert_eq!(old.connections(), 1, "one connection, and nothing else is tried");
     let status = a.tunnel.status();
     assert!(status[0].links.len() == 1 && status[0].last_error.is_none(), "{status:?}");
-    assert_eq!(old.seen.borrow().1.len(), 8);
+    assert_eq!(old.seen.borrow().asked.len(), 8);
 }
 
 #[tokio::test]
@@ -145,7 +158,7 @@ async fn f29_a_gateway_that_knows_neither_lanes_nor_tcp_may_dial_as_ever() {
     let link = today.link_to("a").await;
     until("its heartbeats count", || today.is_up("a").then_some(())).await;
     // Either side opens streams.
-    let (tell, asked) = watch::channel((0, Vec::new()));
+    let (tell, seen) = watch::channel(Seen::default());
     let connection = raw.connection.clone();
     tokio::spawn(async move {
         while let Ok((send, recv)) = connection.accept_bi().await {
@@ -157,7 +170,7 @@ async fn f29_a_gateway_that_knows_neither_lanes_nor_tcp_may_dial_as_ever() {
         soon("an answer", stream.accepted()).await.unwrap();
         stream.send.reset(ResetCode::Cancelled);
     }
-    assert_eq!(asked.borrow().1.len(), 4);
+    assert_eq!(seen.borrow().asked.len(), 4);
     for _ in 0..4 {
         let (mut send, mut recv) = raw.connection.open_bi().await.unwrap();
         send.write_all(&header("echo").encode().unwrap()).await.unwrap();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::num::NonZeroU16;
+use std::num::{NonZeroU8, NonZeroU16};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
@@ -14,8 +14,8 @@ use eastway_tunnel::header::{FederationHeader, Label, ServiceHeader, Source, Str
 use eastway_tunnel::transport::BoxFuture;
 use eastway_tunnel::transport::memory::MemoryNetwork;
 use eastway_tunnel::{
-    AcceptedStream, HostPort, Link, LinkInfo, LinkKeys, PeerTarget, ReplicaId, ResetCode, StreamHandler, Timing,
-    TransportKind, TransportPolicy, Tunnel, TunnelConfig, TunnelLimits, TunnelStream, World,
+    AcceptedStream, HostPort, Link, LinkInfo, LinkKeys, PeerTarget, ReplicaId, ResetCode, StreamHandler, TcpWay,
+    Timing, TransportKind, TransportPolicy, Tunnel, TunnelConfig, TunnelLimits, TunnelStream, World,
 };
 use tokio::time::Instant;
 
@@ -100,7 +100,14 @@ impl Cloud {
         let handler = Arc::new(ByName);
         let replica = config.replica;
         let tunnel = Tunnel::bind_in(world, config, Arc::clone(&identity), trust, handler).unwrap();
-        Gateway { cloud: Arc::clone(&self.name), identity, replica, tunnel, policy: TransportPolicy::Quic }
+        Gateway {
+            cloud: Arc::clone(&self.name),
+            identity,
+            replica,
+            tunnel,
+            policy: TransportPolicy::Quic,
+            way: TcpWay::default(),
+        }
     }
 
     /// A gateway of this cloud in memory.
@@ -112,7 +119,14 @@ impl Cloud {
         let replica = config.replica;
         let handler = Arc::new(ByName);
         let tunnel = Tunnel::with_transport(world, config, Arc::clone(&identity), trust, handler, transport);
-        Gateway { cloud: Arc::clone(&self.name), identity, replica, tunnel, policy: TransportPolicy::Quic }
+        Gateway {
+            cloud: Arc::clone(&self.name),
+            identity,
+            replica,
+            tunnel,
+            policy: TransportPolicy::Quic,
+            way: TcpWay::default(),
+        }
     }
 }
 
@@ -143,9 +157,16 @@ pub(crate) enum Over {
     Memory,
     Quic,
     Tcp,
+    /// TCP, where all streams share two connections.
+    Shared,
 }
 
 impl Over {
+    /// Whether streams are connections, or seem to be.
+    pub(crate) fn is_tcp(self) -> bool {
+        matches!(self, Self::Tcp | Self::Shared)
+    }
+
     /// A gateway for each of two clouds; nobody knows the other yet.
     pub(crate) fn gateways(self, a: &Cloud, b: &Cloud) -> (Gateway, Gateway) {
         if self == Self::Memory {
@@ -154,8 +175,12 @@ impl Over {
             return (a.gateway_in(&network, host(1)), b.gateway_in(&network, host(2)));
         }
         let (mut a, mut b) = (a.gateway(), b.gateway());
-        let policy = if self == Self::Tcp { TransportPolicy::Tcp } else { TransportPolicy::Quic };
+        let policy = if self.is_tcp() { TransportPolicy::Tcp } else { TransportPolicy::Quic };
         (a.policy, b.policy) = (policy, policy);
+        if self == Self::Shared {
+            a.share(2);
+            b.share(2);
+        }
         (a, b)
     }
 
@@ -169,7 +194,7 @@ impl Over {
         let kind = match self {
             Self::Memory => TransportKind::Memory,
             Self::Quic => TransportKind::Quic,
-            Self::Tcp => TransportKind::Tcp,
+            Self::Tcp | Self::Shared => TransportKind::Tcp,
         };
         let carried = a.tunnel.status().into_iter().flat_map(|peer| peer.links).all(|link| link.transport == kind);
         assert!(carried, "not over {kind:?}");
@@ -189,16 +214,27 @@ pub(crate) struct Gateway {
     pub(crate) tunnel: Tunnel,
     /// For whom it gets to know.
     pub(crate) policy: TransportPolicy,
+    pub(crate) way: TcpWay,
 }
 
 impl Gateway {
+    /// Its links by TCP are to share so many connections each.
+    pub(crate) fn share(&mut self, most: u8) {
+        self.way.max_connections = NonZeroU8::new(most);
+    }
+
+    /// TCP connections that carry its links.
+    pub(crate) fn connections(&self) -> usize {
+        self.tunnel.status().iter().flat_map(|peer| &peer.links).map(|link| link.connections).sum()
+    }
+
     pub(crate) fn knows(&self, peers: &[(&str, &[SocketAddr])]) {
         let target = |(name, addresses): &(&str, &[SocketAddr])| PeerTarget {
             name: Arc::from(*name),
             addresses: addresses.iter().map(|address| HostPort::from(*address)).collect(),
             via: None,
             transport: self.policy,
-            proxy: None,
+            tcp: self.way.clone(),
         };
         self.tunnel.set_peers(peers.iter().map(target).collect());
     }

@@ -19,12 +19,12 @@ use crate::support::{Cloud, Gateway, Over, header, pair, read_all, soon, until};
 type Raw = StreamOwned<ClientConnection, std::net::TcpStream>;
 
 /// How often `b` has counted a handshake that came to nothing by `reason`.
-fn failures(b: &Gateway, reason: &str) -> u64 {
+pub(crate) fn failures(b: &Gateway, reason: &str) -> u64 {
     b.tunnel.counters().handshake_failures.get(reason).copied().unwrap_or(0)
 }
 
 /// A gateway that takes links by TCP.
-fn acceptor(cloud: &Cloud) -> Gateway {
+pub(crate) fn acceptor(cloud: &Cloud) -> Gateway {
     let gateway = cloud.gateway();
     gateway.knows(&[("a", &[])]);
     gateway
@@ -36,7 +36,7 @@ fn tcp_client(a: &Cloud) -> Arc<ClientConfig> {
 }
 
 /// Says `bytes` over TLS and gives what is answered at first.
-async fn say(config: Arc<ClientConfig>, to: SocketAddr, bytes: Vec<u8>) -> std::io::Result<Vec<u8>> {
+pub(crate) async fn say(config: Arc<ClientConfig>, to: SocketAddr, bytes: Vec<u8>) -> std::io::Result<Vec<u8>> {
     let said = tokio::task::spawn_blocking(move || {
         let stream = std::net::TcpStream::connect(to)?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
@@ -117,13 +117,13 @@ async fn a_connection_that_belongs_to_no_link_is_told_so() {
 }
 
 /// A balancer that gives each connection to the next backend, and can cut what goes through it.
-struct Balancer {
-    address: SocketAddr,
-    connections: Arc<Mutex<Vec<AbortHandle>>>,
+pub(crate) struct Balancer {
+    pub(crate) address: SocketAddr,
+    pub(crate) connections: Arc<Mutex<Vec<AbortHandle>>>,
 }
 
 impl Balancer {
-    async fn before(backends: Vec<SocketAddr>) -> Self {
+    pub(crate) async fn before(backends: Vec<SocketAddr>) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let connections = Arc::<Mutex<Vec<AbortHandle>>>::default();

@@ -54,6 +54,12 @@ pub struct PeerSpec {
     /// between the gateways and nothing else. Default: none.
     #[serde(default)]
     pub proxy: Field<ProxySection>,
+    /// TCP connections that carry a link over TCP at most, 1 to 16, where a proxy or a firewall allows few: streams share
+    /// them, as HTTP/2. The other side has to be of a version that can. Default: a connection for each stream, and some
+    /// that wait.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 16))]
+    pub max_connections: Field<i64>,
     /// Another peer by way of which links to it are made while no direct way works. That one's `relay.allow` has to name
     /// both clusters, and the file for us on the other side the same `via`. Default: none.
     #[serde(default)]

@@ -105,6 +105,9 @@ refused! {
     proxy_without_password: errors(&format!("{PEER}  proxy: {{url: 'http://proxy.example:3128', username: alice}}\n"));
     proxy_without_username: errors(&format!("{PEER}  proxy: {{url: 'http://proxy.example:3128', passwordFile: secret}}\n"));
     proxy_username_with_a_colon: errors(&format!("{PEER}  proxy: {{url: 'http://proxy.example:3128', username: 'a:b', passwordFile: secret}}\n"));
+    max_connections_none: errors(&format!("{PEER}  maxConnections: 0\n"));
+    max_connections_too_many: errors(&format!("{PEER}  maxConnections: 17\n"));
+    max_connections_is_a_text: errors(&format!("{PEER}  maxConnections: two\n"));
     own_trust_domain: errors(&with("gke.example", "onprem.example"));
     trust_domain_with_capitals: errors(&with("gke.example", "GKE.example"));
     shared_trust_domain_in_quotes: errors(&format!("{PEER}  sharedTrustDomain: 'true'\n"));
@@ -136,6 +139,11 @@ fn a_proxy_that_is_never_used_is_a_warning() {
 }
 
 #[test]
+fn a_number_of_connections_that_is_never_used_is_a_warning() {
+    insta::assert_snapshot!(warnings(&format!("{PEER}  transport: quic\n  maxConnections: 2\n")));
+}
+
+#[test]
 fn a_shared_trust_domain_that_is_not_shared_is_a_warning() {
     insta::assert_snapshot!(warnings(&format!("{PEER}  sharedTrustDomain: true\n")));
 }
@@ -151,7 +159,7 @@ fn unusual_but_good_files_are_read() {
         with("gke.example", "onprem.example") + "  sharedTrustDomain: true\n",
         with("name: gke", "name: \"7\""),
         format!(
-            "{PEER}  transport: tcp\n  proxy: {{url: 'http://proxy.example:3128/', username: alice, passwordFile: secret}}\n"
+            "{PEER}  transport: tcp\n  maxConnections: 2\n  proxy: {{url: 'http://proxy.example:3128/', username: alice, passwordFile: secret}}\n"
         ),
     ];
     for peer in good {

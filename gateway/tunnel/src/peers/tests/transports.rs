@@ -23,7 +23,14 @@ fn dialled(peers: &mut Peers, now: Duration) -> Vec<TransportKind> {
 }
 
 fn dial(transport: TransportKind) -> Dial {
-    Dial { peer: "b".into(), address: HOST.parse().unwrap(), transport, proxy: None, attempt: 0, beside: None }
+    Dial {
+        peer: "b".into(),
+        address: HOST.parse().unwrap(),
+        transport,
+        way: TcpWay::default(),
+        attempt: 0,
+        beside: None,
+    }
 }
 
 fn comes_up(peers: &mut Peers, id: u64, transport: TransportKind, now: Duration) {

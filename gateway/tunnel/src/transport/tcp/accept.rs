@@ -12,7 +12,7 @@ use super::link::{LinkCore, TcpConnection, lock};
 use super::pipe::{Pipe, Via};
 use super::preface::{FlowKind, FlowPreface, LinkSecret, Preface, PrefaceError, Status};
 use super::session::{Session, SessionError};
-use super::{Failure, Shared, control, pipe};
+use super::{Failure, Shared, control, pipe, shared};
 use crate::control::printable;
 use crate::events::Event;
 use crate::transport::{Established, Side};
@@ -45,37 +45,54 @@ pub(super) async fn run(shared: Arc<Shared>, listener: TcpListener, accepted: mp
         let (task, accepted) = (Arc::clone(&shared), accepted.clone());
         shared.spawn(async move {
             pipe::tune(&stream);
-            if let Err(failure) = take(&task, Box::new(stream), None, remote, permit, accepted).await {
-                task.refuse(&failure, remote);
+            match take(&task, Box::new(stream), None, remote, permit, accepted.clone()).await {
+                Ok(None) => {}
+                // Not cut short by the end of the transport: links say goodbye on it.
+                Ok(Some(carried)) => {
+                    task.tasks.spawn(shared::serve(Arc::clone(&task), carried, accepted));
+                }
+                Err(failure) => task.refuse(&failure, remote),
             }
         });
     }
 }
 
-/// Whom a third cluster brings.
-pub(super) struct Relayed {
+/// Who comes by what is no TCP connection of its own.
+pub(super) struct Brought {
     /// Nobody else may be at the other end.
     pub(super) from: Arc<str>,
-    /// The third cluster.
-    pub(super) via: Arc<str>,
+    /// The third cluster that brings it; `None`: it comes on a connection that is shared.
+    pub(super) via: Option<Arc<str>>,
 }
 
-/// `_permit`: held until it is known who it is.
+/// A connection that is to be shared, by whom.
+pub(super) struct Carried {
+    pub(super) session: Session,
+    pub(super) peer: Arc<str>,
+    pub(super) remote: SocketAddr,
+}
+
+/// Finds out what `stream` is. `permit`: held until it is known who it is.
 pub(super) async fn take(
     shared: &Arc<Shared>,
     stream: Box<dyn Pipe>,
-    relayed: Option<Relayed>,
+    brought: Option<Brought>,
     remote: SocketAddr,
     permit: OwnedSemaphorePermit,
     accepted: mpsc::Sender<Established>,
-) -> Result<(), Failure> {
+) -> Result<Option<Carried>, Failure> {
     let leaf = shared.identity.current().leaf_sha256();
     let deadline = shared.config.timing.handshake;
-    let begun = tokio::time::timeout(deadline, begin(shared, stream)).await;
+    // What is brought brings nothing itself.
+    let begun = tokio::time::timeout(deadline, begin(shared, stream, brought.is_none())).await;
     let (mut session, preface) = begun.map_err(|_| Failure::Timeout)??;
     drop(permit);
-    let expected = relayed.as_ref().map(|relayed| &*relayed.from);
-    let (peer, chain) = shared.identify(&session, expected)?;
+    let Some(preface) = preface else {
+        let (peer, _) = shared.identify(&session, tls::SHARED_ALPN, None)?;
+        return Ok(Some(Carried { session, peer: peer.peer, remote }));
+    };
+    let expected = brought.as_ref().map(|brought| &*brought.from);
+    let (peer, chain) = shared.identify(&session, tls::TCP_ALPN, expected)?;
     let preface = match preface {
         Preface::Control => {
             if shared.identity.current().leaf_sha256() != leaf {
@@ -87,14 +104,14 @@ pub(super) async fn take(
                 Side::Acceptor,
                 Arc::clone(&peer.peer),
                 remote,
-                relayed.map(|relayed| Via { cluster: relayed.via, carrier: None }),
+                brought.and_then(|brought| brought.via).map(|cluster| Via { cluster, carrier: None }),
                 session,
             )?;
             let established =
                 Established { connection: Arc::new(TcpConnection(connection)), peer, chain, local_leaf_sha256: leaf };
             // Only when the transport is closing is nobody left to take it.
             accepted.send(established).await.ok();
-            return Ok(());
+            return Ok(None);
         }
         Preface::Flow(preface) => preface,
     };
@@ -104,20 +121,29 @@ pub(super) async fn take(
         answer(&mut session, Status::UnknownLink).await?;
         return Err(Failure::UnknownLink);
     };
-    join(&link, session, &preface).await
+    join(&link, session, &preface).await.map(|()| None)
 }
 
-async fn begin(shared: &Arc<Shared>, stream: Box<dyn Pipe>) -> Result<(Session, Preface), Failure> {
+/// Makes the handshake and reads what the connection is; nothing is read of one that is to be shared.
+async fn begin(
+    shared: &Arc<Shared>,
+    stream: Box<dyn Pipe>,
+    may_share: bool,
+) -> Result<(Session, Option<Preface>), Failure> {
     let (identity, trust) = (Arc::clone(&shared.identity), Arc::clone(&shared.trust));
-    let config = tls::tcp_server_config(identity, trust, Arc::clone(&shared.clock));
+    let config = if may_share { tls::tcp_server_config_with_shared } else { tls::tcp_server_config };
+    let config = config(identity, trust, Arc::clone(&shared.clock));
     let server = config.and_then(rustls::ServerConnection::new).map_err(|error| Failure::Other(error.to_string()))?;
     let mut session = Session::new(server.into(), stream);
     session.handshake().await.map_err(|error| shared.failure(&error))?;
+    if session.tls().alpn_protocol() == Some(tls::SHARED_ALPN) {
+        return Ok((session, None));
+    }
     let preface = Preface::read(&mut session).await.map_err(|error| match error {
         PrefaceError::Session(error) => shared.failure(&error),
         error @ PrefaceError::Kind(_) => Failure::Other(error.to_string()),
     })?;
-    Ok((session, preface))
+    Ok((session, Some(preface)))
 }
 
 async fn answer(session: &mut Session, status: Status) -> Result<(), Failure> {

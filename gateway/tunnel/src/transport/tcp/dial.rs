@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::link::{LinkCore, TcpConnection};
-use super::pipe::{ConnectError, Connector};
+use super::pipe::{ConnectError, Connector, Pipe};
 use super::preface::{FlowKind, Preface, Status};
 use super::session::{Session, SessionError};
 use super::{Failure, Shared};
@@ -54,7 +54,7 @@ pub(super) async fn dial(
     if shared.identity.current().leaf_sha256() != leaf {
         return Err(failed(Failure::Renewed));
     }
-    let (verified, chain) = shared.identify(&session, Some(&peer)).map_err(failed)?;
+    let (verified, chain) = shared.identify(&session, tls::TCP_ALPN, Some(&peer)).map_err(failed)?;
     let link = shared.link(Side::Dialler, Arc::clone(&peer), remote, connector.via(), session).map_err(failed)?;
     // Connect, handshake and status are three round trips.
     link.measured(begin.elapsed() / 3);
@@ -72,14 +72,10 @@ async fn connect(
 ) -> Result<(Session, Status), Error> {
     let tls = |error: rustls::Error| Error::Handshake(Failure::Other(error.to_string()));
     let session = |error: SessionError| Error::Handshake(shared.failure(&error));
-    let pipe = connector.connect().await.map_err(Error::Connect)?;
+    let pipe = connector.connect().await?;
     let (identity, trust) = (Arc::clone(&shared.identity), Arc::clone(&shared.trust));
     let config = tls::tcp_client_config(identity, trust, Arc::clone(&shared.clock), Arc::clone(peer)).map_err(tls)?;
-    let name =
-        ServerName::try_from(tls::SERVER_NAME).map_err(|error| Error::Handshake(Failure::Other(error.to_string())))?;
-    let client = rustls::ClientConnection::new(config, name).map_err(tls)?;
-    let mut connection = Session::new(client.into(), pipe);
-    connection.handshake().await.map_err(session)?;
+    let mut connection = secure(shared, pipe, config).await.map_err(Error::Handshake)?;
     let preface = preface(connection.tls()).map_err(tls)?;
     connection.write_all(&preface.encode()).await.map_err(session)?;
     let mut status = [0];
@@ -90,11 +86,31 @@ async fn connect(
     Ok((connection, status))
 }
 
+/// Makes the handshake over `pipe`.
+pub(super) async fn secure(
+    shared: &Shared,
+    pipe: Box<dyn Pipe>,
+    config: Arc<rustls::ClientConfig>,
+) -> Result<Session, Failure> {
+    let other = |text: String| Failure::Other(text);
+    let name = ServerName::try_from(tls::SERVER_NAME).map_err(|error| other(error.to_string()))?;
+    let client = rustls::ClientConnection::new(config, name).map_err(|error| other(error.to_string()))?;
+    let mut session = Session::new(client.into(), pipe);
+    session.handshake().await.map_err(|error| shared.failure(&error))?;
+    Ok(session)
+}
+
 /// Why there is no connection.
 #[derive(Debug)]
 enum Error {
     Connect(ConnectError),
     Handshake(Failure),
+}
+
+impl From<ConnectError> for Error {
+    fn from(error: ConnectError) -> Self {
+        if let ConnectError::Shared(failure) = error { Self::Handshake(failure) } else { Self::Connect(error) }
+    }
 }
 
 impl Error {
@@ -105,6 +121,7 @@ impl Error {
                 DialError::NoConnection { remote, reason: printable(&error.to_string()) }
             }
             Self::Connect(ConnectError::Relay(failure)) => failure.into(),
+            Self::Connect(ConnectError::Shared(failure)) => Self::Handshake(failure).at(remote, after),
             Self::Handshake(Failure::Timeout) => DialError::NoConnection {
                 remote,
                 reason: format!("no answer in {after:?}: TCP port {} blocked?", remote.port()),
@@ -120,6 +137,8 @@ impl Error {
                 | Failure::Alpn
                 | Failure::Renewed
                 | Failure::UnknownLink
+                | Failure::Request(_)
+                | Failure::Http(_)
                 | Failure::Other(_)),
             ) => DialError::Rejected { remote, reason: failure.to_string(), verdict: None },
         }
@@ -188,9 +207,13 @@ impl Warm {
         match status {
             Status::Accepted => {}
             Status::Overloaded => return Err(Error::Handshake(Failure::TooMany)),
-            Status::UnknownLink => return Err(Error::Handshake(Failure::UnknownLink)),
+            Status::UnknownLink => {
+                // What others are to go over leads there too.
+                session.carrier().into_iter().for_each(|carrier| carrier.retire());
+                return Err(Error::Handshake(Failure::UnknownLink));
+            }
         }
-        let (peer, _) = shared.identify(&session, Some(&link.peer)).map_err(Error::Handshake)?;
+        let (peer, _) = shared.identify(&session, tls::TCP_ALPN, Some(&link.peer)).map_err(Error::Handshake)?;
         tracing::trace!(peer = %peer.peer, number, ?kind, "One more connection of a link");
         let flow = link.add(number, session).ok_or(Error::Handshake(Failure::TooMany))?;
         match kind {

@@ -5,6 +5,7 @@
 //! directions are over, the connection ends: in order if they were, and by a TCP reset otherwise. A reset that comes
 //! before its code waits a moment for it.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker, ready};
@@ -173,7 +174,14 @@ impl Flow {
         let (local, remote) = state.session.ends()?;
         let now = system()?.segments(local, remote)?;
         state.seen = (now, moved);
+        // What is shared is counted once, whoever looks.
+        let before = state.session.carrier().map_or(before, |carrier| carrier.seen(now));
         Some(now.since(&before))
+    }
+
+    /// The two ends of what it goes over, if the system knows them.
+    pub(super) fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
+        self.state().session.ends()
     }
 
     /// The link has ended, or something else that everybody should look at.

@@ -1,6 +1,6 @@
 //! One link: a control connection, and the connections that are or become its streams.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -405,6 +405,12 @@ impl Connection for TcpConnection {
 
     fn accept(&self) -> BoxFuture<'_, Result<Halves, Lost>> {
         Box::pin(self.0.accept())
+    }
+
+    fn connections(&self) -> usize {
+        let control = lock(&self.0.session).as_ref().and_then(Session::ends);
+        let flows = self.0.flows();
+        flows.iter().filter_map(|flow| flow.ends()).chain(control).collect::<HashSet<_>>().len()
     }
 
     fn export(&self, label: &[u8]) -> Result<[u8; 32], ExporterError> {

@@ -1,16 +1,19 @@
 //! What TLS runs over: a TCP connection, made directly or by way of a proxy.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
+use super::Failure;
 use super::proxy::ProxyError;
 use super::relay::RelayFailure;
+use super::shared::Carrier;
 use crate::link::Link;
 use crate::transport::BoxFuture;
 
@@ -24,6 +27,10 @@ const KEEP_ALIVE_PROBES: u32 = 3;
 /// comes back no stream was lost.
 const USER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Bytes that the system takes of a shared connection beyond those under way: what is small does not wait behind megabytes.
+#[cfg(target_os = "linux")]
+const NOT_SENT: u32 = 256 << 10;
+
 /// Bytes both ways, in order. Reading and writing may be waited for by different tasks.
 pub(crate) trait Pipe: AsyncRead + AsyncWrite + Send + Unpin + 'static {
     /// From now on its end is an abort: the other side gets an error and never an end in order.
@@ -33,6 +40,24 @@ pub(crate) trait Pipe: AsyncRead + AsyncWrite + Send + Unpin + 'static {
     fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
         None
     }
+
+    /// What it goes over, if others go over it too.
+    fn carrier(&self) -> Option<&Arc<Carrier>> {
+        None
+    }
+
+    /// From now on little is taken that cannot go yet: who writes decides late what goes first.
+    fn take_little(&self) {}
+}
+
+/// Joins what fits into `most` bytes.
+pub(super) fn join(parts: &[IoSlice<'_>], most: usize) -> Bytes {
+    let mut all = BytesMut::with_capacity(parts.iter().map(|part| part.len()).sum::<usize>().min(most));
+    for part in parts {
+        let room = most - all.len();
+        all.extend_from_slice(part.get(..part.len().min(room)).unwrap_or_default());
+    }
+    all.freeze()
 }
 
 impl Pipe for TcpStream {
@@ -43,6 +68,13 @@ impl Pipe for TcpStream {
 
     fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
         Some((self.local_addr().ok()?, self.peer_addr().ok()?))
+    }
+
+    fn take_little(&self) {
+        #[cfg(target_os = "linux")]
+        if let Err(error) = SockRef::from(self).set_tcp_notsent_lowat(NOT_SENT) {
+            tracing::debug!(%error, "A connection keeps the system's settings");
+        }
     }
 }
 
@@ -80,6 +112,9 @@ pub(crate) enum ConnectError {
     /// The cluster on the way.
     #[error("{0}")]
     Relay(RelayFailure),
+    /// The connection that it should have shared with others.
+    #[error("{0}")]
+    Shared(Failure),
 }
 
 impl From<RelayFailure> for ConnectError {

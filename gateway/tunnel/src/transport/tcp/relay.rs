@@ -9,9 +9,8 @@ use eastway_identity::{Clock, IdentityStore, TrustStore};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use self::pipe::RelayPipe;
-use super::link::lock;
 use super::pipe::{ConnectError, Connector, Pipe, Via};
-use super::{ACCEPT_QUEUE, Shared, accept, dial};
+use super::{Gate, Shared, accept, dial};
 use crate::code::ResetCode;
 use crate::config::TunnelConfig;
 use crate::events::Observer;
@@ -23,8 +22,7 @@ use crate::transport::{BoxFuture, DialError, Established, Transport, TransportKi
 
 /// Takes and dials links by way of other clusters.
 pub(crate) struct RelayTransport {
-    shared: Arc<Shared>,
-    accepted: tokio::sync::Mutex<mpsc::Receiver<Established>>,
+    gate: Gate,
     sender: mpsc::Sender<Established>,
     /// Set once, by the tunnel that owns both.
     board: OnceLock<Weak<Board>>,
@@ -38,9 +36,8 @@ impl RelayTransport {
         clock: Clock,
         observer: Arc<dyn Observer>,
     ) -> Arc<Self> {
-        let (sender, accepted) = mpsc::channel(ACCEPT_QUEUE);
-        let shared = Shared::new(config, identity, trust, clock, observer);
-        Arc::new(Self { shared, accepted: tokio::sync::Mutex::new(accepted), sender, board: OnceLock::new() })
+        let (gate, sender) = Gate::new(Shared::new(config, identity, trust, clock, observer));
+        Arc::new(Self { gate, sender, board: OnceLock::new() })
     }
 
     pub(crate) fn set_board(&self, board: &Arc<Board>) {
@@ -49,7 +46,7 @@ impl RelayTransport {
 
     /// Room for one more handshake.
     pub(crate) fn room(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.shared.handshakes).try_acquire_owned().ok()
+        Arc::clone(&self.gate.shared.handshakes).try_acquire_owned().ok()
     }
 
     /// Takes what `via` brings from `from`: nobody else may be at its other end.
@@ -61,11 +58,11 @@ impl RelayTransport {
         remote: SocketAddr,
         permit: OwnedSemaphorePermit,
     ) {
-        let (task, sender) = (Arc::clone(&self.shared), self.sender.clone());
-        self.shared.spawn(async move {
+        let (task, sender) = (Arc::clone(&self.gate.shared), self.sender.clone());
+        self.gate.shared.spawn(async move {
             let pipe = Box::new(RelayPipe::new(stream));
-            let relayed = Some(accept::Relayed { from, via });
-            if let Err(failure) = accept::take(&task, pipe, relayed, remote, permit, sender).await {
+            let brought = Some(accept::Brought { from, via: Some(via) });
+            if let Err(failure) = accept::take(&task, pipe, brought, remote, permit, sender).await {
                 task.refuse(&failure, remote);
             }
         });
@@ -90,7 +87,7 @@ impl Transport for RelayTransport {
     }
 
     fn local_addr(&self) -> SocketAddr {
-        self.shared.config.listen
+        self.gate.shared.config.listen
     }
 
     fn dial(&self, _peer: Arc<str>, remote: SocketAddr) -> BoxFuture<'static, Result<Established, DialError>> {
@@ -100,27 +97,21 @@ impl Transport for RelayTransport {
 
     fn dial_via(&self, peer: Arc<str>, via: Arc<str>) -> BoxFuture<'static, Result<Established, DialError>> {
         match self.connector(&peer, &via) {
-            Ok(connector) => Box::pin(dial::dial(Arc::clone(&self.shared), peer, Arc::new(connector))),
+            Ok(connector) => Box::pin(dial::dial(Arc::clone(&self.gate.shared), peer, Arc::new(connector))),
             Err(failure) => Box::pin(std::future::ready(Err(failure.into()))),
         }
     }
 
     fn accept(&self) -> BoxFuture<'_, Option<Established>> {
-        Box::pin(async { self.accepted.lock().await.recv().await })
+        Box::pin(self.gate.accept())
     }
 
     fn handshake_failures(&self) -> Vec<(&'static str, u64)> {
-        lock(&self.shared.failures).iter().map(|(label, count)| (*label, *count)).collect()
+        self.gate.handshake_failures()
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
-        Box::pin(self.shared.close())
-    }
-}
-
-impl Drop for RelayTransport {
-    fn drop(&mut self) {
-        self.shared.stop.cancel();
+        Box::pin(self.gate.close())
     }
 }
 

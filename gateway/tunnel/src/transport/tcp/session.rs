@@ -9,6 +9,7 @@ use std::future::poll_fn;
 use std::io::{self, BufRead, IoSlice, Write as _};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
@@ -16,6 +17,7 @@ use rustls::{AlertDescription, Connection};
 use tokio::io::ReadBuf;
 
 use super::pipe::Pipe;
+use super::shared::Carrier;
 
 /// Bytes that are read by one system call: some four records.
 const READ: usize = 64 << 10;
@@ -74,6 +76,11 @@ impl Session {
         self.pipe.ends()
     }
 
+    /// What its pipe goes over, if others go over it too.
+    pub(super) fn carrier(&self) -> Option<&Arc<Carrier>> {
+        self.pipe.carrier()
+    }
+
     /// TLS, for what it knows of the other side.
     pub(super) fn tls(&self) -> &Connection {
         &self.tls
@@ -130,6 +137,16 @@ impl Session {
     pub(super) fn unread(&mut self, chunk: Bytes) {
         debug_assert!(self.plain.is_empty(), "what was read last is given back first");
         self.plain = chunk;
+    }
+
+    /// As [`Session::write`], of what is borrowed.
+    pub(super) fn write_parts<'a>(&mut self, parts: impl Iterator<Item = &'a [u8]>) -> Result<usize, SessionError> {
+        let mut room = WRITE;
+        for part in parts {
+            let part = part.get(..room.min(part.len())).unwrap_or_default();
+            room -= self.tls.writer().write(part)?;
+        }
+        Ok(WRITE - room)
     }
 
     /// Encrypts what it takes off the front of `chunks`. To be flushed, before more is written.

@@ -5,12 +5,12 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::code::ResetCode;
 use crate::stream::{RecvHalf, SendHalf, StreamError, TunnelStream};
-use crate::transport::tcp::pipe::Pipe;
+use crate::transport::tcp::pipe::{self, Pipe};
 
 /// Bytes that are taken by one write.
 const MOST: usize = 64 << 10;
@@ -71,12 +71,7 @@ impl AsyncWrite for RelayPipe {
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let mut all = BytesMut::new();
-        for part in parts {
-            let room = MOST - all.len();
-            all.extend_from_slice(part.get(..part.len().min(room)).unwrap_or_default());
-        }
-        self.get_mut().poll_send(cx, all.freeze())
+        self.get_mut().poll_send(cx, pipe::join(parts, MOST))
     }
 
     fn is_write_vectored(&self) -> bool {
