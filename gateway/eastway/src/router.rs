@@ -12,7 +12,7 @@ use eastway_model::routing::{self, Candidate, PickError, PickRequest, Route, Rou
 use eastway_model::store::{Reader, Snapshot};
 use eastway_model::{ClusterName, EndpointId, LocalEndpoint, PortKey, Protocol, ServiceKey};
 use eastway_tunnel::header::{ClientAddress, EndpointRef, Label, ServiceHeader, Source, StreamHeader};
-use eastway_tunnel::{Link, ReplicaId, Tunnel};
+use eastway_tunnel::{Link, Tunnel};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
@@ -217,17 +217,18 @@ impl Router {
         SourceIdentity::unknown(self.cluster.clone())
     }
 
-    /// The link that a new stream to `cluster` takes, other than to one of the replicas `tried`: of its usable links,
-    /// those acknowledged lately first, the one with the fewest streams, so that replicas of a peer share the work. If
-    /// there is none, one that drains.
+    /// The link that a new stream to `cluster` takes, other than those `tried`: of its usable links, those to other
+    /// replicas first, then those acknowledged lately, the one with the fewest streams, so that replicas of a peer share
+    /// the work. If there is none, one that drains.
     #[must_use]
-    pub fn link(&self, cluster: &ClusterName, tried: &[ReplicaId]) -> Option<Link> {
+    pub fn link(&self, cluster: &ClusterName, tried: &[Link]) -> Option<Link> {
         let links = self.tunnel.get()?.links();
-        let untried = |link: &&Link| !tried.contains(&link.replica());
+        let untried = |link: &&Link| !tried.iter().any(|other| other.is(link));
+        let again = |link: &Link| tried.iter().any(|other| other.replica() == link.replica());
         let usable = links.to(cluster.as_str()).iter().filter(|link| link.is_usable()).filter(untried);
         let leaving = links.leaving_to(cluster.as_str()).iter().filter(|link| link.is_leaving()).filter(untried);
-        let best = usable.min_by_key(|link| (!link.is_fresh(), link.in_flight()));
-        best.or_else(|| leaving.min_by_key(|link| link.in_flight())).cloned()
+        let best = usable.min_by_key(|link| (again(link), !link.is_fresh(), link.in_flight()));
+        best.or_else(|| leaving.min_by_key(|link| (again(link), link.in_flight()))).cloned()
     }
 
     /// The link for a stream that is expected to move much, if there is one for those.

@@ -54,6 +54,12 @@ impl Link {
         self.0.identity.replica
     }
 
+    /// Whether both are one link, and not two to the same replica.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Where the other end is now.
     #[must_use]
     pub fn remote_addr(&self) -> SocketAddr {

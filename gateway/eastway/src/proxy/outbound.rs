@@ -261,7 +261,7 @@ impl<C: Client> Connecting<'_, C> {
         while let Some(link) = self.router.link(cluster, &tried).filter(|_| tried.len() < MAX_ATTEMPTS) {
             match self.by_link(&link, cluster, &header).await {
                 Err(error) if error.is_of_link(self.replay.is_empty()) => {
-                    tried.push(link.replica());
+                    tried.push(link);
                     self.router.note_retry(candidate);
                     last = error;
                 }

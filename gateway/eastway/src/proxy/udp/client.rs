@@ -276,7 +276,7 @@ impl ClientFlow {
             connection.set_upstream(link.transport().into(), link.remote_addr());
             match self.by_link(router, &link, cluster, header.clone()).await {
                 Err(error) if error.is_of_link(true) => {
-                    tried.push(link.replica());
+                    tried.push(link);
                     router.note_retry(candidate);
                     last = error;
                 }
