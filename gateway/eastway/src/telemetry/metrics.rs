@@ -44,7 +44,7 @@ const MAX_CONNECTION_SETS: usize = 600;
 /// How many of them one peer can create.
 const MAX_CONNECTION_SETS_PER_PEER: usize = 150;
 /// Most series of each other family, and how many of them belong to one peer.
-const MAX_SERIES: usize = 240;
+const MAX_SERIES: usize = 220;
 const MAX_SERIES_PER_PEER: usize = 32;
 
 type FloatGauge = Gauge<f64, AtomicU64>;

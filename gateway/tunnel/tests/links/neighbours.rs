@@ -15,6 +15,8 @@ const STALLED: usize = 100;
 const TOTAL: u64 = 32 << 20;
 const LINK_MAX: u32 = 8 << 20;
 const BYTES: usize = 1 << 20;
+/// A moment without other work is waited for so long.
+const QUIET: Duration = Duration::from_secs(90);
 
 /// A hub with a well-behaved peer, and that peer's link.
 struct Hub {
@@ -92,8 +94,10 @@ async fn p9_a_hostile_peer_keeps_to_its_budget_and_takes_less_than_a_fifth_from_
     let cut = || beset.hub.tunnel.counters().resets_sent.get("OVERLOADED").copied().unwrap_or_default();
     until("what is too much is cut", || (cut() > 100).then_some(())).await;
     let (mut medians, mut most, mut most_of_one) = (Vec::new(), 0, 0);
-    // A machine with other work has bad moments; what is really taken from others is taken each time.
-    for _ in 0..5 {
+    // A machine with other work has bad moments, such as the tests beside this one; what is really taken from others is
+    // taken each time.
+    let begin = Instant::now();
+    while medians.is_empty() || begin.elapsed() < QUIET {
         let mut shares = Vec::new();
         for round in 0..15 {
             let share = if round % 2 == 0 {
