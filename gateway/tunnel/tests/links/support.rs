@@ -100,14 +100,7 @@ impl Cloud {
         let handler = Arc::new(ByName);
         let replica = config.replica;
         let tunnel = Tunnel::bind_in(world, config, Arc::clone(&identity), trust, handler).unwrap();
-        Gateway {
-            cloud: Arc::clone(&self.name),
-            identity,
-            replica,
-            tunnel,
-            policy: TransportPolicy::Quic,
-            way: TcpWay::default(),
-        }
+        self.around(identity, replica, tunnel)
     }
 
     /// A gateway of this cloud in memory.
@@ -119,14 +112,12 @@ impl Cloud {
         let replica = config.replica;
         let handler = Arc::new(ByName);
         let tunnel = Tunnel::with_transport(world, config, Arc::clone(&identity), trust, handler, transport);
-        Gateway {
-            cloud: Arc::clone(&self.name),
-            identity,
-            replica,
-            tunnel,
-            policy: TransportPolicy::Quic,
-            way: TcpWay::default(),
-        }
+        self.around(identity, replica, tunnel)
+    }
+
+    fn around(&self, identity: Arc<IdentityStore>, replica: ReplicaId, tunnel: Tunnel) -> Gateway {
+        let (policy, way) = (TransportPolicy::Quic, TcpWay::default());
+        Gateway { cloud: Arc::clone(&self.name), identity, replica, tunnel, policy, way }
     }
 }
 

@@ -12,7 +12,10 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use quinn_proto::{Connection, Transmit};
+use tokio::runtime::Handle;
 
+use super::drive::{Conn, State};
+use super::udp::MAX_TRAIN;
 use crate::transport::DatagramRefused;
 
 /// Bytes of a batch: a quarter of what may be under way, within these.
@@ -27,6 +30,47 @@ const ROOM: std::ops::RangeInclusive<usize> = 512 << 10..=2 << 20;
 const KEPT: usize = 2_048;
 /// What a waiting datagram takes beside its bytes.
 const OVERHEAD: usize = size_of::<Bytes>();
+
+impl Conn {
+    /// Sends datagrams, in order; those that are refused stay. What a connection's own thread has much of is sent at once.
+    pub(super) fn send_datagrams(&self, datagrams: &mut Vec<Bytes>) {
+        let mut state = self.lock();
+        if state.error.is_some() {
+            return;
+        }
+        let is_home = Handle::try_current().is_ok_and(|here| here.id() == self.home.id());
+        let mut bytes = 0;
+        datagrams.retain(|datagram| {
+            let State { inner, waiting, .. } = &mut *state;
+            let is_refused = waiting.push(inner, datagram).is_err();
+            bytes += datagram.len();
+            if is_home && bytes >= MAX_TRAIN {
+                // Or those of a large batch would make room for each other although the path is free. What is left the task does.
+                state.send(&self.port, Instant::now());
+                bytes = 0;
+            }
+            is_refused
+        });
+        state.wake_driver();
+    }
+
+    /// Sends one datagram.
+    pub(super) fn send_datagram(&self, datagram: &Bytes) -> Result<(), DatagramRefused> {
+        let mut state = self.lock();
+        if state.error.is_some() {
+            return Err(DatagramRefused::Lost);
+        }
+        let State { inner, waiting, .. } = &mut *state;
+        waiting.push(inner, datagram)?;
+        state.wake_driver();
+        Ok(())
+    }
+
+    /// Datagrams that made room for later ones, or had none.
+    pub(super) fn dropped_datagrams(&self) -> u64 {
+        self.lock().waiting.dropped()
+    }
+}
 
 /// See the module's documentation.
 pub(super) struct Waiting {

@@ -32,7 +32,7 @@ use super::datagrams::Waiting;
 use super::port::Port;
 use super::udp::MAX_TRAIN;
 use crate::code::CloseCode;
-use crate::transport::{BoxFuture, DatagramRefused};
+use crate::transport::BoxFuture;
 
 /// Trains that are sent before others of the thread have their turn.
 const TURN: usize = 8;
@@ -82,7 +82,7 @@ pub(super) struct State {
 
 /// What is left to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Rest {
+pub(super) enum Rest {
     Nothing,
     /// It was enough for one turn.
     More,
@@ -365,45 +365,6 @@ impl Conn {
         .await
     }
 
-    /// Sends datagrams, in order; those that are refused stay. What a connection's own thread has much of is sent at once.
-    pub(super) fn send_datagrams(&self, datagrams: &mut Vec<Bytes>) {
-        let mut state = self.lock();
-        if state.error.is_some() {
-            return;
-        }
-        let is_home = Handle::try_current().is_ok_and(|here| here.id() == self.home.id());
-        let mut bytes = 0;
-        datagrams.retain(|datagram| {
-            let State { inner, waiting, .. } = &mut *state;
-            let is_refused = waiting.push(inner, datagram).is_err();
-            bytes += datagram.len();
-            if is_home && bytes >= MAX_TRAIN {
-                // Or those of a large batch would make room for each other although the path is free. What is left the task does.
-                state.send(&self.port, Instant::now());
-                bytes = 0;
-            }
-            is_refused
-        });
-        state.wake_driver();
-    }
-
-    /// Sends one datagram.
-    pub(super) fn send_datagram(&self, datagram: &Bytes) -> Result<(), DatagramRefused> {
-        let mut state = self.lock();
-        if state.error.is_some() {
-            return Err(DatagramRefused::Lost);
-        }
-        let State { inner, waiting, .. } = &mut *state;
-        waiting.push(inner, datagram)?;
-        state.wake_driver();
-        Ok(())
-    }
-
-    /// Datagrams that made room for later ones, or had none.
-    pub(super) fn dropped_datagrams(&self) -> u64 {
-        self.lock().waiting.dropped()
-    }
-
     async fn wait_for<T>(&self, notify: &Notify, mut look: impl FnMut(&mut State) -> Option<T>) -> T {
         loop {
             let mut notified = pin!(notify.notified());
@@ -485,7 +446,7 @@ impl State {
         [self.inner.poll_timeout(), self.again.due()].into_iter().flatten().min()
     }
 
-    fn send(&mut self, port: &Port, now: Instant) -> Rest {
+    pub(super) fn send(&mut self, port: &Port, now: Instant) -> Rest {
         thread_local! {
             static BUFFER: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
         }
