@@ -6,6 +6,7 @@
 //! - [`anchor`]: what sidecars know a trust domain by.
 //! - [`local`]: the same between the processes of one cluster, by its own CA.
 //! - [`tls`]: rustls configurations built on both. [`reauth`]: a renewed leaf for a running link.
+//! - [`web`]: a server that an API server knows by its own certificate alone.
 //!
 //! rustls, rcgen and webpki stay behind this crate. The tunnel sees configurations, verdicts and errors.
 //! What is not here: who may ask the CA for what (the `ca` role), and configuration files.
@@ -29,6 +30,7 @@ mod spiffe;
 mod timestamp;
 pub mod tls;
 mod trust;
+pub mod web;
 
 pub use anchor::{Anchor, AnchorDer, AnchorError};
 pub use ca::Ca;
