@@ -11,6 +11,7 @@ pub mod cluster_objects;
 pub mod controller;
 pub mod credentials;
 pub mod dns_config;
+pub mod injection;
 pub mod install;
 pub mod lease;
 pub mod objects;
