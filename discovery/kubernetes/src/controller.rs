@@ -13,6 +13,7 @@ pub mod property;
 mod queue;
 pub mod reconcile;
 pub mod statuses;
+pub mod trust;
 
 #[cfg(test)]
 mod tests;
