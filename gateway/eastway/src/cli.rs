@@ -33,8 +33,14 @@ use crate::roles::sidecar::program;
 use exit::Failure;
 
 /// Variables that commands read.
-const VARIABLES: [&str; 5] =
-    ["EASTWAY_CONFIG", "EASTWAY_ADMIN", "EASTWAY_LOG_LEVEL", "EASTWAY_LOG_FORMAT", "EASTWAY_ENVOY"];
+const VARIABLES: [&str; 6] = [
+    "EASTWAY_CONFIG",
+    "EASTWAY_ADMIN",
+    "EASTWAY_LOG_LEVEL",
+    "EASTWAY_LOG_FORMAT",
+    "EASTWAY_ENVOY",
+    program::CONFIG_VARIABLE,
+];
 
 /// Variables of the demo, the Makefile and the tests, by their beginnings: they reach our commands, and mean
 /// nothing to them.

@@ -30,7 +30,7 @@ pub use policy::Policies;
 pub use report::{Report, Summary, check, check_peer, check_sidecar, check_text};
 pub use schema::{KINDS, schema};
 pub use settings::{CaAddress, RegistrySettings, ReplicaSettings, Settings};
-pub use sidecar::{SidecarSettings, load_sidecar};
+pub use sidecar::{SidecarSettings, load_sidecar, read_sidecar};
 pub use watch::{ReloadStatus, watch};
 
 #[cfg(test)]

@@ -74,7 +74,7 @@ pub struct SidecarSettings {
     pub outbound: bool,
     /// How connections get to Envoy.
     pub capture: CaptureWord,
-    /// Virtual addresses that are captured, none twice.
+    /// Virtual addresses that are captured, none twice; empty: all addresses.
     pub vips: Vec<VipRange>,
     /// Where it says how it is.
     pub health: Option<SocketAddr>,
@@ -157,6 +157,20 @@ pub fn load_sidecar(file: &Path) -> Result<SidecarSettings, ConfigErrors> {
             None
         }
     };
+    finish(settings, sink)
+}
+
+/// As [`load_sidecar`], for what `name` holds instead of a file. Relative paths start where the process runs.
+///
+/// # Errors
+/// [`ConfigErrors`] has all that is wrong with it.
+pub fn read_sidecar(name: &str, text: &str) -> Result<SidecarSettings, ConfigErrors> {
+    let mut sink = Diagnostics::new();
+    let settings = settings_of(Path::new("."), &Arc::new(Source::new(name, text)), &mut sink);
+    finish(settings, sink)
+}
+
+fn finish(settings: Option<SidecarSettings>, mut sink: Diagnostics) -> Result<SidecarSettings, ConfigErrors> {
     sink.sort();
     match settings {
         Some(settings) if !sink.has_errors() => Ok(settings),
@@ -203,7 +217,9 @@ fn convert(base: &Path, config: &SidecarConfig, cx: &mut Context<'_>) -> Option<
     });
     let inbound = inbound::list(&config.inbound, cx);
     idle(config, mode, &inbound, cx);
-    let (capture, vips) = (config.capture.value().copied().unwrap_or_default(), vip_ranges(Some(&config.vips), cx));
+    let capture = config.capture.value().copied().unwrap_or_default();
+    let everything = capture == CaptureWord::Prepared && config.vips.items().next().is_none();
+    let vips = if everything { Vec::new() } else { vip_ranges(Some(&config.vips), cx) };
     let health = config.health.get().and_then(|text| cx.parse(text, inbound::place));
     let state = state(&config.state, base, cx);
     let envoy = envoy_settings(config.envoy.value(), base, cx);

@@ -50,11 +50,11 @@ use crate::admin::BindError;
 use crate::app::disk::write_secret;
 use crate::config::file::SidecarMode;
 use crate::config::settings::CaAddress;
-use crate::config::{ConfigErrors, SidecarSettings, load_sidecar};
+use crate::config::{ConfigErrors, SidecarSettings, load_sidecar, read_sidecar};
 use crate::local::socket::{SocketError, SocketFile, UserSocket};
 use crate::roles::enroll::{CaClient, NetworkCa, keep_fresh, until_certified};
 use crate::roles::{CA_ACCOUNT, GATEWAY_ACCOUNT, on_signals, raise_file_limit};
-use crate::telemetry::{LogError, LogFormat, LogSettings, log};
+use crate::telemetry::{LogError, LogFormat, LogHandle, LogSettings, log};
 
 /// Connections of the agent's socket. Envoy has one for all its streams, and for a moment the one of before; gRPC
 /// libraries have one for each target, in each program.
@@ -64,11 +64,38 @@ const MAX_STREAMS: u32 = 256;
 /// Largest request for secrets.
 const MAX_REQUEST: usize = 64 << 10;
 
+/// What says how a sidecar is to run.
+#[derive(Clone, Debug)]
+pub enum Described {
+    /// A `kind: SidecarConfig` file, which is followed.
+    File(PathBuf),
+    /// The text of one, which stays as it is.
+    Text(String),
+}
+
+impl Described {
+    /// How people call it.
+    #[must_use]
+    pub fn name(&self) -> &Path {
+        match self {
+            Self::File(file) => file,
+            Self::Text(_) => Path::new(program::CONFIG_VARIABLE),
+        }
+    }
+
+    fn load(&self) -> Result<SidecarSettings, ConfigErrors> {
+        match self {
+            Self::File(file) => load_sidecar(file),
+            Self::Text(text) => read_sidecar(program::CONFIG_VARIABLE, text),
+        }
+    }
+}
+
 /// What a sidecar was asked to run.
 #[derive(Clone, Debug)]
 pub struct SidecarOptions {
-    /// The `kind: SidecarConfig` file.
-    pub config: PathBuf,
+    /// How it is to run.
+    pub config: Described,
     /// Overrides `log.level` of the file; its grammar is checked.
     pub log_level: Option<String>,
     /// Overrides `log.format` of the file.
@@ -123,8 +150,8 @@ pub enum SidecarError {
 ///
 /// # Errors
 /// The file is not usable.
-pub fn print_bootstrap(config: &Path) -> Result<String, ConfigErrors> {
-    let settings = load_sidecar(config)?;
+pub fn print_bootstrap(config: &Described) -> Result<String, ConfigErrors> {
+    let settings = config.load()?;
     Ok(first_configuration(&settings, &Files::of(&settings.state)))
 }
 
@@ -142,26 +169,47 @@ fn first_configuration(settings: &SidecarSettings, files: &Files) -> String {
 /// # Errors
 /// [`SidecarError`]
 pub fn run(options: &SidecarOptions) -> Result<(), SidecarError> {
-    let settings = load_sidecar(&options.config)?;
+    start(options, async |settings, log| {
+        raise_file_limit();
+        let fixed_level = options.log_level.is_some();
+        let follow = match &options.config {
+            Described::File(file) => Some(Follow { file: file.clone(), log: (!fixed_level).then_some(log) }),
+            Described::Text(_) => None,
+        };
+        serve(settings, follow).await
+    })
+}
+
+/// Leads connections of this network namespace to the sidecar that is to come, and ends.
+///
+/// # Errors
+/// [`SidecarError`]
+pub fn prepare_capture(options: &SidecarOptions) -> Result<(), SidecarError> {
+    start(options, async |settings, _log| Ok(capture::prepare(settings).await?))
+}
+
+/// Runs what `work` does with the settings.
+fn start(
+    options: &SidecarOptions,
+    work: impl AsyncFnOnce(&SidecarSettings, LogHandle) -> Result<(), SidecarError>,
+) -> Result<(), SidecarError> {
+    let settings = options.config.load()?;
     let level = options.log_level.clone().unwrap_or_else(|| settings.log_level.clone());
     let format = options.log_format.unwrap_or(settings.log_format);
     let log = log::install(&LogSettings { format, level })?;
-    raise_file_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // Little happens here: Envoy has the traffic.
         .worker_threads(1)
         .enable_all()
         .thread_name("eastway")
         .build()?;
-    let fixed_level = options.log_level.is_some();
-    let follow = Follow { file: options.config.clone(), log: (!fixed_level).then(|| log.clone()) };
-    let result = runtime.block_on(serve(&settings, follow));
+    let result = runtime.block_on(work(&settings, log.clone()));
     runtime.shutdown_background();
     log.flush();
     result
 }
 
-async fn serve(settings: &SidecarSettings, follow: Follow) -> Result<(), SidecarError> {
+async fn serve(settings: &SidecarSettings, follow: Option<Follow>) -> Result<(), SidecarError> {
     let identity = settings.identity()?;
     let gateway = &settings.gateway;
     match settings.mode {
@@ -182,7 +230,9 @@ async fn serve(settings: &SidecarSettings, follow: Follow) -> Result<(), Sidecar
     let signals = tokio::spawn(on_signals(stop.clone(), now.clone()));
     let tasks = TaskTracker::new();
     let health = Health::begin(settings, &tasks, &end).await?;
-    tasks.spawn(follow.run(settings.clone(), health.clone(), end.clone()));
+    if let Some(follow) = follow {
+        tasks.spawn(follow.run(settings.clone(), health.clone(), end.clone()));
+    }
     let result = async {
         let client = ca_client(settings)?;
         let ttl = settings.trust.leaf_ttl;

@@ -39,11 +39,13 @@ pub struct SidecarConfig {
     pub outbound: Field<bool>,
     /// How connections get to Envoy. `none`: whoever connects has to name its addresses. `nftables`: it is led there by rules
     /// in this network namespace, which the workload knows nothing of: what goes to a virtual address, and what comes from
-    /// other hosts to the port of an `inbound[].app`. It takes `nft` and CAP_NET_ADMIN. Default: `none`.
+    /// other hosts to the port of an `inbound[].app`. It takes `nft` and CAP_NET_ADMIN. `prepared`: such rules are there
+    /// already, made by `eastway sidecar --prepare-capture` (in a pod, a container that runs before), and what goes to no
+    /// virtual address goes on as it would have. Default: `none`.
     #[serde(default)]
     pub capture: Field<CaptureWord>,
     /// Virtual addresses that `capture` leads to Envoy: those of `vip.ranges` of the gateway's file. Default: `242.0.0.0/16`
-    /// and `fd65:6173:7477::/48`.
+    /// and `fd65:6173:7477::/48`; with `capture: prepared` all addresses.
     #[serde(default)]
     #[schemars(length(max = 16))]
     pub vips: List<String>,
@@ -88,6 +90,8 @@ pub enum CaptureWord {
     None,
     /// By rules in the kernel.
     Nftables,
+    /// By rules in the kernel that somebody else made.
+    Prepared,
 }
 
 /// A place where connections are taken for the workload.

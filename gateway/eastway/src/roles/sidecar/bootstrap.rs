@@ -42,7 +42,7 @@ pub fn bootstrap(settings: &SidecarSettings, files: &Files) -> Value {
     let (namespace, account) = (settings.namespace.as_str(), settings.service_account.as_str());
     let listen = match (settings.outbound, settings.capture) {
         (true, CaptureWord::None) => Outbound::Bound,
-        (true, CaptureWord::Nftables) => Outbound::Captured,
+        (true, CaptureWord::Nftables | CaptureWord::Prepared) => Outbound::Captured,
         (false, _) => Outbound::None,
     };
     let mut metadata = json!({"NAMESPACE": namespace, "SERVICE_ACCOUNT": account, LISTEN: listen.word()});
@@ -51,6 +51,9 @@ pub fn bootstrap(settings: &SidecarSettings, files: &Files) -> Value {
     {
         fields.insert(inbound::KEY.to_owned(), text.into());
     }
+    let captured = listen == Outbound::Captured;
+    let passthrough = captured.then(|| capture::passthrough(settings.capture)).flatten();
+    let clusters: Vec<Value> = std::iter::once(agent_cluster(files)).chain(passthrough).collect();
     let from_ads = json!({"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"});
     json!({
         "node": {
@@ -88,8 +91,8 @@ pub fn bootstrap(settings: &SidecarSettings, files: &Files) -> Value {
             "lds_config": from_ads,
         },
         "static_resources": {
-            "clusters": [agent_cluster(files)],
-            "listeners": (listen == Outbound::Captured).then(capture::listener).into_iter().collect::<Vec<_>>(),
+            "clusters": clusters,
+            "listeners": captured.then(|| capture::listener(settings.capture)).into_iter().collect::<Vec<_>>(),
         },
     })
 }

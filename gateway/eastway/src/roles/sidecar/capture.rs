@@ -3,6 +3,10 @@
 //! What goes out to a virtual address is redirected to a listener of Envoy that gives each connection to the one for its
 //! original destination; Envoy itself connects to no virtual address, so that nothing goes round. What comes from other hosts
 //! to the port of the workload is led to the place that is configured for it. All else, DNS included, is left alone.
+//!
+//! In a pod the rules are made by a container that runs before all others and may, so that the sidecar need not. Virtual
+//! addresses there are those of Services, among which they cannot be told apart: all are led to Envoy, and what goes to none of
+//! an import goes on from it as it would have gone.
 
 use std::fmt::Write as _;
 use std::io;
@@ -15,6 +19,8 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 use tracing::{info, warn};
+
+use eastway_kubernetes::injection::USER;
 
 use crate::config::SidecarSettings;
 use crate::config::file::CaptureWord;
@@ -52,8 +58,9 @@ pub(super) struct Capture(());
 impl Capture {
     /// Makes the rules, in place of those that one that was killed has left. `None`: nothing is to be captured.
     pub(super) async fn begin(settings: &SidecarSettings) -> Result<Option<Self>, CaptureError> {
-        if settings.capture == CaptureWord::None {
-            return Ok(None);
+        match settings.capture {
+            CaptureWord::None | CaptureWord::Prepared => return Ok(None),
+            CaptureWord::Nftables => {}
         }
         let outbound: &[VipRange] = if settings.outbound { &settings.vips } else { &[] };
         nft(&format!("{}{}", removal(), table(outbound, &settings.inbound))).await?;
@@ -69,12 +76,41 @@ impl Capture {
     }
 }
 
+/// Makes the rules of a pod, which go with its network. Those of an earlier try are replaced.
+pub(super) async fn prepare(settings: &SidecarSettings) -> Result<(), CaptureError> {
+    nft(&format!("{}{}", removal(), pod_table(settings))).await?;
+    info!(table = TABLE, "connections of this pod are led to Envoy, but for those of user {USER}");
+    Ok(())
+}
+
 /// Also if there is none.
 fn removal() -> String {
     format!("table inet {TABLE}\ndelete table inet {TABLE}\n")
 }
 
 fn table(vips: &[VipRange], inbound: &[Inbound]) -> String {
+    written(led_out(vips).collect(), inbound)
+}
+
+/// Envoy connects to what it was led away from, which must not come back to it.
+fn pod_table(settings: &SidecarSettings) -> String {
+    let mut out = Vec::new();
+    if settings.outbound {
+        // What goes to the pod itself stays in it.
+        out.extend([format!("meta skuid {USER} return"), "oif lo return".to_owned()]);
+        match settings.vips.as_slice() {
+            [] => out.push(format!("meta l4proto tcp redirect to :{PORT}")),
+            vips => out.extend(led_out(vips)),
+        }
+    }
+    written(out, &settings.inbound)
+}
+
+fn led_out(vips: &[VipRange]) -> impl Iterator<Item = String> + '_ {
+    vips.iter().map(|range| format!("{} daddr {range} meta l4proto tcp redirect to :{PORT}", family(range)))
+}
+
+fn written(out: Vec<String>, inbound: &[Inbound]) -> String {
     let mut rules = String::new();
     let mut chain = |name: &str, hook: &str, lines: Vec<String>| {
         // What could fail is only a writer that is none of memory.
@@ -84,8 +120,7 @@ fn table(vips: &[VipRange], inbound: &[Inbound]) -> String {
             lines.join("\n")
         );
     };
-    let out = vips.iter().map(|range| format!("{} daddr {range} meta l4proto tcp redirect to :{PORT}", family(range)));
-    chain("outbound", "output", out.collect());
+    chain("outbound", "output", out);
     // What the workload, or Envoy, connects to on its own host stays as it is.
     let first = std::iter::once("iif lo return".to_owned());
     chain("inbound", "prerouting", first.chain(inbound.iter().filter_map(led_in)).collect());
@@ -131,14 +166,41 @@ async fn nft(script: &str) -> Result<(), CaptureError> {
     })
 }
 
-/// Envoy's listener for what goes out. What goes to an address of no import ends at once.
-pub(super) fn listener() -> Value {
+/// Cluster of what goes out to no address of an import: to where it went, from a sidecar that has led everything to itself.
+const PASSTHROUGH: &str = "passthrough";
+/// No such cluster: what is led to it ends at once.
+const NOWHERE: &str = "nowhere";
+/// More than are ever wanted: the defaults of 1,024 are a limit on connections.
+const UNLIMITED: u32 = 100_000;
+
+/// Envoy's cluster beside [`listener`], if it needs one.
+pub(super) fn passthrough(capture: CaptureWord) -> Option<Value> {
+    match capture {
+        CaptureWord::Prepared => {}
+        CaptureWord::None | CaptureWord::Nftables => return None,
+    }
+    let most = json!({
+        "max_connections": UNLIMITED, "max_pending_requests": UNLIMITED, "max_requests": UNLIMITED,
+    });
+    Some(json!({
+        "name": PASSTHROUGH,
+        "type": "ORIGINAL_DST",
+        "lb_policy": "CLUSTER_PROVIDED",
+        "connect_timeout": "10s",
+        "circuit_breakers": {"thresholds": [most]},
+    }))
+}
+
+/// Envoy's listener for what goes out. What goes to an address of no import ends at once, or goes on in a pod.
+pub(super) fn listener(capture: CaptureWord) -> Value {
+    let otherwise = if passthrough(capture).is_some() { PASSTHROUGH } else { NOWHERE };
     let at = |address: IpAddr| json!({"socket_address": {"address": address, "port_value": PORT}});
     let typed = |name: &str, kind: &str| json!({"name": name, "typed_config": {"@type": format!("type.googleapis.com/{kind}")}});
-    let mut nowhere =
-        typed("envoy.filters.network.tcp_proxy", "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy");
-    if let Some(config) = nowhere.get_mut("typed_config").and_then(Value::as_object_mut) {
-        config.extend([("stat_prefix".to_owned(), "capture".into()), ("cluster".to_owned(), "nowhere".into())]);
+    let mut proxy = typed("envoy.filters.network.tcp_proxy", "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy");
+    if let Some(config) = proxy.get_mut("typed_config").and_then(Value::as_object_mut) {
+        // How long a connection may stand still is for its two ends to say.
+        let fields = [("stat_prefix", "capture"), ("cluster", otherwise), ("idle_timeout", "0s")];
+        config.extend(fields.map(|(key, value)| (key.to_owned(), value.into())));
     }
     let original = "envoy.extensions.filters.listener.original_dst.v3.OriginalDst";
     let mut listener = json!({
@@ -146,7 +208,7 @@ pub(super) fn listener() -> Value {
         "address": at(Ipv4Addr::LOCALHOST.into()),
         "use_original_dst": true,
         "listener_filters": [typed("envoy.filters.listener.original_dst", original)],
-        "filter_chains": [{"filters": [nowhere]}],
+        "filter_chains": [{"filters": [proxy]}],
         "traffic_direction": "OUTBOUND",
     });
     // A host without IPv6 has no such connections.
@@ -193,5 +255,46 @@ mod tests {
         }
         }
         ");
+    }
+
+    fn of_a_pod(more: &str) -> SidecarSettings {
+        let text = format!(
+            "{{apiVersion: eastway.dev/v1alpha1, kind: SidecarConfig, gateway: 'gateway:15012', capture: prepared, \
+             workload: {{namespace: shop, serviceAccount: web, name: web-1}}, \
+             trust: {{domain: a.example, ca: 'https://ca:15012'}}{more}}}"
+        );
+        crate::config::read_sidecar("EASTWAY_SIDECAR_CONFIG", &text).unwrap_or_else(|errors| panic!("{errors}"))
+    }
+
+    #[test]
+    fn in_a_pod_everything_is_led_to_envoy_but_what_envoy_itself_sends() {
+        insta::assert_snapshot!(pod_table(&of_a_pod("")), @r"
+        table inet eastway {
+        chain outbound {
+        type nat hook output priority -100; policy accept;
+        meta skuid 1337 return
+        oif lo return
+        meta l4proto tcp redirect to :15001
+        }
+        chain inbound {
+        type nat hook prerouting priority -100; policy accept;
+        iif lo return
+        }
+        }
+        ");
+        let some = pod_table(&of_a_pod(", vips: ['10.96.0.0/16', 'fd00:1::/64']"));
+        assert!(some.contains("ip daddr 10.96.0.0/16 meta l4proto tcp redirect to :15001"), "{some}");
+        assert!(some.contains("ip6 daddr fd00:1::/64 meta l4proto tcp redirect to :15001"), "{some}");
+        assert!(!some.contains("\nmeta l4proto"), "{some}");
+        let none = pod_table(&of_a_pod(", outbound: false"));
+        assert!(!none.contains("redirect"), "{none}");
+    }
+
+    #[test]
+    fn what_goes_to_no_import_goes_on_in_a_pod_and_ends_elsewhere() {
+        let leads_to = |capture| listener(capture)["filter_chains"][0]["filters"][0]["typed_config"]["cluster"].clone();
+        assert_eq!(leads_to(CaptureWord::Prepared), passthrough(CaptureWord::Prepared).unwrap()["name"]);
+        assert_eq!(leads_to(CaptureWord::Nftables), "nowhere");
+        assert!(passthrough(CaptureWord::Nftables).is_none());
     }
 }

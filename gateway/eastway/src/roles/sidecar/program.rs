@@ -29,6 +29,8 @@ const MAX_SAID: u64 = 64 << 10;
 const MAX_QUOTE: usize = 200;
 /// How Envoy's lines look: level, logger, message. Neither of the first two has a blank in it.
 const LOG_FORMAT: &str = "%l %n %v";
+/// Variable with the text of a file instead of the file.
+pub const CONFIG_VARIABLE: &str = "EASTWAY_SIDECAR_CONFIG";
 /// Subcommand of ours that becomes Envoy.
 pub const BECOME: &str = "become-envoy";
 
