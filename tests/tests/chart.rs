@@ -106,6 +106,7 @@ fn misspelt_values_are_refused() {
         ("cluster=", "cluster"),
         ("trustDomain=A", "trustDomain"),
         ("link.drain=3s", "drain"),
+        ("sidecars.injection.failurePolicy=Maybe", "failurePolicy"),
     ] {
         let Err(error) = template(&["--set", argument]) else { panic!("{argument} is taken") };
         let error = error.to_string();
@@ -191,7 +192,7 @@ fn i10_no_pod_but_the_ca_has_the_key() {
             }
         }
     }
-    assert_eq!(pods, 6, "three roles, the hooks and the test");
+    assert_eq!(pods, 7, "four roles, the hooks and the test");
 }
 
 /// The chart's own NetworkPolicies keep nobody from a port that a pod listens on and says so.
@@ -201,7 +202,7 @@ fn network_policies_know_every_port() {
     let of = |kind: &str, name: &str| {
         rendered.iter().find(|object| object["kind"] == kind && object["metadata"]["name"] == name).cloned().unwrap()
     };
-    for role in ["gateway", "controller", "ca"] {
+    for role in ["gateway", "controller", "ca", "injector"] {
         let name = format!("eastway-{role}");
         let rules = of("NetworkPolicy", &name)["spec"]["ingress"].clone();
         let lets_in = |port: &Value, protocol: &Value| {
@@ -221,18 +222,45 @@ fn network_policies_know_every_port() {
     }
 }
 
+/// The webhook is asked about pods of namespaces that want it, and never where a cluster, or this, would stop with it. It has no
+/// certificates of its own in the chart: an upgrade would write over them.
+#[test]
+fn the_webhook_keeps_away_from_what_a_cluster_needs() {
+    let webhooks = |arguments: &[&str]| -> Vec<Value> {
+        let all = objects(&render(arguments)).unwrap();
+        all.into_iter().filter(|object| object["kind"] == "MutatingWebhookConfiguration").collect()
+    };
+    assert!(webhooks(&[]).is_empty(), "only if it is asked for");
+    let object = webhooks(&["--set", "sidecars.injection.enabled=true"]).remove(0);
+    let [webhook] = object["webhooks"].as_array().unwrap().as_slice() else { panic!("one webhook") };
+    assert_eq!(webhook["failurePolicy"], "Ignore");
+    assert_eq!(webhook["sideEffects"], "None");
+    assert!(webhook["clientConfig"]["caBundle"].is_null());
+    let selector = &webhook["namespaceSelector"];
+    assert_eq!(selector["matchLabels"], serde_json::json!({"eastway.dev/injection": "enabled"}));
+    let not = &selector["matchExpressions"][0];
+    assert_eq!((&not["key"], &not["operator"]), (&"kubernetes.io/metadata.name".into(), &"NotIn".into()));
+    for namespace in ["kube-system", "kube-public", "kube-node-lease", "eastway-system"] {
+        assert!(not["values"].as_array().unwrap().contains(&namespace.into()), "{namespace}");
+    }
+    assert_eq!(webhook["rules"][0]["operations"], serde_json::json!(["CREATE"]));
+    assert_eq!(webhook["rules"][0]["resources"], serde_json::json!(["pods"]));
+    let old = template(&["--set", "sidecars.injection.enabled=true", "--kube-version", "1.28.0"]).unwrap_err();
+    assert!(old.to_string().contains("wants Kubernetes 1.29"), "{old}");
+}
+
 /// A pod of a role gets what the role's commands take.
 #[test]
 fn pods_run_commands_that_exist() {
     let mut commands = BTreeMap::new();
-    for object in objects(&render(&[])).unwrap() {
+    for object in objects(&render(&["-f", "all.yaml"])).unwrap() {
         let spec = if object["kind"] == "Pod" { &object["spec"] } else { &object["spec"]["template"]["spec"] };
         for container in spec["containers"].as_array().into_iter().flatten() {
             let words = container["args"].as_array().unwrap().iter().map(|word| word.as_str().unwrap().to_owned());
             commands.insert(container["name"].as_str().unwrap().to_owned(), words.collect::<Vec<_>>());
         }
     }
-    assert_eq!(commands.len(), 7);
+    assert_eq!(commands.len(), 8);
     for (name, words) in commands {
         let help =
             std::process::Command::new(eastway_tests::binary()).args(&words[..1]).arg("--help").output().unwrap();

@@ -89,6 +89,8 @@ enum Command {
     Controller(run::RoleArgs),
     /// Run the ca role alone, or make a CA: the only role that holds the CA key
     Ca(ca::CaArgs),
+    /// Run the injector role alone: the webhook that puts sidecars into pods
+    Injector(run::RoleArgs),
     /// Run Envoy beside a workload, as the gateway configures it
     Sidecar(sidecar::SidecarArgs),
     /// Become Envoy and end with the sidecar; for itself
@@ -158,6 +160,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Gateway(args) => run::role(Role::Gateway, args),
         Command::Controller(args) => run::role(Role::Controller, args),
         Command::Ca(args) => ca::run(args),
+        Command::Injector(args) => run::role(Role::Injector, args),
         Command::Sidecar(args) => sidecar::run(args),
         Command::BecomeEnvoy(args) => sidecar::become_envoy(&args),
         Command::Peer(command) => peer::run(&command),

@@ -5,6 +5,7 @@ pub mod authority;
 pub mod ca;
 pub mod controller;
 pub mod enroll;
+pub mod injector;
 pub mod sidecar;
 
 use std::io;
@@ -28,6 +29,7 @@ use crate::roles::authority::Authority;
 use crate::roles::ca::{CaRunError, CaSettings, CaStartError, NetworkSettings};
 use crate::roles::controller::ControllerError;
 use crate::roles::enroll::{CaClient, NetworkCa};
+use crate::roles::injector::InjectorError;
 use crate::telemetry::{LogError, LogHandle, LogSettings, Telemetry, log};
 
 /// Service account of gateways.
@@ -48,6 +50,8 @@ pub enum Role {
     Controller,
     /// The only role that holds the CA key
     Ca,
+    /// The webhook that puts sidecars into pods
+    Injector,
 }
 
 impl Role {
@@ -58,6 +62,7 @@ impl Role {
             Self::Gateway => "gateway",
             Self::Controller => "controller",
             Self::Ca => "ca",
+            Self::Injector => "injector",
         }
     }
 }
@@ -107,6 +112,12 @@ pub enum RunError {
     /// The controller role.
     #[error(transparent)]
     Controller(#[from] ControllerError),
+    /// The injector role.
+    #[error(transparent)]
+    Injector(#[from] InjectorError),
+    /// Roles that have the same ports, or rights that are kept apart.
+    #[error("the injector role runs in a process of its own")]
+    InjectorAlone,
 }
 
 /// Runs the process until it is told to stop.
@@ -152,6 +163,9 @@ fn log_settings(options: &RunOptions, settings: &Settings) -> LogSettings {
 
 async fn serve(options: &RunOptions, loaded: Loaded, log: LogHandle) -> Result<(), RunError> {
     let settings = loaded.settings.clone();
+    if options.roles.contains(&Role::Injector) && options.roles.len() > 1 {
+        return Err(RunError::InjectorAlone);
+    }
     let names: Vec<_> = options.roles.iter().map(|role| role.as_str().to_owned()).collect();
     info!(version = env!("CARGO_PKG_VERSION"), roles = names.join(","), cluster = %settings.cluster, config = %options.config.display(), "starting");
     let stop = CancellationToken::new();
@@ -190,6 +204,11 @@ async fn serve(options: &RunOptions, loaded: Loaded, log: LogHandle) -> Result<(
             };
             tokio::select! {
                 result = role => result,
+                () = now.cancelled() => Err(RunError::Interrupted),
+            }
+        } else if options.roles.contains(&Role::Injector) {
+            tokio::select! {
+                result = injector(&settings, log, &stop) => result,
                 () = now.cancelled() => Err(RunError::Interrupted),
             }
         } else {
@@ -247,6 +266,13 @@ async fn controller(configuration: Configuration, log: LogHandle, stop: &Cancell
     let bound = controller::bind(configuration, telemetry, log).await?;
     bound.run(stop.clone()).await;
     Ok(())
+}
+
+/// It follows neither files nor objects: the chart replaces its pods when the configuration changes.
+async fn injector(settings: &Settings, log: LogHandle, stop: &CancellationToken) -> Result<(), RunError> {
+    let telemetry = Telemetry::new(settings.log.access);
+    let bound = injector::bind(settings, telemetry, log).await?;
+    Ok(bound.run(stop.clone()).await?)
 }
 
 /// The way to the ca role that the configuration names.

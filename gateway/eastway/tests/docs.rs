@@ -147,6 +147,7 @@ fn touch(metrics: &Arc<Metrics>) {
     metrics.federation_closed(&peer, "version");
     metrics.set_federation_lag(&peer, std::time::Duration::ZERO);
     metrics.set_federation_objects(&peer, 0, 0, 0);
+    metrics.injection_answered("injected");
     metrics.sidecar_pushed("cds");
     metrics.sidecar_refused("cds");
     metrics.set_dns_answers("NOERROR", 1);

@@ -22,6 +22,10 @@ listen:
   dns: ["{{ $any }}:15053"]
   local: "{{ $any }}:15012"
   ca: "{{ $any }}:15012"
+  {{- if .Values.sidecars.injection.enabled }}
+  hbone: "{{ $any }}:15008"
+  injection: "{{ $any }}:15017"
+  {{- end }}
   metrics: "{{ $any }}:15020"
   health: "{{ $any }}:15021"
 link: {{- merge (dict "drain" (printf "%ds" (int .Values.gateway.drainSeconds))) .Values.link | toYaml | nindent 2 }}
@@ -42,6 +46,19 @@ registries:
 {{- with .Values.clusterRegistry.namespace }}
 - name: objects
   clusterRegistry: {{ merge (dict "namespace" .) (include "eastway.registry" $ | fromJson) | toJson }}
+{{- end }}
+{{- with .Values.sidecars }}
+{{- if .injection.enabled }}
+sidecars:
+  gateway: eastway-gateway-local.{{ $.Release.Namespace }}.svc:15008
+  injection:
+    image: {{ include "eastway.imageOf" (list $ .image) }}
+    pullPolicy: {{ .image.pullPolicy }}
+    {{- with .injection.ranges }}
+    ranges: {{- toYaml . | nindent 4 }}
+    {{- end }}
+    {{- with .resources }}{{ toYaml . | nindent 4 }}{{ end }}
+{{- end }}
 {{- end }}
 peers: /etc/eastway/peers
 policies: /etc/eastway/policies

@@ -17,11 +17,17 @@ app.kubernetes.io/component: {{ . }}
 {{- end }}
 
 {{- define "eastway.image" -}}
-{{- $image := .Values.image -}}
+{{ include "eastway.imageOf" (list . .Values.image) }}
+{{- end }}
+
+{{/* Name of an image. Use: include "eastway.imageOf" (list . .Values.sidecars.image) */}}
+{{- define "eastway.imageOf" -}}
+{{- $root := index . 0 -}}
+{{- $image := index . 1 -}}
 {{- if $image.digest -}}
 {{ $image.repository }}@{{ $image.digest }}
 {{- else -}}
-{{ $image.repository }}:{{ $image.tag | default .Chart.AppVersion }}
+{{ $image.repository }}:{{ $image.tag | default $root.Chart.AppVersion }}
 {{- end -}}
 {{- end }}
 
@@ -29,6 +35,9 @@ app.kubernetes.io/component: {{ . }}
 {{- define "eastway.validate" -}}
 {{- if ne .Release.Namespace "eastway-system" -}}
 {{- fail "\n\nThe namespace is part of the gateway's identity, and is eastway-system:\n  helm install eastway … --namespace eastway-system --create-namespace\n" -}}
+{{- end -}}
+{{- if and .Values.sidecars.injection.enabled (semverCompare "<1.29.0-0" .Capabilities.KubeVersion.Version) -}}
+{{- fail "\n\nsidecars.injection.enabled wants Kubernetes 1.29: sidecars are containers that start before the others of a pod and end after them\n" -}}
 {{- end -}}
 {{- if and .Values.ipv6 .Values.dns.clusterIP (not (contains ":" .Values.dns.clusterIP)) (eq (toString .Values.gateway.service.ipFamilyPolicy) "SingleStack") (eq (join "," .Values.gateway.service.ipFamilies) "IPv6") -}}
 {{- fail "\n\ndns.clusterIP is an IPv4 address, and gateway.service.ipFamilies is IPv6 alone: give an IPv6 address of the service range\n" -}}

@@ -4,6 +4,7 @@
 {{- $role := .role -}}
 {{- $values := .values -}}
 {{- $isCa := eq $role "ca" -}}
+{{- $isInjector := eq $role "injector" -}}
 apiVersion: v1
 kind: ServiceAccount
 metadata:
@@ -57,6 +58,9 @@ spec:
         {{- if $isCa }}
         - {name: ca, containerPort: 15012, protocol: TCP}
         {{- end }}
+        {{- if $isInjector }}
+        - {name: webhook, containerPort: 15017, protocol: TCP}
+        {{- end }}
         - {name: metrics, containerPort: 15020, protocol: TCP}
         - {name: health, containerPort: 15021, protocol: TCP}
         {{- include "eastway.probes" $root | nindent 8 }}
@@ -68,7 +72,7 @@ spec:
         {{- include "eastway.configMounts" $root | nindent 8 }}
         {{- if $isCa }}
         - {name: cacerts, mountPath: /etc/eastway/cacerts, readOnly: true}
-        {{- else }}
+        {{- else if not $isInjector }}
         {{- include "eastway.caMounts" $root | nindent 8 }}
         {{- with include "eastway.clusterMounts" $root }}{{ trim . | nindent 8 }}{{ end }}
         {{- end }}
@@ -93,7 +97,7 @@ spec:
           {{- end }}
           - {key: previous-activated, path: previous/activated}
           - {key: revoked.txt, path: revoked.txt}
-      {{- else }}
+      {{- else if not $isInjector }}
       {{- include "eastway.caVolumes" $root | nindent 6 }}
       {{- with include "eastway.clusterVolumes" $root }}{{ trim . | nindent 6 }}{{ end }}
       {{- end }}

@@ -56,6 +56,10 @@ pub struct Values {
     pub gateway: Gateway,
     /// The controller role: the only one that writes to the Kubernetes API.
     pub controller: Role,
+    /// Envoys beside workloads.
+    pub sidecars: Sidecars,
+    /// The injector role, if there is injection: the webhook that puts sidecars into pods.
+    pub injector: Injector,
     /// The ca role: the only one that holds the CA key.
     pub ca: Ca,
     /// Annotations of all service accounts.
@@ -318,6 +322,70 @@ pub struct Autoscaling {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Role {
     /// Pods. One works, the others wait.
+    #[schemars(range(min = 1, max = 16))]
+    pub replicas: u32,
+    /// CPU and memory.
+    pub resources: Object,
+    /// Annotations of the pods.
+    pub pod_annotations: BTreeMap<String, String>,
+    /// Labels of the pods.
+    pub pod_labels: BTreeMap<String, String>,
+    /// Labels of nodes to run on.
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints to bear.
+    pub tolerations: Vec<Object>,
+    /// Where to run.
+    pub affinity: Object,
+    /// Spread pods over zones and nodes.
+    pub topology_spread: bool,
+    /// Priority of the pods.
+    pub priority_class_name: String,
+}
+
+/// Envoys beside workloads.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Sidecars {
+    /// Sidecars that are put into pods.
+    pub injection: Injection,
+    /// Their image: with Envoy, `nft` and `eastway`.
+    pub image: Image,
+    /// CPU and memory of each; `cpu` and `memory` under `requests` and `limits`.
+    pub resources: Object,
+}
+
+/// Sidecars that are put into pods.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Injection {
+    /// Put them into pods that are made in namespaces with the label `eastway.dev/injection: enabled`. Wants Kubernetes
+    /// 1.29.
+    pub enabled: bool,
+    /// What happens to such a pod while no injector answers: it is made without a sidecar (`Ignore`), or not at all (`Fail`).
+    pub failure_policy: FailureWord,
+    /// How long an API server waits for an answer, seconds.
+    #[schemars(range(min = 1, max = 30))]
+    pub timeout_seconds: u32,
+    /// Addresses whose connections are led through sidecars, e.g. the cluster's service range. Empty: all.
+    #[schemars(length(max = 16))]
+    pub ranges: Vec<String>,
+}
+
+/// What happens without an answer.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum FailureWord {
+    /// Nothing.
+    Ignore,
+    /// It is refused.
+    Fail,
+}
+
+/// The injector role.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Injector {
+    /// Pods, all of which answer.
     #[schemars(range(min = 1, max = 16))]
     pub replicas: u32,
     /// CPU and memory.

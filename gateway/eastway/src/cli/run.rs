@@ -27,7 +27,7 @@ pub(super) struct RunArgs {
     common: RoleArgs,
 }
 
-/// Arguments of `eastway gateway`, `controller` and `ca`.
+/// Arguments of `eastway gateway`, `controller`, `injector` and `ca`.
 #[derive(Clone, Debug, Args)]
 pub(super) struct RoleArgs {
     /// The GatewayConfig file
@@ -78,6 +78,8 @@ fn start(args: RoleArgs, roles: Vec<Role>) -> Result<(), Failure> {
         | RunError::TrustDomain(_)
         | RunError::Gateway(_)
         | RunError::Controller(_)
+        | RunError::Injector(_)
+        | RunError::InjectorAlone
         | RunError::Interrupted => Failure::failed(&error),
     })
 }

@@ -2,6 +2,7 @@
 //! from these structs, and Kubernetes resource definitions will be.
 
 mod gateway;
+mod injection;
 mod peer;
 mod policy;
 pub mod route;
@@ -13,6 +14,7 @@ pub use gateway::{
     RegistrySection, RelayPairSection, RelaySection, ReplicasSection, SidecarsSection, SniSection, TrustSection,
     VipSection, WorkloadSection,
 };
+pub use injection::{InjectionSection, PullPolicyWord, QuantitiesSection};
 pub use peer::{NameFilterSection, Peer, PeerMetadata, PeerSpec, ProxySection, TransportWord};
 pub use policy::{
     AbortSection, AccessAllow, AccessPolicy, AccessPolicySpec, ConnectionLimitsSection, DelaySection, FaultSection,

@@ -25,6 +25,7 @@ pub(super) fn keep(running: &Settings, new: Settings, document: &Document, cx: &
     fixed.keep(&["listen", "hbone"], &running.listen.hbone, &mut kept.listen.hbone);
     fixed.keep(&["listen", "sni"], &running.listen.sni, &mut kept.listen.sni);
     fixed.keep(&["listen", "ca"], &running.listen.ca, &mut kept.listen.ca);
+    fixed.keep(&["listen", "injection"], &running.listen.injection, &mut kept.listen.injection);
     fixed.keep(&["listen", "metrics"], &running.listen.metrics, &mut kept.listen.metrics);
     fixed.keep(&["listen", "health"], &running.listen.health, &mut kept.listen.health);
     fixed.keep(&["link"], &running.link, &mut kept.link);

@@ -1,6 +1,7 @@
 //! The gateway's settings after all checks: nothing here can be wrong any more.
 
 mod convert;
+mod injection;
 mod memory;
 mod quic_lb;
 mod registries;
@@ -24,6 +25,7 @@ use serde::Serialize;
 use super::value::{Fqdn, HostPort};
 use crate::telemetry::{AccessMode, LogFormat};
 
+pub use injection::InjectionSettings;
 pub(crate) use quic_lb::hex;
 
 pub(super) use convert::{ca_address, convert, duration_in, folders, log_level, path, path_or, vip_ranges};
@@ -152,6 +154,8 @@ pub struct ListenSettings {
     pub sni: Vec<SniSettings>,
     /// The ca role, TCP; `None`: not on the network.
     pub ca: Option<SocketAddr>,
+    /// The injector role, TCP.
+    pub injection: SocketAddr,
     /// Prometheus metrics.
     pub metrics: SocketAddr,
     /// Health checks.
@@ -343,6 +347,8 @@ pub struct SidecarSettings {
     pub gateway: HostPort,
     /// Most endpoints of other clusters that a service may have for sidecars to be told them one by one.
     pub endpoints_per_service: usize,
+    /// Those in pods; `None`: none are put there.
+    pub injection: Option<InjectionSettings>,
 }
 
 /// Logs.

@@ -9,6 +9,7 @@ use super::load;
 mod examples;
 mod folders;
 mod gateway_file;
+mod injection_file;
 mod objects;
 mod peer_file;
 mod policy_file;

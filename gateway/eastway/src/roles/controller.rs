@@ -5,6 +5,7 @@
 //! snapshot. Of several replicas the one that holds the Lease writes.
 
 mod feed;
+mod issuers;
 mod judge;
 mod left_out;
 mod pinned;
@@ -19,6 +20,7 @@ use eastway_kubernetes::controller::observe::{Scope, observe};
 use eastway_kubernetes::controller::peers::{self, AllLinks};
 use eastway_kubernetes::controller::reconcile::{Feed, Inputs, LeftOut, Reconciler, Status};
 use eastway_kubernetes::controller::statuses::Statuses;
+use eastway_kubernetes::controller::trust;
 use eastway_kubernetes::lease::Election;
 use eastway_model::NameError;
 use eastway_model::store::{Reader, Writer};
@@ -246,6 +248,7 @@ impl Running {
             leading: leads.clone(),
             clock: Arc::new(move || clock.steady()),
         };
+        self.tell_pods(client, &files.borrow().settings, leads.clone());
         let reconciler = Reconciler::new(Requests::new(client.clone()), inputs, status).run(self.work.clone());
         self.work_tasks.spawn(self.watched("reconciler", reconciler));
         let (mistakes, told) = watch::channel(peers::Mistakes::default());
@@ -255,6 +258,17 @@ impl Running {
         let inputs = peers::Inputs { reader, feed, links, mistakes: told, leading: leads, namespace };
         self.work_tasks.spawn(self.watched("peers", peers::run(client.clone(), inputs, self.work.clone())));
         statuses
+    }
+
+    /// Writes what pods with a sidecar know the CA by, if there are any.
+    fn tell_pods(&self, client: &client::Client, settings: &Settings, leading: watch::Receiver<bool>) {
+        if settings.sidecars.as_ref().is_none_or(|sidecars| sidecars.injection.is_none()) {
+            return;
+        }
+        let (told, issuers) = watch::channel(None);
+        self.spawn("issuers", issuers::follow(settings.trust.cacerts.clone(), told, self.end.clone()));
+        let write = trust::run(client.clone(), trust::Inputs { issuers, leading }, self.work.clone());
+        self.work_tasks.spawn(self.watched("trust of pods", write));
     }
 
     /// Writes nothing more, then lets another replica write.

@@ -206,6 +206,7 @@ metrics! {
     sidecar_pushes: Family<KindLabel, Counter>, "eastway_sidecar_pushes", "Responses sent to sidecars, by kind of resource";
     sidecar_refusals: Family<KindLabel, Counter>, "eastway_sidecar_refusals", "Responses that sidecars refused (NACK), by kind of resource";
     controller_feed: Gauge, "eastway_controller_feed_connected", "1 if a gateway tells the controller what peers export";
+    injections: Family<Reason, Counter>, "eastway_injection_requests", "Questions of API servers about new pods, by answer: injected, why not, or invalid";
     ready: Gauge, "eastway_ready", "1 if this process is ready";
     log_lines_dropped: Counter, "eastway_log_lines_dropped", "Log lines dropped because the output was blocked";
 }
@@ -301,6 +302,11 @@ impl Metrics {
     /// A request of a sidecar was answered.
     pub fn hbone_answered(&self, answer: &'static str) {
         self.hbone_requests.get(&Reason { reason: answer }).inc();
+    }
+
+    /// A question about a pod was answered.
+    pub fn injection_answered(&self, answer: &'static str) {
+        self.injections.get(&Reason { reason: answer }).inc();
     }
 
     /// A stream that `peer` refused before delivery was tried elsewhere.

@@ -60,6 +60,8 @@ pub enum Refusal {
     Sni,
     /// A pipe between two clusters: not allowed, not agreed on, or above a limit.
     Relay,
+    /// A question about a pod that is to get a sidecar: malformed, too large, or of a pod that can have none.
+    Injection,
     /// Work above a limit: connections, streams, bytes, updates.
     Overload,
 }
@@ -88,6 +90,7 @@ impl Refusal {
             Self::Hbone => "hbone",
             Self::Sni => "sni",
             Self::Relay => "relay",
+            Self::Injection => "injection",
             Self::Overload => "overload",
         }
     }

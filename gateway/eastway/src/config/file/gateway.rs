@@ -4,6 +4,7 @@ use eastway_registry::yaml::{Field, List, Text};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::injection::InjectionSection;
 use crate::telemetry::{AccessMode, LogFormat};
 
 /// Configuration of one gateway: its cluster's name, where it listens, and where to find the rest.
@@ -175,6 +176,10 @@ pub struct ListenSection {
     /// to. Default: on the Unix socket of `trust.ca` only.
     #[serde(default)]
     pub ca: Field<Text>,
+    /// The injector role (TCP): the webhook that API servers ask about pods, with TLS, e.g. `0.0.0.0:15017`. Default:
+    /// `127.0.0.1:15017`.
+    #[serde(default)]
+    pub injection: Field<Text>,
     /// Prometheus metrics. Default: `127.0.0.1:15020`.
     #[serde(default)]
     pub metrics: Field<Text>,
@@ -418,6 +423,9 @@ pub struct SidecarsSection {
     #[serde(default)]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub endpoints_per_service: Field<u64>,
+    /// Sidecars that are put into pods, by the injector role. Default: none are.
+    #[serde(default)]
+    pub injection: Field<InjectionSection>,
 }
 
 /// A Kubernetes cluster, and where Eastway is in it.

@@ -21,7 +21,7 @@ use super::{
     ListenSettings, LogSettings, ReplicaSettings, SYSTEM_NAMESPACE, Settings, SidecarSettings, TrustSettings,
     VipSettings, folder_of,
 };
-use super::{memory, quic_lb, relay};
+use super::{injection, memory, quic_lb, relay};
 use crate::config::file::{
     AuthorizationWord, DnsSection, GatewayConfig, KubernetesSection, LimitsSection, LinkSection, ListenSection,
     LogSection, NameSection, ReplicasSection, SidecarsSection, TrustSection, VipSection,
@@ -166,6 +166,7 @@ fn listen_settings(section: Option<&ListenSection>, cx: &mut Context<'_>) -> Lis
         hbone: None,
         sni: Vec::new(),
         ca: None,
+        injection: local(15017),
         metrics: local(15020),
         health: local(15021),
     };
@@ -203,8 +204,9 @@ fn listen_settings(section: Option<&ListenSection>, cx: &mut Context<'_>) -> Lis
         settings.hbone = Some(address.value);
     }
     settings.sni = sni(&listen.sni, &mut taken, cx);
-    // Not compared with the others: it is another role's, usually in another pod.
+    // Not compared with the others: they are other roles', usually in other pods.
     settings.ca = socket_addr(&listen.ca, cx).map(|address| address.value);
+    settings.injection = socket_addr(&listen.injection, cx).map_or(settings.injection, |address| address.value);
     if let Some(address) = socket_addr(&listen.metrics, cx) {
         take(&address, "listen.metrics", &mut taken, cx);
         settings.metrics = address.value;
@@ -385,7 +387,8 @@ fn sidecar_settings(
     }
     let most = eastway_xds::resources::ENDPOINTS_PER_SERVICE;
     let endpoints_per_service = number_in(&section.value.endpoints_per_service, 1_000_000, most, cx);
-    Some(SidecarSettings { gateway, endpoints_per_service })
+    let injection = section.value.injection.get().and_then(|section| injection::settings(section, cx));
+    Some(SidecarSettings { gateway, endpoints_per_service, injection })
 }
 
 /// Where the HBONE port is for others, if that can be told from where it listens.
