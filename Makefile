@@ -13,7 +13,7 @@ COREDNS_VERSION := v1.15.0
 HELM_VERSION := v3.22.0
 export EASTWAY_TOOLS := $(TOOLS)
 
-.PHONY: help demo build image test unit model system demo-check e2e e2e-build e2e-clusters e2e-documents soak bed check fmt clippy doc deny deps deps-e2e bench bench-micro bench-dns bench-xds bench-sidecar sabotage
+.PHONY: help demo build image image-sidecar test unit model system demo-check e2e e2e-build e2e-clusters e2e-documents soak bed check fmt clippy doc deny deps deps-e2e bench bench-micro bench-dns bench-xds bench-sidecar sabotage
 .PHONY: regenerate
 
 help: ## List the targets
@@ -30,6 +30,11 @@ image: ## The container image, without Docker: target/image/eastway.tar (an OCI 
 	@$(CARGO) build --release --locked -q -p eastway
 	@mkdir -p $(TARGET)/image
 	@$(CARGO) run --locked -q -p eastway-tests --example image -- $(TARGET)/release/eastway $(TARGET)/image/eastway.tar $(ARGS)
+
+image-sidecar: deps ## The container image of sidecars, likewise: target/image/eastway-sidecar.tar, with an Envoy and this machine's nft
+	@$(CARGO) build --release --locked -q -p eastway
+	@mkdir -p $(TARGET)/image
+	@$(CARGO) run --locked -q -p eastway-tests --example image -- $(TARGET)/release/eastway $(TARGET)/image/eastway-sidecar.tar --envoy $(TOOLS)/envoy-1.40.0 --name ghcr.io/eastway-dev/eastway-sidecar:dev $(ARGS)
 
 test: deps ## Install what the tests need, then run all of them
 	@./tests/tools/run-steps unit model system demo-check sabotage

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
+use eastway_tests::oci;
 
 /// Largest image, bytes: what nodes have to pull before anything works.
 const BUDGET: u64 = 40 << 20;
@@ -19,6 +20,12 @@ struct Args {
     /// Its name and tag
     #[arg(long, default_value = concat!("ghcr.io/eastway-dev/eastway:", env!("CARGO_PKG_VERSION")))]
     name: String,
+    /// Make the image of sidecars: with this Envoy
+    #[arg(long, value_name = "FILE")]
+    envoy: Option<PathBuf>,
+    /// and this `nft`
+    #[arg(long, value_name = "FILE", default_value = "/usr/sbin/nft")]
+    nft: PathBuf,
     /// Take a binary that makes the image larger than 40 MiB, e.g. one for debugging
     #[arg(long)]
     any_size: bool,
@@ -26,8 +33,11 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let size = eastway_tests::oci::write(&args.binary, &args.archive, &args.name)?;
+    let size = match &args.envoy {
+        Some(envoy) => oci::write_sidecar(&args.binary, envoy, &args.nft, &args.archive, &args.name)?,
+        None => oci::write(&args.binary, &args.archive, &args.name)?,
+    };
     println!("{}: {}, {:.1} MB", args.archive.display(), args.name, size as f64 / 1e6);
-    ensure!(args.any_size || size <= BUDGET, "the image is larger than 40 MiB");
+    ensure!(args.any_size || args.envoy.is_some() || size <= BUDGET, "the image is larger than 40 MiB");
     Ok(())
 }

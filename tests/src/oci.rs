@@ -1,7 +1,8 @@
 //! A container image without Docker: an OCI image layout in one archive, the same bytes for the same binary.
 //!
 //! The image has the binary, the shared libraries it names and a user, and nothing else: no shell, no package
-//! manager. `docker load`, `podman load`, `ctr images import` and `skopeo copy oci-archive:` all take it.
+//! manager. That of sidecars has Envoy and `nft` beside it. `docker load`, `podman load`, `ctr images import` and
+//! `skopeo copy oci-archive:` all take them.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -16,7 +17,9 @@ use serde_json::{Value, json};
 use crate::archive::{Archive, architecture};
 
 /// Who the image's process is: `nonroot` of distroless images, too.
-const USER: &str = "65532:65532";
+const USER: u32 = 65532;
+/// Who the sidecar's is: whose connections are not led to Envoy once more.
+const SIDECAR_USER: u32 = 1337;
 /// Where the binary is.
 const BINARY: &str = "usr/bin/eastway";
 
@@ -25,17 +28,33 @@ const BINARY: &str = "usr/bin/eastway";
 /// # Errors
 /// A file cannot be read or written, or a library that the binary names is missing.
 pub fn write(binary: &Path, archive: &Path, name: &str) -> Result<u64> {
-    let layer = layer(binary)?;
+    write_with(&[(BINARY, binary)], USER, archive, name)
+}
+
+/// As [`write()`], the image of sidecars: with this Envoy and this `nft`.
+///
+/// # Errors
+/// As there.
+pub fn write_sidecar(binary: &Path, envoy: &Path, nft: &Path, archive: &Path, name: &str) -> Result<u64> {
+    let programs = [(BINARY, binary), ("usr/bin/envoy", envoy), ("usr/sbin/nft", nft)];
+    write_with(&programs, SIDECAR_USER, archive, name)
+}
+
+/// Programs by their places in the image; the first is the one that is run.
+fn write_with(programs: &[(&str, &Path)], user: u32, archive: &Path, name: &str) -> Result<u64> {
+    let layer = layer(programs, user)?;
+    let title = name.rsplit('/').next().and_then(|name| name.split(':').next()).unwrap_or(name);
     let config = serde_json::to_vec(&json!({
         "architecture": architecture(),
         "os": "linux",
         "created": "1970-01-01T00:00:00Z",
         "config": {
-            "User": USER,
+            "User": format!("{user}:{user}"),
+            "Env": ["PATH=/usr/sbin:/usr/bin"],
             "Entrypoint": [format!("/{BINARY}")],
             "WorkingDir": "/",
             "Labels": {
-                "org.opencontainers.image.title": "eastway",
+                "org.opencontainers.image.title": title,
                 "org.opencontainers.image.version": env!("CARGO_PKG_VERSION"),
                 "org.opencontainers.image.source": "https://github.com/eastway-dev/eastway",
                 "org.opencontainers.image.licenses": "Apache-2.0",
@@ -72,19 +91,23 @@ pub fn write(binary: &Path, archive: &Path, name: &str) -> Result<u64> {
     Ok(bytes.len() as u64)
 }
 
-/// The contents: the same for the same binary and libraries, whenever and wherever it is made.
-fn layer(binary: &Path) -> Result<Vec<u8>> {
+/// The contents: the same for the same programs and libraries, whenever and wherever it is made.
+fn layer(programs: &[(&str, &Path)], user: u32) -> Result<Vec<u8>> {
     let read = |path: &Path| fs::read(path).with_context(|| path.display().to_string());
+    let (passwd, group) =
+        (format!("nonroot:x:{user}:{user}:nonroot:/:/sbin/nologin\n"), format!("nonroot:x:{user}:\n"));
     let mut files = BTreeMap::from([
-        (BINARY.to_owned(), (0o755, read(binary)?)),
-        ("etc/passwd".to_owned(), (0o644, b"nonroot:x:65532:65532:nonroot:/:/sbin/nologin\n".to_vec())),
-        ("etc/group".to_owned(), (0o644, b"nonroot:x:65532:\n".to_vec())),
+        ("etc/passwd".to_owned(), (0o644, passwd.into_bytes())),
+        ("etc/group".to_owned(), (0o644, group.into_bytes())),
         // glibc asks files and DNS without it, too; said plainly for other libraries.
         ("etc/nsswitch.conf".to_owned(), (0o644, b"hosts: files dns\n".to_vec())),
     ]);
-    for library in libraries(binary)? {
-        let inside = library.to_string_lossy().trim_start_matches('/').to_owned();
-        files.insert(inside, (0o755, read(&library)?));
+    for (inside, program) in programs {
+        files.insert((*inside).to_owned(), (0o755, read(program)?));
+        for library in libraries(program)? {
+            let inside = library.to_string_lossy().trim_start_matches('/').to_owned();
+            files.insert(inside, (0o755, read(&library)?));
+        }
     }
     let mut tar = Archive::new(Vec::new());
     tar.folder("tmp", 0o1777)?;

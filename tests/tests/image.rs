@@ -41,3 +41,29 @@ fn an_image_is_reproducible_and_runs_by_itself() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(String::from_utf8_lossy(&output.stdout).starts_with("eastway "));
 }
+
+/// That of sidecars runs all three, each with the libraries that it names.
+#[test]
+fn the_image_of_sidecars_has_envoy_and_nft() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let (binary, envoy) = (eastway_tests::binary(), eastway_tests::envoy::binary("1.40.0").unwrap());
+    let nft = Path::new("/usr/sbin/nft");
+    oci::write_sidecar(&binary, &envoy, nft, &at("1.tar"), "registry.example/eastway-sidecar:test").unwrap();
+    unpacked(&at("1.tar"), &at("image"));
+    let blob = |digest: &Value| at("image/blobs").join(digest.as_str().unwrap().replace(':', "/"));
+    let manifest = json(&blob(&json(&at("image/index.json"))["manifests"][0]["digest"]));
+    let config = json(&blob(&manifest["config"]["digest"]));
+    assert_eq!(config["config"]["User"], "1337:1337");
+    assert_eq!(config["config"]["Labels"]["org.opencontainers.image.title"], "eastway-sidecar");
+    unpacked(&blob(&manifest["layers"][0]["digest"]), &at("root"));
+    for (program, said) in
+        [("/usr/bin/eastway", "eastway "), ("/usr/bin/envoy", "version:"), ("/usr/sbin/nft", "nftables")]
+    {
+        let mut run = Command::new("unshare");
+        let output = run.args(["--user", "--map-root-user", "--root"]).arg(at("root")).args([program, "--version"]);
+        let output = output.output().unwrap();
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.success() && text.contains(said), "{program}: {text}");
+    }
+}
