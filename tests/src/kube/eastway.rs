@@ -97,6 +97,17 @@ pub async fn set(cluster: &Cluster, values: &[&str]) -> Result<()> {
     rolled_out(cluster).await
 }
 
+/// As [`set`], for values that are more than a word.
+///
+/// # Errors
+/// As there.
+pub async fn set_values(cluster: &Cluster, values: &Value) -> Result<()> {
+    let file = stage::folder()?.join(format!("more-values-{}.json", cluster.name()));
+    std::fs::write(&file, values.to_string())?;
+    helm(cluster, &["-f", &file.display().to_string()]).await?;
+    rolled_out(cluster).await
+}
+
 async fn rolled_out(cluster: &Cluster) -> Result<()> {
     for role in ["ca", "controller", "gateway"] {
         cluster.rollout(&format!("deploy/eastway-{role}"), SYSTEM, PATIENCE).await?;
@@ -208,6 +219,18 @@ pub async fn image_of_binary() -> Result<PathBuf> {
     let tar = stage::folder()?.join("images/eastway.tar");
     if !tar.exists() {
         image::eastway_image(&crate::binary(), &tar).await?;
+    }
+    Ok(tar)
+}
+
+/// The archive of the image of sidecars with the binary under test, made once a run.
+///
+/// # Errors
+/// The binary, Envoy, `nft` or a library cannot be read.
+pub async fn image_of_sidecars() -> Result<PathBuf> {
+    let tar = stage::folder()?.join("images/eastway-sidecar.tar");
+    if !tar.exists() {
+        image::sidecar_image(&crate::binary(), &tar).await?;
     }
     Ok(tar)
 }

@@ -29,6 +29,9 @@ const CURL: &str = "docker.io/curlimages/curl:latest";
 /// What is tested.
 pub const EASTWAY: &str = "docker.io/library/eastway:e2e";
 
+/// What is put into pods: Envoy, `nft` and what is tested.
+pub const SIDECAR: &str = "docker.io/library/eastway-sidecar:e2e";
+
 /// What is in an image.
 #[derive(Debug, Default)]
 pub struct Image {
@@ -207,6 +210,17 @@ pub async fn resolve_image(tar: &Path) -> Result<()> {
 pub async fn eastway_image(binary: &Path, tar: &Path) -> Result<()> {
     let image = Image::with_shell(EASTWAY, &["/usr/bin/eastway"])?;
     image.program("usr/bin/eastway", binary).await?.write(tar).await
+}
+
+/// Writes an image of sidecars with the binary under test, as [`SIDECAR`].
+///
+/// # Errors
+/// The binary, Envoy or `nft` is missing.
+pub async fn sidecar_image(binary: &Path, tar: &Path) -> Result<()> {
+    let envoy = crate::envoy::binary(crate::envoy::VERSIONS[0])?;
+    let image = Image::with_shell(SIDECAR, &["/usr/bin/eastway"])?.program("usr/bin/eastway", binary).await?;
+    let image = image.program("usr/bin/envoy", &envoy).await?;
+    image.program("usr/bin/nft", &tools::system("nft")?).await?.write(tar).await
 }
 
 /// Writes an image of curl under the name that people know.

@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const PAGES: usize = 40;
 
 /// What a pod of `from` is told by a service at `host`.
-async fn ask(cluster: &Cluster, from: &str, host: &str, path: &str) -> Result<Answer> {
+pub(crate) async fn ask(cluster: &Cluster, from: &str, host: &str, path: &str) -> Result<Answer> {
     let script = format!(
         "(printf 'GET {path} HTTP/1.0\\r\\nAccept: application/json\\r\\n\\r\\n'; sleep 1) | nc -w 5 {host} 9080"
     );
@@ -48,7 +48,8 @@ async fn allow(cluster: &Cluster, other: &str, services: &[&str]) -> Result<()> 
     cluster.apply(&policy.to_string()).await.map(drop)
 }
 
-async fn export_all(bed: &Bed) -> Result<()> {
+/// Both clusters offer their parts to each other.
+pub(crate) async fn export_all(bed: &Bed) -> Result<()> {
     let (a, b) = (bed.cluster("a"), bed.cluster("b"));
     a.apply(&bookinfo::exports(&bookinfo::FIRST, "v1beta1")).await?;
     // An older client's version of the same kind.

@@ -17,6 +17,7 @@ mod client;
 mod conformance;
 mod faults_lb;
 mod herd;
+mod injected;
 mod installed;
 mod mcs;
 mod names;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         objects::TESTS,
         pinned::TESTS,
         udp::TESTS,
+        injected::TESTS,
         relay::TESTS,
         outage::TESTS,
         churn::TESTS,
