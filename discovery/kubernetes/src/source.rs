@@ -7,6 +7,7 @@
 
 mod copy;
 mod kept;
+mod mesh;
 pub(crate) mod objects;
 mod state;
 mod translate;
@@ -80,12 +81,14 @@ pub struct Rules {
     /// What endpoint ids depend on beside the pod, so that several API servers never give one id twice. Empty for the
     /// one that the cluster runs on.
     pub salt: Arc<str>,
+    /// The trust domain of workloads with a sidecar of Istio, which prove who they are; `None`: there is no Istio.
+    pub istio: Option<Arc<str>>,
 }
 
 impl Default for Rules {
     fn default() -> Self {
         let subset_labels = SUBSET_LABELS.map(Arc::from).to_vec();
-        Self { marks: Vec::new(), subset_labels, allow_loopback: false, salt: Arc::default() }
+        Self { marks: Vec::new(), subset_labels, allow_loopback: false, salt: Arc::default(), istio: None }
     }
 }
 

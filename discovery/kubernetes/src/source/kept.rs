@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use eastway_model::{Label, Pairs, PortKey, Subset};
+use eastway_model::{Label, Pairs, PortKey, Subset, TlsMode};
 
 /// What tells objects of one name apart. Almost always a UUID, which is kept as its bytes.
 #[derive(Clone, PartialEq, Eq)]
@@ -77,6 +77,8 @@ pub(crate) struct PodView {
     pub(crate) namespace: Label,
     pub(crate) service_account: Option<Label>,
     pub(crate) subset: Subset,
+    /// What its ports speak.
+    pub(crate) tls: TlsMode,
     /// Each once.
     pub(crate) addresses: Few<IpAddr>,
 }

@@ -10,14 +10,14 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use eastway_model::{
-    Endpoint, EndpointId, LocalChange, LocalEndpoint, LocalService, Pairs, PortKey, ServiceKey, TlsMode, Workload,
+    Endpoint, EndpointId, LocalChange, LocalEndpoint, LocalService, Pairs, PortKey, ServiceKey, Workload,
 };
 use sha2::{Digest as _, Sha256};
 
-use super::Rules;
 use super::kept::{Few, Interner, PodView, Uid};
 use super::objects::{EndpointSlice, Pod, Service, ServiceExport};
 use super::translate::{self, Entry, LOOKED_AT, Problem, Refused, Slice, Target, Translated, rank};
+use super::{Rules, mesh};
 use crate::watch::{Difference, ObjectName};
 
 /// Weight of every endpoint: Kubernetes has no such thing.
@@ -78,7 +78,7 @@ struct At {
 /// What endpoints are made with, beside what the service knows.
 struct Around<'a> {
     at: &'a HashMap<IpAddr, At>,
-    salt: &'a str,
+    rules: &'a Rules,
     interner: &'a mut Interner,
 }
 
@@ -258,7 +258,7 @@ impl State {
         changes.extend(self.flush_workloads());
         for (name, touched) in std::mem::take(&mut self.touched) {
             let Some(known) = self.services.get_mut(&name) else { continue };
-            let mut around = Around { at: &self.addresses, salt: &self.rules.salt, interner: &mut self.interner };
+            let mut around = Around { at: &self.addresses, rules: &self.rules, interner: &mut self.interner };
             changes.extend(known.flush(&name, &touched, &mut around));
             if known.is_empty() {
                 self.services.remove(&name);
@@ -285,7 +285,7 @@ impl State {
     /// Every service as the store has it, one made after the other.
     pub(super) fn services(&mut self) -> impl Iterator<Item = LocalService> {
         let Self { services, addresses, rules, interner, .. } = self;
-        let mut around = Around { at: addresses, salt: &rules.salt, interner };
+        let mut around = Around { at: addresses, rules, interner };
         services.iter_mut().filter_map(move |(name, known)| {
             let translated = Arc::clone(&known.told.as_ref()?.translated);
             Some(known.whole(name, &translated, &mut around))
@@ -443,15 +443,14 @@ impl Known {
         });
         let target_ports: Pairs<PortKey, u16> = target_ports.collect();
         let endpoint = Endpoint {
-            id: endpoint_id(around.salt, &pod.uid, address)?,
+            id: endpoint_id(&around.rules.salt, &pod.uid, address)?,
             hostname: entry.hostname.clone(),
             subset: pod.subset.clone(),
             zone: entry.zone.clone(),
             condition: entry.condition,
             weight: WEIGHT,
-            // A plain pod proves nothing.
-            identity: None,
-            tls: TlsMode::None,
+            identity: mesh::identity_of(pod, around.rules),
+            tls: pod.tls,
         };
         let service_account = pod.service_account.clone();
         self.podless.remove(&address);

@@ -19,7 +19,7 @@ use eastway_model::{
 
 use super::kept::{Interner, PodView, Uid};
 use super::objects::{self, EndpointSlice, Pod, Service, ServiceExport, TargetRef};
-use super::{ExportMark, Rules};
+use super::{ExportMark, Rules, mesh};
 use crate::types::mcs;
 use crate::watch::ObjectName;
 
@@ -457,6 +457,7 @@ pub(crate) fn pod(name: &ObjectName, pod: &Pod, rules: &Rules, interner: &mut In
         namespace: interner.label(&name.namespace)?,
         service_account: pod.spec.service_account_name.as_deref().and_then(|account| interner.label(account)),
         subset: interner.subset(rules.subset_labels.iter().take(MAX_LABELS).filter_map(label).collect()),
+        tls: mesh::tls_of(&pod.metadata, rules),
         addresses: addresses.into(),
     })
 }

@@ -83,7 +83,8 @@ pub(super) struct Clusters {
     read: ReadSettings,
     host: Host,
     own: Access,
-    allow_loopback: bool,
+    /// How all API servers are read.
+    base: Rules,
     members: Members,
     /// How long the process waits for it.
     patience: Duration,
@@ -100,13 +101,13 @@ impl Clusters {
     ) -> (Self, watch::Receiver<ListStatus>) {
         let (status, receiver) = watch::channel(ListStatus::default());
         let (own, members) = (Access::InCluster, Members::default());
-        let list = Self { name, place, read, host, own, allow_loopback: false, members, patience: PATIENCE, status };
+        let list = Self { name, place, read, host, own, base: Rules::default(), members, patience: PATIENCE, status };
         (list, receiver)
     }
 
     /// With `members` of an earlier version of itself that run. `own` has the objects; `at_start`: the process waits.
-    pub(super) fn with(mut self, own: Access, allow_loopback: bool, members: Members, at_start: bool) -> Self {
-        (self.own, self.allow_loopback, self.members) = (own, allow_loopback, members);
+    pub(super) fn with(mut self, own: Access, base: Rules, members: Members, at_start: bool) -> Self {
+        (self.own, self.base, self.members) = (own, base, members);
         self.patience = if !at_start {
             // What serves already does not stop for a new list.
             Duration::ZERO
@@ -190,7 +191,7 @@ impl Clusters {
             }
         }
         for (name, credentials) in named {
-            let rules = registries::rules(&self.read, self.allow_loopback, name.as_str().into());
+            let rules = registries::rules(&self.read, &self.base, name.as_str().into());
             let same = |member: &Member| member.credentials == credentials && member.rules == rules;
             if self.members.0.get(&name).is_some_and(same) {
                 continue;

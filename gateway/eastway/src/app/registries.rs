@@ -119,14 +119,14 @@ impl Registries {
 
     fn start(&mut self, registry: &RegistrySettings, members: clusters::Members) {
         let name = registry.name.clone();
-        let allow_loopback = self.settings.allow_loopback;
+        let base = self.base();
         let running = match &registry.source {
             RegistrySource::File(path) => {
                 let (file, status) = FileRegistry::new(FileRegistryConfig {
                     name: name.clone(),
                     path: path.clone(),
                     state: Some(self.settings.state.clone()),
-                    allow_loopback,
+                    allow_loopback: base.allow_loopback,
                     trust_domain: Arc::clone(&self.settings.trust.domain),
                     clock: Arc::new(clock::wall),
                 });
@@ -134,13 +134,13 @@ impl Registries {
                 self.host.start(&name, RegistryStatus::File(status), run)
             }
             RegistrySource::Kubernetes(server) => {
-                let config = kubernetes_config(name.clone(), server, allow_loopback);
+                let config = kubernetes_config(name.clone(), server, &base);
                 self.host.start_kubernetes(config).0
             }
             RegistrySource::Clusters { place, read } => {
                 let own = adapters::kubernetes_access(self.settings.kubernetes.as_ref().map(|own| &own.access));
                 let (list, status) = Clusters::new(name.clone(), place.clone(), read.clone(), self.host.clone());
-                let list = list.with(own, allow_loopback, members, !self.started);
+                let list = list.with(own, base, members, !self.started);
                 let stop = self.host.end.child_token();
                 let task = self.host.tasks.spawn(list.run(stop.clone()));
                 self.host.show(&name, RegistryStatus::Clusters(status));
@@ -148,6 +148,11 @@ impl Registries {
             }
         };
         self.running.insert(name, (registry.source.clone(), running));
+    }
+
+    /// How all API servers are read.
+    fn base(&self) -> Rules {
+        Rules { allow_loopback: self.settings.allow_loopback, istio: self.settings.istio(), ..Rules::default() }
     }
 }
 
@@ -249,20 +254,21 @@ impl Host {
     }
 }
 
-fn kubernetes_config(name: Label, server: &ApiServerSettings, allow_loopback: bool) -> KubernetesRegistryConfig {
+fn kubernetes_config(name: Label, server: &ApiServerSettings, base: &Rules) -> KubernetesRegistryConfig {
     let (access, salt) = match &server.kubeconfig {
         Some(path) => {
             (Access::Kubeconfig { path: path.clone(), context: server.context.clone() }, name.as_str().into())
         }
         None => (Access::InCluster, Arc::default()),
     };
-    let rules = rules(&server.read, allow_loopback, salt);
+    let rules = rules(&server.read, base, salt);
     KubernetesRegistryConfig { name, access, rules, copy: None, clock: Arc::new(clock::wall) }
 }
 
-pub(super) fn rules(read: &ReadSettings, allow_loopback: bool, salt: Arc<str>) -> Rules {
+/// `base`: what holds for all registries.
+pub(super) fn rules(read: &ReadSettings, base: &Rules, salt: Arc<str>) -> Rules {
     let ReadSettings { export_marks, subset_labels } = read.clone();
-    Rules { marks: export_marks, subset_labels, allow_loopback, salt }
+    Rules { marks: export_marks, subset_labels, salt, ..base.clone() }
 }
 
 async fn forward(

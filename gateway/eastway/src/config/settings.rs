@@ -168,6 +168,8 @@ pub struct ListenSettings {
 pub struct SniSettings {
     /// The peer.
     pub cluster: ClusterName,
+    /// What Istio calls its network.
+    pub network: Label,
     /// Where it listens.
     pub address: SocketAddr,
 }
@@ -187,6 +189,8 @@ pub struct KubernetesSettings {
     pub gateways: HostPort,
     /// Labels of the gateway pods, as `kubectl get -l` takes them.
     pub gateway_labels: String,
+    /// Service there in front of `listen.sni`; `None`: Istio is none of this cluster's.
+    pub istio_service: Option<Label>,
 }
 
 impl KubernetesSettings {
@@ -203,6 +207,7 @@ impl KubernetesSettings {
             access: KubernetesAccess::default(),
             gateways: HostPort { host, port: 15012 },
             gateway_labels: "app.kubernetes.io/name=eastway,app.kubernetes.io/component=gateway".to_owned(),
+            istio_service: None,
         })
     }
 }
@@ -436,6 +441,13 @@ impl Settings {
     /// The trust domain makes no SPIFFE id.
     pub fn service_account(&self, account: &str) -> Result<SpiffeId, SpiffeIdError> {
         SpiffeId::workload(&self.trust.domain, self.system_namespace(), account)
+    }
+
+    /// The trust domain of workloads with a sidecar of Istio; `None`: there is no Istio.
+    #[must_use]
+    pub fn istio(&self) -> Option<Arc<str>> {
+        self.kubernetes.as_ref()?.istio_service.as_ref()?;
+        Some(Arc::clone(&self.trust.domain))
     }
 
     /// Eastway's own namespace.

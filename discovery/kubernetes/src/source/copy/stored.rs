@@ -8,7 +8,7 @@ use std::time::Duration;
 use eastway_model::{
     Endpoint, EndpointCondition, EndpointId, InternalTrafficPolicy, IpFamily, Label, LocalEndpoint, LocalService,
     PortName, PortNumber, Protocol, ServiceKey, ServiceKind, ServicePort, ServiceRecord, SessionAffinity, Subset,
-    TlsMode, UnixMillis, Workload,
+    TlsMode, UnixMillis, Workload, WorkloadIdentity,
 };
 use serde::{Deserialize, Serialize};
 
@@ -96,8 +96,52 @@ struct StoredEndpoint {
     account: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     subset: BTreeMap<Arc<str>, Arc<str>>,
+    /// What it proves, and by what; a plain one nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mesh: Option<StoredMesh>,
     /// Port of the service to its own.
     ports: BTreeMap<String, u16>,
+}
+
+/// What an endpoint of a mesh speaks and who it is.
+#[derive(Serialize, Deserialize)]
+struct StoredMesh {
+    tls: StoredTls,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    identity: Option<String>,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum StoredTls {
+    Mesh,
+    MeshStrict,
+    Istio,
+    IstioStrict,
+}
+
+impl StoredMesh {
+    fn of(Endpoint { tls, identity, .. }: &Endpoint) -> Option<Self> {
+        let tls = match tls {
+            TlsMode::None => return None,
+            TlsMode::Mesh => StoredTls::Mesh,
+            TlsMode::MeshStrict => StoredTls::MeshStrict,
+            TlsMode::Istio => StoredTls::Istio,
+            TlsMode::IstioStrict => StoredTls::IstioStrict,
+        };
+        Some(Self { tls, identity: identity.as_ref().map(ToString::to_string) })
+    }
+
+    fn restored(self) -> Option<(TlsMode, Option<WorkloadIdentity>)> {
+        let tls = match self.tls {
+            StoredTls::Mesh => TlsMode::Mesh,
+            StoredTls::MeshStrict => TlsMode::MeshStrict,
+            StoredTls::Istio => TlsMode::Istio,
+            StoredTls::IstioStrict => TlsMode::IstioStrict,
+        };
+        let identity = self.identity.map(|uri| WorkloadIdentity::parse(&uri).ok_or(()));
+        Some((tls, identity.transpose().ok()?))
+    }
 }
 
 impl StoredService {
@@ -197,12 +241,17 @@ impl StoredEndpoint {
             zone: zone.clone(),
             account: endpoint.service_account.as_ref().map(ToString::to_string),
             subset: subset.iter().map(|(key, value)| (Arc::clone(key), Arc::clone(value))).collect(),
+            mesh: StoredMesh::of(&endpoint.endpoint),
             ports: endpoint.target_ports.iter().map(|(port, target)| (port.to_string(), *target)).collect(),
         }
     }
 
     fn restored(self) -> Option<LocalEndpoint> {
         let label = |text: Option<String>| text.map(|text| Label::parse(&text)).transpose().ok();
+        let (tls, identity) = match self.mesh {
+            Some(mesh) => mesh.restored()?,
+            None => (TlsMode::None, None),
+        };
         let endpoint = Endpoint {
             id: EndpointId::parse(&self.id)?,
             hostname: label(self.hostname)?,
@@ -210,9 +259,8 @@ impl StoredEndpoint {
             zone: self.zone,
             condition: EndpointCondition { ready: self.ready, serving: self.serving, terminating: self.terminating },
             weight: self.weight,
-            // Plain pods, as they were read.
-            identity: None,
-            tls: TlsMode::None,
+            identity,
+            tls,
         };
         let service_account = label(self.account)?;
         let ports = self.ports.into_iter().map(|(port, target)| Some((port.parse().ok()?, target)));

@@ -3,6 +3,7 @@ use std::time::Duration;
 use eastway_model::{
     Endpoint, EndpointCondition, EndpointId, InternalTrafficPolicy, IpFamily, Label, LocalEndpoint, PortKey, PortName,
     PortNumber, Protocol, ServiceKey, ServiceKind, ServicePort, ServiceRecord, SessionAffinity, TlsMode, UnixMillis,
+    WorkloadIdentity,
 };
 
 use super::*;
@@ -16,8 +17,8 @@ fn endpoint(last: u8) -> LocalEndpoint {
             zone: Some("zone-a".into()),
             condition: EndpointCondition::DRAINING,
             weight: 7,
-            identity: None,
-            tls: TlsMode::None,
+            identity: WorkloadIdentity::parse("spiffe://a.example/ns/shop/sa/web").filter(|_| last == 2),
+            tls: if last == 2 { TlsMode::Istio } else { TlsMode::None },
         },
         address: [10, 244, 0, last].into(),
         service_account: Some(Label::parse("web").unwrap()),

@@ -195,6 +195,10 @@ pub struct SniSection {
     /// The peer that stands for the other network.
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub cluster: Field<String>,
+    /// What Istio calls that network. Default: as the peer.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[serde(default)]
+    pub network: Field<String>,
     /// Where it listens, e.g. `0.0.0.0:15444`.
     #[schemars(length(min = 1))]
     pub address: Field<Text>,
@@ -456,6 +460,12 @@ pub struct KubernetesSection {
     /// `app.kubernetes.io/name=eastway,app.kubernetes.io/component=gateway`.
     #[serde(default)]
     pub gateway_labels: Field<String>,
+    /// Istio runs in this cluster: the Service, in that namespace, in front of the ports of `listen.sni`. Pods with Istio's
+    /// sidecar count as those of `trust.domain`, and the controller tells istiod of services of the peers of
+    /// `listen.sni`. Default: there is no Istio.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[serde(default)]
+    pub istio_service: Field<String>,
 }
 
 /// Logs.

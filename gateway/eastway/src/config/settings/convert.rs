@@ -142,6 +142,7 @@ fn kubernetes_settings(
     if let Some(labels) = section.gateway_labels.get().and_then(|text| cx.parse(text, selector)) {
         settings.gateway_labels = labels;
     }
+    settings.istio_service = section.istio_service.get().and_then(|text| cx.parse(text, Label::parse));
     Some(settings)
 }
 

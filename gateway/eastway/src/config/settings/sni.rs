@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use eastway_model::ClusterName;
+use eastway_model::{ClusterName, Label};
 use eastway_registry::yaml::{At, Context, List};
 
 use super::SniSettings;
@@ -22,10 +22,12 @@ pub(super) fn sni(
         let cluster = cx.required_parse(item.at, "cluster", &section.cluster, what, ClusterName::parse);
         let what = "an address and a port, e.g. 0.0.0.0:15444";
         let address = cx.required_parse(item.at, "address", &section.address, what, parse_socket_addr);
+        let network = section.network.get().and_then(|text| cx.parse(text, Label::parse));
         let (Some(cluster), Some(address)) = (cluster, address) else { continue };
         let at = section.address.get().map_or(item.at, |text| text.at);
         take(&At { value: address, at }, &format!("listen.sni[{index}]"), taken, cx);
-        found.push(SniSettings { cluster, address });
+        let network = network.unwrap_or_else(|| cluster.clone());
+        found.push(SniSettings { cluster, network, address });
     }
     found
 }
