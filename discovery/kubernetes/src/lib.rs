@@ -18,6 +18,7 @@ pub mod objects;
 pub mod secrets;
 pub mod siblings;
 pub mod source;
+pub mod subsets;
 #[cfg(test)]
 mod testing;
 pub mod tokens;

@@ -194,6 +194,14 @@ pub struct EndpointGroup {
     pub tls: TlsMode,
 }
 
+impl EndpointGroup {
+    /// Whether its endpoints have all of these labels.
+    #[must_use]
+    pub fn has(&self, labels: &Subset) -> bool {
+        labels.iter().all(|(key, value)| self.subset.get(key) == Some(value))
+    }
+}
+
 /// A service as its cluster exports it: everything that crosses, and no address (invariant I1).
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]

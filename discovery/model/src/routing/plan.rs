@@ -393,8 +393,7 @@ fn standing(part: &ImportPart, subset: &Subset, request: &RouteRequest<'_>) -> S
     let mut standing =
         Standing { port: part.serves(request.protocol, request.port), stale: part.stale, ..Standing::default() };
     for group in &part.record.groups {
-        let matches = subset.iter().all(|(key, value)| group.subset.get(key) == Some(value));
-        if !matches {
+        if !group.has(subset) {
             continue;
         }
         standing.subset = true;

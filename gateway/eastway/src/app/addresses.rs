@@ -23,7 +23,7 @@ use crate::app::vips::VipBook;
 use crate::proxy::outbound::Target;
 
 /// Pause before a client that could not be made is tried again.
-const CLIENT_PAUSE: Duration = Duration::from_secs(5);
+pub(super) const CLIENT_PAUSE: Duration = Duration::from_secs(5);
 
 /// The controller's allocations; `None` until they have been read once.
 pub type AllocationSource = watch::Receiver<Option<Arc<Allocations>>>;

@@ -14,11 +14,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use eastway_model::ClusterName;
 use eastway_model::routing::RouteError;
+use eastway_model::rules::route::Subsets;
+use eastway_model::store::Snapshot;
+use eastway_model::{ClusterName, Protocol, Subset};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -30,6 +32,7 @@ use crate::proxy::outbound::{self, CONNECT_TIMEOUT, Client, ConnectError, Target
 use crate::proxy::vip;
 use crate::router::Router;
 use crate::telemetry::Refusal;
+use hello::Hello;
 
 /// Longest wait for a whole ClientHello.
 const HELLO: Duration = Duration::from_secs(5);
@@ -68,15 +71,22 @@ pub struct SniPorts {
     connections: TaskTracker,
     budget: Arc<Semaphore>,
     clients: Arc<Clients>,
+    /// What Istio's own objects call a subset.
+    subsets: watch::Receiver<Arc<Subsets>>,
 }
 
 impl SniPorts {
     /// Ports that take a share of a limit on file descriptors; one client has a quarter of it and no more. `connections`
     /// are waited for in a drain.
     #[must_use]
-    pub fn new(router: Arc<Router>, connections: TaskTracker, file_descriptors: u64) -> Self {
+    pub fn new(
+        router: Arc<Router>,
+        subsets: watch::Receiver<Arc<Subsets>>,
+        connections: TaskTracker,
+        file_descriptors: u64,
+    ) -> Self {
         let most = usize::try_from(file_descriptors / 8).unwrap_or(usize::MAX).clamp(64, MAX_CONNECTIONS);
-        Self { router, connections, budget: Arc::new(Semaphore::new(most)), clients: Clients::new(most / 4) }
+        Self { router, connections, budget: Arc::new(Semaphore::new(most)), clients: Clients::new(most / 4), subsets }
     }
 
     /// Accepts until `stop`. No error ends it.
@@ -94,9 +104,9 @@ impl SniPorts {
                     };
                     let permit = stop.run_until_cancelled(Arc::clone(&self.budget).acquire_owned()).await;
                     let Some(Ok(permit)) = permit else { return };
-                    let (router, cluster) = (Arc::clone(&self.router), cluster.clone());
+                    let (router, cluster, subsets) = (Arc::clone(&self.router), cluster.clone(), self.subsets.clone());
                     self.connections.spawn(async move {
-                        serve(&router, tcp, client, &cluster).await;
+                        serve(&router, tcp, client, &cluster, &subsets).await;
                         drop((permit, share));
                     });
                 }
@@ -127,16 +137,24 @@ enum SniError {
     Name(String, name::NameError),
     #[error("{0:?}: {1}")]
     Unknown(String, RouteError),
+    #[error("{0:?} is of no version that it has")]
+    Subset(String),
 }
 
-async fn serve(router: &Arc<Router>, tcp: TcpStream, client: SocketAddr, cluster: &ClusterName) {
+async fn serve(
+    router: &Arc<Router>,
+    tcp: TcpStream,
+    client: SocketAddr,
+    cluster: &ClusterName,
+    subsets: &watch::Receiver<Arc<Subsets>>,
+) {
     // A connection that is gone already shows in its first read.
     let _gone = tcp.set_nodelay(true);
     let mut greeted = Greeted { local: Local::new(tcp), hello: None };
     let refused = |error: &SniError| {
         router.telemetry.refusals.refused(Refusal::Sni, None, format_args!("{client}: to {cluster} by name: {error}"));
     };
-    let (name, target) = match asked(router, &mut greeted, cluster).await {
+    let (name, target) = match asked(router, &mut greeted, cluster, subsets).await {
         Ok(asked) => asked,
         Err(error) => return refused(&error),
     };
@@ -172,22 +190,50 @@ async fn connect(
 }
 
 /// Waits for the ClientHello and says what it asks for.
-async fn asked(router: &Router, greeted: &mut Greeted, cluster: &ClusterName) -> Result<(String, Target), SniError> {
+async fn asked(
+    router: &Router,
+    greeted: &mut Greeted,
+    cluster: &ClusterName,
+    subsets: &watch::Receiver<Arc<Subsets>>,
+) -> Result<(String, Target), SniError> {
     let (name, bytes) = timeout(HELLO, read(&mut greeted.local.tcp)).await.unwrap_or(Err(SniError::Slow))?;
     greeted.hello = Some(bytes);
-    match name::target(&name, cluster, &router.snapshot().rules().names) {
+    let (snapshot, subsets) = (router.snapshot(), Arc::clone(&subsets.borrow()));
+    match name::target(&name, cluster, snapshot.rules(), &subsets) {
         // A port for one's own cluster leads nowhere.
         Ok(_) if cluster == router.cluster() => Err(SniError::Name(name, name::NameError::Host)),
-        Ok(target) => Ok((name, target)),
+        Ok(target) => match missing(&snapshot, &target) {
+            Some(Missing::Part(error)) => Err(SniError::Unknown(name, error)),
+            Some(Missing::Subset) => Err(SniError::Subset(name)),
+            None => Ok((name, target)),
+        },
         Err(error) => Err(SniError::Name(name, error)),
     }
 }
 
+/// What the peer does not have of what is asked for.
+enum Missing {
+    Part(RouteError),
+    Subset,
+}
+
+/// Whether the peer exports the service to us, with this port and this version. A version without endpoints that take
+/// connections is there.
+fn missing(snapshot: &Snapshot, target: &Target) -> Option<Missing> {
+    let part = snapshot.import(&target.service).and_then(|import| import.part(target.cluster.as_ref()));
+    let Some(part) = part else { return Some(Missing::Part(RouteError::UnknownService)) };
+    if !part.serves(Protocol::Tcp, target.port) {
+        return Some(Missing::Part(RouteError::UnknownPort));
+    }
+    let has = |subset: &Subset| part.record.groups.iter().any(|group| group.has(subset));
+    target.subset.as_deref().filter(|subset| !has(subset)).map(|_| Missing::Subset)
+}
+
 async fn read(tcp: &mut TcpStream) -> Result<(String, Bytes), SniError> {
-    let mut bytes = BytesMut::with_capacity(2 << 10);
+    let (mut bytes, mut hello) = (BytesMut::with_capacity(2 << 10), Hello::default());
     loop {
         let ended = tcp.read_buf(&mut bytes).await.map_err(SniError::Gone)? == 0;
-        if let Some(name) = hello::server_name(&bytes)? {
+        if let Some(name) = hello.server_name(&bytes)? {
             return Ok((name, bytes.freeze()));
         }
         if ended {
@@ -220,5 +266,66 @@ impl Client for Greeted {
             Some(hello) => Poll::Ready(Ok(Some(hello))),
             None => self.local.poll_next(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use eastway_model::rules::{NameFilter, PeerRules, Rules};
+    use eastway_model::store::Writer;
+    use eastway_model::{
+        Change, EndpointGroup, PeerChange, PortNumber, ServiceKey, ServicePort, ServiceRecord, TlsMode, UnixMillis,
+    };
+
+    use super::*;
+
+    /// What peer b exports to a: `shop/web` at port 80, of which there is a version v1, and v2 without endpoints just now.
+    fn exported() -> Arc<Snapshot> {
+        let (own, peer) = (ClusterName::parse("a").unwrap(), ClusterName::parse("b").unwrap());
+        let key = ServiceKey::parse("shop", "web").unwrap();
+        let port = ServicePort {
+            name: None,
+            number: PortNumber::new(80).unwrap(),
+            protocol: Protocol::Tcp,
+            app_protocol: None,
+        };
+        let group = |version: &str, ready| EndpointGroup {
+            zone: None,
+            subset: Subset::from_iter([(Arc::from("version"), Arc::from(version))]),
+            ready,
+            draining: 0,
+            weight: u64::from(ready) * 100,
+            identities: Vec::new(),
+            tls: TlsMode::Istio,
+        };
+        let groups = vec![group("v1", 1), group("v2", 0)];
+        let record = ServiceRecord { groups, ..ServiceRecord::new(key.clone(), vec![port]) };
+        let (mut writer, reader) = Writer::new(own);
+        writer.await_registries([]);
+        let import = NameFilter::of_namespace(&key.namespace).unwrap();
+        let rules = PeerRules { import, ..PeerRules::new(peer.clone(), "b.example", UnixMillis(1)) };
+        writer.set_rules(Arc::new(Rules { peers: [(peer.clone(), Arc::new(rules))].into(), ..Rules::default() }));
+        let change = PeerChange::Replace(vec![Arc::new(record)]);
+        writer.apply([Change::Peer { cluster: peer, change }], UnixMillis(1));
+        reader.load_full()
+    }
+
+    #[test]
+    fn what_the_peer_does_not_have_is_refused_before_anybody_is_asked() {
+        let (snapshot, cluster) = (exported(), ClusterName::parse("b").unwrap());
+        let missing = |name: &str| {
+            let target = name::target(name, &cluster, snapshot.rules(), &Subsets::new()).unwrap();
+            missing(&snapshot, &target).map(|missing| match missing {
+                Missing::Part(error) => error.to_string(),
+                Missing::Subset => "subset".to_owned(),
+            })
+        };
+        assert_eq!(missing("outbound_.80_._.web.shop.svc.cluster.local"), None);
+        assert_eq!(missing("outbound_.80_.v1_.web.shop.svc.cluster.local"), None);
+        assert_eq!(missing("outbound_.80_.v2_.web.shop.svc.cluster.local"), None, "it is there, and may come back");
+        assert_eq!(missing("outbound_.80_.v3_.web.shop.svc.cluster.local"), Some("subset".to_owned()));
+        let (port, service) = (RouteError::UnknownPort.to_string(), RouteError::UnknownService.to_string());
+        assert_eq!(missing("outbound_.81_._.web.shop.svc.cluster.local"), Some(port));
+        assert_eq!(missing("outbound_.80_._.mail.shop.svc.cluster.local"), Some(service));
     }
 }

@@ -130,10 +130,16 @@ impl RouteBook {
                 Some(Target { service: known.service.clone(), port: *port, share: known.share.clone() })
             }
             BackendRef::Subset { service, subset, port } => {
-                let share = Share { cluster: None, subset: Arc::clone(self.subsets.get(service)?.get(subset)?) };
+                let share = Share { cluster: None, subset: Arc::clone(self.subset(service, subset)?) };
                 Some(Target { service: service.clone(), port: *port, share })
             }
         }
+    }
+
+    /// The labels that a DestinationRule of `service` calls `name`.
+    #[must_use]
+    pub fn subset(&self, service: &ServiceKey, name: &str) -> Option<&Arc<Subset>> {
+        self.subsets.get(service)?.get(name)
     }
 
     fn resolve(&self, rule: &Rule) -> (Targets, Targets) {

@@ -29,34 +29,59 @@ pub enum HelloError {
     NoName,
 }
 
+/// Reads the name out of what a client says, while it still says it. Each byte is looked at once, however many pieces it
+/// comes in.
+#[derive(Debug, Default)]
+pub struct Hello {
+    /// Bytes of whole records.
+    read: usize,
+    /// What these records held.
+    handshake: Vec<u8>,
+}
+
+impl Hello {
+    /// The name in `received`, all that the client has said so far, which begins with what was given before; `None`: that is
+    /// not all yet.
+    ///
+    /// # Errors
+    /// [`HelloError`], as soon as it is known.
+    pub fn server_name(&mut self, received: &[u8]) -> Result<Option<String>, HelloError> {
+        loop {
+            if let Some(hello) = whole(&self.handshake)? {
+                return name(hello).map(Some);
+            }
+            let rest = received.get(self.read..).unwrap_or_default();
+            if rest.first().is_some_and(|kind| *kind != HANDSHAKE) {
+                return Err(HelloError::NotTls);
+            }
+            let Some(([_, major, _, high, low], rest)) = rest.split_first_chunk::<5>() else { break };
+            let length = usize::from(u16::from_be_bytes([*high, *low]));
+            if *major != 3 || length == 0 || length > 1 << 14 {
+                return Err(HelloError::NotTls);
+            }
+            let Some(payload) = rest.get(..length) else {
+                self.check_start(rest)?;
+                break;
+            };
+            self.handshake.extend_from_slice(payload);
+            self.read += 5 + length;
+        }
+        if received.len() >= MAX_BYTES { Err(HelloError::TooLong) } else { Ok(None) }
+    }
+
+    /// Looks whether the part of a record that is there already can belong to a ClientHello.
+    fn check_start(&self, payload: &[u8]) -> Result<(), HelloError> {
+        let start: Vec<u8> = self.handshake.iter().chain(payload).take(4).copied().collect();
+        whole(&start).map(drop)
+    }
+}
+
 /// The name in what a client has said so far; `None`: that is not all yet.
 ///
 /// # Errors
 /// [`HelloError`], as soon as it is known.
-pub fn server_name(mut received: &[u8]) -> Result<Option<String>, HelloError> {
-    let is_long = received.len() >= MAX_BYTES;
-    let mut handshake = Vec::new();
-    loop {
-        if let Some(hello) = whole(&handshake)? {
-            return name(hello).map(Some);
-        }
-        if received.first().is_some_and(|kind| *kind != HANDSHAKE) {
-            return Err(HelloError::NotTls);
-        }
-        let Some(([_, major, _, high, low], rest)) = received.split_first_chunk::<5>() else { break };
-        let length = usize::from(u16::from_be_bytes([*high, *low]));
-        if *major != 3 || length == 0 || length > 1 << 14 {
-            return Err(HelloError::NotTls);
-        }
-        let Some((payload, rest)) = rest.split_at_checked(length) else {
-            handshake.extend_from_slice(rest);
-            whole(&handshake)?;
-            break;
-        };
-        handshake.extend_from_slice(payload);
-        received = rest;
-    }
-    if is_long { Err(HelloError::TooLong) } else { Ok(None) }
+pub fn server_name(received: &[u8]) -> Result<Option<String>, HelloError> {
+    Hello::default().server_name(received)
 }
 
 /// The body of the ClientHello, if it is there as a whole.
@@ -159,6 +184,17 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_in_pieces_reads_as_what_comes_at_once() {
+        let bytes = hello(&named(b"outbound_.80_._.a.b.svc.cluster.local"), 7);
+        let mut reading = Hello::default();
+        for end in 0..bytes.len() {
+            assert_eq!(reading.server_name(&bytes[..end]), Ok(None), "{end} bytes");
+            assert!(reading.read <= end && reading.handshake.len() <= end, "what was read is not read again");
+        }
+        assert_eq!(reading.server_name(&bytes), server_name(&bytes));
+    }
+
+    #[test]
     fn what_is_no_hello_is_known_at_once() {
         assert_eq!(server_name(b"GET / HTTP/1.1"), Err(HelloError::NotTls));
         assert_eq!(server_name(&[HANDSHAKE, 2, 0, 0, 4]), Err(HelloError::NotTls), "SSL 2");
@@ -183,7 +219,11 @@ mod tests {
             let mut hello = hello(&named(b"a.example"), 300);
             hello.truncate(cut);
             hello.extend(&bytes);
-            let _any: Result<_, HelloError> = server_name(&hello);
+            let at_once = server_name(&hello);
+            let mut reading = Hello::default();
+            let mut in_pieces = (0..=hello.len()).map(|end| reading.server_name(&hello[..end]));
+            let first = in_pieces.find(|read| *read != Ok(None)).unwrap_or(Ok(None));
+            prop_assert_eq!(first, at_once);
         }
     }
 }
