@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod describe;
+mod istio;
 mod peers;
 mod reach;
 mod services;

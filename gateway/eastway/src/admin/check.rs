@@ -43,6 +43,8 @@ pub struct GatewayFacts {
     pub siblings_silent: Vec<String>,
     /// Sidecars that refuse something now: which, of what kind, and what the proxy says.
     pub sidecars_refusing: Vec<String>,
+    /// Clusters that ports for Istio's sidecars are for and that are no peers.
+    pub istio_nobody: Vec<String>,
     /// What keeps the process from being ready.
     pub pending: Vec<String>,
     /// Why the files on disk are not what runs.
@@ -137,6 +139,8 @@ pub struct PeerFacts {
     pub denied_by_it: u64,
     /// Conflicts over services between it and another cluster: a sentence each.
     pub conflicts: Vec<String>,
+    /// If it is a network of Istio's: services of it with endpoints that istiod is not told of, `namespace/name`.
+    pub istio_plain: Vec<String>,
 }
 
 /// What dialling one address led to.

@@ -14,7 +14,7 @@ use eastway_tunnel::{AddressStatus, CloseCode, FailureCause, Link, PeerStatus, T
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
-use super::{millis, reach};
+use super::{istio, millis, reach};
 use crate::admin::check::{AddressFacts, CheckFacts, DnsFacts, GatewayFacts, HandshakeFault, NextCaFault, PeerFacts};
 use crate::app::frontend::Shortage;
 use crate::app::{Gateway, clock};
@@ -49,6 +49,7 @@ pub(super) async fn facts(gateway: &Gateway, only: Option<String>) -> CheckFacts
     }
     let mut own = gateway_facts(gateway, &snapshot);
     own.ca_silent = next.err();
+    own.istio_nobody = istio::nobody(&loaded);
     CheckFacts { now: clock::wall().0, gateway: own, dns, peers }
 }
 
@@ -71,6 +72,7 @@ fn gateway_facts(gateway: &Gateway, snapshot: &Snapshot) -> GatewayFacts {
         ca_silent: None,
         siblings_silent: gateway.tunnel.get().map(|tunnel| silent(tunnel)).unwrap_or_default(),
         sidecars_refusing: super::sidecars::refusing(gateway),
+        istio_nobody: Vec::new(),
         pending: gateway.readiness.pending().iter().map(ToString::to_string).collect(),
         config_errors: gateway.configuration.status.borrow().errors.clone(),
         registry_errors: super::registries(gateway)
@@ -191,6 +193,7 @@ async fn peer_facts(
         denied: denied(gateway, &peer.name),
         denied_by_it: metrics.recently_denied_by(peer.name.as_str()),
         conflicts: conflicts.map(|conflict| conflict.message.clone()).collect(),
+        istio_plain: istio::plain(&gateway.settings, snapshot, &peer.name),
     }
 }
 

@@ -82,6 +82,9 @@ codes! {
     SIDECARS_REFUSE = "EW121" Warning "sidecars refuse what they are told: {what}",
         "their proxies cannot use a part of it and go on with what they had: a rule that their version does not know, or a mistake of ours",
         "run `eastway proxy-status`, and `eastway proxy-status SIDECAR` for what it holds; change the rule, or upgrade the proxy";
+    ISTIO_NOBODY = "EW125" Warning "ports for Istio's sidecars lead to no peer: {what}",
+        "`listen.sni` (`istio.networks` of the chart) names a cluster that there is no Peer of",
+        "add the Peer, or correct the name";
 
     DNS_OK = "EW200" Ok "names are answered", "", "";
     DNS_SILENT = "EW201" Error "our DNS server does not answer",
@@ -179,6 +182,9 @@ codes! {
         "clusters describe one service differently; the oldest export counts", "make the service the same in all clusters";
     VERSIONS = "EW509" Error "no protocol version in common: {what}",
         "one side is too old", "upgrade the older side";
+    ISTIO_PLAIN = "EW510" Warning "Istio here is not told of all endpoints of {what}",
+        "at {peer} some have no sidecar of Istio (their pods lack the label `security.istio.io/tlsMode: istio`), or no service account, or it was installed without `istio.enabled`",
+        "inject the sidecar there; until then they are reached at the address of the import, in plain text inside the link";
 
     POLICY_OK = "EW600" Ok "no connection was denied in the last 10 minutes", "", "";
     DENIED = "EW601" Warning "connections were denied in the last 10 minutes: {what}",

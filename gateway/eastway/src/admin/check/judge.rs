@@ -102,6 +102,9 @@ fn gateway(report: &mut Report, now: u64, facts: &GatewayFacts) {
     if !facts.sidecars_refusing.is_empty() {
         add(&codes::SIDECARS_REFUSE, &list(&facts.sidecars_refusing));
     }
+    if !facts.istio_nobody.is_empty() {
+        add(&codes::ISTIO_NOBODY, &list(&facts.istio_nobody));
+    }
     match facts.issuer_not_after {
         Some(end) if end <= now => add(&codes::ISSUER_EXPIRED, &duration(now - end)),
         Some(end) if end - now < ISSUER_WARNING => add(&codes::ISSUER_ENDS, &duration(end - now)),
@@ -286,6 +289,9 @@ fn exchange(report: &mut Report, peer: &PeerFacts) {
     }
     for conflict in peer.conflicts.iter().take(EXAMPLES) {
         add(&codes::CONFLICT, conflict);
+    }
+    if !peer.istio_plain.is_empty() {
+        add(&codes::ISTIO_PLAIN, &list(&peer.istio_plain));
     }
     if peer.up && !report.complained_since(before) {
         let what = format!("{} services in, {} out", peer.imported_services, peer.exported_services);

@@ -82,6 +82,7 @@ const FAULTS: &[(&str, Break)] = &[
     ("EW119", |f| f.gateway.ca_silent = Some("cannot reach it".to_owned())),
     ("EW120", |f| f.gateway.siblings_silent = vec!["10.244.0.2:15442".to_owned()]),
     ("EW121", |f| f.gateway.sidecars_refusing = vec!["web-1.shop: rds: no such domain".to_owned()]),
+    ("EW125", |f| f.gateway.istio_nobody = vec!["gek".to_owned()]),
     ("EW109", |f| f.gateway.leaf = Some((NOW + HOUR, NOW + 25 * HOUR))),
     ("EW110", |f| f.gateway.dropped_log_lines = 7),
     ("EW111", |f| f.gateway.fd_limit = Some(1_024)),
@@ -139,6 +140,7 @@ const FAULTS: &[(&str, Break)] = &[
     ("EW507", |f| peer(f).stale_ms = Some(2 * HOUR)),
     ("EW508", |f| peer(f).conflicts = vec!["bookinfo/reviews: port http differs".to_owned()]),
     ("EW509", |f| peer(f).version_mismatch = Some("they speak 3-4, we 1-2".to_owned())),
+    ("EW510", |f| peer(f).istio_plain = vec!["bookinfo/ratings".to_owned()]),
     ("EW601", |f| peer(f).denied = Some((12, "gke/bookinfo/default to bookinfo/ratings".to_owned()))),
     ("EW602", |f| peer(f).denied_by_it = 3),
 ];
