@@ -5,6 +5,7 @@ pub mod cache;
 pub mod desired;
 pub mod difference;
 pub mod names;
+pub mod networks;
 pub mod object;
 pub mod observe;
 pub mod peers;
@@ -12,6 +13,7 @@ pub mod ports;
 pub mod property;
 mod queue;
 pub mod reconcile;
+pub mod selection;
 pub mod statuses;
 pub mod trust;
 

@@ -4,7 +4,7 @@
 apiVersion: eastway.dev/v1alpha1
 kind: GatewayConfig
 cluster: {{ .Values.cluster }}
-kubernetes: {namespace: {{ .Release.Namespace }}}
+kubernetes: {namespace: {{ .Release.Namespace }}{{ if .Values.istio.enabled }}, istioService: eastway-istio{{ end }}}
 trust:
   domain: {{ .Values.trustDomain }}
   cacerts: /etc/eastway/cacerts
@@ -21,6 +21,14 @@ listen:
   {{- end }}
   dns: ["{{ $any }}:15053"]
   local: "{{ $any }}:15012"
+  {{- if .Values.istio.enabled }}
+  {{- with .Values.istio.networks }}
+  sni:
+  {{- range . }}
+  - {cluster: {{ .peer }}, network: {{ .network | default .peer }}, address: "{{ $any }}:{{ .port }}"}
+  {{- end }}
+  {{- end }}
+  {{- end }}
   ca: "{{ $any }}:15012"
   {{- if .Values.sidecars.injection.enabled }}
   hbone: "{{ $any }}:15008"

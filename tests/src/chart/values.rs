@@ -62,6 +62,8 @@ pub struct Values {
     pub injector: Injector,
     /// The ca role: the only one that holds the CA key.
     pub ca: Ca,
+    /// Istio in this cluster, unmodified, beside Eastway.
+    pub istio: Istio,
     /// Annotations of all service accounts.
     pub service_account_annotations: BTreeMap<String, String>,
     /// Custom resource definitions. They stay when the chart is uninstalled.
@@ -166,6 +168,34 @@ pub struct ClusterRegistry {
     /// credentials; it must be there. Empty: none is read.
     #[schemars(length(max = 63), regex(pattern = r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$"))]
     pub namespace: String,
+}
+
+/// Istio in this cluster, unmodified, beside Eastway.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Istio {
+    /// It is there, with its sidecars and the trust domain `trustDomain`: services of the peers below are told to istiod, and
+    /// pods with its sidecar count as such. Its kinds and those of the Gateway API have to be installed.
+    pub enabled: bool,
+    /// Peers that run Istio too, each a network of its own.
+    #[schemars(length(max = 64))]
+    pub networks: Vec<IstioNetwork>,
+}
+
+/// A peer as a network of Istio.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct IstioNetwork {
+    /// The peer.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub peer: String,
+    /// A port of the gateways for it, from 15444 on; another one for each peer.
+    #[schemars(range(min = 15444, max = 15507))]
+    pub port: u16,
+    /// What Istio here is to call that network, `topology.istio.io/network`. Default: as the peer.
+    #[schemars(length(max = 63), regex(pattern = r"^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$"))]
+    #[serde(default)]
+    pub network: String,
 }
 
 /// Names for pods.

@@ -113,6 +113,8 @@ pub fn resource(kind: Kind) -> ApiResource {
         Kind::EndpointSlice => ("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices"),
         Kind::ServiceImport => ("multicluster.x-k8s.io", "v1beta1", "ServiceImport", "serviceimports"),
         Kind::ServiceExport => ("multicluster.x-k8s.io", "v1beta1", "ServiceExport", "serviceexports"),
+        Kind::WorkloadEntry => ("networking.istio.io", "v1", "WorkloadEntry", "workloadentries"),
+        Kind::ServiceEntry => ("networking.istio.io", "v1", "ServiceEntry", "serviceentries"),
     };
     let api_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
     ApiResource {
@@ -148,7 +150,7 @@ async fn create(api: &Api<DynamicObject>, key: &ServiceKey, object: &Object) -> 
     let is_of = |label: &str| observed.is_of_import(key.name.as_str()) && observed.label(label) == key.name.as_str();
     let ours = match object.kind {
         Kind::Service => is_of(names::SERVICE),
-        Kind::EndpointSlice => is_of(names::IMPORT),
+        Kind::EndpointSlice | Kind::WorkloadEntry | Kind::ServiceEntry => is_of(names::IMPORT),
         // If it is somebody else's, the watch will tell.
         Kind::ServiceImport | Kind::ServiceExport => true,
     };

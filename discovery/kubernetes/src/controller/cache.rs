@@ -48,7 +48,7 @@ impl Cache {
         let service = match kind {
             Kind::ServiceImport | Kind::ServiceExport => name,
             Kind::Service => observed.label(names::SERVICE),
-            Kind::EndpointSlice => observed.label(names::IMPORT),
+            Kind::EndpointSlice | Kind::WorkloadEntry | Kind::ServiceEntry => observed.label(names::IMPORT),
         };
         // What is not the name of a service that we can have is not ours.
         let key = ServiceKey::parse(namespace, service).ok();
@@ -64,7 +64,7 @@ impl Cache {
             return None;
         }
         entry.objects.insert(place, Stored { version, text: observed.body().to_string().into() });
-        if matches!(kind, Kind::Service | Kind::EndpointSlice) {
+        if !matches!(kind, Kind::ServiceImport | Kind::ServiceExport) {
             self.index.insert((kind, namespace.to_owned(), name.to_owned()), key.clone());
         }
         Some(key)
@@ -135,11 +135,16 @@ impl Cache {
                 Kind::ServiceImport => seen.import = Some(observed),
                 Kind::ServiceExport => seen.export = Some(observed),
                 // Without the import as its owner it was not made by a controller of ours.
-                Kind::Service | Kind::EndpointSlice if !observed.is_of_import(key.name.as_str()) => {
+                Kind::Service | Kind::EndpointSlice | Kind::WorkloadEntry | Kind::ServiceEntry
+                    if !observed.is_of_import(key.name.as_str()) =>
+                {
                     seen.foreign.insert(name.clone());
                 }
                 Kind::Service => _ = seen.services.insert(name.clone(), observed),
                 Kind::EndpointSlice => _ = seen.slices.insert(name.clone(), observed),
+                Kind::WorkloadEntry | Kind::ServiceEntry => {
+                    seen.entries.insert((*kind, name.clone()), observed);
+                }
             }
         }
         seen
@@ -170,7 +175,7 @@ impl Cache {
     fn key_of(&self, kind: Kind, namespace: &str, name: &str) -> Option<ServiceKey> {
         match kind {
             Kind::ServiceImport | Kind::ServiceExport => ServiceKey::parse(namespace, name).ok(),
-            Kind::Service | Kind::EndpointSlice => {
+            Kind::Service | Kind::EndpointSlice | Kind::WorkloadEntry | Kind::ServiceEntry => {
                 self.index.get(&(kind, namespace.to_owned(), name.to_owned())).cloned()
             }
         }

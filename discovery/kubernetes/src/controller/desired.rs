@@ -15,6 +15,7 @@
 pub mod export;
 pub mod headless;
 pub mod import;
+pub mod istio;
 pub mod keep;
 pub mod pinned;
 
@@ -30,6 +31,7 @@ use super::names;
 use super::object::{Kind, Object, Observed, Seen};
 use super::ports::{PortBook, Slot};
 pub use export::Verdict;
+pub use istio::Istio;
 pub use pinned::Names;
 
 /// What the objects of every service depend on.
@@ -43,6 +45,8 @@ pub struct World<'a> {
     pub gateways: &'a Gateways,
     /// Names of one's own that lead to one cluster.
     pub names: &'a Names,
+    /// `None`: it is not there, or not known yet.
+    pub istio: Option<&'a Istio>,
     /// The time for conditions, RFC 3339.
     pub now: &'a str,
     /// The time by the clock that the store is given.

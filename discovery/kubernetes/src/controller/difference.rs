@@ -85,8 +85,10 @@ fn removals(seen: &Seen, wanted: &Wanted) -> Vec<Action> {
     let import = seen.own_import().map(|import| (Kind::ServiceImport, import.text("/metadata/name"), import));
     let slices = seen.slices.iter().map(|(name, slice)| (Kind::EndpointSlice, name.as_str(), slice));
     let services = seen.services.iter().map(|(name, service)| (Kind::Service, name.as_str(), service));
+    let entries = seen.entries.iter().map(|((kind, name), entry)| (*kind, name.as_str(), entry));
     import
         .into_iter()
+        .chain(entries)
         .chain(slices)
         .chain(services)
         .filter(|(kind, name, observed)| !stays.contains(&(*kind, *name)) && !observed.is_deleted())

@@ -60,6 +60,17 @@ pub fn derived_name(name: &Label, fqdn: &str) -> String {
 
 /// The parts are labels, ids or domain names: none has a `/`.
 fn hashed(parts: &[&str]) -> String {
+    format!("derived-{}", hash(parts))
+}
+
+/// The name of what istiod is told of endpoints of an import in `cluster`; `parts` tell them from others there, and may be any
+/// text without a `/`.
+#[must_use]
+pub fn entry<'a>(name: &Label, cluster: &ClusterName, parts: impl Iterator<Item = &'a str>) -> String {
+    format!("{name}-{cluster}-{}", hash(&parts.collect::<Vec<_>>()))
+}
+
+fn hash(parts: &[&str]) -> String {
     const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
     let digest = Sha256::digest(parts.join("/"));
     let bits = digest.iter().take(8).fold(0_u64, |bits, byte| bits << 8 | u64::from(*byte));
@@ -67,8 +78,7 @@ fn hashed(parts: &[&str]) -> String {
         let five = usize::try_from(bits >> (59 - 5 * index) & 31).unwrap_or_default();
         ALPHABET.get(five).map_or('a', |byte| char::from(*byte))
     };
-    let hash: String = (0..HASH_LENGTH).map(character).collect();
-    format!("derived-{hash}")
+    (0..HASH_LENGTH).map(character).collect()
 }
 
 /// The name of a slice of the Service or import `of` with endpoints in `cluster`. Neither has a dot.

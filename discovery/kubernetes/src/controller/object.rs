@@ -5,10 +5,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
 use super::names;
+use super::selection::Selection;
 
 /// The kinds that the controller writes, in the order in which they are written: what others refer to first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
@@ -21,6 +23,10 @@ pub enum Kind {
     ServiceImport,
     /// `multicluster.x-k8s.io/v1beta1` ServiceExport; only its status is ours.
     ServiceExport,
+    /// `networking.istio.io/v1` WorkloadEntry.
+    WorkloadEntry,
+    /// `networking.istio.io/v1` ServiceEntry.
+    ServiceEntry,
 }
 
 impl Kind {
@@ -32,6 +38,8 @@ impl Kind {
             Self::EndpointSlice => ("discovery.k8s.io/v1", "EndpointSlice"),
             Self::ServiceImport => ("multicluster.x-k8s.io/v1beta1", "ServiceImport"),
             Self::ServiceExport => ("multicluster.x-k8s.io/v1beta1", "ServiceExport"),
+            Self::WorkloadEntry => ("networking.istio.io/v1", "WorkloadEntry"),
+            Self::ServiceEntry => ("networking.istio.io/v1", "ServiceEntry"),
         }
     }
 }
@@ -162,6 +170,12 @@ pub struct Seen {
     pub services: BTreeMap<String, Observed>,
     /// Slices of ours, by name.
     pub slices: BTreeMap<String, Observed>,
+    /// What Istio is told, by kind and name.
+    pub entries: BTreeMap<(Kind, String), Observed>,
+    /// What the Service of this name here selects, if Istio is there.
+    pub selection: Option<Arc<Selection>>,
+    /// What the Services of the namespace select, likewise.
+    pub neighbours: Vec<(String, Arc<Selection>)>,
     /// Names of Services and slices that we want and somebody else has.
     pub foreign: BTreeSet<String>,
     /// What the API server said when it last took something not.
@@ -179,6 +193,7 @@ impl Seen {
             Kind::EndpointSlice => self.slices.get(name),
             Kind::ServiceImport => self.import.as_ref(),
             Kind::ServiceExport => self.export.as_ref(),
+            Kind::WorkloadEntry | Kind::ServiceEntry => self.entries.get(&(kind, name.to_owned())),
         }
     }
 

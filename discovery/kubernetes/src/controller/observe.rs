@@ -13,10 +13,12 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
+use super::api::resource;
 use super::desired::Gateways;
 use super::names;
 use super::object::Kind;
 use super::reconcile::{Change, Event, Service};
+use super::selection::Selection as ServiceSelection;
 use crate::source::objects::PodIp;
 use crate::types::mcs::{ServiceExport, ServiceImport};
 use crate::watch::{Difference, ObjectName, Selection, Watch, WatchStatus};
@@ -28,6 +30,8 @@ pub struct Scope {
     pub namespace: String,
     /// Labels of the gateway pods, as `kubectl get -l` takes them.
     pub gateways: String,
+    /// Istio is there.
+    pub istio: bool,
 }
 
 /// How the watches are doing, by what they are for.
@@ -46,6 +50,9 @@ pub async fn observe(
         Kind::EndpointSlice => Selection::all::<EndpointSlice>(),
         Kind::ServiceImport => Selection::all::<ServiceImport>(),
         Kind::ServiceExport => Selection::all::<ServiceExport>(),
+        Kind::WorkloadEntry | Kind::ServiceEntry => {
+            Selection { resources: vec![resource(kind)], namespace: None, labels: None, fields: None }
+        }
     };
     let objects = |kind, selection| {
         let watch = Watch::<Value>::new(client.clone(), selection);
@@ -55,7 +62,15 @@ pub async fn observe(
     };
     let services = {
         let watch = Watch::<AnyService>::new(client.clone(), Selection::all::<k8s_openapi::api::core::v1::Service>());
-        follow("services", watch, statuses.clone(), events.clone(), services)
+        let istio = scope.istio;
+        follow("services", watch, statuses.clone(), events.clone(), move |differences, first| {
+            services(differences, first, istio)
+        })
+    };
+    let entries = async |kind| {
+        if scope.istio {
+            objects(kind, all(kind).labelled(&ours)).await;
+        }
     };
     let namespaces = {
         let watch = Watch::<Marked>::new(client.clone(), Selection::all::<Namespace>());
@@ -80,6 +95,8 @@ pub async fn observe(
         services,
         namespaces,
         gateways,
+        entries(Kind::WorkloadEntry),
+        entries(Kind::ServiceEntry),
     );
 }
 
@@ -89,6 +106,8 @@ fn kind_name(kind: Kind) -> &'static str {
         Kind::EndpointSlice => "endpoint slices",
         Kind::ServiceImport => "service imports",
         Kind::ServiceExport => "service exports",
+        Kind::WorkloadEntry => "workload entries",
+        Kind::ServiceEntry => "service entries",
     }
 }
 
@@ -138,13 +157,42 @@ struct AnyService {
 struct AnyServiceSpec {
     #[serde(rename = "type", default)]
     kind: String,
+    #[serde(rename = "clusterIP", default)]
+    cluster_ip: String,
+    #[serde(default)]
+    selector: BTreeMap<String, String>,
+    #[serde(default)]
+    ports: Vec<AnyPort>,
 }
 
-fn services(differences: Vec<Difference<AnyService>>, listed: bool) -> Event {
+#[derive(Debug, Deserialize)]
+struct AnyPort {
+    port: u16,
+    #[serde(rename = "targetPort", default)]
+    target: Value,
+}
+
+impl AnyServiceSpec {
+    /// What it selects; `None`: Istio gives it no endpoints by labels.
+    fn selection(&self) -> Option<Arc<ServiceSelection>> {
+        if self.selector.is_empty() || self.cluster_ip == "None" {
+            return None;
+        }
+        let named = self.ports.iter().filter_map(|port| Some((port.target.as_str()?.to_owned(), port.port)));
+        Some(Arc::new(ServiceSelection { labels: self.selector.clone(), target_names: named.collect() }))
+    }
+}
+
+/// `selecting`: it matters what they select.
+fn services(differences: Vec<Difference<AnyService>>, listed: bool, selecting: bool) -> Event {
     let change = |difference| match difference {
         Difference::Set(ObjectName { namespace, name }, service) => {
-            let external = Arc::<AnyService>::as_ref(&service).spec.kind == "ExternalName";
-            let kind = if external { Service::ExternalName } else { Service::Real };
+            let spec = &Arc::<AnyService>::as_ref(&service).spec;
+            let kind = if spec.kind == "ExternalName" {
+                Service::ExternalName
+            } else {
+                Service::Real(spec.selection().filter(|_| selecting))
+            };
             (namespace.to_string(), name.to_string(), Some(kind))
         }
         Difference::Gone(ObjectName { namespace, name }) => (namespace.to_string(), name.to_string(), None),

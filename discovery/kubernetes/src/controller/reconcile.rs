@@ -32,6 +32,8 @@ pub use inputs::{Change, Event, Feed, Inputs, LeftOut, Service, Status};
 const WORKERS: usize = 16;
 /// Events taken in one go.
 const BATCH: usize = 256;
+/// Kinds that Istio reads.
+const ISTIO: [Kind; 2] = [Kind::WorkloadEntry, Kind::ServiceEntry];
 /// How long a name that somebody else has is believed to be theirs.
 const FOREIGN: Duration = Duration::from_secs(30);
 
@@ -146,8 +148,8 @@ impl Reconciler {
     fn take(&mut self, event: Event) {
         match event {
             Event::Objects { kind, changes, listed } => {
-                if listed {
-                    self.listed.insert(kind);
+                if listed && self.listed.insert(kind) && is_of_istio(kind) {
+                    self.mark_all();
                 }
                 for change in changes {
                     let changed = match change {
@@ -167,7 +169,14 @@ impl Reconciler {
                         Some(service) => self.services.insert(key.clone(), service),
                         None => self.services.remove(&key),
                     };
-                    if before != service {
+                    let now = self.services.get(&key);
+                    if before.as_ref() != now {
+                        let selects = |service: Option<&Service>| service.and_then(Service::selection).cloned();
+                        // Who selects what is looked at before endpoints of peers join a Service.
+                        if selects(before.as_ref()) != selects(now) {
+                            let beside = self.cache.keys().filter(|other| other.namespace == key.namespace);
+                            beside.cloned().for_each(|other| self.queue.mark(other));
+                        }
                         self.queue.mark(key);
                     }
                 }
@@ -298,14 +307,23 @@ impl Reconciler {
     /// What is to be done for a service.
     fn work(&mut self, key: &ServiceKey) -> Vec<Action> {
         let (Some(book), Some(gateways)) = (self.book.as_mut(), self.gateways.as_ref()) else { return Vec::new() };
-        let seen = Seen { left_out: self.left_out.get(key).cloned(), ..self.cache.seen(key) };
+        let is_listed = ISTIO.iter().all(|kind| self.listed.contains(kind));
+        let istio = self.inputs.istio.as_ref().filter(|_| is_listed);
+        let mut seen = Seen { left_out: self.left_out.get(key).cloned(), ..self.cache.seen(key) };
+        if istio.is_some() {
+            let beside = self.services.iter().filter(|(other, _)| other.namespace == key.namespace);
+            let selecting =
+                beside.filter_map(|(other, service)| Some((other.name.to_string(), service.selection()?.clone())));
+            seen.neighbours = selecting.collect();
+            seen.selection = self.services.get(key).and_then(Service::selection).cloned();
+        }
         let snapshot = self.inputs.reader.load();
         let (now, steady) = (now(), (self.inputs.clock)());
         let peers_known = self.peers_known;
         let names = &*self.names;
-        let world = World { snapshot: &snapshot, peers_known, gateways, names, now: &now, steady };
+        let world = World { snapshot: &snapshot, peers_known, gateways, names, istio, now: &now, steady };
         let verdict = match self.services.get(key) {
-            Some(Service::Real) => Verdict::Valid,
+            Some(Service::Real(_)) => Verdict::Valid,
             Some(Service::ExternalName) => Verdict::ExternalName,
             None => Verdict::NoService,
         };
@@ -373,6 +391,10 @@ impl Reconciler {
             std::mem::replace(status, new) != new
         });
     }
+}
+
+fn is_of_istio(kind: Kind) -> bool {
+    ISTIO.contains(&kind)
 }
 
 async fn until(at: Option<Instant>) {

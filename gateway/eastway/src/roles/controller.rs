@@ -6,6 +6,7 @@
 
 mod feed;
 mod issuers;
+mod istio;
 mod judge;
 mod left_out;
 mod pinned;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use eastway_identity::{IdentityStore, SpiffeId, SpiffeIdError};
 use eastway_kubernetes::client::{self, ClientError};
 use eastway_kubernetes::controller::api::Requests;
+use eastway_kubernetes::controller::networks;
 use eastway_kubernetes::controller::observe::{Scope, observe};
 use eastway_kubernetes::controller::peers::{self, AllLinks};
 use eastway_kubernetes::controller::reconcile::{Feed, Inputs, LeftOut, Reconciler, Status};
@@ -231,7 +233,10 @@ impl Running {
         let (events, received) = mpsc::channel(QUEUE);
         let (leading, leads) = watch::channel(false);
         let (status, statuses) = watch::channel(Status::default());
-        let scope = Scope { namespace: namespace.clone(), gateways: kubernetes.gateway_labels.clone() };
+        let settings = files.borrow().settings.clone();
+        let istio = istio::of(&settings);
+        let gateways = kubernetes.gateway_labels.clone();
+        let scope = Scope { namespace: namespace.clone(), gateways, istio: istio.is_some() };
         let election =
             Election { namespace: namespace.clone(), name: CONTROLLER_LEASE.to_owned(), identity: identity() };
         self.spawn("leader election", election.run(client.clone(), leading, self.end.clone()));
@@ -245,12 +250,17 @@ impl Running {
             events: received,
             left_out,
             names,
+            istio,
             leading: leads.clone(),
             clock: Arc::new(move || clock.steady()),
         };
         self.tell_pods(client, &files.borrow().settings, leads.clone());
         let reconciler = Reconciler::new(Requests::new(client.clone()), inputs, status).run(self.work.clone());
         self.work_tasks.spawn(self.watched("reconciler", reconciler));
+        if let Some((place, ports)) = istio::ports(&settings) {
+            let told = networks::run(client.clone(), place, ports, leads.clone(), self.work.clone());
+            self.work_tasks.spawn(self.watched("networks of Istio", told));
+        }
         let (mistakes, told) = watch::channel(peers::Mistakes::default());
         let inputs = judge::Inputs { files, reader: reader.clone(), feed: feed.clone(), leading: leads.clone() };
         let judge = judge::run(Statuses::new(client.clone()), inputs, mistakes, self.work.clone());

@@ -8,7 +8,7 @@ use eastway_model::{
 };
 use serde_json::{Map, Value, json};
 
-use super::{Draft, address_type, has_family, pinned, slice_labels, with};
+use super::{Draft, address_type, has_family, istio, pinned, slice_labels, with};
 use crate::controller::names;
 use crate::controller::object::{Condition, Kind, Object, Observed};
 
@@ -20,7 +20,8 @@ pub(super) fn clusterset_ip(draft: &mut Draft<'_>, import: &Import) {
         names::SERVICE: draft.key.name.as_str(),
     });
     let ports = carried(named(&import.ports));
-    derived_service(draft, &derived, &labels, &json!({}), &ports);
+    let told = istio::plan(draft.world, draft.key, draft.seen, import);
+    derived_service(draft, &derived, &labels, &told.annotations(), &ports);
     for part in &import.parts {
         let ports: Vec<(String, &ServicePort)> = ports
             .iter()
@@ -36,6 +37,7 @@ pub(super) fn clusterset_ip(draft: &mut Draft<'_>, import: &Import) {
     pinned::names(draft, import);
     let service = draft.seen.services.get(&derived);
     let addresses = service.map(Observed::cluster_ips).unwrap_or_default();
+    istio::objects(draft, import, &told, &addresses);
     let reason = if draft.seen.foreign.contains(&derived) {
         Err(format!("the Service {derived} is not Eastway's: delete it, and the import gets its address"))
     } else if draft.exhausted {
@@ -45,7 +47,8 @@ pub(super) fn clusterset_ip(draft: &mut Draft<'_>, import: &Import) {
     } else if ports.is_empty() {
         Err("no export of it has a port that gateways carry: TCP or UDP".to_owned())
     } else {
-        Ok("reachable at its addresses".to_owned())
+        let reachable = "reachable at its addresses".to_owned();
+        Ok(told.note().map_or(reachable.clone(), |note| format!("{reachable}; {note}")))
     };
     // Without an address it is on its way: the next step follows at once, and says how it ends.
     let ready = (reason.is_err() || !addresses.is_empty()).then_some(reason);
@@ -155,13 +158,26 @@ pub(super) fn service_import(
 /// Labels or annotations of the exports, without those that mean something to us or to Kubernetes: a peer must not be
 /// able to say them.
 fn exported(pairs: &BTreeMap<std::sync::Arc<str>, std::sync::Arc<str>>) -> Map<String, Value> {
-    let reserved = |key: &str| {
-        let domain = key.split_once('/').map_or("", |(domain, _)| domain);
-        let within = |zone: &str| domain.strip_suffix(zone).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-        (domain != "app.kubernetes.io" && (within("kubernetes.io") || within("k8s.io"))) || within("eastway.dev")
-    };
-    let kept = pairs.iter().filter(|(key, _)| !reserved(key));
+    let kept = pairs.iter().filter(|(key, _)| !is_reserved(key));
     kept.map(|(key, value)| (key.to_string(), json!(&**value))).collect()
+}
+
+/// Whether a key means something to us or to Kubernetes.
+fn is_reserved(key: &str) -> bool {
+    let within = |zone| is_within(key, zone);
+    let is_common = key.starts_with("app.kubernetes.io/");
+    (!is_common && (within("kubernetes.io") || within("k8s.io"))) || within("eastway.dev")
+}
+
+/// Whether the domain of a key is this one, or one below it.
+fn is_within(key: &str, zone: &str) -> bool {
+    let domain = key.split_once('/').map_or("", |(domain, _)| domain);
+    domain.strip_suffix(zone).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+/// Whether a peer may say a label of endpoints that Istio is told: none that means something to it, to us or to Kubernetes.
+pub(super) fn is_plain_label(key: &str) -> bool {
+    !is_reserved(key) && !is_within(key, "istio.io")
 }
 
 fn spec(import: &Import, addresses: &[std::net::IpAddr]) -> Value {

@@ -15,8 +15,10 @@ pub(super) fn unheard(world: &World<'_>, seen: &Seen) -> BTreeSet<String> {
     let listed = seen.own_import().map(|import| import.list("/status/clusters")).unwrap_or_default();
     let listed = listed.iter().filter_map(|cluster| cluster.get("cluster")?.as_str());
     let sources = seen.slices.values().map(|slice| slice.label(names::SOURCE_CLUSTER));
+    let entries = seen.entries.values().map(|entry| entry.label(names::SOURCE_CLUSTER));
     listed
         .chain(sources)
+        .chain(entries)
         .filter(|cluster| !cluster.is_empty() && !is_heard(world, cluster))
         .map(str::to_owned)
         .collect()

@@ -8,8 +8,9 @@ use eastway_model::{ServiceKey, UnixMillis};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
-use crate::controller::desired::{Gateways, Names};
+use crate::controller::desired::{Gateways, Istio, Names};
 use crate::controller::object::Kind;
+use crate::controller::selection::Selection;
 
 /// What the API server tells.
 #[derive(Clone, Debug)]
@@ -37,12 +38,23 @@ pub enum Event {
 }
 
 /// What matters of a Service to its export.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Service {
-    /// It has endpoints of its own.
-    Real,
+    /// It has endpoints of its own, and selects them by labels if Istio is to know that.
+    Real(Option<Arc<Selection>>),
     /// It is a name for something else.
     ExternalName,
+}
+
+impl Service {
+    /// What it selects.
+    #[must_use]
+    pub fn selection(&self) -> Option<&Arc<Selection>> {
+        match self {
+            Self::Real(selection) => selection.as_ref(),
+            Self::ExternalName => None,
+        }
+    }
 }
 
 /// What became of an object.
@@ -78,6 +90,8 @@ pub struct Inputs {
     pub left_out: watch::Receiver<LeftOut>,
     /// Names of one's own that lead to one cluster.
     pub names: watch::Receiver<Arc<Names>>,
+    /// `None`: it is not there.
+    pub istio: Option<Istio>,
     /// This replica writes.
     pub leading: watch::Receiver<bool>,
     /// The clock that the store is given.

@@ -79,7 +79,8 @@ async fn an_import_takes_five_requests_and_an_unchanged_one_none() {
     let (_left_out, left_out) = watch::channel(LeftOut::default());
     let (_names, names) = watch::channel(Arc::new(Names::new()));
     let (_leading, leading) = watch::channel(true);
-    let inputs = Inputs { reader, feed, events: received, left_out, names, leading, clock: Arc::new(|| NOW) };
+    let (istio, clock) = (None, Arc::new(|| NOW));
+    let inputs = Inputs { reader, feed, events: received, left_out, names, istio, leading, clock };
     let (status, mut told) = watch::channel(Status::default());
     let stop = CancellationToken::new();
     let reconciler = tokio::spawn(Reconciler::new(Requests::new(client), inputs, status).run(stop.clone()));

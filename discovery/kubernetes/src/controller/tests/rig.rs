@@ -12,7 +12,7 @@ use eastway_model::{
 };
 use serde_json::{Value, json};
 
-use crate::controller::desired::{self, Gateways, Names, Verdict, Wanted, World};
+use crate::controller::desired::{self, Gateways, Istio, Names, Verdict, Wanted, World};
 use crate::controller::difference::{Action, actions};
 use crate::controller::names;
 use crate::controller::object::{Kind, Object, Observed, Seen};
@@ -101,6 +101,7 @@ pub(super) struct Rig {
     pub(super) gateways: Gateways,
     pub(super) peers_known: bool,
     pub(super) names: Names,
+    pub(super) istio: Option<Istio>,
     pub(super) verdict: Verdict,
     pub(super) now: &'static str,
     pub(super) steady: UnixMillis,
@@ -124,6 +125,7 @@ impl Rig {
             gateways: ["10.244.0.7".parse().unwrap(), "10.244.0.6".parse().unwrap()].into_iter().collect(),
             peers_known: true,
             names: Names::new(),
+            istio: None,
             verdict: Verdict::Valid,
             now: "2027-01-15T08:00:00Z",
             steady: NOW,
@@ -149,7 +151,15 @@ impl Rig {
             slices.flat_map(|slice| ports::of_slice(&key(), service, slice)).collect::<Vec<_>>()
         });
         let book = PortBook::new(ports::RANGE, existing.collect::<Vec<_>>());
-        Self { seen: self.seen, book, peers_known: false, done: Vec::new(), uids: self.uids, ..Self::new() }
+        Self {
+            seen: self.seen,
+            book,
+            peers_known: false,
+            done: Vec::new(),
+            uids: self.uids,
+            istio: self.istio,
+            ..Self::new()
+        }
     }
 
     pub(super) fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
@@ -172,6 +182,7 @@ impl Rig {
             peers_known: self.peers_known,
             gateways: &self.gateways,
             names: &self.names,
+            istio: self.istio.as_ref(),
             now: self.now,
             steady: self.steady,
         };
@@ -210,6 +221,7 @@ impl Rig {
                 Kind::ServiceImport => self.seen.import = None,
                 Kind::Service => drop(self.seen.services.remove(&name)),
                 Kind::EndpointSlice => drop(self.seen.slices.remove(&name)),
+                Kind::WorkloadEntry | Kind::ServiceEntry => drop(self.seen.entries.remove(&(kind, name))),
                 Kind::ServiceExport => panic!("never deleted"),
             },
         }
@@ -244,6 +256,9 @@ impl Rig {
             }
             Kind::EndpointSlice => {
                 self.seen.slices.insert(object.name.clone(), Observed::new(body));
+            }
+            Kind::WorkloadEntry | Kind::ServiceEntry => {
+                self.seen.entries.insert((object.kind, object.name.clone()), Observed::new(body));
             }
             Kind::ServiceExport => panic!("only its status is written"),
         }
