@@ -13,7 +13,7 @@ COREDNS_VERSION := v1.15.0
 HELM_VERSION := v3.22.0
 export EASTWAY_TOOLS := $(TOOLS)
 
-.PHONY: help demo build image image-sidecar test unit model system demo-check e2e e2e-build e2e-clusters e2e-documents soak bed check fmt clippy doc deny deps deps-e2e bench bench-micro bench-dns bench-xds bench-sidecar sabotage
+.PHONY: help demo build image image-sidecar test unit model system demo-check e2e e2e-build e2e-clusters e2e-documents e2e-istio e2e-istio-build e2e-istio-clusters soak bed check fmt clippy doc deny deps deps-e2e deps-istio bench bench-micro bench-dns bench-xds bench-sidecar sabotage
 .PHONY: regenerate
 
 help: ## List the targets
@@ -76,6 +76,16 @@ e2e-clusters:
 e2e-documents:
 	EASTWAY_BIN=$(TARGET)/release/eastway $(CARGO) test --locked -q --workspace --test e2e_documents -- $(ARGS)
 
+e2e-istio: ## Istio, unmodified, in real clusters: a real istiod in each and real sidecars, as root; figures go to target/e2e/summary-istio.json
+	@./tests/tools/run-steps deps-istio e2e-istio-build e2e-istio-clusters || { ./tests/tools/e2e-logs $(TARGET)/e2e; exit 1; }
+
+e2e-istio-build:
+	$(CARGO) build --release --locked -q -p eastway
+	$(CARGO) test --locked -q --workspace --test e2e_istio --no-run
+
+e2e-istio-clusters:
+	EASTWAY_BIN=$(TARGET)/release/eastway $(CARGO) test --locked -q --workspace --test e2e_istio -- $(ARGS)
+
 soak: deps-e2e ## What the tests do for a minute, at its full length, as root: a flood at the link port, 1,000 reloads under load, half an hour without an API server, half an hour of load and faults in which nothing may grow (figures go to bench/soak.json)
 	$(CARGO) build --release --locked -q -p eastway
 	EASTWAY_TEST_FLOOD_SECONDS=60 EASTWAY_BIN=$(TARGET)/release/eastway \
@@ -131,6 +141,9 @@ deps: ## What the tests need beside the Rust toolchain
 
 deps-e2e: deps ## What `make e2e` needs beside: containerd and others from Debian, Kubernetes, etcd and Helm from their Go modules
 	@./tests/tools/install-e2e $(TOOLS)
+
+deps-istio: deps-e2e ## What `make e2e-istio` needs beside: istiod and pilot-agent from Istio's Go module
+	@./tests/tools/install-istio $(TOOLS)
 
 regenerate: ## Write generated code and schemas anew
 	EASTWAY_REGENERATE=1 $(CARGO) test -q -p eastway-proto --test bootstrap --test schema

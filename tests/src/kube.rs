@@ -29,6 +29,7 @@ pub mod containers;
 pub mod eastway;
 pub mod etcd;
 pub mod image;
+pub mod istio;
 pub mod kubectl;
 pub mod lookup;
 pub mod node;
@@ -55,6 +56,8 @@ pub struct Bed {
     figures: Mutex<BTreeMap<String, Value>>,
     /// Whether Eastway is in the clusters and they are joined: done by the first test that wants it.
     installed: tokio::sync::OnceCell<Result<()>>,
+    /// Istio, likewise.
+    istio: tokio::sync::OnceCell<Result<istio::Istio>>,
 }
 
 impl Bed {
@@ -85,7 +88,13 @@ impl Bed {
         for cluster in starting.collect::<Vec<_>>() {
             clusters.push(cluster.await??);
         }
-        let bed = Self { clusters, wan, figures: Mutex::default(), installed: tokio::sync::OnceCell::new() };
+        let bed = Self {
+            clusters,
+            wan,
+            figures: Mutex::default(),
+            installed: tokio::sync::OnceCell::new(),
+            istio: tokio::sync::OnceCell::new(),
+        };
         bed.record("bed.images_s", seconds(images_took));
         for cluster in &bed.clusters {
             for (step, took) in cluster.steps() {

@@ -36,12 +36,25 @@ const CROSSING: &str = "[{namespace: bookinfo}, {namespace: 'e2e-*'}, {namespace
 /// # Errors
 /// A step fails, or the clusters are not ready in time; every later call says the same.
 pub async fn ready(bed: &Bed) -> Result<()> {
+    ready_with(bed, async |_| Ok(Value::Null), str::to_owned).await
+}
+
+/// As [`ready`], with values of one's own for each cluster, which `more` gives when all else is ready for it, and Peers as
+/// `changed` makes them of what is printed.
+///
+/// # Errors
+/// As there.
+pub async fn ready_with(
+    bed: &Bed,
+    more: impl AsyncFn(&Cluster) -> Result<Value>,
+    changed: impl Fn(&str) -> String,
+) -> Result<()> {
     let started = Instant::now();
     let done = bed.installed.get_or_init(async || {
-        install(bed).await?;
+        install(bed, more).await?;
         bed.record("installed.install_s", seconds(started.elapsed()));
         let joining = Instant::now();
-        join(bed).await?;
+        join(bed, changed).await?;
         bed.record("installed.join_s", seconds(joining.elapsed()));
         Ok(())
     });
@@ -53,7 +66,7 @@ pub async fn ready(bed: &Bed) -> Result<()> {
 ///
 /// # Errors
 /// A step fails; the message has what it said.
-async fn install(bed: &Bed) -> Result<()> {
+async fn install(bed: &Bed, more: impl AsyncFn(&Cluster) -> Result<Value>) -> Result<()> {
     let tar = image_of_binary().await?;
     for cluster in bed.clusters() {
         cluster.load_images(std::slice::from_ref(&tar)).await?;
@@ -64,7 +77,7 @@ async fn install(bed: &Bed) -> Result<()> {
             json!({"name": format!("{cluster}.{ZONE}"), "service": service, "cluster": cluster})
         };
         let names: Vec<Value> = bed.clusters().iter().map(pinned).collect();
-        let values = json!({
+        let mut values = json!({
             "cluster": name, "trustDomain": format!("{name}.example"),
             "image": {"repository": "eastway", "tag": "e2e"},
             "gateway": {"advertise": [format!("{address}:15443")]},
@@ -72,6 +85,7 @@ async fn install(bed: &Bed) -> Result<()> {
             // Nothing is registered until a test does it.
             "clusterRegistry": {"namespace": REGISTRY, "secret": REGISTRY}, "crds": {"clusterRegistry": true},
         });
+        crate::lab::files::merge(&mut values, &more(cluster).await?);
         std::fs::write(values_file(name)?, values.to_string())?;
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": REGISTRY}});
         cluster.apply(&namespace.to_string()).await?;
@@ -130,9 +144,9 @@ fn values_file(cluster: &str) -> Result<PathBuf> {
 ///
 /// # Errors
 /// A step fails, or the peers are not ready in time.
-async fn join(bed: &Bed) -> Result<()> {
+async fn join(bed: &Bed, changed: impl Fn(&str) -> String) -> Result<()> {
     for giver in bed.clusters() {
-        let peer = exchanged(&eastway(giver, &["peer", "export"]).await?)?;
+        let peer = changed(&exchanged(&eastway(giver, &["peer", "export"]).await?)?);
         for taker in bed.clusters().iter().filter(|taker| taker.name() != giver.name()) {
             taker.apply(&peer).await?;
         }

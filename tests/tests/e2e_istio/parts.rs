@@ -1,0 +1,76 @@
+//! What these tests run: servers that say their name and who their client is, in versions, and clients, all with a sidecar.
+
+use eastway_tests::kube::istio::sidecar::Workload;
+use eastway_tests::kube::{Bed, Cluster, image};
+use serde_json::{Value, json};
+
+/// The port of every service.
+pub(crate) const PORT: u16 = 9080;
+/// What the server of a request says of its client.
+pub(crate) const WHO: &str = "/header?key=X-Forwarded-Client-Cert";
+
+/// An object with a spec.
+pub(crate) fn object(namespace: &str, api: &str, kind: &str, name: &str, spec: &Value) -> Value {
+    let metadata = json!({"name": name, "namespace": namespace});
+    json!({"apiVersion": api, "kind": kind, "metadata": metadata, "spec": spec})
+}
+
+/// A namespace with these accounts, in which Istio takes nothing but mutual TLS, and whose services all clusters may use.
+pub(crate) fn space(bed: &Bed, namespace: &str, accounts: &[&str]) -> Vec<Value> {
+    let account = |name: &&str| {
+        let metadata = json!({"name": name, "namespace": namespace});
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata})
+    };
+    let mut items = vec![json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})];
+    items.extend(accounts.iter().map(account));
+    let strict = json!({"mtls": {"mode": "STRICT"}});
+    items.push(object(namespace, "security.istio.io/v1", "PeerAuthentication", "default", &strict));
+    let clusters: Vec<Value> = bed.clusters().iter().map(|cluster| json!({"cluster": cluster.name()})).collect();
+    let all = json!({"services": ["*"], "allow": clusters});
+    items.push(object(namespace, "eastway.dev/v1alpha1", "AccessPolicy", "all", &all));
+    items
+}
+
+/// A service, exported, whose port leads to one that pods know by a name.
+pub(crate) fn service(namespace: &str, name: &str) -> Vec<Value> {
+    let port = json!({"name": "http", "port": PORT, "targetPort": "web", "appProtocol": "http"});
+    let spec = json!({"selector": {"app": name}, "ports": [port]});
+    let export = json!({
+        "apiVersion": "multicluster.x-k8s.io/v1beta1", "kind": "ServiceExport",
+        "metadata": {"name": name, "namespace": namespace},
+    });
+    vec![object(namespace, "v1", "Service", name, &spec), export]
+}
+
+/// A version of a service, which runs as an account of its name.
+pub(crate) fn server(cluster: &Cluster, namespace: &str, service: &str, version: &str) -> Value {
+    let container = json!({
+        "name": "web", "image": image::AGNHOST, "imagePullPolicy": "IfNotPresent",
+        "args": ["netexec", "--http-port=8080"], "ports": [{"name": "web", "containerPort": 8080}],
+    });
+    let labels = json!({"app": service, "version": version});
+    let name = format!("{service}-{version}");
+    Workload { namespace, name: &name, account: service, labels, container }.pod(cluster)
+}
+
+/// A pod to ask from, which runs as an account of its name.
+pub(crate) fn client(cluster: &Cluster, namespace: &str, name: &str) -> Value {
+    let container = json!({
+        "name": "sleeper", "image": image::BUSYBOX, "imagePullPolicy": "IfNotPresent", "command": ["sleep", "infinity"],
+    });
+    let labels = json!({"app": name});
+    Workload { namespace, name, account: name, labels, container }.pod(cluster)
+}
+
+/// A DestinationRule that gives versions of a host their names.
+pub(crate) fn versions(namespace: &str, host: &str, versions: &[&str]) -> Value {
+    let subset = |version: &&str| json!({"name": version, "labels": {"version": version}});
+    let subsets: Vec<Value> = versions.iter().map(subset).collect();
+    let spec = json!({"host": host, "subsets": subsets});
+    object(namespace, "networking.istio.io/v1", "DestinationRule", "versions", &spec)
+}
+
+/// A version of a host in a VirtualService, and its share.
+pub(crate) fn to(host: &str, version: &str, weight: u32) -> Value {
+    json!({"destination": {"host": host, "subset": version}, "weight": weight})
+}
