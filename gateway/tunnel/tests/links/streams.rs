@@ -243,7 +243,9 @@ async fn a_link_that_is_gone_opens_nothing(over: Over) {
     let link = a.link_to("b").await;
     let mut stream = a.open("b", "never").await;
     b.tunnel.close().await;
-    assert_eq!(soon("the stream ends", stream.accepted()).await, Err(StreamError::LinkLost));
+    // Where each stream has a connection, its end may come before the link's.
+    let ended = soon("the stream ends", stream.accepted()).await;
+    assert!(matches!(ended, Err(StreamError::LinkLost | StreamError::Reset(ResetCode::Cancelled))), "{ended:?}");
     a.no_link_to("b").await;
     assert_eq!(link.open(&header("echo")).await.err(), Some(OpenError::LinkLost));
 }
