@@ -243,7 +243,7 @@ fn follow_configuration(
     let (latest, objects) = watch::channel(None);
     let access = adapters::kubernetes_access(Some(&kubernetes.access));
     let (merged, follower) = app::objects::overlay(loaded, objects);
-    tasks.spawn(app::objects::watch(access, latest, follower.has_objects(), end.clone()));
+    tasks.spawn(app::objects::watch(access, kubernetes.kinds(), latest, follower.has_objects(), end.clone()));
     tasks.spawn(follower.run(end.clone()));
     Configuration { loaded: merged, status }
 }

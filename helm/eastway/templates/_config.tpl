@@ -4,7 +4,14 @@
 apiVersion: eastway.dev/v1alpha1
 kind: GatewayConfig
 cluster: {{ .Values.cluster }}
-kubernetes: {namespace: {{ .Release.Namespace }}{{ if .Values.istio.enabled }}, istioService: eastway-istio{{ end }}}
+kubernetes:
+  namespace: {{ .Release.Namespace }}
+  {{- if .Values.istio.enabled }}
+  istioService: eastway-istio
+  {{- end }}
+  {{- with include "eastway.routes" . | fromJsonArray }}
+  routes: {{ toJson . }}
+  {{- end }}
 trust:
   domain: {{ .Values.trustDomain }}
   cacerts: /etc/eastway/cacerts
@@ -85,6 +92,13 @@ log: {{- toYaml .Values.log | nindent 2 }}
 {{- with .Values.limits }}
 limits: {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- end }}
+
+{{- define "eastway.routes" -}}
+{{- $words := list -}}
+{{- if .Values.routes.gatewayApi }}{{ $words = append $words "gatewayApi" }}{{ end -}}
+{{- if .Values.routes.istio }}{{ $words = append $words "istio" }}{{ end -}}
+{{ toJson $words }}
 {{- end }}
 
 {{- define "eastway.registry" -}}

@@ -205,6 +205,16 @@ topologySpreadConstraints:
   resources: [serviceexports]
   verbs: [list, watch]
 - apiGroups: [eastway.dev]
-  resources: [peers, trafficpolicies, accesspolicies]
+  resources: [peers, trafficpolicies, accesspolicies, visibilities, serviceshares]
   verbs: [list, watch]
+{{- if .Values.routes.gatewayApi }}
+- apiGroups: [gateway.networking.k8s.io]
+  resources: [httproutes, grpcroutes, tcproutes, tlsroutes]
+  verbs: [list, watch]
+{{- end }}
+{{- if .Values.routes.istio }}
+- apiGroups: [networking.istio.io]
+  resources: [virtualservices, destinationrules]
+  verbs: [list, watch]
+{{- end }}
 {{- end }}

@@ -35,8 +35,8 @@ pub fn all() -> Vec<(String, String)> {
     kinds().into_iter().map(|kind| (format!("eastway.dev_{}.yaml", kind.plural), definition(&kind))).collect()
 }
 
-fn kinds() -> [Kind; 3] {
-    [peer(), traffic_policy(), access_policy()]
+fn kinds() -> [Kind; 5] {
+    [peer(), traffic_policy(), access_policy(), visibility(), service_share()]
 }
 
 fn condition_column(name: &str, kind: &str) -> Value {
@@ -211,6 +211,35 @@ fn access_policy() -> Kind {
                 vec![("size(self) > 0", "serviceAccounts is empty; leave it out for all")],
             ),
         ],
+    }
+}
+
+fn visibility() -> Kind {
+    Kind {
+        name: "Visibility",
+        plural: "visibilities",
+        short: "ewv",
+        namespaced: true,
+        facts: json!({}),
+        columns: json!([{"name": "Services", "type": "string", "jsonPath": ".spec.services"}, age_column()]),
+        rules: Vec::new(),
+    }
+}
+
+fn service_share() -> Kind {
+    Kind {
+        name: "ServiceShare",
+        plural: "serviceshares",
+        short: "ewss",
+        namespaced: true,
+        facts: json!({}),
+        columns: json!([
+            {"name": "Service", "type": "string", "jsonPath": ".spec.service"},
+            {"name": "Cluster", "type": "string", "jsonPath": ".spec.cluster"},
+            {"name": "Subset", "type": "string", "jsonPath": ".spec.subset"},
+            age_column(),
+        ]),
+        rules: Vec::new(),
     }
 }
 

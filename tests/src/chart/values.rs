@@ -43,6 +43,8 @@ pub struct Values {
     pub existing_peers: ExistingPeers,
     /// TrafficPolicy and AccessPolicy files: name to text. Objects of these kinds work beside them.
     pub policies: BTreeMap<String, String>,
+    /// Whose routes are read from the API, beside policies.
+    pub routes: Routes,
     /// What marks a Service as exported beside a ServiceExport.
     pub export_marks: ExportMarks,
     /// Labels of pods that tell versions of a service apart, at most 16. Empty: `version`, `app.kubernetes.io/version`.
@@ -143,6 +145,16 @@ pub struct ExistingPeers {
     pub config_map: String,
     /// A Secret in the namespace, each key a file.
     pub secret: String,
+}
+
+/// Whose routes are read from the API.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Routes {
+    /// HTTPRoutes, GRPCRoutes, TCPRoutes and TLSRoutes of the Gateway API whose parent is a service.
+    pub gateway_api: bool,
+    /// VirtualServices and DestinationRules of Istio.
+    pub istio: bool,
 }
 
 /// What marks a Service as exported beside a ServiceExport.

@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 
 use crate::installed::{ask, export_all};
 
+/// The definition of one kind of route.
+const HTTP_ROUTES: &str = include_str!("httproutes.yaml");
 /// The page's pod.
 const PAGE: &str = "deploy/productpage-v1";
 /// What pods with a sidecar begin with.
@@ -24,10 +26,31 @@ const RATE: u32 = 500;
 /// How often each reader asks.
 const TIMES: usize = 10;
 
-/// Installs injection in both clusters, with a rule that tells two versions of the reviews apart by who reads them.
+/// Installs injection in both clusters.
 async fn enable(bed: &Bed) -> Result<()> {
     installed::ready(bed).await?;
     let tar = installed::image_of_sidecars().await?;
+    let values = json!({
+        "sidecars": {
+            "injection": {"enabled": true},
+            "image": {"repository": "eastway-sidecar", "tag": "e2e"},
+        },
+    });
+    let all = bed.clusters().iter().map(|cluster| enable_in(cluster, &tar, &values));
+    futures_util::future::try_join_all(all).await.map(drop)
+}
+
+async fn enable_in(cluster: &Cluster, tar: &Path, values: &Value) -> Result<()> {
+    cluster.load_images(&[tar.to_owned()]).await?;
+    // The API of routes, as far as its objects are stored and have a status.
+    cluster.apply(HTTP_ROUTES).await?;
+    cluster.wait("condition=Established", &["crd", "httproutes.gateway.networking.k8s.io"], PATIENCE).await?;
+    installed::set_values(cluster, values).await?;
+    cluster.rollout("deploy/eastway-injector", installed::SYSTEM, PATIENCE).await
+}
+
+/// A rule that tells two versions of the reviews apart by who reads them, as objects of a cluster; its status says that it counts.
+async fn rule(cluster: &Cluster) -> Result<()> {
     let share = |version: &str| {
         json!({
             "apiVersion": "eastway.dev/v1alpha1", "kind": "ServiceShare",
@@ -48,22 +71,18 @@ async fn enable(bed: &Bed) -> Result<()> {
             ],
         },
     });
-    let policies = [share("v2"), share("v3"), route].map(|object| object.to_string()).join("\n---\n");
-    let values = json!({
-        "sidecars": {
-            "injection": {"enabled": true},
-            "image": {"repository": "eastway-sidecar", "tag": "e2e"},
-        },
-        "policies": {"reviews.yaml": policies},
-    });
-    let all = bed.clusters().iter().map(|cluster| enable_in(cluster, &tar, &values));
-    futures_util::future::try_join_all(all).await.map(drop)
-}
-
-async fn enable_in(cluster: &Cluster, tar: &Path, values: &Value) -> Result<()> {
-    cluster.load_images(&[tar.to_owned()]).await?;
-    installed::set_values(cluster, values).await?;
-    cluster.rollout("deploy/eastway-injector", installed::SYSTEM, PATIENCE).await
+    let objects = json!({"apiVersion": "v1", "kind": "List", "items": [share("v2"), share("v3"), route]});
+    cluster.apply(&objects.to_string()).await?;
+    let says = async || {
+        let route = cluster.get(&["httproute", "reviews", "-n", NAMESPACE]).await?;
+        let said = &route["status"]["parents"][0];
+        let holds = |kind: &str| {
+            let conditions = said["conditions"].as_array().into_iter().flatten();
+            conditions.into_iter().any(|one| one["type"] == kind && one["status"] == "True")
+        };
+        Ok(said["controllerName"] == "eastway.dev/controller" && holds("Accepted") && holds("ResolvedRefs"))
+    };
+    within(PATIENCE, format!("the route of {} says that it counts", cluster.name()), says).await.map(drop)
 }
 
 /// Everything as it was for other tests.
@@ -156,6 +175,7 @@ async fn sidecars_carry_what_pods_ask(bed: &Bed) -> Result<()> {
     export_all(bed).await?;
     for cluster in bed.clusters() {
         labelled(cluster, NAMESPACE).await?;
+        rule(cluster).await?;
     }
     let begun = Instant::now();
     make_anew(a, &bookinfo::FIRST).await?;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use eastway_kubernetes::client::Access;
-use eastway_kubernetes::objects::{self, ObjectKey, Objects};
+use eastway_kubernetes::objects::{self, Kind, ObjectKey, Objects};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -97,12 +97,13 @@ impl Follower {
 /// Reads the objects of the API server until `end`. `expected`: there have been some.
 pub async fn watch(
     access: Access,
+    kinds: Vec<Kind>,
     latest: watch::Sender<Option<Arc<Objects>>>,
     expected: bool,
     end: CancellationToken,
 ) {
     loop {
-        match objects::run(&access, latest.clone(), expected, end.clone()).await {
+        match objects::run(&access, &kinds, latest.clone(), expected, end.clone()).await {
             Ok(()) => return,
             Err(error) => warn!(%error, "peers and policies cannot be read from the API server; trying again"),
         }
@@ -140,8 +141,6 @@ fn save(state: &Path, objects: &Objects) {
 
 #[cfg(test)]
 mod tests {
-    use eastway_kubernetes::objects::Kind;
-
     use super::*;
 
     const DEADLINE: Duration = Duration::from_secs(10);

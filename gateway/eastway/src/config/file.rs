@@ -11,8 +11,8 @@ mod sidecar;
 pub use gateway::{
     ApiServerSection, AuthorizationWord, ClusterRegistrySection, DnsSection, ExportMarkWord, GatewayConfig,
     KubernetesSection, LimitsSection, LinkSection, ListenSection, LogSection, NameSection, QuicLbSection,
-    RegistrySection, RelayPairSection, RelaySection, ReplicasSection, SidecarsSection, SniSection, TrustSection,
-    VipSection, WorkloadSection,
+    RegistrySection, RelayPairSection, RelaySection, ReplicasSection, RoutesWord, SidecarsSection, SniSection,
+    TrustSection, VipSection, WorkloadSection,
 };
 pub use injection::{InjectionSection, PullPolicyWord, QuantitiesSection};
 pub use peer::{NameFilterSection, Peer, PeerMetadata, PeerSpec, ProxySection, TransportWord};

@@ -1,4 +1,4 @@
-//! Peers and policies that are objects of an API server, beside those in files.
+//! Peers, policies and routes that are objects of an API server, beside those in files.
 //!
 //! They are read by the same strict reader. A file with a mistake refuses the whole configuration, because whoever
 //! writes files sees it at once; an object with a mistake is left out alone, and its last good version stays
@@ -91,7 +91,16 @@ impl Merge<'_> {
                     return first(key, &sink);
                 }
             }
-            Kind::AccessPolicy | Kind::TrafficPolicy => {
+            Kind::AccessPolicy
+            | Kind::TrafficPolicy
+            | Kind::Visibility
+            | Kind::ServiceShare
+            | Kind::HttpRoute
+            | Kind::GrpcRoute
+            | Kind::TcpRoute
+            | Kind::TlsRoute
+            | Kind::VirtualService
+            | Kind::DestinationRule => {
                 let before = self.collected.clone();
                 let system = self.loaded.settings.system_namespace();
                 let reach = if key.namespace == system { Reach::Any } else { Reach::Own };

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use eastway_identity::{SpiffeId, SpiffeIdError};
+use eastway_kubernetes::objects::Kind;
 use eastway_kubernetes::source::ExportMark;
 use eastway_model::rules::{self, NameRule};
 use eastway_model::vip::VipRange;
@@ -22,6 +23,7 @@ use eastway_model::{ClusterName, Label, NameError};
 use eastway_tunnel::RelayRule;
 use serde::Serialize;
 
+use super::file::RoutesWord;
 use super::value::{Fqdn, HostPort};
 use crate::telemetry::{AccessMode, LogFormat};
 
@@ -191,6 +193,8 @@ pub struct KubernetesSettings {
     pub gateway_labels: String,
     /// Service there in front of `listen.sni`; `None`: Istio is none of this cluster's.
     pub istio_service: Option<Label>,
+    /// Whose routes are read beside policies.
+    pub routes: Vec<RoutesWord>,
 }
 
 impl KubernetesSettings {
@@ -208,7 +212,18 @@ impl KubernetesSettings {
             gateways: HostPort { host, port: 15012 },
             gateway_labels: "app.kubernetes.io/name=eastway,app.kubernetes.io/component=gateway".to_owned(),
             istio_service: None,
+            routes: Vec::new(),
         })
+    }
+
+    /// Kinds of objects that are read as files are.
+    #[must_use]
+    pub fn kinds(&self) -> Vec<Kind> {
+        let of = |word: &RoutesWord| match word {
+            RoutesWord::GatewayApi => Kind::GATEWAY_API.to_vec(),
+            RoutesWord::Istio => Kind::ISTIO.to_vec(),
+        };
+        Kind::OWN.into_iter().chain(self.routes.iter().flat_map(of)).collect()
     }
 }
 

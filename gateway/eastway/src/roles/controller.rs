@@ -263,7 +263,7 @@ impl Running {
         }
         let (mistakes, told) = watch::channel(peers::Mistakes::default());
         let inputs = judge::Inputs { files, reader: reader.clone(), feed: feed.clone(), leading: leads.clone() };
-        let judge = judge::run(Statuses::new(client.clone()), inputs, mistakes, self.work.clone());
+        let judge = judge::run(Statuses::new(client.clone(), &kubernetes.kinds()), inputs, mistakes, self.work.clone());
         self.work_tasks.spawn(self.watched("policies", judge));
         let inputs = peers::Inputs { reader, feed, links, mistakes: told, leading: leads, namespace };
         self.work_tasks.spawn(self.watched("peers", peers::run(client.clone(), inputs, self.work.clone())));

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::table::{Entry, Target, kind_fits};
-use super::{BackendRef, Parent, Route, RouteKind, Rule};
+use super::{BackendRef, Parent, Route, RouteBook, RouteKind, Rule};
 use crate::app_protocol::AppProtocol;
 use crate::import::Import;
 use crate::service::{Protocol, ServiceKind, ServicePort};
@@ -97,13 +97,19 @@ impl Route {
     /// What became of it.
     #[must_use]
     pub fn status(&self, snapshot: &Snapshot) -> Vec<ParentStatus> {
+        self.status_in(&snapshot.rules().routes, snapshot)
+    }
+
+    /// What becomes of it as one of the routes of `book`.
+    #[must_use]
+    pub fn status_in(&self, book: &RouteBook, snapshot: &Snapshot) -> Vec<ParentStatus> {
         let status = |parent: &Parent| ParentStatus {
             parent: parent.clone(),
-            conditions: match self.accepted(parent, snapshot) {
+            conditions: match self.accepted(parent, book, snapshot) {
                 Err((reason, message)) => {
                     vec![Condition { kind: ConditionKind::Accepted, status: false, reason, message }]
                 }
-                Ok((import, ports)) => self.of_accepted(import, &ports, snapshot),
+                Ok((import, ports)) => self.of_accepted(import, &ports, book, snapshot),
             },
         };
         self.parents.iter().map(status).collect()
@@ -113,6 +119,7 @@ impl Route {
     fn accepted<'s>(
         &self,
         parent: &Parent,
+        book: &RouteBook,
         snapshot: &'s Snapshot,
     ) -> Result<(&'s Import, Vec<&'s ServicePort>), (Reason, String)> {
         let Parent { service, port: wanted } = parent;
@@ -130,7 +137,7 @@ impl Route {
         let is_meant =
             |port: &&ServicePort| port.protocol == Protocol::Tcp && wanted.is_none_or(|wanted| wanted == port.number);
         let ports: Vec<&ServicePort> = import.ports.iter().filter(is_meant).collect();
-        let (Some(first), table) = (ports.first(), snapshot.rules().routes.table(service)) else {
+        let (Some(first), table) = (ports.first(), book.table(service)) else {
             return none(match wanted {
                 Some(wanted) => format!("{service} has no TCP port {wanted}"),
                 None => format!("{service} has no TCP port"),
@@ -168,16 +175,22 @@ impl Route {
         }
     }
 
-    fn of_accepted(&self, import: &Import, ports: &[&ServicePort], snapshot: &Snapshot) -> Vec<Condition> {
+    fn of_accepted(
+        &self,
+        import: &Import,
+        ports: &[&ServicePort],
+        book: &RouteBook,
+        snapshot: &Snapshot,
+    ) -> Vec<Condition> {
         let numbers: Vec<String> = ports.iter().map(|port| port.number.to_string()).collect();
         let of_ports = format!("{} {}", if ports.len() == 1 { "port" } else { "ports" }, numbers.join(", "));
         let accepted =
             Condition { kind: ConditionKind::Accepted, status: true, reason: Reason::Accepted, message: of_ports };
-        vec![accepted, self.resolved(import, ports, snapshot), self.applies_to(import, ports, snapshot)]
+        vec![accepted, self.resolved(import, ports, book, snapshot), self.applies_to(import, ports, book)]
     }
 
-    fn resolved(&self, import: &Import, ports: &[&ServicePort], snapshot: &Snapshot) -> Condition {
-        let table = snapshot.rules().routes.table(&import.key);
+    fn resolved(&self, import: &Import, ports: &[&ServicePort], book: &RouteBook, snapshot: &Snapshot) -> Condition {
+        let table = book.table(&import.key);
         let entries = ports.iter().filter_map(|port| table?.at(port).map(|routes| (*port, routes)));
         let problem = entries.flat_map(|(port, routes)| routes.entries.into_iter().map(move |entry| (port, entry)));
         let problem = problem.filter(|(_, entry)| self.is(entry)).find_map(|(port, entry)| {
@@ -202,8 +215,8 @@ impl Route {
         Condition { kind: ConditionKind::ResolvedRefs, status, reason, message }
     }
 
-    fn applies_to(&self, import: &Import, ports: &[&ServicePort], snapshot: &Snapshot) -> Condition {
-        let table = snapshot.rules().routes.table(&import.key);
+    fn applies_to(&self, import: &Import, ports: &[&ServicePort], book: &RouteBook) -> Condition {
+        let table = book.table(&import.key);
         let split = import.policy.as_ref().filter(|policy| !policy.split.is_empty());
         let everywhere = ports.iter().find_map(|port| {
             table?.for_addresses(&import.key, port).filter(|entry| self.is(entry)).map(|entry| entry.rule)

@@ -466,6 +466,21 @@ pub struct KubernetesSection {
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     #[serde(default)]
     pub istio_service: Field<String>,
+    /// Whose routes are read from its API, beside Peers and policies: `gatewayApi` (HTTPRoute, GRPCRoute, TCPRoute, TLSRoute),
+    /// `istio` (VirtualService, DestinationRule). Routes that no service is a parent of are left alone. Default: none.
+    #[serde(default)]
+    pub routes: List<RoutesWord>,
+}
+
+/// Whose routes are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, serde::Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline)]
+pub enum RoutesWord {
+    /// Those of the Gateway API.
+    GatewayApi,
+    /// Istio's.
+    Istio,
 }
 
 /// Logs.

@@ -139,6 +139,9 @@ fn kubernetes_settings(
     if let Some(gateways) = section.gateways.get().and_then(|text| cx.parse(text, HostPort::parse)) {
         settings.gateways = gateways;
     }
+    settings.routes = section.routes.items().map(|word| word.value).collect();
+    settings.routes.sort_unstable();
+    settings.routes.dedup();
     if let Some(labels) = section.gateway_labels.get().and_then(|text| cx.parse(text, selector)) {
         settings.gateway_labels = labels;
     }

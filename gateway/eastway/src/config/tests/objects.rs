@@ -126,3 +126,42 @@ fn f36_a_new_object_does_not_take_the_place_of_one_that_works() {
     let refused: Vec<_> = merged.refused.keys().map(|key| key.name.as_str()).collect();
     assert_eq!(refused, ["aks", "a"]);
 }
+
+/// A route that leads to a part of a service, what workloads see, and Istio's words: as objects as in files.
+#[test]
+fn routes_are_objects_too() {
+    let (_folder, files) = files();
+    let object = |kind: Kind, name: &str, spec: serde_json::Value| {
+        let group = if kind.is_route() { "gateway.networking.k8s.io/v1" } else { "eastway.dev/v1alpha1" };
+        let text = serde_json::json!({
+            "apiVersion": group, "kind": kind.as_str(), "metadata": { "name": name, "namespace": "shop" }, "spec": spec,
+        });
+        (key(kind, "shop", name), Arc::<str>::from(format!("{text:#}")))
+    };
+    let route = |share: &str| {
+        serde_json::json!({
+            "parentRefs": [{ "group": "", "kind": "Service", "name": "web" }],
+            "rules": [{ "backendRefs": [{ "group": "eastway.dev", "kind": "ServiceShare", "name": share }] }],
+        })
+    };
+    let good = object(Kind::HttpRoute, "web", route("web-v2"));
+    let objects: Objects = [
+        object(Kind::ServiceShare, "web-v2", serde_json::json!({ "service": "web", "subset": { "version": "v2" } })),
+        good.clone(),
+        object(Kind::HttpRoute, "wrong", serde_json::json!({ "parentRefs": [], "rules": [{ "nonsense": 1 }] })),
+        object(Kind::Visibility, "default", serde_json::json!({ "services": ["payments/api"] })),
+    ]
+    .into();
+    let mut overlay = Overlay::default();
+    let merged = overlay.merge(&files, &objects, true);
+    assert_eq!(merged.refused.keys().map(ToString::to_string).collect::<Vec<_>>(), ["HTTPRoute/shop/wrong"]);
+    let routes = &merged.policies.routes;
+    assert_eq!((routes.routes().len(), routes.shares().count()), (1, 1));
+    assert_ne!(*merged.policies.visibility, *files.policies.visibility);
+    // A mistake later leaves what worked.
+    let mut later = objects.clone();
+    later.insert(good.0.clone(), Arc::from("{}"));
+    let merged = overlay.merge(&files, &later, true);
+    assert!(merged.refused[&good.0].contains("last good version stays"), "{}", merged.refused[&good.0]);
+    assert_eq!(merged.policies.routes.routes().len(), 1);
+}

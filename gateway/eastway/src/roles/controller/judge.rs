@@ -9,11 +9,12 @@ use std::time::Duration;
 use eastway_kubernetes::controller::object::Condition;
 use eastway_kubernetes::controller::peers::Mistakes;
 use eastway_kubernetes::controller::reconcile::Feed;
-use eastway_kubernetes::controller::statuses::Statuses;
+use eastway_kubernetes::controller::statuses::{Statuses, Verdict, has_status};
 use eastway_kubernetes::objects::{Kind, ObjectKey, Objects};
+use eastway_model::rules::route::{self, ConditionKind, ObjectName, ParentStatus, Reason, Route};
 use eastway_model::rules::{AccessMode, AccessPolicy, ClusterRef, Match, TrafficPolicy};
 use eastway_model::store::{Reader, Snapshot};
-use eastway_model::{ClusterName, Label, PortName, ServiceKey, ServicePort};
+use eastway_model::{ClusterName, Label, PortName, PortNumber, ServiceKey, ServicePort};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -112,23 +113,62 @@ struct World<'a> {
 }
 
 impl World<'_> {
-    fn verdicts(&self, objects: &Objects) -> BTreeMap<ObjectKey, Vec<Condition>> {
+    fn verdicts(&self, objects: &Objects) -> BTreeMap<ObjectKey, Verdict> {
         let policies = &self.loaded.policies;
         let traffic: BTreeMap<_, _> =
             policies.traffic.values().map(|it| ((it.service.namespace.as_str(), &*it.name), it)).collect();
         let access: BTreeMap<_, _> =
             policies.access.iter().map(|it| ((it.namespace.as_str(), &*it.name), it)).collect();
         let mut verdicts = BTreeMap::new();
-        for key in objects.keys().filter(|key| key.kind != Kind::Peer) {
+        for key in objects.keys().filter(|key| has_status(key.kind)) {
             let place = (key.namespace.as_str(), key.name.as_str());
-            let conditions = match (self.loaded.refused.get(key), key.kind) {
-                (Some(mistake), kind) => refused(kind, mistake),
-                (None, Kind::TrafficPolicy) => traffic.get(&place).map(|it| self.traffic(it)).unwrap_or_default(),
-                (None, _) => access.get(&place).map(|it| self.access(it)).unwrap_or_default(),
+            let verdict = match (self.loaded.refused.get(key), key.kind) {
+                (Some(mistake), kind) if kind.is_route() => {
+                    Verdict::Everywhere(vec![Condition::new("Accepted", false, "UnsupportedValue", mistake)])
+                }
+                (Some(mistake), kind) => Verdict::Policy(refused(kind, mistake)),
+                (None, Kind::TrafficPolicy) => {
+                    Verdict::Policy(traffic.get(&place).map(|it| self.traffic(it)).unwrap_or_default())
+                }
+                (None, kind) if kind.is_route() => self.route(key),
+                (None, _) => Verdict::Policy(access.get(&place).map(|it| self.access(it)).unwrap_or_default()),
             };
-            verdicts.insert(key.clone(), conditions);
+            verdicts.insert(key.clone(), verdict);
         }
         verdicts
+    }
+
+    fn route(&self, key: &ObjectKey) -> Verdict {
+        let book = &self.loaded.policies.routes;
+        let is_it = |route: &&Arc<Route>| {
+            let ObjectName { namespace, name } = &route.name;
+            let place = (namespace.as_str(), &**name);
+            route.object_kind() == key.kind.as_str() && place == (key.namespace.as_str(), key.name.as_str())
+        };
+        let Some(route) = book.routes().iter().find(is_it) else { return Verdict::Parents(Vec::new()) };
+        let parents = route.status_in(book, self.snapshot).into_iter().map(|ParentStatus { parent, conditions }| {
+            let is_split = self.loaded.policies.traffic.get(&parent.service).is_some_and(|it| !it.split.is_empty());
+            // Whom it applies to depends on that split, which says so itself.
+            let told = conditions.into_iter().filter(|one| !(is_split && one.kind == ConditionKind::AppliesTo));
+            let place = (parent.service.name.to_string(), parent.port.map(PortNumber::get));
+            (place, told.map(|one| self.of_route(one)).collect())
+        });
+        Verdict::Parents(parents.collect())
+    }
+
+    /// Of what is missing it is not known yet whether it comes.
+    fn of_route(&self, said: route::Condition) -> Condition {
+        let route::Condition { kind, status, reason, message } = said;
+        let kind = match kind {
+            ConditionKind::Accepted => "Accepted",
+            ConditionKind::ResolvedRefs => "ResolvedRefs",
+            ConditionKind::AppliesTo => "AppliesTo",
+        };
+        let waits = matches!(reason, Reason::NoMatchingParent | Reason::BackendNotFound);
+        match !status && waits && !self.complete {
+            true => Condition::unknown(kind, "Pending", format!("{message}; not all peers have told theirs yet")),
+            false => Condition::new(kind, status, reason.to_string(), message),
+        }
     }
 
     fn traffic(&self, policy: &TrafficPolicy) -> Vec<Condition> {

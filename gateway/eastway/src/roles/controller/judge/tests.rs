@@ -26,8 +26,10 @@ fn world(spoken: &str, objects: &[(Kind, &str, Value)]) -> BTreeMap<String, Stri
         if !namespace.is_empty() {
             metadata["namespace"] = namespace.into();
         }
+        let of_gateway_api = kind.is_route();
+        let api_version = if of_gateway_api { "gateway.networking.k8s.io/v1" } else { "eastway.dev/v1alpha1" };
         let text = json!({
-            "apiVersion": "eastway.dev/v1alpha1", "kind": format!("{kind:?}"), "metadata": metadata, "spec": spec,
+            "apiVersion": api_version, "kind": kind.as_str(), "metadata": metadata, "spec": spec,
         });
         let key = ObjectKey { kind, namespace: namespace.to_owned(), name: name.to_owned() };
         all.insert(key, format!("{text:#}").into());
@@ -51,8 +53,12 @@ fn world(spoken: &str, objects: &[(Kind, &str, Value)]) -> BTreeMap<String, Stri
     let world = World { loaded: &loaded, snapshot: &reader.load(), complete: true };
     let verdicts = world.verdicts(&all);
     let about = Observed::default();
-    let said = |conditions: &Vec<Condition>| {
-        let Value::Array(conditions) = Condition::list(conditions, &about, "now") else { unreachable!() };
+    let said = |verdict: &Verdict| {
+        let conditions: Vec<Condition> = match verdict {
+            Verdict::Policy(conditions) | Verdict::Everywhere(conditions) => conditions.clone(),
+            Verdict::Parents(parents) => parents.iter().flat_map(|(_, conditions)| conditions.clone()).collect(),
+        };
+        let Value::Array(conditions) = Condition::list(&conditions, &about, "now") else { unreachable!() };
         let text = |it: &Value, key: &str| it[key].as_str().unwrap().to_owned();
         let one = |it: &Value| {
             format!("{}={}/{}: {}", text(it, "type"), text(it, "status"), text(it, "reason"), text(it, "message"))
@@ -130,4 +136,21 @@ fn a_mistake_is_the_message_and_concerns_one_policy_alone() {
     assert!(said["b"].starts_with("Accepted=False/Invalid: TrafficPolicy/shop/b"), "{}", said["b"]);
     assert!(said["b"].contains("already has a policy") && said["b"].contains("PerRequest=Unknown/NotAccepted"));
     assert!(said["c"].starts_with("Accepted=False/Invalid: AccessPolicy/shop/c"), "{}", said["c"]);
+}
+
+#[test]
+fn routes_say_what_became_of_them_at_each_service() {
+    let parent = |name: &str| json!([{"group": "", "kind": "Service", "name": name}]);
+    let to = |name: &str| json!([{"backendRefs": [{"group": "eastway.dev", "kind": "ServiceShare", "name": name}]}]);
+    let objects = [
+        (Kind::ServiceShare, "here", json!({"service": "cart", "cluster": "local"})),
+        (Kind::HttpRoute, "good", json!({"parentRefs": parent("cart"), "rules": to("here")})),
+        (Kind::HttpRoute, "later", json!({"parentRefs": parent("cart"), "rules": to("nowhere")})),
+        (Kind::HttpRoute, "missing", json!({"parentRefs": parent("card"), "rules": to("here")})),
+        (Kind::HttpRoute, "wrong", json!({"parentRefs": parent("cart"), "rules": [{"backends": []}]})),
+        (Kind::TcpRoute, "bytes", json!({"parentRefs": parent("cart"), "rules": to("here")})),
+    ];
+    let said = world("http", &objects);
+    let lines: Vec<_> = said.iter().map(|(name, said)| format!("{name}:\n{said}")).collect();
+    insta::assert_snapshot!(lines.join("\n"));
 }
