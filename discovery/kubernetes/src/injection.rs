@@ -28,6 +28,9 @@ const KIND: &str = "AdmissionReview";
 pub const INJECT: &str = "sidecar.eastway.dev/inject";
 /// Annotation of a pod: addresses that are led to its sidecar, as ranges with commas between them.
 pub const RANGES: &str = "sidecar.eastway.dev/ranges";
+/// Annotation of a pod: ports of its own that lead to an import each, instead of rules that lead all connections to its sidecar:
+/// `9080=bookinfo/reviews:9080/http`, with commas between them.
+pub const LISTENERS: &str = "sidecar.eastway.dev/listeners";
 /// Annotation that an injected pod has.
 pub const STATUS: &str = "sidecar.eastway.dev/status";
 /// Label of namespaces whose pods get sidecars, and its value.

@@ -148,10 +148,14 @@ async fn make_anew(cluster: &Cluster, share: &[(Service, Version)]) -> Result<()
 
 /// What an HTTP server at `host:port` says to the pod of the page.
 async fn get(cluster: &Cluster, host: &str, port: u16, path: &str) -> Result<String> {
+    get_from(cluster, PAGE, host, port, path).await
+}
+
+async fn get_from(cluster: &Cluster, pod: &str, host: &str, port: u16, path: &str) -> Result<String> {
     let request = format!("GET {path} HTTP/1.1\\r\\nHost: {host}\\r\\nConnection: close\\r\\n\\r\\n");
     // The input stays open: a server may take its end for that of the client.
     let ask = format!("(printf '{request}'; sleep 1) | nc -w 5 {host} {port}");
-    cluster.exec(NAMESPACE, PAGE, &["sh", "-c", &ask]).await
+    cluster.exec(NAMESPACE, pod, &["sh", "-c", &ask]).await
 }
 
 /// The page, as `reader` sees it.
@@ -182,7 +186,10 @@ async fn sidecars_carry_what_pods_ask(bed: &Bed) -> Result<()> {
     make_anew(b, &bookinfo::SECOND).await?;
     bed.record("injected.bookinfo_made_anew_s", begun.elapsed().as_secs_f64());
     let out = json!({"sidecar.eastway.dev/inject": "false"});
-    a.apply(&pod("without", &out).to_string()).await?;
+    let named = json!({"sidecar.eastway.dev/listeners": "9080=bookinfo/reviews:9080/http"});
+    for pod in [pod("without", &out), pod("named", &named)] {
+        a.apply(&pod.to_string()).await?;
+    }
     ensure!(!sidecar_of(a, "without").await?);
 
     // Which version a page is made with is decided by its reader, as no address could. Both are in b, and so are the ratings
@@ -206,6 +213,12 @@ async fn sidecars_carry_what_pods_ask(bed: &Bed) -> Result<()> {
     ensure!(said.starts_with("HTTP/1.1 200") && said.contains("\"cloud\":\"b\""), "{said}");
     let said = get(a, "details", 9080, Service::Details.path()).await?;
     ensure!(said.starts_with("HTTP/1.1 200") && said.contains("\"cloud\":\"a\""), "{said}");
+    // Who names a place of its own needs no rules, and no right.
+    a.wait("condition=Ready", &["pod", "named", "-n", NAMESPACE], PATIENCE).await?;
+    let named = a.get(&["pod", "named", "-n", NAMESPACE]).await?;
+    ensure!(begins_with(&named) == ["eastway-sidecar"] && !named.to_string().contains("NET_ADMIN"), "{named}");
+    let said = get_from(a, "pod/named", "127.0.0.1", 9080, Service::Reviews.path()).await?;
+    ensure!(said.starts_with("HTTP/1.1 200") && said.contains("\"version\":\"v3\""), "{said}");
     // What is no import goes where it went: a pod of the cluster by its address.
     let resolver = a.get(&["pods", "-n", "kube-system", "-l", "k8s-app=kube-dns"]).await?;
     let address = resolver["items"][0]["status"]["podIP"].as_str().context("CoreDNS has an address")?.to_owned();

@@ -1,10 +1,12 @@
 //! The sidecar of a pod: two containers before all others, what they mount, and where the pod looks for names.
 
-use eastway_model::Label;
+use std::num::NonZeroU16;
+
+use eastway_model::{Label, ServiceKey};
 use serde_json::{Value, json};
 
 use super::pod::Pod;
-use super::{INJECT, RANGES, STATUS, Settings, TRUST, USER};
+use super::{INJECT, LISTENERS, RANGES, STATUS, Settings, TRUST, USER};
 
 /// The container that runs as long as the pod: with `restartPolicy: Always` in the list of those of the start, it is there
 /// before the workload's and goes after them (Kubernetes 1.29).
@@ -21,8 +23,11 @@ const START_SECONDS: u32 = 600;
 /// Most search domains that a pod may have, and how many the cluster and its nodes may add to ours.
 const MAX_SEARCHES: usize = 32;
 const SEARCHES_OF_OTHERS: usize = 6;
-/// Most ranges of one pod.
+/// Most ranges of one pod, and most places.
 const MAX_RANGES: usize = 16;
+const MAX_LISTENERS: usize = 64;
+/// Where Envoy gets what is led to it.
+const ENVOY: u16 = 15001;
 
 /// Whether the pod has one that was put there by this.
 pub(super) fn is_in(pod: &Pod) -> bool {
@@ -35,10 +40,12 @@ pub(super) fn is_in(pod: &Pod) -> bool {
 /// Why it cannot have one, in words.
 pub(super) fn patch(pod: &Pod, namespace: &str, settings: &Settings) -> Result<Vec<Value>, String> {
     check(pod)?;
+    let listeners = listeners(pod)?;
     let ranges = ranges(pod, settings)?;
-    let config = config(settings, &ranges).to_string();
+    let config = config(settings, &ranges, listeners.as_deref()).to_string();
     let mut patch = Vec::new();
-    let containers = [capture(settings, &config), sidecar(settings, &config)];
+    let capture = listeners.is_none().then(|| capture(settings, &config));
+    let containers: Vec<Value> = capture.into_iter().chain([sidecar(settings, &config)]).collect();
     match &pod.spec.init_containers {
         None => patch.push(add("/spec/initContainers", &json!(containers))),
         // Before those that are there, which may want to connect already; the last is put in first.
@@ -93,10 +100,39 @@ fn ranges(pod: &Pod, settings: &Settings) -> Result<Vec<String>, String> {
     parsed.collect()
 }
 
+/// Places that the pod's workload connects to, if it wants those instead of rules.
+fn listeners(pod: &Pod) -> Result<Option<Vec<Value>>, String> {
+    let Some(text) = pod.annotation(LISTENERS) else { return Ok(None) };
+    let words: Vec<&str> = text.split(',').map(str::trim).filter(|word| !word.is_empty()).collect();
+    if words.is_empty() || words.len() > MAX_LISTENERS {
+        let example = "e.g. \"9080=bookinfo/reviews:9080/http\"";
+        return Err(format!("annotation {LISTENERS} must hold 1 to {MAX_LISTENERS} places, {example}"));
+    }
+    let read = words.iter().map(|word| {
+        let wrong = "must be PORT=NAMESPACE/SERVICE:PORT, with /http or /http2 at the end if it speaks that; PORT is 1024 or more";
+        place(word).ok_or_else(|| format!("annotation {LISTENERS}: {word:?} {wrong}"))
+    });
+    read.collect::<Result<Vec<_>, _>>().map(Some)
+}
+
+fn place(word: &str) -> Option<Value> {
+    let (listen, rest) = word.split_once('=')?;
+    let listen: u16 = listen.parse().ok().filter(|port| *port >= 1024 && ![ENVOY, HEALTH].contains(port))?;
+    let (service, port) = rest.split_once(':')?;
+    let (port, protocol) = port.split_once('/').unwrap_or((port, "tcp"));
+    let service: ServiceKey = service.parse().ok()?;
+    let port: NonZeroU16 = port.parse().ok()?;
+    if !["tcp", "http", "http2"].contains(&protocol) {
+        return None;
+    }
+    let listen = format!("127.0.0.1:{listen}");
+    Some(json!({"listen": listen, "service": service.to_string(), "port": port, "protocol": protocol}))
+}
+
 /// The sidecar's file. What differs from pod to pod the kubelet fills in: the names of most pods are not known yet.
-fn config(settings: &Settings, ranges: &[String]) -> Value {
+fn config(settings: &Settings, ranges: &[String], listeners: Option<&[Value]>) -> Value {
     let any = if settings.ipv6 { "[::]" } else { "0.0.0.0" };
-    json!({
+    let mut config = json!({
         "apiVersion": "eastway.dev/v1alpha1",
         "kind": "SidecarConfig",
         "workload": {
@@ -111,13 +147,19 @@ fn config(settings: &Settings, ranges: &[String]) -> Value {
             "systemNamespace": settings.system_namespace.as_str(),
         },
         "gateway": settings.gateway,
-        "capture": "prepared",
-        "vips": ranges,
         "health": format!("{any}:{HEALTH}"),
         "state": "/run/eastway/state",
         "drain": "5s",
         "log": {"format": "json"},
-    })
+    });
+    let how = match listeners {
+        Some(listeners) => json!({"outbound": false, "listeners": listeners}),
+        None => json!({"capture": "prepared", "vips": ranges}),
+    };
+    if let (Some(fields), Value::Object(how)) = (config.as_object_mut(), how) {
+        fields.extend(how);
+    }
+    config
 }
 
 fn environment(config: &str) -> Value {

@@ -178,6 +178,8 @@ fn what_cannot_be_is_refused_in_words() {
     refuse(&|pod| pod["metadata"]["annotations"] = json!({INJECT: "no"}));
     refuse(&|pod| pod["metadata"]["annotations"] = json!({RANGES: "10.96.0.0"}));
     refuse(&|pod| pod["metadata"]["annotations"] = json!({RANGES: " , "}));
+    refuse(&|pod| pod["metadata"]["annotations"] = json!({LISTENERS: ","}));
+    refuse(&|pod| pod["metadata"]["annotations"] = json!({LISTENERS: "80=shop/cart:80"}));
     refuse(&|pod| pod["spec"]["containers"][0]["name"] = json!("eastway-sidecar"));
     refuse(&|pod| pod["spec"]["initContainers"] = json!([{"name": "eastway-capture"}]));
     refuse(&|pod| pod["spec"]["volumes"][0]["name"] = json!("eastway-run"));
@@ -201,6 +203,39 @@ fn ranges_of_a_pod_come_before_those_of_the_cluster() {
     let mut own = pod();
     own["metadata"]["annotations"] = json!({RANGES: "10.0.0.0/8, fd00:1::/64"});
     assert_eq!(vips(&own, &cluster), json!(["10.0.0.0/8", "fd00:1::/64"]));
+}
+
+#[test]
+fn who_names_places_gets_no_rules_and_no_rights() {
+    let mut own = pod();
+    own["metadata"]["annotations"] = json!({LISTENERS: "9080=bookinfo/reviews:9080/http, 7000=pay/queue:70"});
+    let after = injected(&own);
+    assert_eq!(names(&after["spec"]["initContainers"]), ["eastway-sidecar"]);
+    assert!(!after.to_string().contains("NET_ADMIN"));
+    let config = after["spec"]["initContainers"][0]["env"][3]["value"].as_str().unwrap();
+    let config: Value = serde_json::from_str(config).unwrap();
+    assert!(config.get("capture").is_none() && config["outbound"] == false);
+    assert_eq!(
+        config["listeners"],
+        json!([
+            {"listen": "127.0.0.1:9080", "service": "bookinfo/reviews", "port": 9080, "protocol": "http"},
+            {"listen": "127.0.0.1:7000", "service": "pay/queue", "port": 70, "protocol": "tcp"},
+        ])
+    );
+    for bad in [
+        "9080",
+        "x=a/b:1",
+        "15001=a/b:1",
+        "15021=a/b:1",
+        "9080=a:1",
+        "9080=a/b",
+        "9080=a/b:0",
+        "9080=a/b:1/ftp",
+        "1023=a/b:1",
+    ] {
+        own["metadata"]["annotations"] = json!({LISTENERS: bad});
+        assert_eq!(ask("shop", &own).outcome, Outcome::Refused, "{bad}");
+    }
 }
 
 #[test]

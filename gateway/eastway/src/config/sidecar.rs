@@ -26,6 +26,9 @@ use crate::local::socket::MAX_PATH;
 use crate::telemetry::LogFormat;
 
 mod inbound;
+mod listeners;
+
+pub use listeners::Listener;
 
 /// What such a file says it is.
 pub(super) const KIND: &str = "SidecarConfig";
@@ -72,6 +75,8 @@ pub struct SidecarSettings {
     pub inbound: Vec<Inbound>,
     /// Whether it takes connections to the virtual addresses of imports.
     pub outbound: bool,
+    /// Where it takes connections to one import each; no two at the same place.
+    pub listeners: Vec<Listener>,
     /// How connections get to Envoy.
     pub capture: CaptureWord,
     /// Virtual addresses that are captured, none twice; empty: all addresses.
@@ -216,6 +221,7 @@ fn convert(base: &Path, config: &SidecarConfig, cx: &mut Context<'_>) -> Option<
         parsed => parsed.map_err(|error| error.to_string()),
     });
     let inbound = inbound::list(&config.inbound, cx);
+    let listeners = listeners::list(&config.listeners, cx);
     idle(config, mode, &inbound, cx);
     let capture = config.capture.value().copied().unwrap_or_default();
     let everything = capture == CaptureWord::Prepared && config.vips.items().next().is_none();
@@ -238,6 +244,7 @@ fn convert(base: &Path, config: &SidecarConfig, cx: &mut Context<'_>) -> Option<
         gateway: gateway?,
         inbound,
         outbound: config.outbound.value().copied().unwrap_or(true),
+        listeners,
         capture,
         vips,
         health,
@@ -256,8 +263,9 @@ fn idle(config: &SidecarConfig, mode: SidecarMode, inbound: &[Inbound], cx: &mut
         && mode == SidecarMode::Envoy
         && inbound.is_empty()
         && config.inbound.items().next().is_none()
+        && config.listeners.items().next().is_none()
     {
-        cx.warn(outbound.at, Code::Empty, "without `inbound` Envoy takes no connections at all");
+        cx.warn(outbound.at, Code::Empty, "without `inbound` or `listeners` Envoy takes no connections at all");
     }
 }
 

@@ -12,6 +12,7 @@ pub mod bootstrap;
 mod capture;
 mod grpc;
 mod health;
+mod listeners;
 mod output;
 mod process;
 pub mod program;

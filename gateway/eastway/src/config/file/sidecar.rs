@@ -37,6 +37,11 @@ pub struct SidecarConfig {
     /// host then. Default: `true`.
     #[serde(default)]
     pub outbound: Field<bool>,
+    /// Places on this host that lead to one import each, for workloads that name them and whose connections nothing leads to
+    /// Envoy. Default: none.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub listeners: List<ListenerSection>,
     /// How connections get to Envoy. `none`: whoever connects has to name its addresses. `nftables`: it is led there by rules
     /// in this network namespace, which the workload knows nothing of: what goes to a virtual address, and what comes from
     /// other hosts to the port of an `inbound[].app`. It takes `nft` and CAP_NET_ADMIN. `prepared`: such rules are there
@@ -114,6 +119,24 @@ pub struct InboundSection {
     #[serde(default)]
     #[schemars(length(max = 256))]
     pub allow: List<Text>,
+}
+
+/// A place that leads to one import.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ListenerSection {
+    /// Where Envoy listens, e.g. `127.0.0.1:9080`. Whoever reaches it is this workload to others.
+    pub listen: Field<Text>,
+    /// The service, e.g. `bookinfo/reviews`.
+    #[schemars(length(min = 1, max = 127))]
+    pub service: Field<String>,
+    /// Its port.
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: Field<u64>,
+    /// What is spoken: `http`, `http2` (gRPC too) or `tcp`. Rules about requests want HTTP here and at the service's port.
+    /// Default: `tcp`.
+    #[serde(default)]
+    pub protocol: Field<ProtocolWord>,
 }
 
 /// What is spoken.

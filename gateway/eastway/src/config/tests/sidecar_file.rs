@@ -148,13 +148,14 @@ fn an_envoy_that_nobody_gets_to_is_worth_a_word() {
         folder.relative(&crate::config::check_sidecar(&folder.path("sidecar.yaml")).to_string())
     };
     let said = warned("outbound: false\n");
-    assert!(
-        said.contains("sidecar.yaml:6:11: warning: outbound: without `inbound` Envoy takes no connections"),
-        "{said}"
-    );
+    let warning = "sidecar.yaml:6:11: warning: outbound: without `inbound` or `listeners` Envoy takes no connections";
+    assert!(said.contains(warning), "{said}");
     assert!(said.contains("1 warning"), "{said}");
     let place = "inbound: [{listen: '10.0.0.7:9443', app: '127.0.0.1:8080'}]\n";
-    for useful in ["", "mode: agent\noutbound: false\n", &format!("outbound: false\n{place}")] {
+    let own = "listeners: [{listen: '127.0.0.1:9080', service: shop/cart, port: 80}]\n";
+    for useful in
+        ["", "mode: agent\noutbound: false\n", &format!("outbound: false\n{place}"), &format!("outbound: false\n{own}")]
+    {
         let said = warned(useful);
         assert!(said.contains("0 warnings"), "{said}");
     }

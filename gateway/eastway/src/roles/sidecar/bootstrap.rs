@@ -6,7 +6,7 @@ use eastway_xds::inbound;
 use eastway_xds::node::{LISTEN, Outbound};
 use serde_json::{Value, json};
 
-use super::capture;
+use super::{capture, listeners};
 use crate::config::SidecarSettings;
 use crate::config::file::CaptureWord;
 
@@ -54,6 +54,8 @@ pub fn bootstrap(settings: &SidecarSettings, files: &Files) -> Value {
     let captured = listen == Outbound::Captured;
     let passthrough = captured.then(|| capture::passthrough(settings.capture)).flatten();
     let clusters: Vec<Value> = std::iter::once(agent_cluster(files)).chain(passthrough).collect();
+    let own = captured.then(|| capture::listener(settings.capture)).into_iter();
+    let own: Vec<Value> = own.chain(settings.listeners.iter().map(listeners::listener)).collect();
     let from_ads = json!({"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"});
     json!({
         "node": {
@@ -92,7 +94,7 @@ pub fn bootstrap(settings: &SidecarSettings, files: &Files) -> Value {
         },
         "static_resources": {
             "clusters": clusters,
-            "listeners": captured.then(|| capture::listener(settings.capture)).into_iter().collect::<Vec<_>>(),
+            "listeners": own,
         },
     })
 }
