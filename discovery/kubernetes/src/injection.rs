@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 
 use pod::Pod;
 
+use crate::source::objects::Meta;
+
 /// Largest question. An API server stores no object above 1.5 MiB, and a question holds a pod at most twice.
 pub const MAX_REVIEW: usize = 4 << 20;
 /// Longest `uid` of a question; those of API servers are UUIDs.
@@ -31,6 +33,8 @@ pub const RANGES: &str = "sidecar.eastway.dev/ranges";
 /// Annotation of a pod: ports of its own that lead to an import each, instead of rules that lead all connections to its sidecar:
 /// `9080=bookinfo/reviews:9080/http`, with commas between them.
 pub const LISTENERS: &str = "sidecar.eastway.dev/listeners";
+/// Annotation of a pod: ports of its workload where its sidecar takes connections, mutual TLS and plain text: `9080/http,7000`.
+pub const INBOUND: &str = "sidecar.eastway.dev/inbound";
 /// Annotation that an injected pod has.
 pub const STATUS: &str = "sidecar.eastway.dev/status";
 /// Label of namespaces whose pods get sidecars, and its value.
@@ -276,6 +280,13 @@ fn answer(uid: &str, pod: String, decision: Result<(Outcome, Vec<Value>), String
     };
     let body = json!({"apiVersion": API_VERSION, "kind": KIND, "response": response});
     Answer { body, outcome, pod, reason }
+}
+
+/// The ports where the sidecar of a pod takes connections for it; `None`: it has none, or does not.
+pub(crate) fn inbound_of(metadata: &Meta) -> Option<Box<[u16]>> {
+    metadata.annotation(STATUS)?;
+    let places = sidecar::inbound(metadata.annotation(INBOUND)?).ok()?;
+    Some(places.into_iter().map(|(port, _)| port).collect())
 }
 
 #[cfg(test)]

@@ -81,6 +81,8 @@ pub struct Rules {
     /// What endpoint ids depend on beside the pod, so that several API servers never give one id twice. Empty for the
     /// one that the cluster runs on.
     pub salt: Arc<str>,
+    /// The trust domain of workloads with a sidecar of ours, which prove who they are; `None`: theirs do not count.
+    pub sidecars: Option<Arc<str>>,
     /// The trust domain of workloads with a sidecar of Istio, which prove who they are; `None`: there is no Istio.
     pub istio: Option<Arc<str>>,
 }
@@ -88,7 +90,14 @@ pub struct Rules {
 impl Default for Rules {
     fn default() -> Self {
         let subset_labels = SUBSET_LABELS.map(Arc::from).to_vec();
-        Self { marks: Vec::new(), subset_labels, allow_loopback: false, salt: Arc::default(), istio: None }
+        Self {
+            marks: Vec::new(),
+            subset_labels,
+            allow_loopback: false,
+            salt: Arc::default(),
+            sidecars: None,
+            istio: None,
+        }
     }
 }
 

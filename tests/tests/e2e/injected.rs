@@ -15,6 +15,8 @@ use crate::installed::{ask, export_all};
 
 /// The definition of one kind of route.
 const HTTP_ROUTES: &str = include_str!("httproutes.yaml");
+/// Who the page is to those that it asks.
+const CALLER: &str = "spiffe://a.example/ns/bookinfo/sa/bookinfo-productpage";
 /// The page's pod.
 const PAGE: &str = "deploy/productpage-v1";
 /// What pods with a sidecar begin with.
@@ -181,6 +183,12 @@ async fn sidecars_carry_what_pods_ask(bed: &Bed) -> Result<()> {
         labelled(cluster, NAMESPACE).await?;
         rule(cluster).await?;
     }
+    let taken =
+        json!({"spec": {"template": {"metadata": {"annotations": {"sidecar.eastway.dev/inbound": "9080/http"}}}}});
+    for version in ["v2", "v3"] {
+        let what = format!("deploy/reviews-{version}");
+        b.kubectl(&["patch", &what, "-n", NAMESPACE, "--type=merge", "-p", &taken.to_string()]).await?;
+    }
     let begun = Instant::now();
     make_anew(a, &bookinfo::FIRST).await?;
     make_anew(b, &bookinfo::SECOND).await?;
@@ -199,10 +207,17 @@ async fn sidecars_carry_what_pods_ask(bed: &Bed) -> Result<()> {
     within(PATIENCE, "the page's sidecar knows the rule", first).await?;
     for (reader, wanted) in [("jason", &jason), ("alice", &others)] {
         for _ in 0..TIMES {
-            let found = reviews(&page(a, reader).await?)?;
+            let page = page(a, reader).await?;
+            let found = reviews(&page)?;
             ensure!(found == *wanted, "{reader} gets reviews of {found:?}");
+            // Mutual TLS from the one sidecar to the other: no gateway could say that.
+            let caller = page.find(Service::Reviews).and_then(|reviews| reviews.caller.clone());
+            ensure!(caller.as_deref() == Some(CALLER), "{reader}'s reviews were asked for by {caller:?}");
         }
     }
+    // Who has no sidecar gets plain text from the same pods.
+    let said = get_from(a, "pod/without", &Service::Reviews.fqdn(), 9080, Service::Reviews.path()).await?;
+    ensure!(said.starts_with("HTTP/1.1 200") && !said.contains("\"caller\""), "{said}");
     // The other way: b reads the page of a.
     let kiosk = Service::Kiosk;
     let answer = ask(b, "deploy/kiosk-v1", kiosk.name(), kiosk.path()).await?;

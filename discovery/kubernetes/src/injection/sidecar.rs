@@ -6,7 +6,7 @@ use eastway_model::{Label, ServiceKey};
 use serde_json::{Value, json};
 
 use super::pod::Pod;
-use super::{INJECT, LISTENERS, RANGES, STATUS, Settings, TRUST, USER};
+use super::{INBOUND, INJECT, LISTENERS, RANGES, STATUS, Settings, TRUST, USER};
 
 /// The container that runs as long as the pod: with `restartPolicy: Always` in the list of those of the start, it is there
 /// before the workload's and goes after them (Kubernetes 1.29).
@@ -26,6 +26,9 @@ const SEARCHES_OF_OTHERS: usize = 6;
 /// Most ranges of one pod, and most places.
 const MAX_RANGES: usize = 16;
 const MAX_LISTENERS: usize = 64;
+const MAX_INBOUND: usize = 32;
+/// Where Envoy takes what comes to the first of the workload's ports; the next ones follow.
+const FIRST_INBOUND: u16 = 15100;
 /// Where Envoy gets what is led to it.
 const ENVOY: u16 = 15001;
 
@@ -42,7 +45,16 @@ pub(super) fn patch(pod: &Pod, namespace: &str, settings: &Settings) -> Result<V
     check(pod)?;
     let listeners = listeners(pod)?;
     let ranges = ranges(pod, settings)?;
-    let config = config(settings, &ranges, listeners.as_deref()).to_string();
+    let inbound = match pod.annotation(INBOUND) {
+        None => Vec::new(),
+        Some(_) if listeners.is_some() => {
+            return Err(format!(
+                "annotations {INBOUND} and {LISTENERS} exclude each other: without rules nothing is led in"
+            ));
+        }
+        Some(text) => inbound(text)?,
+    };
+    let config = config(settings, (ranges.as_slice(), inbound.as_slice()), listeners.as_deref()).to_string();
     let mut patch = Vec::new();
     let capture = listeners.is_none().then(|| capture(settings, &config));
     let containers: Vec<Value> = capture.into_iter().chain([sidecar(settings, &config)]).collect();
@@ -129,8 +141,30 @@ fn place(word: &str) -> Option<Value> {
     Some(json!({"listen": listen, "service": service.to_string(), "port": port, "protocol": protocol}))
 }
 
+/// Ports of the workload, and what is spoken there.
+pub(super) fn inbound(text: &str) -> Result<Vec<(u16, &str)>, String> {
+    let words: Vec<&str> = text.split(',').map(str::trim).filter(|word| !word.is_empty()).collect();
+    if words.is_empty() || words.len() > MAX_INBOUND {
+        return Err(format!("annotation {INBOUND} must hold 1 to {MAX_INBOUND} ports, e.g. \"9080/http\""));
+    }
+    let mut all: Vec<(u16, &str)> = Vec::new();
+    for word in words {
+        let (port, protocol) = word.split_once('/').unwrap_or((word, "tcp"));
+        let number: Option<u16> = port.parse().ok().filter(|port| *port > 0 && ![ENVOY, HEALTH].contains(port));
+        let is_known = ["tcp", "http", "http2"].contains(&protocol);
+        match number.filter(|number| is_known && all.iter().all(|(other, _)| other != number)) {
+            Some(number) => all.push((number, protocol)),
+            None => {
+                let wrong = "must be a port, named once, with /http or /http2 behind it if it speaks that";
+                return Err(format!("annotation {INBOUND}: {word:?} {wrong}"));
+            }
+        }
+    }
+    Ok(all)
+}
+
 /// The sidecar's file. What differs from pod to pod the kubelet fills in: the names of most pods are not known yet.
-fn config(settings: &Settings, ranges: &[String], listeners: Option<&[Value]>) -> Value {
+fn config(settings: &Settings, (ranges, inbound): (&[String], &[(u16, &str)]), listeners: Option<&[Value]>) -> Value {
     let any = if settings.ipv6 { "[::]" } else { "0.0.0.0" };
     let mut config = json!({
         "apiVersion": "eastway.dev/v1alpha1",
@@ -154,7 +188,15 @@ fn config(settings: &Settings, ranges: &[String], listeners: Option<&[Value]>) -
     });
     let how = match listeners {
         Some(listeners) => json!({"outbound": false, "listeners": listeners}),
-        None => json!({"capture": "prepared", "vips": ranges}),
+        None => {
+            let places = inbound.iter().zip(FIRST_INBOUND..).map(|((port, protocol), listen)| {
+                json!({
+                    "listen": format!("0.0.0.0:{listen}"), "app": format!("127.0.0.1:{port}"),
+                    "protocol": protocol, "mode": "permissive",
+                })
+            });
+            json!({"capture": "prepared", "vips": ranges, "inbound": places.collect::<Vec<_>>()})
+        }
     };
     if let (Some(fields), Value::Object(how)) = (config.as_object_mut(), how) {
         fields.extend(how);

@@ -239,6 +239,26 @@ fn who_names_places_gets_no_rules_and_no_rights() {
 }
 
 #[test]
+fn ports_of_a_pod_are_taken_by_its_sidecar() {
+    let mut own = pod();
+    own["metadata"]["annotations"] = json!({INBOUND: "9080/http, 7000"});
+    let after = injected(&own);
+    let config = after["spec"]["initContainers"][1]["env"][3]["value"].as_str().unwrap();
+    let config: Value = serde_json::from_str(config).unwrap();
+    let place = |listen: &str, app: &str, protocol: &str| json!({"listen": listen, "app": app, "protocol": protocol, "mode": "permissive"});
+    let wanted = [place("0.0.0.0:15100", "127.0.0.1:9080", "http"), place("0.0.0.0:15101", "127.0.0.1:7000", "tcp")];
+    assert_eq!(config["inbound"], json!(wanted));
+    let read = serde_json::from_value(after["metadata"].clone()).unwrap();
+    assert_eq!(inbound_of(&read).as_deref(), Some([9080, 7000].as_slice()), "what others are told of the pod");
+    for bad in ["", "x", "0", "9080/ftp", "9080,9080", "15001", "65536"] {
+        own["metadata"]["annotations"] = json!({INBOUND: bad});
+        assert_eq!(ask("shop", &own).outcome, Outcome::Refused, "{bad}");
+    }
+    own["metadata"]["annotations"] = json!({INBOUND: "9080", LISTENERS: "9080=a/b:1"});
+    assert_eq!(ask("shop", &own).outcome, Outcome::Refused, "without rules nothing is led in");
+}
+
+#[test]
 fn a_pod_with_many_search_domains_gets_no_more_than_it_may_have() {
     for (count, wanted) in [(23, 25), (24, 26), (25, 25), (32, 32)] {
         let mut pod = pod();

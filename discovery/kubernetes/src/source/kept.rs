@@ -5,7 +5,9 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use eastway_model::{Label, Pairs, PortKey, Subset, TlsMode};
+use eastway_model::{Label, Pairs, PortKey, Subset};
+
+use super::mesh::Sidecar;
 
 /// What tells objects of one name apart. Almost always a UUID, which is kept as its bytes.
 #[derive(Clone, PartialEq, Eq)]
@@ -77,8 +79,8 @@ pub(crate) struct PodView {
     pub(crate) namespace: Label,
     pub(crate) service_account: Option<Label>,
     pub(crate) subset: Subset,
-    /// What its ports speak.
-    pub(crate) tls: TlsMode,
+    /// What stands beside its workload; `None`: nothing that counts.
+    pub(crate) sidecar: Option<Arc<Sidecar>>,
     /// Each once.
     pub(crate) addresses: Few<IpAddr>,
 }
@@ -148,6 +150,7 @@ pub(crate) struct Interner {
     texts: HashSet<Arc<str>>,
     subsets: BTreeSet<Subset>,
     ports: BTreeSet<Pairs<PortKey, u16>>,
+    sidecars: HashSet<Arc<Sidecar>>,
 }
 
 impl Interner {
@@ -177,6 +180,18 @@ impl Interner {
 
     pub(crate) fn subset(&mut self, subset: Subset) -> Subset {
         once(&mut self.subsets, subset)
+    }
+
+    pub(crate) fn sidecar(&mut self, sidecar: Sidecar) -> Arc<Sidecar> {
+        if let Some(known) = self.sidecars.get(&sidecar) {
+            return Arc::clone(known);
+        }
+        if self.sidecars.len() >= INTERNED {
+            self.sidecars.clear();
+        }
+        let sidecar = Arc::new(sidecar);
+        self.sidecars.insert(Arc::clone(&sidecar));
+        sidecar
     }
 
     pub(crate) fn ports(&mut self, ports: Pairs<PortKey, u16>) -> Pairs<PortKey, u16> {

@@ -1,31 +1,61 @@
-//! What pods of a mesh speak. The owner of an endpoint decides it, for all who connect from elsewhere.
+//! What pods of a mesh speak, and who they prove to be: the one place that decides it. The owner of an endpoint decides, for
+//! all who connect from elsewhere.
 
-use eastway_model::{TlsMode, WorkloadIdentity};
+use eastway_model::{Pairs, PortKey, Protocol, TlsMode, WorkloadIdentity};
 
 use super::Rules;
 use super::kept::PodView;
 use super::objects::Meta;
+use crate::injection;
 
 /// Label that Istio's injection gives to pods that have a sidecar, or a person to pods that speak its TLS without one.
 const ISTIO_TLS: (&str, &str) = ("security.istio.io/tlsMode", "istio");
 
-/// What the ports of a pod speak. Plain text as well, as far as this is known: what a PeerAuthentication says otherwise its
-/// sidecar carries out.
-pub(super) fn tls_of(pod: &Meta, rules: &Rules) -> TlsMode {
-    let has_istio = rules.istio.is_some() && pod.label(ISTIO_TLS.0) == Some(ISTIO_TLS.1);
-    if has_istio { TlsMode::Istio } else { TlsMode::None }
+/// What stands beside a workload in its pod and takes mutual TLS for it.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Sidecar {
+    /// Istio's, at all ports. Plain text as well, as far as this is known: what a PeerAuthentication says otherwise it carries
+    /// out itself.
+    Istio,
+    /// Ours, at these ports of TCP; plain text as well.
+    Ours(Box<[u16]>),
 }
 
-/// Who a pod proves to be; `None`: a plain pod proves nothing.
-pub(super) fn identity_of(pod: &PodView, rules: &Rules) -> Option<WorkloadIdentity> {
-    match pod.tls {
-        TlsMode::Istio | TlsMode::IstioStrict => Some(WorkloadIdentity {
-            trust_domain: rules.istio.clone()?,
-            namespace: pod.namespace.clone(),
-            service_account: pod.service_account.clone()?,
-        }),
-        TlsMode::None | TlsMode::Mesh | TlsMode::MeshStrict => None,
+/// What a pod says of its sidecar. Whoever writes it wrongly harms his own pod; the pod proves its own account all the same.
+pub(super) fn sidecar_of(pod: &Meta, rules: &Rules) -> Option<Sidecar> {
+    if rules.istio.is_some() && pod.label(ISTIO_TLS.0) == Some(ISTIO_TLS.1) {
+        return Some(Sidecar::Istio);
     }
+    rules.sidecars.as_ref()?;
+    Some(Sidecar::Ours(injection::inbound_of(pod)?))
+}
+
+/// What a pod speaks at the ports of one service, and who it proves to be there: a plain pod proves nothing, and neither does
+/// one that nobody certifies.
+pub(super) fn speaks(
+    pod: &PodView,
+    target_ports: &Pairs<PortKey, u16>,
+    rules: &Rules,
+) -> (TlsMode, Option<WorkloadIdentity>) {
+    let (mode, trust_domain) = match pod.sidecar.as_deref() {
+        Some(Sidecar::Istio) => (TlsMode::Istio, &rules.istio),
+        Some(Sidecar::Ours(ports)) if takes_all(ports, target_ports) => (TlsMode::Mesh, &rules.sidecars),
+        Some(Sidecar::Ours(_)) | None => return (TlsMode::None, None),
+    };
+    match (trust_domain, &pod.service_account) {
+        (Some(trust_domain), Some(account)) => {
+            let (trust_domain, namespace) = (trust_domain.clone(), pod.namespace.clone());
+            (mode, Some(WorkloadIdentity { trust_domain, namespace, service_account: account.clone() }))
+        }
+        _ => (TlsMode::None, None),
+    }
+}
+
+/// Whether these are all ports of TCP that a service leads to: an endpoint that takes mutual TLS at some of them alone could
+/// not be told so, it has one mode.
+fn takes_all(ports: &[u16], target_ports: &Pairs<PortKey, u16>) -> bool {
+    let mut tcp = target_ports.iter().filter(|(key, _)| key.protocol == Protocol::Tcp).peekable();
+    tcp.peek().is_some() && tcp.all(|(_, port)| ports.contains(port))
 }
 
 #[cfg(test)]
@@ -48,7 +78,8 @@ mod tests {
             let pod = serde_json::from_value(pod).unwrap();
             let view =
                 translate::pod(&ObjectName::new("shop", "web-0"), &pod, rules, &mut Interner::default()).unwrap();
-            (view.tls, identity_of(&view, rules).map(|identity| identity.to_string()))
+            let (tls, identity) = speaks(&view, &Pairs::default(), rules);
+            (tls, identity.map(|identity| identity.to_string()))
         };
         let injected = json!({"security.istio.io/tlsMode": "istio"});
         let there = Rules { istio: Some("b.example".into()), ..Rules::default() };

@@ -442,6 +442,7 @@ impl Known {
             Some((port.key(), target.target))
         });
         let target_ports: Pairs<PortKey, u16> = target_ports.collect();
+        let (tls, identity) = mesh::speaks(pod, &target_ports, around.rules);
         let endpoint = Endpoint {
             id: endpoint_id(&around.rules.salt, &pod.uid, address)?,
             hostname: entry.hostname.clone(),
@@ -449,8 +450,8 @@ impl Known {
             zone: entry.zone.clone(),
             condition: entry.condition,
             weight: WEIGHT,
-            identity: mesh::identity_of(pod, around.rules),
-            tls: pod.tls,
+            tls,
+            identity,
         };
         let service_account = pod.service_account.clone();
         self.podless.remove(&address);

@@ -457,7 +457,7 @@ pub(crate) fn pod(name: &ObjectName, pod: &Pod, rules: &Rules, interner: &mut In
         namespace: interner.label(&name.namespace)?,
         service_account: pod.spec.service_account_name.as_deref().and_then(|account| interner.label(account)),
         subset: interner.subset(rules.subset_labels.iter().take(MAX_LABELS).filter_map(label).collect()),
-        tls: mesh::tls_of(&pod.metadata, rules),
+        sidecar: mesh::sidecar_of(&pod.metadata, rules).map(|sidecar| interner.sidecar(sidecar)),
         addresses: addresses.into(),
     })
 }

@@ -134,7 +134,7 @@ impl Registries {
                 self.host.start(&name, RegistryStatus::File(status), run)
             }
             RegistrySource::Kubernetes(server) => {
-                let config = kubernetes_config(name.clone(), server, &base);
+                let config = kubernetes_config(name.clone(), server, &base, &self.settings.trust.domain);
                 self.host.start_kubernetes(config).0
             }
             RegistrySource::Clusters { place, read } => {
@@ -254,14 +254,21 @@ impl Host {
     }
 }
 
-fn kubernetes_config(name: Label, server: &ApiServerSettings, base: &Rules) -> KubernetesRegistryConfig {
+fn kubernetes_config(
+    name: Label,
+    server: &ApiServerSettings,
+    base: &Rules,
+    trust_domain: &Arc<str>,
+) -> KubernetesRegistryConfig {
     let (access, salt) = match &server.kubeconfig {
         Some(path) => {
             (Access::Kubeconfig { path: path.clone(), context: server.context.clone() }, name.as_str().into())
         }
         None => (Access::InCluster, Arc::default()),
     };
-    let rules = rules(&server.read, base, salt);
+    // Another server's accounts are not those that this cluster's CA certifies.
+    let sidecars = server.kubeconfig.is_none().then(|| Arc::clone(trust_domain));
+    let rules = Rules { sidecars, ..rules(&server.read, base, salt) };
     KubernetesRegistryConfig { name, access, rules, copy: None, clock: Arc::new(clock::wall) }
 }
 

@@ -1,11 +1,12 @@
 #![allow(clippy::needless_pass_by_value, reason = "json!(…) as an argument reads better than a reference to it")]
 
-use eastway_model::{EndpointCondition, Label};
+use eastway_model::{EndpointCondition, Label, TlsMode};
 use proptest::prelude::*;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::injection;
 
 fn set<K: DeserializeOwned>(namespace: &str, name: &str, value: Value) -> Difference<K> {
     Difference::Set(ObjectName::new(namespace, name), Arc::new(serde_json::from_value(value).unwrap()))
@@ -150,6 +151,36 @@ fn a_service_of_its_parts() {
     assert_eq!(mirror.workloads.len(), 2);
     let counts = Counts { services: 1, exported: 1, endpoints: 2, workloads: 2 };
     assert_eq!((state.counts(), state.problems().count()), (counts, 0));
+}
+
+/// What a pod's sidecar takes is what peers are told, by whom the pod runs as; a pod without one proves nothing, whatever it says.
+#[test]
+fn a_pod_with_a_sidecar_takes_mutual_tls_at_the_ports_that_it_names() {
+    let told = |trust_domain: Option<&str>, annotations: Value| {
+        let sidecars = trust_domain.map(Arc::from);
+        let mut state = State::new(Rules { sidecars, ..Rules::default() });
+        state.service(service("cart", 80));
+        state.export(export("cart"));
+        state.slice(slice("cart-1", "cart", &[("10.0.0.1", "cart-a", true)]));
+        state.pod(set(
+            "shop",
+            "cart-a",
+            json!({"metadata": {"uid": "cart-a", "annotations": annotations},
+            "spec": {"serviceAccountName": "cart"}, "status": {"podIP": "10.0.0.1"}}),
+        ));
+        let mut mirror = Mirror::default();
+        mirror.apply(state.all());
+        let endpoint = endpoints(&mirror)[0].endpoint.clone();
+        (endpoint.tls, endpoint.identity.map(|identity| identity.to_string()))
+    };
+    let both = |inbound: &str| json!({injection::STATUS: "injected", injection::INBOUND: inbound});
+    let id = Some("spiffe://a.example/ns/shop/sa/cart".to_owned());
+    assert_eq!(told(Some("a.example"), both("8080/http, 9000")), (TlsMode::Mesh, id));
+    let plain = (TlsMode::None, None);
+    assert_eq!(told(Some("a.example"), both("9000")), plain, "not at the port of the service");
+    assert_eq!(told(Some("a.example"), both("nonsense")), plain);
+    assert_eq!(told(Some("a.example"), json!({injection::INBOUND: "8080"})), plain, "it has no sidecar");
+    assert_eq!(told(None, both("8080")), plain, "of another API server");
 }
 
 #[test]
