@@ -6,7 +6,7 @@ pub mod shell;
 use std::path::{Path, PathBuf};
 
 /// Documents with blocks for clusters of Kubernetes: a host that begins with [`KUBERNETES`].
-pub const IN_CLUSTERS: [&str; 2] = ["docs/install.md", "docs/operations.md"];
+pub const IN_CLUSTERS: [&str; 3] = ["docs/install.md", "docs/operations.md", "docs/injection.md"];
 /// Begin of the name of a host that is a person's shell with a cluster of Kubernetes.
 pub const KUBERNETES: &str = "kube-";
 

@@ -244,7 +244,7 @@ pub async fn image_of_binary() -> Result<PathBuf> {
 pub async fn image_of_sidecars() -> Result<PathBuf> {
     let tar = stage::folder()?.join("images/eastway-sidecar.tar");
     if !tar.exists() {
-        image::sidecar_image(&crate::binary(), &tar).await?;
+        image::sidecar_image(image::SIDECAR, &crate::binary(), &tar).await?;
     }
     Ok(tar)
 }

@@ -212,13 +212,13 @@ pub async fn eastway_image(binary: &Path, tar: &Path) -> Result<()> {
     image.program("usr/bin/eastway", binary).await?.write(tar).await
 }
 
-/// Writes an image of sidecars with the binary under test, as [`SIDECAR`].
+/// Writes an image of sidecars with the binary under test, under that name.
 ///
 /// # Errors
 /// The binary, Envoy or `nft` is missing.
-pub async fn sidecar_image(binary: &Path, tar: &Path) -> Result<()> {
+pub async fn sidecar_image(name: &str, binary: &Path, tar: &Path) -> Result<()> {
     let envoy = crate::envoy::binary(crate::envoy::VERSIONS[0])?;
-    let image = Image::with_shell(SIDECAR, &["/usr/bin/eastway"])?.program("usr/bin/eastway", binary).await?;
+    let image = Image::with_shell(name, &["/usr/bin/eastway"])?.program("usr/bin/eastway", binary).await?;
     let image = image.program("usr/bin/envoy", &envoy).await?;
     image.program("usr/bin/nft", &tools::system("nft")?).await?.write(tar).await
 }

@@ -82,15 +82,16 @@ async fn left_in(cluster: &Cluster) -> Result<Vec<String>> {
 /// What a reader has: images that can be pulled, Eastway's as `make image` makes it, and an application that is in one of the clusters.
 async fn prepare(bed: &Bed) -> Result<()> {
     let folder = stage::folder()?.join("images");
-    let (eastway, curl) = (folder.join("eastway.tar"), folder.join("curl.tar"));
+    let [eastway, sidecar, curl] = ["eastway.tar", "sidecar.tar", "curl.tar"].map(|name| folder.join(name));
     let binary = eastway_tests::binary();
-    let bytes = oci::write(&binary, &eastway, &released()?)?;
+    let bytes = oci::write(&binary, &eastway, &released("eastway")?)?;
     bed.record("image.oci_bytes", bytes);
     let is_release = binary.components().any(|part| part.as_os_str() == "release");
     ensure!(!is_release || bytes <= MAX_IMAGE, "the image has {bytes} bytes");
+    image::sidecar_image(&released("eastway-sidecar")?, &binary, &sidecar).await?;
     image::curl_image(&tools::system("curl")?, &curl).await?;
     for cluster in bed.clusters() {
-        cluster.load_images(&[eastway.clone(), curl.clone()]).await?;
+        cluster.load_images(&[eastway.clone(), sidecar.clone(), curl.clone()]).await?;
         cluster.kubectl(&["create", "namespace", "bookinfo"]).await?;
     }
     let labels = json!({"app": "reviews"});
@@ -105,14 +106,18 @@ async fn prepare(bed: &Bed) -> Result<()> {
     bed.cluster("gke").apply(&application.to_string()).await.map(drop)
 }
 
-/// The image that the chart names.
-fn released() -> Result<String> {
-    let line = |file: &str, key: &str| -> Result<String> {
+/// The image of that name as the chart has it.
+fn released(name: &str) -> Result<String> {
+    let values = |file: &str, key: &str| -> Vec<String> {
         let text = read(&format!("helm/eastway/{file}"));
-        let found = text.lines().find_map(|line| line.trim().strip_prefix(key));
-        Ok(found.with_context(|| format!("{file} has no {key}"))?.trim().to_owned())
+        let found = text.lines().filter_map(|line| line.trim().strip_prefix(key));
+        found.map(|value| value.trim().to_owned()).collect()
     };
-    Ok(format!("{}:{}", line("values.yaml", "repository:")?, line("Chart.yaml", "appVersion:")?))
+    let repositories = values("values.yaml", "repository:");
+    let repository = repositories.iter().find(|one| one.rsplit('/').next() == Some(name));
+    let versions = values("Chart.yaml", "appVersion:");
+    let version = versions.first().context("Chart.yaml has no appVersion")?;
+    Ok(format!("{}:{version}", repository.with_context(|| format!("values.yaml has no image {name}"))?))
 }
 
 /// What a cloud does for the Services of type LoadBalancer.
