@@ -9,5 +9,9 @@ fn main() {
     // DT_RELR (glibc 2.36, Debian 12) they are 20 kB instead of 870 kB.
     if target("CARGO_CFG_TARGET_OS") == "linux" && target("CARGO_CFG_TARGET_ENV") == "gnu" {
         println!("cargo:rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+        // Functions that came out alike are kept once. The linker that Rust brings for this machine can.
+        if target("CARGO_CFG_TARGET_ARCH") == "x86_64" {
+            println!("cargo:rustc-link-arg-bins=-Wl,--icf=all");
+        }
     }
 }
