@@ -35,6 +35,7 @@ pub mod relay;
 pub mod rogue;
 pub mod run;
 pub mod sidecar;
+pub mod sniffer;
 
 pub mod servers;
 pub mod talk;

@@ -43,6 +43,30 @@ pub struct Plan {
     pub size: usize,
 }
 
+/// Who is asked for where names say it: a proxy that is on the way.
+const HOST: &str = "test";
+
+/// A plan, and who is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Named {
+    plan: Plan,
+    host: &'static str,
+}
+
+impl Plan {
+    /// With requests for this host.
+    #[must_use]
+    pub fn named(self, host: &'static str) -> Named {
+        Named { plan: self, host }
+    }
+}
+
+impl From<Plan> for Named {
+    fn from(plan: Plan) -> Self {
+        plan.named(HOST)
+    }
+}
+
 /// A load that runs until it is stopped.
 #[derive(Debug)]
 pub struct Load {
@@ -155,11 +179,11 @@ pub fn quantile(took_us: &[u32], of_1000: usize) -> Duration {
 impl Load {
     /// Starts sending at `place`.
     #[must_use]
-    pub fn start(place: &Place, plan: Plan) -> Self {
+    pub fn start(place: &Place, plan: impl Into<Named>) -> Self {
         let (stop, stopped) = watch::channel(false);
         let record = Arc::new(Mutex::new(Record::default()));
         let started = Instant::now();
-        let task = place.spawn(send(plan, Arc::clone(&record), stopped, started));
+        let task = place.spawn(send(plan.into(), Arc::clone(&record), stopped, started));
         Self { stop, record, task, started }
     }
 
@@ -231,12 +255,12 @@ impl OwnTime {
     }
 }
 
-async fn send(plan: Plan, record: Arc<Mutex<Record>>, mut stopped: watch::Receiver<bool>, started: Instant) {
+async fn send(named: Named, record: Arc<Mutex<Record>>, mut stopped: watch::Receiver<bool>, started: Instant) {
     let (idle, time) = (Idle::default(), OwnTime::default());
     let mut others = JoinSet::new();
     others.spawn(time.clone().run(Arc::clone(&record)));
     let mut requests = JoinSet::new();
-    let mut clock = tokio::time::interval(Duration::from_secs_f64(1.0 / f64::from(plan.rate)));
+    let mut clock = tokio::time::interval(Duration::from_secs_f64(1.0 / f64::from(named.plan.rate)));
     // Open loop: a client that was held up makes up for it.
     clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
     for id in 0_u64.. {
@@ -245,7 +269,7 @@ async fn send(plan: Plan, record: Arc<Mutex<Record>>, mut stopped: watch::Receiv
             _ = stopped.changed() => break,
         }
         lock(&record).sent += 1;
-        requests.spawn(one(plan, id, Arc::clone(&idle), Arc::clone(&record), (started, time.clone())));
+        requests.spawn(one(named, id, Arc::clone(&idle), Arc::clone(&record), (started, time.clone())));
         while requests.try_join_next().is_some() {}
     }
     requests.join_all().await;
@@ -255,7 +279,8 @@ fn lock(record: &Mutex<Record>) -> std::sync::MutexGuard<'_, Record> {
     record.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn one(plan: Plan, id: u64, idle: Idle, record: Arc<Mutex<Record>>, (started, time): (Instant, OwnTime)) {
+async fn one(named: Named, id: u64, idle: Idle, record: Arc<Mutex<Record>>, (started, time): (Instant, OwnTime)) {
+    let Named { plan, host } = named;
     let sent = started.elapsed();
     let keep = id.is_multiple_of(2);
     let reused = if keep { usable(&idle) } else { None };
@@ -269,7 +294,7 @@ async fn one(plan: Plan, id: u64, idle: Idle, record: Arc<Mutex<Record>>, (start
                 Connection::open(plan).await?
             }
         };
-        connection.ask(id, plan.size).await?;
+        connection.ask(host, id, plan.size).await?;
         anyhow::Ok(connection)
     };
     let result = tokio::select! {
@@ -335,8 +360,8 @@ impl Connection {
         !matches!(self.read.get_ref().try_read(&mut [0]), Ok(0))
     }
 
-    async fn ask(&mut self, id: u64, size: usize) -> Result<()> {
-        let request = format!("GET /{id}/{size} HTTP/1.1\r\nhost: test\r\n\r\n");
+    async fn ask(&mut self, host: &str, id: u64, size: usize) -> Result<()> {
+        let request = format!("GET /{id}/{size} HTTP/1.1\r\nhost: {host}\r\n\r\n");
         self.write.write_all(request.as_bytes()).await.context("send")?;
         let mut line = String::new();
         self.read.read_line(&mut line).await.context("read status")?;
@@ -370,7 +395,7 @@ pub async fn ask_once(source: IpAddr, target: SocketAddr, size: usize) -> Result
     let plan = Plan { source, target, rate: 1, size };
     let exchange = async {
         let mut connection = Connection::open(plan).await?;
-        connection.ask(fastrand::u64(..), size).await?;
+        connection.ask(HOST, fastrand::u64(..), size).await?;
         Ok(connection.server)
     };
     tokio::time::timeout(PATIENCE, exchange).await.with_context(|| format!("no answer within {PATIENCE:?}"))?

@@ -287,7 +287,8 @@ impl Bound {
         let end = CancellationToken::new();
         let sessions = end.child_token();
         let accepting = end.child_token();
-        let running = Running { tasks: TaskTracker::new(), end, sessions, accepting, stop, gateway };
+        let leaving = end.child_token();
+        let running = Running { tasks: TaskTracker::new(), end, sessions, accepting, leaving, stop, gateway };
         let synced = running.gateway.readiness.register("registries");
         let certificate = running.gateway.readiness.register("certificate");
 
@@ -334,6 +335,8 @@ struct Running {
     sessions: CancellationToken,
     /// Ends the listeners on virtual addresses.
     accepting: CancellationToken,
+    /// Ends connections by name, each at a moment of its own, once those that come are led elsewhere.
+    leaving: CancellationToken,
     /// Begins the drain.
     stop: CancellationToken,
 }
@@ -479,6 +482,7 @@ impl Running {
             } else {
                 self.accepting.cancel();
             }
+            self.leaving.cancel();
             connections.close();
             let clean = timeout_at(deadline, connections.wait()).await.is_ok();
             self.accepting.cancel();

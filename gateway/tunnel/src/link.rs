@@ -20,6 +20,7 @@ use bytes::Bytes;
 use eastway_identity::SpkiPin;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 pub use state::{LinkRole, LinkState};
 pub use table::LinkTable;
@@ -113,6 +114,13 @@ impl Link {
     #[must_use]
     pub fn is_leaving(&self) -> bool {
         self.is_open() && self.0.going_away()
+    }
+
+    /// Cancelled when it takes no more streams from here, because the other side drains, or another link is to be used. Those
+    /// that there are go on for a while.
+    #[must_use]
+    pub fn left(&self) -> CancellationToken {
+        self.0.left.clone()
     }
 
     /// Whether the last heartbeats were acknowledged.
@@ -227,6 +235,8 @@ pub(crate) struct LinkShared {
     state: AtomicU8,
     /// The other side sent GOAWAY, or the link is superfluous: no new streams from here.
     going_away: AtomicBool,
+    /// Who waits for that.
+    left: CancellationToken,
     /// The peer no longer counts the replica among its live ones: it was probably replaced.
     outdated: AtomicBool,
     /// How its transport is preferred: the least first.
@@ -298,6 +308,7 @@ impl LinkShared {
             peer_streams,
             state: AtomicU8::new(LinkState::Starting as u8),
             going_away: AtomicBool::new(false),
+            left: CancellationToken::new(),
             outdated: AtomicBool::new(false),
             rank: AtomicU8::new(0),
             role: AtomicU8::new(LinkRole::Whole as u8),
@@ -360,6 +371,7 @@ impl LinkShared {
 
     /// Returns whether this changed anything.
     pub(crate) fn set_going_away(&self) -> bool {
+        self.left.cancel();
         !self.going_away.swap(true, Ordering::Relaxed)
     }
 

@@ -23,6 +23,7 @@ pub use accepted::{AcceptedStream, LinkInfo, StreamHandler};
 pub(crate) use shared::{Direction, Stall, StreamShared};
 
 use crate::code::ResetCode;
+use crate::link::Link;
 use crate::transport::SendStream;
 
 /// First byte of the reply direction.
@@ -45,6 +46,12 @@ impl TunnelStream {
     #[must_use]
     pub fn split(self) -> (SendHalf, RecvHalf) {
         (self.send, self.recv)
+    }
+
+    /// The link that carries it.
+    #[must_use]
+    pub fn link(&self) -> Link {
+        self.send.shared.link()
     }
 
     /// Waits until the other side has reached the endpoint. At once on the accepting side.

@@ -30,9 +30,9 @@ pub const PORT: u16 = 80;
 /// Bytes of each answer of a load.
 const SIZE: usize = 1_000;
 /// Port of its pods.
-const TARGET: u16 = 8080;
+pub const TARGET: u16 = 8080;
 /// The image of the server.
-const ECHO: &str = "eastway.test/echo:1";
+pub const ECHO: &str = "eastway.test/echo:1";
 /// A pod that is told to stop is still chosen until all have heard of it.
 const LINGER: Duration = Duration::from_secs(3);
 /// Longest wait for a pod.

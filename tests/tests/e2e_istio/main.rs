@@ -9,16 +9,18 @@
 )]
 
 mod alone;
+mod failover;
 mod networks;
 mod parts;
+mod rolling;
 mod stretched;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    eastway_tests::kube::suite::main_called(
-        "istio",
-        &["a", "b", "c"],
-        &[alone::TESTS, stretched::TESTS, networks::TESTS].concat(),
-    )
+    if let Some(code) = eastway_tests::kube::traffic::serve_if_asked() {
+        return code;
+    }
+    let tests = [alone::TESTS, stretched::TESTS, networks::TESTS, failover::TESTS, rolling::TESTS].concat();
+    eastway_tests::kube::suite::main_called("istio", &["a", "b", "c"], &tests)
 }

@@ -8,13 +8,19 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use eastway_tests::kube::istio::{self, joined};
 use eastway_tests::kube::pods::Pod;
+use eastway_tests::kube::wan::WAN_ADDRESS;
 use eastway_tests::kube::{Bed, Cluster, eastway as installed, pods};
+use eastway_tests::lab::place::Place;
+use eastway_tests::sniffer::Sniffer;
 use eastway_tests::{bed_tests, within};
 use serde_json::{Value, json};
+use tokio::net::UdpSocket;
 
 use crate::parts::{PORT, WHO, client, object, server, service, space, to, versions};
 
 const NAMESPACE: &str = "e2e-stretched";
+/// A header of a request.
+const MARK: &str = "x-mark: everybody-could-read-this";
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// As for any service of several versions: nothing in it knows of clouds.
@@ -133,6 +139,30 @@ async fn remote_only(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
+/// Nothing of a request can be read between the clouds.
+async fn unreadable(bed: &Bed, stage: &Stage) -> Result<()> {
+    // The WAN is in the namespace of the stage.
+    let wan = Place::host("wan").await?;
+    let sniffer = Sniffer::start(&wan, MARK.as_bytes()).await?;
+    let plain = UdpSocket::bind((WAN_ADDRESS, 0)).await?;
+    within(PATIENCE, "what is said in plain text is read", async || {
+        plain.send_to(MARK.as_bytes(), (bed.cluster("b").address(), 9)).await?;
+        Ok(sniffer.seen().0 > 0)
+    })
+    .await?;
+    drop(sniffer);
+    let sniffer = Sniffer::start(&wan, MARK.as_bytes()).await?;
+    for _ in 0..50 {
+        let headers = ["end-user: jason", MARK];
+        let answer = stage.client.get(stage.reviews, "reviews", "/hostname", &headers).await?;
+        ensure!(answer.status == 200 && answer.body.starts_with("reviews-v3"), "{answer:?}");
+    }
+    let (seen, packets) = sniffer.seen();
+    ensure!(seen == 0 && packets > 50, "{seen} of {packets} packets can be read");
+    bed.record("stretched.packets_on_the_wan", packets);
+    Ok(())
+}
+
 /// What both have by its clusterset name: any version, wherever it is.
 async fn by_clusterset_name(bed: &Bed, stage: &Stage) -> Result<()> {
     let import: std::net::IpAddr = installed::imported(bed.cluster("a"), NAMESPACE, "reviews").await?.parse()?;
@@ -190,6 +220,7 @@ bed_tests! {
         by_version(bed, &stage).await?;
         identities(&stage).await?;
         remote_only(&stage).await?;
+        unreadable(bed, &stage).await?;
         loses_nothing(bed, &stage).await?;
         by_clusterset_name(bed, &stage).await?;
         for cluster in ["a", "b"].map(|name| bed.cluster(name)) {

@@ -1,20 +1,16 @@
 //! What goes through two sidecars and their TLS: HTTP/2 with trailers in both directions at once, as gRPC does it, and
 //! WebSocket; and what a gateway between them can read of it.
 
-use std::io::Read as _;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use eastway_tests::lab::place::Place;
+use eastway_tests::sniffer::Sniffer;
 use eastway_tests::{lab_test, load};
 use h2::{RecvStream, SendStream};
 use hyper::{HeaderMap, Request, Response};
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -133,55 +129,6 @@ async fn websocket(mut stream: TcpStream) -> Result<String> {
     Ok(String::from_utf8(back.to_vec())?)
 }
 
-/// Reads all packets of a place until it is dropped, and counts those with [`MARK`] in them.
-struct Sniffer {
-    stop: Arc<AtomicBool>,
-    seen: Arc<AtomicU64>,
-    packets: Arc<AtomicU64>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Sniffer {
-    async fn start(place: &Place) -> Result<Self> {
-        // AF_PACKET, and ETH_P_ALL in the order of the network.
-        let socket = place.run(async {
-            let socket = Socket::new(Domain::from(17), Type::RAW, Some(Protocol::from(0x0300)))?;
-            socket.set_read_timeout(Some(Duration::from_millis(50)))?;
-            Ok(socket)
-        });
-        let mut socket = socket.await?;
-        let (stop, seen, packets) =
-            (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
-        let thread = std::thread::spawn({
-            let (stop, seen, packets) = (Arc::clone(&stop), Arc::clone(&seen), Arc::clone(&packets));
-            move || {
-                let mut packet = vec![0; 64 << 10];
-                while !stop.load(Ordering::Relaxed) {
-                    let Ok(length) = socket.read(&mut packet) else { continue };
-                    packets.fetch_add(1, Ordering::Relaxed);
-                    if packet[..length].windows(MARK.len()).any(|part| part == MARK) {
-                        seen.fetch_add(1, Ordering::Relaxed);
-                    }
-                }
-            }
-        });
-        Ok(Self { stop, seen, packets, thread: Some(thread) })
-    }
-
-    /// Packets with the mark, and all, so far.
-    fn seen(&self) -> (u64, u64) {
-        (self.seen.load(Ordering::Relaxed), self.packets.load(Ordering::Relaxed))
-    }
-}
-
-impl Drop for Sniffer {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        // It never panics.
-        let _ended = self.thread.take().map(JoinHandle::join);
-    }
-}
-
 async fn all_of_them(version: &'static str) -> Result<()> {
     let mut world = World::start(version).await?;
     world.client().await?;
@@ -208,11 +155,11 @@ async fn all_of_them(version: &'static str) -> Result<()> {
 
     // At the gateway of the server's cloud, on all its wires.
     let gateway = world.mesh.cloud("b").net().gateways()[0].place.clone();
-    let sniffer = Sniffer::start(&gateway).await?;
+    let sniffer = Sniffer::start(&gateway, MARK).await?;
     world.head("plain").await?;
     eastway_tests::within(PATIENCE, "plain text is read on its way", async || Ok(sniffer.seen().0 > 0)).await?;
     drop(sniffer);
-    let sniffer = Sniffer::start(&gateway).await?;
+    let sniffer = Sniffer::start(&gateway, MARK).await?;
     for _ in 0..20 {
         world.head("strict").await?;
         world.head("permissive").await?;

@@ -16,7 +16,7 @@ use super::Running;
 use super::addresses::CLIENT_PAUSE;
 use crate::adapters;
 use crate::config::Settings;
-use crate::proxy::sni::{SniListener, SniPorts};
+use crate::proxy::sni::{Leaving, SniListener, SniPorts};
 
 /// A port cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -57,7 +57,8 @@ pub(super) fn serve(running: &Running, listeners: Vec<SniListener>, connections:
         let access = adapters::kubernetes_access(Some(&kubernetes.access));
         running.spawn("subsets of Istio", follow(access, told, running.end.clone()));
     }
-    let ports = SniPorts::new(router, known, connections.clone(), super::file_descriptors());
+    let leaving = Leaving { told: running.leaving.clone(), drain: settings.link.drain };
+    let ports = SniPorts::new(router, known, connections.clone(), leaving, super::file_descriptors());
     for listener in listeners {
         running.spawn("SNI port", ports.clone().accept(listener, running.accepting.clone()));
     }

@@ -167,6 +167,15 @@ impl Upstream {
         }
     }
 
+    /// The link that carries it, if the endpoint is a peer's.
+    #[must_use]
+    pub fn link(&self) -> Option<Link> {
+        match self {
+            Self::Local { .. } => None,
+            Self::Remote(stream) => Some(stream.link()),
+        }
+    }
+
     /// Copies between it and the client until both directions have ended.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 
 pub mod hello;
 pub mod name;
+mod retire;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -33,6 +34,8 @@ use crate::proxy::vip;
 use crate::router::Router;
 use crate::telemetry::Refusal;
 use hello::Hello;
+pub use retire::Leaving;
+use retire::Retiring;
 
 /// Longest wait for a whole ClientHello.
 const HELLO: Duration = Duration::from_secs(5);
@@ -73,20 +76,23 @@ pub struct SniPorts {
     clients: Arc<Clients>,
     /// What Istio's own objects call a subset.
     subsets: watch::Receiver<Arc<Subsets>>,
+    leaving: Leaving,
 }
 
 impl SniPorts {
     /// Ports that take a share of a limit on file descriptors; one client has a quarter of it and no more. `connections`
-    /// are waited for in a drain.
+    /// are waited for in a drain, and end as `leaving` says.
     #[must_use]
     pub fn new(
         router: Arc<Router>,
         subsets: watch::Receiver<Arc<Subsets>>,
         connections: TaskTracker,
+        leaving: Leaving,
         file_descriptors: u64,
     ) -> Self {
         let most = usize::try_from(file_descriptors / 8).unwrap_or(usize::MAX).clamp(64, MAX_CONNECTIONS);
-        Self { router, connections, budget: Arc::new(Semaphore::new(most)), clients: Clients::new(most / 4), subsets }
+        let (budget, clients) = (Arc::new(Semaphore::new(most)), Clients::new(most / 4));
+        Self { router, connections, budget, clients, subsets, leaving }
     }
 
     /// Accepts until `stop`. No error ends it.
@@ -104,9 +110,9 @@ impl SniPorts {
                     };
                     let permit = stop.run_until_cancelled(Arc::clone(&self.budget).acquire_owned()).await;
                     let Some(Ok(permit)) = permit else { return };
-                    let (router, cluster, subsets) = (Arc::clone(&self.router), cluster.clone(), self.subsets.clone());
+                    let (ports, cluster) = (self.clone(), cluster.clone());
                     self.connections.spawn(async move {
-                        serve(&router, tcp, client, &cluster, &subsets).await;
+                        ports.serve(tcp, client, &cluster).await;
                         drop((permit, share));
                     });
                 }
@@ -117,6 +123,40 @@ impl SniPorts {
                 }
             }
         }
+    }
+
+    async fn serve(&self, tcp: TcpStream, client: SocketAddr, cluster: &ClusterName) {
+        let router = &*self.router;
+        // A connection that is gone already shows in its first read.
+        let _gone = tcp.set_nodelay(true);
+        let mut greeted = Greeted { local: Local::new(tcp), hello: None };
+        let refused = |error: &SniError| {
+            let detail = format_args!("{client}: to {cluster} by name: {error}");
+            router.telemetry.refusals.refused(Refusal::Sni, None, detail);
+        };
+        let (name, target) = match asked(router, &mut greeted, cluster, &self.subsets).await {
+            Ok(asked) => asked,
+            Err(error) => return refused(&error),
+        };
+        let mut connection = Connection::outbound(router.cluster(), &target.service, target.port.get(), client);
+        connection.set_local(greeted.local.tcp.local_addr().ok());
+        let moved = Transferred::default();
+        let connecting = connect(router, &target, client.ip(), &mut greeted, &mut connection, &moved);
+        let mut upstream = match timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or(Err(ConnectError::Timeout)) {
+            Ok(upstream) => upstream,
+            Err(ConnectError::Route(
+                error @ (RouteError::UnknownService | RouteError::UnknownPort | RouteError::UnknownCluster),
+            )) => return refused(&SniError::Unknown(name, error)),
+            Err(error) => {
+                return connection.closed(&router.telemetry, &Outcome::NotConnected(error), &moved);
+            }
+        };
+        connection.opened(&router.telemetry);
+        let watch = &mut Watch { limits: router.limits, count: &mut || connection.count(&moved), cut: upstream.cut() };
+        let mut side = Retiring::new(greeted.local.side(), self.leaving.clone(), upstream.link());
+        let ended = upstream.carry(&mut side, &moved, watch).await;
+        drop(side);
+        connection.closed(&router.telemetry, &Outcome::Ended(ended), &moved);
     }
 
     fn overload(&self, detail: std::fmt::Arguments<'_>) {
@@ -139,42 +179,6 @@ enum SniError {
     Unknown(String, RouteError),
     #[error("{0:?} is of no version that it has")]
     Subset(String),
-}
-
-async fn serve(
-    router: &Arc<Router>,
-    tcp: TcpStream,
-    client: SocketAddr,
-    cluster: &ClusterName,
-    subsets: &watch::Receiver<Arc<Subsets>>,
-) {
-    // A connection that is gone already shows in its first read.
-    let _gone = tcp.set_nodelay(true);
-    let mut greeted = Greeted { local: Local::new(tcp), hello: None };
-    let refused = |error: &SniError| {
-        router.telemetry.refusals.refused(Refusal::Sni, None, format_args!("{client}: to {cluster} by name: {error}"));
-    };
-    let (name, target) = match asked(router, &mut greeted, cluster, subsets).await {
-        Ok(asked) => asked,
-        Err(error) => return refused(&error),
-    };
-    let mut connection = Connection::outbound(router.cluster(), &target.service, target.port.get(), client);
-    connection.set_local(greeted.local.tcp.local_addr().ok());
-    let moved = Transferred::default();
-    let connecting = connect(router, &target, client.ip(), &mut greeted, &mut connection, &moved);
-    let mut upstream = match timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or(Err(ConnectError::Timeout)) {
-        Ok(upstream) => upstream,
-        Err(ConnectError::Route(
-            error @ (RouteError::UnknownService | RouteError::UnknownPort | RouteError::UnknownCluster),
-        )) => return refused(&SniError::Unknown(name, error)),
-        Err(error) => {
-            return connection.closed(&router.telemetry, &Outcome::NotConnected(error), &moved);
-        }
-    };
-    connection.opened(&router.telemetry);
-    let watch = &mut Watch { limits: router.limits, count: &mut || connection.count(&moved), cut: upstream.cut() };
-    let ended = upstream.carry(&mut greeted.local.side(), &moved, watch).await;
-    connection.closed(&router.telemetry, &Outcome::Ended(ended), &moved);
 }
 
 async fn connect(

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::StreamError;
 use super::reader::Reader;
 use crate::code::ResetCode;
-use crate::link::LinkShared;
+use crate::link::{Link, LinkShared};
 use crate::loads::{Load, MUCH};
 use crate::transport::{RecvStream, SendStream};
 
@@ -83,6 +83,10 @@ impl StreamShared {
         });
         link.register(shared.id, direction, &shared);
         shared
+    }
+
+    pub(super) fn link(&self) -> Link {
+        Link(Arc::clone(&self.link))
     }
 
     fn receiver(&self) -> MutexGuard<'_, Receiver> {

@@ -152,6 +152,12 @@ impl Chunks {
         }
     }
 
+    /// Takes all that are left.
+    #[must_use]
+    pub fn take(&mut self) -> Self {
+        Self { chunks: std::mem::take(&mut self.chunks), taken: std::mem::take(&mut self.taken) }
+    }
+
     /// Bytes that are left.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -87,6 +87,12 @@ impl<'a> TcpSide<'a> {
     pub fn new(tcp: &'a TcpStream, reader: &'a mut ChunkReader) -> Self {
         Self { tcp, reader, ended: false, written: false, unread: Unread::default() }
     }
+
+    /// The socket itself.
+    #[must_use]
+    pub fn socket(&self) -> &'a TcpStream {
+        self.tcp
+    }
 }
 
 impl Side for TcpSide<'_> {
