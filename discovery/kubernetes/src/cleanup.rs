@@ -8,6 +8,7 @@ use std::fmt;
 use futures_util::{StreamExt as _, stream};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, Preconditions};
 use kube::{Api, Client, ResourceExt as _};
 use tokio::time::timeout;
@@ -39,6 +40,10 @@ pub enum LeftKind {
     ServiceImport,
     /// A Lease: of a cluster, or of the controllers among themselves.
     Lease,
+    /// What istiod was told of endpoints of peers.
+    WorkloadEntry,
+    /// What istiod was told of services of peers.
+    ServiceEntry,
 }
 
 /// One object that is left.
@@ -87,11 +92,31 @@ pub async fn find(client: &Client, namespace: &str, election: &str) -> Result<Ve
     Ok(left)
 }
 
+/// What istiod was told, which stays with the imports when it is told no more.
+///
+/// # Errors
+/// [`CleanupError`]
+pub async fn find_told_to_istio(client: &Client) -> Result<Vec<Left>, CleanupError> {
+    let mut left = Vec::new();
+    for (of, kind) in [(Kind::WorkloadEntry, LeftKind::WorkloadEntry), (Kind::ServiceEntry, LeftKind::ServiceEntry)] {
+        let objects = Api::all_with(client.clone(), &api::resource(of));
+        let is_ours = |object: &Meta| {
+            let manages = |entry: &ManagedFieldsEntry| entry.manager.as_deref() == Some(names::MANAGER);
+            object.labels().get(names::MANAGED_BY).is_some_and(|by| by == names::EASTWAY)
+                && object.managed_fields().iter().any(manages)
+        };
+        left.extend(list(&objects, kind, is_ours).await?);
+    }
+    Ok(left)
+}
+
 /// Removes it, unless it went by itself. All is tried; the errors tell what is still there.
 pub async fn remove(client: &Client, left: &[Left]) -> Vec<CleanupError> {
     let removals = left.iter().map(|left| async move {
         let resource = match left.kind {
             LeftKind::ServiceImport => api::resource(Kind::ServiceImport),
+            LeftKind::WorkloadEntry => api::resource(Kind::WorkloadEntry),
+            LeftKind::ServiceEntry => api::resource(Kind::ServiceEntry),
             LeftKind::Lease => ApiResource::erase::<Lease>(&()),
         };
         let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &left.namespace, &resource);
