@@ -13,6 +13,7 @@ pub mod credentials;
 pub mod dns_config;
 pub mod injection;
 pub mod install;
+pub mod istio;
 pub mod lease;
 pub mod objects;
 pub mod secrets;

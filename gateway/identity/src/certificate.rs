@@ -46,6 +46,25 @@ pub fn certificate_facts(certificate: &CertificateDer<'_>) -> Option<Certificate
     })
 }
 
+/// Whether a certificate is that of a CA, or says that this CA signed it: by name, and by key where both tell it. For people;
+/// who trusts something verifies it.
+#[must_use]
+pub fn names_issuer(certificate: &CertificateDer<'_>, ca: &CertificateDer<'_>) -> bool {
+    let (Ok(parsed), Ok(ca_parsed)) = (parse(certificate), parse(ca)) else { return false };
+    let key = |found: &ParsedExtension<'_>| {
+        let ParsedExtension::SubjectKeyIdentifier(key) = found else { return None };
+        Some(key.0.to_vec())
+    };
+    let signer = |found: &ParsedExtension<'_>| {
+        let ParsedExtension::AuthorityKeyIdentifier(key) = found else { return None };
+        key.key_identifier.as_ref().map(|key| key.0.to_vec())
+    };
+    let of_ca = ca_parsed.extensions().iter().find_map(|extension| key(extension.parsed_extension()));
+    let named = parsed.extensions().iter().find_map(|extension| signer(extension.parsed_extension()));
+    let same_key = of_ca.zip(named).is_none_or(|(key, named)| key == named);
+    certificate == ca || (parsed.issuer().as_raw() == ca_parsed.subject().as_raw() && same_key)
+}
+
 pub(crate) fn not_before(certificate: &X509Certificate<'_>) -> Timestamp {
     Timestamp::from_unix(certificate.validity().not_before.timestamp())
 }

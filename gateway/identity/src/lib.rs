@@ -34,7 +34,7 @@ pub mod web;
 
 pub use anchor::{Anchor, AnchorDer, AnchorError};
 pub use ca::Ca;
-pub use certificate::{CertificateFacts, certificate_facts};
+pub use certificate::{CertificateFacts, certificate_facts, names_issuer};
 pub use clock::{Clock, system_clock};
 pub use identity::{Identity, IdentityError, IdentityStore, renewal_time};
 pub use key::{KeyError, PrivateKey, key_to_pem};

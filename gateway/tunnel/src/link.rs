@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use eastway_identity::SpkiPin;
+use eastway_identity::{CertificateDer, SpkiPin};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -259,6 +259,8 @@ pub(crate) struct LinkShared {
     pub(crate) live: Mutex<LiveFacts>,
     /// The keys of our CA that the peer accepts, as it says; none if it did not say.
     accepts: ArcSwapOption<Vec<SpkiPin>>,
+    /// The last certificate that the other side shows.
+    issuer: ArcSwapOption<CertificateDer<'static>>,
 }
 
 /// What changes while the link lives, for status.
@@ -326,6 +328,7 @@ impl LinkShared {
             bytes_received: AtomicU64::new(0),
             live: Mutex::new(live),
             accepts: ArcSwapOption::empty(),
+            issuer: ArcSwapOption::empty(),
         })
     }
 
@@ -537,6 +540,14 @@ impl LinkShared {
 
     pub(crate) fn accepts(&self) -> Option<Arc<Vec<SpkiPin>>> {
         self.accepts.load_full()
+    }
+
+    pub(crate) fn issuer(&self) -> Option<Arc<CertificateDer<'static>>> {
+        self.issuer.load_full()
+    }
+
+    pub(crate) fn set_chain(&self, chain: &[CertificateDer<'static>]) {
+        self.issuer.store(chain.last().cloned().map(Arc::new));
     }
 
     pub(crate) fn set_accepts(&self, pins: Vec<SpkiPin>) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use eastway_identity::{SpkiPin, VerifyError};
+use eastway_identity::{CertificateDer, SpkiPin, VerifyError};
 use serde::{Serialize, Serializer};
 
 use crate::config::{HostPort, ReplicaId, TransportPolicy};
@@ -142,6 +142,9 @@ pub struct LinkStatus {
     /// End of life of the other side's certificate: the link ends then unless it is renewed.
     #[serde(serialize_with = "unix_ms")]
     pub cert_not_after: SystemTime,
+    /// The last certificate that the other side shows: that of its CA, or of one above it.
+    #[serde(skip)]
+    pub issuer: Option<Arc<CertificateDer<'static>>>,
     /// Milliseconds since the last acknowledgement.
     pub last_acknowledged_ms: Option<u64>,
     /// The other side's clock minus ours, milliseconds.
@@ -264,6 +267,7 @@ impl LinkStatus {
             via: shared.connection.via(),
             cert_not_before: live.certificate.0,
             cert_not_after: live.certificate.1,
+            issuer: shared.issuer(),
             last_acknowledged_ms: live.last_acknowledged.map(|at| micros(at.elapsed()) / 1_000),
             clock_skew_ms: live.clock_skew_ms,
             rtt_us: micros(path.rtt),

@@ -31,7 +31,7 @@ use super::names;
 use super::object::{Kind, Object, Observed, Seen};
 use super::ports::{PortBook, Slot};
 pub use export::Verdict;
-pub use istio::Istio;
+pub use istio::{Istio, WITHHELD};
 pub use pinned::Names;
 
 /// What the objects of every service depend on.

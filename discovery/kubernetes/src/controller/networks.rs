@@ -120,7 +120,7 @@ async fn within<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, 
     }
 }
 
-fn resource() -> ApiResource {
+pub(crate) fn resource() -> ApiResource {
     ApiResource {
         group: "gateway.networking.k8s.io".to_owned(),
         version: "v1".to_owned(),
@@ -131,7 +131,12 @@ fn resource() -> ApiResource {
 }
 
 fn gateway_name(network: &Network) -> String {
-    format!("eastway-{}", network.cluster)
+    name_of(network.cluster.as_str())
+}
+
+/// The Gateway that leads to a peer.
+pub(crate) fn name_of(peer: &str) -> String {
+    format!("eastway-{peer}")
 }
 
 /// It goes with the Service, whose `uid` this is.

@@ -43,8 +43,8 @@ pub struct GatewayFacts {
     pub siblings_silent: Vec<String>,
     /// Sidecars that refuse something now: which, of what kind, and what the proxy says.
     pub sidecars_refusing: Vec<String>,
-    /// Clusters that ports for Istio's sidecars are for and that are no peers.
-    pub istio_nobody: Vec<String>,
+    /// What does not fit together, if Istio is beside us.
+    pub istio: Option<IstioFacts>,
     /// What keeps the process from being ready.
     pub pending: Vec<String>,
     /// Why the files on disk are not what runs.
@@ -143,6 +143,38 @@ pub struct PeerFacts {
     pub istio_plain: Vec<String>,
 }
 
+/// Facts about the Istio of this cluster.
+#[derive(Clone, Debug, Default)]
+pub struct IstioFacts {
+    /// Clusters that ports for its sidecars are for and that are no peers.
+    pub nobody: Vec<String>,
+    /// Why its installation cannot be read; then nothing is known of what follows.
+    pub unreadable: Option<String>,
+    /// What is wrong with the network that istiod takes this cluster for, a whole sentence.
+    pub network: Option<String>,
+    /// Pods of this cluster that take themselves for ones of a peer.
+    pub strangers: Vec<String>,
+    /// Peers that istiod knows no gateway of.
+    pub untold: Vec<String>,
+    /// Exported services with pods that have no sidecar.
+    pub plain: Vec<String>,
+    /// Its trust domain and ours, if they are not the same.
+    pub domains: Option<(String, String)>,
+    /// Its root did not sign our CA.
+    pub other_root: bool,
+    /// What its mesh configuration lacks.
+    pub mesh: Option<MeshChange>,
+}
+
+/// What sidecars of Istio do not know of those of peers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MeshChange {
+    /// The peers.
+    pub peers: Vec<String>,
+    /// What has to be in the mesh configuration, YAML.
+    pub change: String,
+}
+
 /// What dialling one address led to.
 #[derive(Clone, Debug)]
 pub struct AddressFacts {
@@ -228,6 +260,9 @@ pub struct Finding {
     pub cause: String,
     /// What to do; empty if all is well.
     pub fix: String,
+    /// A file's contents that `fix` speaks of.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub change: String,
 }
 
 /// The answer of `/check`.

@@ -12,7 +12,8 @@ use crate::telemetry::Metrics;
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// A running process as the admin port shows it. Each method reads what is published and returns at once; only
-/// [`AdminSource::check`] touches the network.
+/// [`AdminSource::check`] touches the network, and [`AdminSource::describe`] the API server where Istio is: it is called where
+/// waiting is allowed.
 pub trait AdminSource: Send + Sync + 'static {
     /// The process as a whole.
     fn status(&self) -> StatusView;

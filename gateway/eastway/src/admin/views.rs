@@ -511,6 +511,8 @@ pub struct Description {
     pub rules: Option<RulesView>,
     /// What sidecars are told in place of single endpoints, if they are.
     pub sidecars: Option<String>,
+    /// What istiod is told of it, if Istio is beside us: a line each.
+    pub istio: Vec<String>,
     /// What is odd about it, e.g. conflicts or stale records.
     pub warnings: Vec<String>,
 }

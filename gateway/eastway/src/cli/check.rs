@@ -73,11 +73,13 @@ fn lines(finding: &Finding) -> String {
         Severity::Warning => paint("WARN", Colour::Yellow),
         Severity::Error => paint("FAIL", Colour::Red),
     };
-    let Finding { code, subject, message, cause, fix, .. } = finding;
+    let Finding { code, subject, message, cause, fix, change, .. } = finding;
     let mut text = format!("{mark} {code} {}: {}\n", Escaped(subject), Escaped(message));
     if finding.severity > Severity::Ok {
         text.push_str(&format!("     why: {}\n     do:  {}\n", Escaped(cause), Escaped(fix)));
     }
+    // As it is to be copied.
+    change.lines().for_each(|line| text.push_str(&format!("{}\n", Escaped(line))));
     text
 }
 

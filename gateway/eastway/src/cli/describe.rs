@@ -99,6 +99,7 @@ fn explain(view: &Description) -> String {
     line("rule", std::slice::from_ref(&view.policy));
     line("access", view.access.as_slice());
     line("sidecars", view.sidecars.as_slice());
+    view.istio.iter().for_each(|told| line("istio", std::slice::from_ref(told)));
     if view.candidates.is_empty() {
         text.push_str("\nNo endpoint: connections are refused.\n");
     } else {

@@ -228,6 +228,7 @@ impl AdminSource for FakeSource {
             access: None,
             rules: query.request.as_ref().map(|_| rules()),
             sidecars: None,
+            istio: Vec::new(),
             warnings: Vec::new(),
         })
     }

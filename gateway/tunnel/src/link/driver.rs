@@ -216,6 +216,7 @@ async fn exchange(environment: Arc<Environment>, established: Established) -> Re
     };
     let shared = LinkShared::new(identity, connection, (peer.not_before, peer.not_after), surroundings);
     shared.update_live(|live| live.clock_skew_ms = Some(hello.clock_skew_ms));
+    shared.set_chain(&chain);
     let certificates = Certificates {
         chain,
         not_after: peer.not_after,
@@ -456,6 +457,7 @@ impl Driver {
         let (exporter, leaf) = (&certificates.exporter, certificates.remote_leaf_sha256);
         let verified = reauth::verify(&self.environment.trust, &reauth, exporter, other, leaf, self.shared.peer(), now);
         let verified = verified.map_err(|error| (CloseCode::of_verdict(&error), format!("the peer {error}")))?;
+        self.shared.set_chain(&reauth.chain);
         self.certificates.chain = reauth.chain;
         self.accept(&verified);
         tracing::debug!(peer = %self.shared.peer(), "Peer renewed its certificate");

@@ -44,6 +44,9 @@ const TLS_MODE: (&str, &str) = ("security.istio.io/tlsMode", "istio");
 /// Annotation of a derived Service, and the value that hides it from sidecars: the ServiceEntry has its address.
 const EXPORT_TO: (&str, &str) = ("networking.istio.io/exportTo", "~");
 
+/// What the condition of an import begins with that tells of it.
+pub const WITHHELD: &str = "Istio's sidecars reach only its address: ";
+
 /// What is told of an import.
 #[derive(Debug)]
 pub(super) enum Plan<'a> {
@@ -86,7 +89,7 @@ impl Plan<'_> {
     /// What people are told beside that the import works.
     pub(super) fn note(&self) -> Option<String> {
         match self {
-            Self::Withheld(why) => Some(format!("Istio's sidecars reach only its address: {why}")),
+            Self::Withheld(why) => Some(format!("{WITHHELD}{why}")),
             Self::Nothing | Self::Stretched { .. } | Self::Remote(_) => None,
         }
     }

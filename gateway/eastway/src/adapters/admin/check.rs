@@ -49,7 +49,7 @@ pub(super) async fn facts(gateway: &Gateway, only: Option<String>) -> CheckFacts
     }
     let mut own = gateway_facts(gateway, &snapshot);
     own.ca_silent = next.err();
-    own.istio_nobody = istio::nobody(&loaded);
+    own.istio = istio::facts(gateway, &loaded, &snapshot, &status).await;
     CheckFacts { now: clock::wall().0, gateway: own, dns, peers }
 }
 
@@ -72,7 +72,7 @@ fn gateway_facts(gateway: &Gateway, snapshot: &Snapshot) -> GatewayFacts {
         ca_silent: None,
         siblings_silent: gateway.tunnel.get().map(|tunnel| silent(tunnel)).unwrap_or_default(),
         sidecars_refusing: super::sidecars::refusing(gateway),
-        istio_nobody: Vec::new(),
+        istio: None,
         pending: gateway.readiness.pending().iter().map(ToString::to_string).collect(),
         config_errors: gateway.configuration.status.borrow().errors.clone(),
         registry_errors: super::registries(gateway)

@@ -10,7 +10,7 @@ use eastway_model::routing::RouteRequest;
 use eastway_model::store::Snapshot;
 use eastway_model::{ClusterName, Label, Protocol, ServiceKey};
 
-use super::services;
+use super::{istio, services};
 use crate::admin::rules::{RuleView, RulesView};
 use crate::admin::views::{CandidateView, Description, EndpointChoice, RejectedView};
 use crate::admin::{DescribeQuery, SourceError};
@@ -62,6 +62,7 @@ pub(super) fn describe(gateway: &Gateway, query: &DescribeQuery) -> Result<Descr
         access,
         rules: (protocol == Protocol::Tcp).then(|| rules(&snapshot, &key, port, query)).flatten(),
         sidecars: sidecars(gateway, &snapshot, &key),
+        istio: istio::told(gateway, &snapshot, &key),
         warnings,
     })
 }

@@ -1,14 +1,115 @@
 //! What `eastway check` looks at where Istio is beside Eastway.
 
+mod mesh;
+mod told;
+
+use std::collections::BTreeMap;
+
+use eastway_identity::{CertificateDer, certificates_from_pem};
+use eastway_kubernetes::istio::{self, Installation};
 use eastway_model::store::Snapshot;
 use eastway_model::{ClusterName, EndpointGroup, TlsMode};
+use eastway_tunnel::PeerStatus;
+use serde_json::Value;
 
+use crate::adapters;
+use crate::admin::check::{IstioFacts, MeshChange};
+use crate::app::Gateway;
 use crate::config::{Loaded, Settings};
 
+pub(super) use told::told;
+
+/// What Istio's trust domain is unless its mesh configuration has one.
+const DEFAULT_DOMAIN: &str = "cluster.local";
+
+/// `None`: it is not there, or knows of no other network.
+pub(super) async fn facts(
+    gateway: &Gateway,
+    loaded: &Loaded,
+    snapshot: &Snapshot,
+    status: &[PeerStatus],
+) -> Option<IstioFacts> {
+    let settings = &loaded.settings;
+    let domain = settings.istio().filter(|_| !settings.listen.sni.is_empty())?;
+    let named = |port: &crate::config::settings::SniSettings| (port.cluster.to_string(), port.network.to_string());
+    let networks: BTreeMap<String, String> = settings.listen.sni.iter().map(named).collect();
+    let mut facts = IstioFacts { nobody: nobody(loaded), plain: without_sidecar(snapshot), ..IstioFacts::default() };
+    let access = adapters::kubernetes_access(settings.kubernetes.as_ref().map(|kubernetes| &kubernetes.access));
+    let found = match istio::read(&access, settings.system_namespace(), &networks).await {
+        Ok(found) => found,
+        Err(error) => {
+            facts.unreadable = Some(error);
+            return Some(facts);
+        }
+    };
+    facts.network = wrong_network(&found, &networks);
+    let without = |peer: &&String| found.gateways.get(*peer).is_none_or(Vec::is_empty);
+    facts.untold = networks.keys().filter(without).cloned().collect();
+    let roots = certificates_from_pem(found.root.as_deref().unwrap_or_default().as_bytes()).unwrap_or_default();
+    facts.other_root = has_other_root(gateway, &roots);
+    let mesh = found.mesh.as_deref().map(serde_saphyr::from_str::<Value>);
+    let mesh = match mesh.transpose() {
+        Ok(mesh) => mesh.unwrap_or_default(),
+        Err(error) => {
+            facts.unreadable = Some(format!("ConfigMap istio-system/istio: {error}"));
+            Value::Null
+        }
+    };
+    if mesh.is_object() {
+        let its = mesh.get("trustDomain").and_then(Value::as_str).unwrap_or(DEFAULT_DOMAIN);
+        facts.domains = (its != &*domain).then(|| (its.to_owned(), domain.to_string()));
+    }
+    facts.mesh = mesh_change(gateway, loaded, status, &mesh, &roots);
+    facts.strangers = found.strangers;
+    Some(facts)
+}
+
 /// Clusters that ports for Istio's sidecars are for, and that are no peers.
-pub(super) fn nobody(loaded: &Loaded) -> Vec<String> {
+fn nobody(loaded: &Loaded) -> Vec<String> {
     let clusters = loaded.settings.listen.sni.iter().map(|port| &port.cluster);
     clusters.filter(|cluster| !loaded.peers.contains_key(*cluster)).map(ToString::to_string).collect()
+}
+
+fn wrong_network(found: &Installation, networks: &BTreeMap<String, String>) -> Option<String> {
+    let Some(own) = &found.network else { return Some("istiod knows no network of this cluster".to_owned()) };
+    let (peer, _) = networks.iter().find(|(_, network)| *network == own)?;
+    Some(format!("istiod takes this cluster for the network {own}, which is that of {peer}"))
+}
+
+/// Whether Istio's root is not above our own certificate.
+fn has_other_root(gateway: &Gateway, roots: &[CertificateDer<'static>]) -> bool {
+    let Some(identity) = gateway.identity.get().map(|store| store.current()) else { return false };
+    let signs = |root| identity.chain().iter().any(|own| eastway_identity::names_issuer(own, root));
+    !roots.is_empty() && !roots.iter().any(signs)
+}
+
+fn mesh_change(
+    gateway: &Gateway,
+    loaded: &Loaded,
+    status: &[PeerStatus],
+    mesh: &Value,
+    roots: &[CertificateDer<'static>],
+) -> Option<MeshChange> {
+    let (settings, trust) = (&loaded.settings, gateway.anchors.borrow().clone());
+    let clusters = settings.listen.sni.iter().filter_map(|port| loaded.peers.get(&port.cluster));
+    let peers = clusters.map(|peer| {
+        let status = status.iter().find(|status| *status.name == *peer.name.as_str());
+        let bundle = trust.as_ref().and_then(|trust| trust.bundles.get(&peer.trust_domain));
+        mesh::Peer {
+            name: peer.name.as_str(),
+            domain: &peer.trust_domain,
+            issuer: status.and_then(|status| status.links.iter().find_map(|link| link.issuer.as_deref())),
+            anchors: bundle.map_or("", |bundle| &bundle.anchors),
+        }
+    });
+    mesh::lacks(mesh, &settings.trust.domain, roots, &peers.collect::<Vec<_>>())
+}
+
+/// Exported services with endpoints that do not speak Istio's TLS.
+fn without_sidecar(snapshot: &Snapshot) -> Vec<String> {
+    let exported = snapshot.locals().filter(|local| local.exported);
+    let plain = exported.filter(|local| local.record.groups.iter().any(|group| group.ready > 0 && !speaks(group)));
+    plain.map(|local| local.key().to_string()).collect()
 }
 
 /// Services of a peer that is a network of Istio's, with endpoints that istiod is not told of.
@@ -22,6 +123,9 @@ pub(super) fn plain(settings: &Settings, snapshot: &Snapshot, peer: &ClusterName
 }
 
 fn is_untold(group: &EndpointGroup) -> bool {
-    let speaks = matches!(group.tls, TlsMode::Istio | TlsMode::IstioStrict);
-    group.ready > 0 && (!speaks || group.identities.is_empty())
+    group.ready > 0 && (!speaks(group) || group.identities.is_empty())
+}
+
+fn speaks(group: &EndpointGroup) -> bool {
+    matches!(group.tls, TlsMode::Istio | TlsMode::IstioStrict)
 }

@@ -85,6 +85,29 @@ codes! {
     ISTIO_NOBODY = "EW125" Warning "ports for Istio's sidecars lead to no peer: {what}",
         "`listen.sni` (`istio.networks` of the chart) names a cluster that there is no Peer of",
         "add the Peer, or correct the name";
+    ISTIO_UNREADABLE = "EW126" Warning "what Istio here is configured for cannot be read: {what}",
+        "the gateway's rights lack it, or the API server does not answer", "install the chart again with `istio.enabled`; see what the API server says";
+    ISTIO_NETWORK = "EW127" Error "{what}",
+        "the label `topology.istio.io/network` of the namespace istio-system says which network a cluster is to istiod; it has to be another one in each",
+        "kubectl label namespace istio-system --overwrite topology.istio.io/network=NAME, and restart istiod and the workloads";
+    ISTIO_STRANGERS = "EW128" Error "pods of this cluster take themselves for ones of a peer's network: {what}",
+        "their label `topology.istio.io/network` (or ISTIO_META_NETWORK of their sidecar) is the name of a peer's network: they would look for its endpoints without a gateway",
+        "take the label off them and what makes them, and start them again";
+    ISTIO_UNTOLD = "EW129" Error "istiod is not told the gateway of {what}",
+        "the Gateway `eastway-PEER` of class istio-remote is missing or has no IP address: no controller leads, the Service eastway-istio has no address yet, or the kinds of the Gateway API are not installed; istiod leaves endpoints there out meanwhile",
+        "see the controller's log for `Istio`, and kubectl get gateways.gateway.networking.k8s.io -n eastway-system";
+    ISTIO_NO_SIDECAR = "EW130" Warning "exported services with pods without a sidecar of Istio: {what}",
+        "these pods lack the label `security.istio.io/tlsMode: istio`, which Istio's injection sets; sidecars of peers reach them in plain text inside the link, or not at all",
+        "inject the sidecar and start them again, if they are to be part of the mesh";
+    ISTIO_DOMAIN = "EW131" Error "the trust domain of Istio is {what}",
+        "`trustDomain` of the chart has to be that of Istio's mesh configuration: peers are told to expect other identities than its sidecars have",
+        "correct `trustDomain`, and send the output of `eastway peer export` to all peers";
+    ISTIO_ROOT = "EW132" Error "Istio here signs by another root than our CA",
+        "istiod and Eastway have different CAs, so that peers would be given one by which its sidecars cannot be verified",
+        "give both the same Secret `cacerts`: copy that of istio-system to the namespace of Eastway";
+    ISTIO_MESH = "EW133" Error "sidecars of Istio here cannot verify those of {what}",
+        "their root or trust domain is not that of Istio here, and its mesh configuration does not name it",
+        "set ISTIO_MULTIROOT_MESH=true for istiod, put what follows into the mesh configuration, and start the workloads again; it makes an account of these trust domains the same as that of its name here to AuthorizationPolicies";
 
     DNS_OK = "EW200" Ok "names are answered", "", "";
     DNS_SILENT = "EW201" Error "our DNS server does not answer",

@@ -2,7 +2,8 @@
 
 use super::catalogue::{self as codes, Code};
 use super::{
-    CheckFacts, CheckReport, DnsFacts, Finding, GatewayFacts, HandshakeFault, NextCaFault, PeerFacts, Reach, Severity,
+    CheckFacts, CheckReport, DnsFacts, Finding, GatewayFacts, HandshakeFault, IstioFacts, MeshChange, NextCaFault,
+    PeerFacts, Reach, Severity,
 };
 use crate::human::duration;
 
@@ -63,7 +64,15 @@ impl Report {
             message: fill(code.title),
             cause: fill(code.cause),
             fix: fill(code.fix),
+            change: String::new(),
         });
+    }
+
+    /// The contents of a file that the last finding speaks of.
+    fn with_change(&mut self, change: &str) {
+        if let Some(last) = self.findings.last_mut() {
+            change.clone_into(&mut last.change);
+        }
     }
 
     /// Whether anything but praise was added after the first `before` findings.
@@ -102,9 +111,6 @@ fn gateway(report: &mut Report, now: u64, facts: &GatewayFacts) {
     if !facts.sidecars_refusing.is_empty() {
         add(&codes::SIDECARS_REFUSE, &list(&facts.sidecars_refusing));
     }
-    if !facts.istio_nobody.is_empty() {
-        add(&codes::ISTIO_NOBODY, &list(&facts.istio_nobody));
-    }
     match facts.issuer_not_after {
         Some(end) if end <= now => add(&codes::ISSUER_EXPIRED, &duration(now - end)),
         Some(end) if end - now < ISSUER_WARNING => add(&codes::ISSUER_ENDS, &duration(end - now)),
@@ -133,8 +139,40 @@ fn gateway(report: &mut Report, now: u64, facts: &GatewayFacts) {
     if !facts.exported_without_endpoints.is_empty() {
         add(&codes::NO_ENDPOINTS, &list(&facts.exported_without_endpoints));
     }
+    if let Some(facts) = &facts.istio {
+        istio(report, facts);
+    }
     if !report.complained_since(before) {
         report.add(&codes::GATEWAY_OK, "gateway", "", "");
+    }
+}
+
+fn istio(report: &mut Report, facts: &IstioFacts) {
+    let mut add = |code: &Code, what: &str| report.add(code, "istio", "", what);
+    let lists = [
+        (&codes::ISTIO_NOBODY, &facts.nobody),
+        (&codes::ISTIO_STRANGERS, &facts.strangers),
+        (&codes::ISTIO_UNTOLD, &facts.untold),
+        (&codes::ISTIO_NO_SIDECAR, &facts.plain),
+    ];
+    for (code, found) in lists.into_iter().filter(|(_, found)| !found.is_empty()) {
+        add(code, &list(found));
+    }
+    if let Some(why) = &facts.unreadable {
+        add(&codes::ISTIO_UNREADABLE, why);
+    }
+    if let Some(what) = &facts.network {
+        add(&codes::ISTIO_NETWORK, what);
+    }
+    if let Some((its, ours)) = &facts.domains {
+        add(&codes::ISTIO_DOMAIN, &format!("{its}, and ours {ours}"));
+    }
+    if facts.other_root {
+        add(&codes::ISTIO_ROOT, "");
+    }
+    if let Some(MeshChange { peers, change }) = &facts.mesh {
+        add(&codes::ISTIO_MESH, &list(peers));
+        report.with_change(change);
     }
 }
 

@@ -56,6 +56,10 @@ fn peer(facts: &mut CheckFacts) -> &mut PeerFacts {
     facts.peers.first_mut().unwrap()
 }
 
+fn istio(facts: &mut CheckFacts) -> &mut IstioFacts {
+    facts.gateway.istio.get_or_insert_default()
+}
+
 fn down(facts: &mut CheckFacts, reach: Reach, handshake: Option<HandshakeFault>) {
     let peer = peer(facts);
     peer.up = false;
@@ -82,7 +86,17 @@ const FAULTS: &[(&str, Break)] = &[
     ("EW119", |f| f.gateway.ca_silent = Some("cannot reach it".to_owned())),
     ("EW120", |f| f.gateway.siblings_silent = vec!["10.244.0.2:15442".to_owned()]),
     ("EW121", |f| f.gateway.sidecars_refusing = vec!["web-1.shop: rds: no such domain".to_owned()]),
-    ("EW125", |f| f.gateway.istio_nobody = vec!["gek".to_owned()]),
+    ("EW125", |f| istio(f).nobody = vec!["gek".to_owned()]),
+    ("EW126", |f| istio(f).unreadable = Some("pods: forbidden".to_owned())),
+    ("EW127", |f| istio(f).network = Some("istiod knows no network of this cluster".to_owned())),
+    ("EW128", |f| istio(f).strangers = vec!["shop/web-0".to_owned()]),
+    ("EW129", |f| istio(f).untold = vec!["gke".to_owned()]),
+    ("EW130", |f| istio(f).plain = vec!["shop/web".to_owned()]),
+    ("EW131", |f| istio(f).domains = Some(("cluster.local".to_owned(), "a.example".to_owned()))),
+    ("EW132", |f| istio(f).other_root = true),
+    ("EW133", |f| {
+        istio(f).mesh = Some(MeshChange { peers: vec!["gke".to_owned()], change: "trustDomainAliases: []".to_owned() });
+    }),
     ("EW109", |f| f.gateway.leaf = Some((NOW + HOUR, NOW + 25 * HOUR))),
     ("EW110", |f| f.gateway.dropped_log_lines = 7),
     ("EW111", |f| f.gateway.fd_limit = Some(1_024)),
