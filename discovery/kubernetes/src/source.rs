@@ -5,6 +5,7 @@
 //! While the server cannot be reached, what was told stays, also over a restart of the process: a copy of it is on
 //! disk.
 
+mod authentications;
 mod copy;
 mod kept;
 mod mesh;
@@ -227,6 +228,8 @@ struct Running {
     slices: Watch<objects::EndpointSlice>,
     exports: Watch<objects::ServiceExport>,
     pods: Watch<objects::Pod>,
+    /// If Istio is there.
+    authentications: Option<Watch<objects::PeerAuthentication>>,
     synced: bool,
     /// When the store is to hear the copy on disk, unless the lists are in before.
     restore_due: Option<Instant>,
@@ -253,6 +256,12 @@ impl Running {
             slices: watch_of(client, Selection::all::<discovery::v1::EndpointSlice>().labelled(&own_slices)),
             exports: watch_of(client, Selection::all::<mcs::ServiceExport>().or_versions(&["v1alpha1"])),
             pods: watch_of(client, Selection::all::<core::v1::Pod>().with_fields(alive)),
+            authentications: registry
+                .config
+                .rules
+                .istio
+                .as_ref()
+                .map(|_| watch_of(client, authentications::selection())),
             restore_due: registry.config.copy.as_ref().map(|_| Instant::now() + GRACE),
             registry,
             changes,
@@ -281,6 +290,9 @@ impl Running {
             differences = self.slices.next() => take(differences, |one| self.state.slice(one)),
             differences = self.exports.next() => take(differences, |one| self.state.export(one)),
             differences = self.pods.next() => take(differences, |one| self.state.pod(one)),
+            differences = next_if_any(&mut self.authentications) => {
+                take(differences, |one| self.state.authentication(one));
+            }
             () = due(status_due) => {
                 self.tell_status();
                 return Ok(());
@@ -295,7 +307,7 @@ impl Running {
             let changes = self.state.flush();
             self.changed(!changes.is_empty());
             self.send(changes).await?;
-        } else if self.watches().iter().all(|watch| watch.is_settled()) {
+        } else if self.is_settled() {
             (self.synced, self.restore_due) = (true, None);
             let changes = self.state.all();
             self.changed(true);
@@ -358,8 +370,17 @@ impl Running {
         Ok(())
     }
 
-    fn watches(&self) -> [&WatchStatus; 4] {
-        [self.services.status(), self.slices.status(), self.exports.status(), self.pods.status()]
+    fn watches(&self) -> Vec<&WatchStatus> {
+        let all = [self.services.status(), self.slices.status(), self.exports.status(), self.pods.status()];
+        all.into_iter().chain(self.authentications.as_ref().map(Watch::status)).collect()
+    }
+
+    /// Whether everything was listed. Modes of Istio are not waited for where nobody may read them: sidecars carry them out.
+    fn is_settled(&self) -> bool {
+        let modes = self.authentications.as_ref().map(Watch::status);
+        let others = self.watches().into_iter().filter(|watch| modes.is_none_or(|modes| !std::ptr::eq(modes, *watch)));
+        others.into_iter().all(WatchStatus::is_settled)
+            && modes.is_none_or(|modes| modes.is_settled() || modes.problem.is_some())
     }
 
     fn tell_status(&mut self) {
@@ -427,6 +448,13 @@ fn in_one_sentence(problems: &[Problem]) -> String {
 fn watch_of<K: DeserializeOwned + Send + Sync + 'static>(client: &kube::Client, selection: Selection) -> Watch<K> {
     // Nothing is told to the store before every list is in; what is kept of objects is less than they are.
     Watch::new(client.clone(), selection).eager()
+}
+
+async fn next_if_any<K: DeserializeOwned + Send + Sync + 'static>(watch: &mut Option<Watch<K>>) -> Vec<Difference<K>> {
+    match watch {
+        Some(watch) => watch.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 fn take<K>(differences: Vec<Difference<K>>, into: impl FnMut(Difference<K>)) {

@@ -4,6 +4,7 @@
 use eastway_model::{Pairs, PortKey, Protocol, TlsMode, WorkloadIdentity};
 
 use super::Rules;
+use super::authentications::Modes;
 use super::kept::PodView;
 use super::objects::Meta;
 use crate::injection;
@@ -14,8 +15,7 @@ const ISTIO_TLS: (&str, &str) = ("security.istio.io/tlsMode", "istio");
 /// What stands beside a workload in its pod and takes mutual TLS for it.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Sidecar {
-    /// Istio's, at all ports. Plain text as well, as far as this is known: what a PeerAuthentication says otherwise it carries
-    /// out itself.
+    /// Istio's, at all ports. Whether plain text as well PeerAuthentications say.
     Istio,
     /// Ours, at these ports of TCP; plain text as well.
     Ours(Box<[u16]>),
@@ -30,20 +30,26 @@ pub(super) fn sidecar_of(pod: &Meta, rules: &Rules) -> Option<Sidecar> {
     Some(Sidecar::Ours(injection::inbound_of(pod)?))
 }
 
+/// Whether a sidecar of Istio stands beside a workload.
+pub(super) fn is_istios(pod: &PodView) -> bool {
+    pod.sidecar.as_deref() == Some(&Sidecar::Istio)
+}
+
 /// What a pod speaks at the ports of one service, and who it proves to be there: a plain pod proves nothing, and neither does
 /// one that nobody certifies.
 pub(super) fn speaks(
     pod: &PodView,
     target_ports: &Pairs<PortKey, u16>,
     rules: &Rules,
+    modes: &Modes,
 ) -> (TlsMode, Option<WorkloadIdentity>) {
     let (mode, trust_domain) = match pod.sidecar.as_deref() {
-        Some(Sidecar::Istio) => (TlsMode::Istio, &rules.istio),
+        Some(Sidecar::Istio) => (modes.of(pod.namespace.as_str()), &rules.istio),
         Some(Sidecar::Ours(ports)) if takes_all(ports, target_ports) => (TlsMode::Mesh, &rules.sidecars),
         Some(Sidecar::Ours(_)) | None => return (TlsMode::None, None),
     };
     match (trust_domain, &pod.service_account) {
-        (Some(trust_domain), Some(account)) => {
+        (Some(trust_domain), Some(account)) if mode != TlsMode::None => {
             let (trust_domain, namespace) = (trust_domain.clone(), pod.namespace.clone());
             (mode, Some(WorkloadIdentity { trust_domain, namespace, service_account: account.clone() }))
         }
@@ -78,7 +84,7 @@ mod tests {
             let pod = serde_json::from_value(pod).unwrap();
             let view =
                 translate::pod(&ObjectName::new("shop", "web-0"), &pod, rules, &mut Interner::default()).unwrap();
-            let (tls, identity) = speaks(&view, &Pairs::default(), rules);
+            let (tls, identity) = speaks(&view, &Pairs::default(), rules, &Modes::default());
             (tls, identity.map(|identity| identity.to_string()))
         };
         let injected = json!({"security.istio.io/tlsMode": "istio"});

@@ -174,3 +174,30 @@ pub(crate) struct PodStatus {
 pub(crate) struct PodIp {
     pub(crate) ip: Option<String>,
 }
+
+/// Istio's PeerAuthentication, as far as it is one mode for many.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(crate) struct PeerAuthentication {
+    pub(crate) spec: PeerAuthenticationSpec,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct PeerAuthenticationSpec {
+    pub(crate) selector: Option<LabelSelector>,
+    pub(crate) mtls: Option<MutualTls>,
+    pub(crate) port_level_mtls: Option<BTreeMap<String, MutualTls>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct LabelSelector {
+    pub(crate) match_labels: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(crate) struct MutualTls {
+    pub(crate) mode: Option<String>,
+}

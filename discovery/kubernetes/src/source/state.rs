@@ -14,8 +14,9 @@ use eastway_model::{
 };
 use sha2::{Digest as _, Sha256};
 
+use super::authentications::Modes;
 use super::kept::{Few, Interner, PodView, Uid};
-use super::objects::{EndpointSlice, Pod, Service, ServiceExport};
+use super::objects::{EndpointSlice, PeerAuthentication, Pod, Service, ServiceExport};
 use super::translate::{self, Entry, LOOKED_AT, Problem, Refused, Slice, Target, Translated, rank};
 use super::{Rules, mesh};
 use crate::watch::{Difference, ObjectName};
@@ -34,6 +35,7 @@ pub(super) struct State {
     addresses: HashMap<IpAddr, At>,
     told_workloads: HashSet<IpAddr>,
     interner: Interner,
+    modes: Modes,
     /// What may have changed since the last flush: services, and which of their endpoints.
     touched: HashMap<ObjectName, BTreeSet<IpAddr>>,
     touched_workloads: HashSet<IpAddr>,
@@ -79,6 +81,7 @@ struct At {
 struct Around<'a> {
     at: &'a HashMap<IpAddr, At>,
     rules: &'a Rules,
+    modes: &'a Modes,
     interner: &'a mut Interner,
 }
 
@@ -101,6 +104,7 @@ impl State {
             addresses: HashMap::new(),
             told_workloads: HashSet::new(),
             interner: Interner::default(),
+            modes: Modes::default(),
             touched: HashMap::new(),
             touched_workloads: HashSet::new(),
         }
@@ -231,6 +235,20 @@ impl State {
         }
     }
 
+    /// What sidecars of Istio take changes with it.
+    pub(super) fn authentication(&mut self, difference: Difference<PeerAuthentication>) {
+        let (name, authentication) = parts(difference);
+        let Some(of) = self.modes.set(name, authentication) else { return };
+        let concerned = |pod: &&Arc<PodView>| mesh::is_istios(pod) && of.concerns(pod.namespace.as_str());
+        for pod in self.pods.values().filter(concerned) {
+            for address in pod.addresses.as_slice() {
+                for service in self.addresses.get(address).into_iter().flat_map(|at| at.services.as_slice()) {
+                    touch(&mut self.touched, service, *address);
+                }
+            }
+        }
+    }
+
     /// Everything, as the first word to the store. Workloads come first: whoever is served from the
     /// first moment on is also recognised.
     pub(super) fn all(&mut self) -> Vec<LocalChange> {
@@ -257,11 +275,12 @@ impl State {
         let mut changes = Vec::new();
         changes.extend(self.flush_workloads());
         for (name, touched) in std::mem::take(&mut self.touched) {
-            let Some(known) = self.services.get_mut(&name) else { continue };
-            let mut around = Around { at: &self.addresses, rules: &self.rules, interner: &mut self.interner };
+            let Self { services, addresses: at, rules, modes, interner, .. } = &mut *self;
+            let Some(known) = services.get_mut(&name) else { continue };
+            let mut around = Around { at, rules, modes, interner };
             changes.extend(known.flush(&name, &touched, &mut around));
             if known.is_empty() {
-                self.services.remove(&name);
+                services.remove(&name);
             }
         }
         changes
@@ -284,8 +303,8 @@ impl State {
 
     /// Every service as the store has it, one made after the other.
     pub(super) fn services(&mut self) -> impl Iterator<Item = LocalService> {
-        let Self { services, addresses, rules, interner, .. } = self;
-        let mut around = Around { at: addresses, rules, interner };
+        let Self { services, addresses: at, rules, modes, interner, .. } = self;
+        let mut around = Around { at, rules, modes, interner };
         services.iter_mut().filter_map(move |(name, known)| {
             let translated = Arc::clone(&known.told.as_ref()?.translated);
             Some(known.whole(name, &translated, &mut around))
@@ -442,7 +461,7 @@ impl Known {
             Some((port.key(), target.target))
         });
         let target_ports: Pairs<PortKey, u16> = target_ports.collect();
-        let (tls, identity) = mesh::speaks(pod, &target_ports, around.rules);
+        let (tls, identity) = mesh::speaks(pod, &target_ports, around.rules, around.modes);
         let endpoint = Endpoint {
             id: endpoint_id(&around.rules.salt, &pod.uid, address)?,
             hostname: entry.hostname.clone(),
