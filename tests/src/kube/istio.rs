@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use eastway_identity::Ca;
 use eastway_identity::ca::{InitOptions, Root};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::process::Command;
 use tokio::sync::Mutex;
 
@@ -33,7 +33,9 @@ const XDS: u16 = 15012;
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// What istiod is told. Envoy as its project builds it lacks filters of Istio's own, and metrics need those.
-const ENVIRONMENT: [(&str, &str); 7] = [
+const ENVIRONMENT: [(&str, &str); 8] = [
+    // Whoever has several roots is told to set it; it changes nothing else.
+    ("ISTIO_MULTIROOT_MESH", "true"),
     ("POD_NAMESPACE", SYSTEM),
     ("POD_NAME", "istiod-0"),
     ("PILOT_CERT_PROVIDER", "istiod"),
@@ -43,9 +45,30 @@ const ENVIRONMENT: [(&str, &str); 7] = [
     ("PILOT_ENABLE_METADATA_EXCHANGE", "false"),
 ];
 
+/// How the clusters of a bed trust each other's workloads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// One root and trust domain.
+    One,
+    /// A root and a trust domain of each cluster's own.
+    Apart,
+}
+
+impl Trust {
+    /// The trust domain of a cluster.
+    #[must_use]
+    pub fn domain(self, cluster: &str) -> String {
+        match self {
+            Self::One => TRUST_DOMAIN.to_owned(),
+            Self::Apart => format!("{cluster}.example"),
+        }
+    }
+}
+
 /// Istio in all clusters of a bed.
 #[derive(Debug)]
 pub struct Istio {
+    trust: Trust,
     istiods: Mutex<BTreeMap<String, Daemon>>,
 }
 
@@ -54,31 +77,57 @@ pub struct Istio {
 /// # Errors
 /// A step fails, or istiod is not ready in time; every later call says the same.
 pub async fn ready(bed: &Bed) -> Result<&Istio> {
+    ready_with(bed, Trust::One).await
+}
+
+/// As [`ready`]; a bed has one kind of trust.
+///
+/// # Errors
+/// As there.
+pub async fn ready_with(bed: &Bed, trust: Trust) -> Result<&Istio> {
     let started = Instant::now();
     let done = bed.istio.get_or_init(async || {
-        let istio = install(bed).await?;
+        let istio = install(bed, trust).await?;
         bed.record("istio.install_s", seconds(started.elapsed()));
         Ok(istio)
     });
     done.await.as_ref().map_err(|error: &anyhow::Error| anyhow!("{error:#}"))
 }
 
-async fn install(bed: &Bed) -> Result<Istio> {
+async fn install(bed: &Bed, trust: Trust) -> Result<Istio> {
     let folder = stage::folder()?;
     let root = folder.join("istio-root");
     Ca::init(&root, &InitOptions::new(TRUST_DOMAIN))?;
     let tar = folder.join("images/istio.tar");
     sidecar::image(&tar).await?;
     let starting = bed.clusters().iter().map(async |cluster| {
-        prepare(cluster, &root, &tar).await?;
+        prepare(cluster, &root, &tar, trust).await?;
+        configure(cluster, &mesh(&trust.domain(cluster.name()))).await?;
         let istiod = start(cluster).await?;
         anyhow::Ok((cluster.name().to_owned(), istiod))
     });
     let istiods = futures_util::future::try_join_all(starting).await?;
-    Ok(Istio { istiods: Mutex::new(istiods.into_iter().collect()) })
+    Ok(Istio { trust, istiods: Mutex::new(istiods.into_iter().collect()) })
 }
 
 impl Istio {
+    /// The trust domain of a cluster.
+    #[must_use]
+    pub fn domain(&self, cluster: &Cluster) -> String {
+        self.trust.domain(cluster.name())
+    }
+
+    /// Merges a change into the mesh configuration of a cluster, and starts its istiod anew.
+    ///
+    /// # Errors
+    /// istiod does not get ready in time.
+    pub async fn change(&self, cluster: &Cluster, change: &Value) -> Result<()> {
+        let mut mesh = mesh(&self.domain(cluster));
+        crate::lab::files::merge(&mut mesh, change);
+        configure(cluster, &mesh).await?;
+        self.restart(cluster).await
+    }
+
     /// Ends the istiod of a cluster, and starts it anew.
     ///
     /// # Errors
@@ -101,8 +150,12 @@ pub fn authority(cluster: &Cluster) -> PathBuf {
 }
 
 /// Gives a cluster all but istiod itself.
-async fn prepare(cluster: &Cluster, root: &Path, tar: &PathBuf) -> Result<()> {
-    let options = InitOptions { root: Root::Shared(root.to_owned()), ..InitOptions::new(TRUST_DOMAIN) };
+async fn prepare(cluster: &Cluster, root: &Path, tar: &PathBuf, trust: Trust) -> Result<()> {
+    let own = InitOptions::new(&trust.domain(cluster.name()));
+    let options = match trust {
+        Trust::One => InitOptions { root: Root::Shared(root.to_owned()), ..own },
+        Trust::Apart => own,
+    };
     Ca::init(&authority(cluster), &options)?;
     cluster.load_images(std::slice::from_ref(tar)).await?;
     for definitions in ["istio-crds.yaml", "gateway-api-crds.yaml"] {
@@ -135,14 +188,28 @@ fn objects(cluster: &Cluster) -> String {
     json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string()
 }
 
+/// The mesh configuration of the beginning.
+fn mesh(domain: &str) -> Value {
+    let proxies = json!({"discoveryAddress": format!("{ISTIOD}:{XDS}")});
+    json!({"trustDomain": domain, "defaultConfig": proxies, "accessLogFile": "/dev/stdout"})
+}
+
+/// Writes the mesh configuration: for istiod, which has it of a file here, and for those who look where it has it of elsewhere.
+async fn configure(cluster: &Cluster, mesh: &Value) -> Result<()> {
+    let config = cluster.folder().join("istio/etc/istio/config");
+    std::fs::create_dir_all(&config)?;
+    std::fs::write(config.join("mesh"), mesh.to_string())?;
+    let map = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "istio", "namespace": SYSTEM},
+        "data": {"mesh": mesh.to_string()},
+    });
+    cluster.apply(&map.to_string()).await.map(drop)
+}
+
 /// Starts istiod on the node, and waits until it is ready.
 async fn start(cluster: &Cluster) -> Result<Daemon> {
     let folder = cluster.folder().join("istio");
     let config = folder.join("etc/istio/config");
-    std::fs::create_dir_all(&config)?;
-    let proxies = json!({"discoveryAddress": format!("{ISTIOD}:{XDS}")});
-    let mesh = json!({"trustDomain": TRUST_DOMAIN, "defaultConfig": proxies, "accessLogFile": "/dev/stdout"});
-    std::fs::write(config.join("mesh"), mesh.to_string())?;
     std::fs::write(config.join("meshNetworks"), "networks: {}\n")?;
     let text = |path: PathBuf| path.display().to_string();
     // It looks for some of its files below the working folder.

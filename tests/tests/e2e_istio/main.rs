@@ -11,9 +11,12 @@
 mod alone;
 mod failover;
 mod networks;
+#[allow(dead_code, reason = "a part of it is for clusters with roots of their own")]
 mod parts;
 mod rolling;
+mod size;
 mod stretched;
+mod taken_back;
 
 use std::process::ExitCode;
 
@@ -21,6 +24,15 @@ fn main() -> ExitCode {
     if let Some(code) = eastway_tests::kube::traffic::serve_if_asked() {
         return code;
     }
-    let tests = [alone::TESTS, stretched::TESTS, networks::TESTS, failover::TESTS, rolling::TESTS].concat();
+    let tests = [
+        alone::TESTS,
+        stretched::TESTS,
+        networks::TESTS,
+        failover::TESTS,
+        rolling::TESTS,
+        taken_back::TESTS,
+        size::TESTS,
+    ]
+    .concat();
     eastway_tests::kube::suite::main_called("istio", &["a", "b", "c"], &tests)
 }

@@ -1,5 +1,7 @@
 //! What these tests run: servers that say their name and who their client is, in versions, and clients, all with a sidecar.
 
+use anyhow::Result;
+use eastway_tests::kube::istio::Trust;
 use eastway_tests::kube::istio::sidecar::Workload;
 use eastway_tests::kube::{Bed, Cluster, image};
 use serde_json::{Value, json};
@@ -44,22 +46,47 @@ pub(crate) fn service(namespace: &str, name: &str) -> Vec<Value> {
 
 /// A version of a service, which runs as an account of its name.
 pub(crate) fn server(cluster: &Cluster, namespace: &str, service: &str, version: &str) -> Value {
+    workload_of_server(namespace, service, version, |workload| workload.pod(cluster))
+}
+
+/// Likewise, of a cluster with a trust domain of its own; `roots`: it takes roots of others from istiod.
+pub(crate) fn server_of(cluster: &Cluster, namespace: &str, service: &str, version: &str, roots: bool) -> Value {
+    let domain = Trust::Apart.domain(cluster.name());
+    workload_of_server(namespace, service, version, |workload| workload.pod_of(cluster, &domain, roots))
+}
+
+fn workload_of_server(namespace: &str, service: &str, version: &str, pod: impl Fn(Workload<'_>) -> Value) -> Value {
     let container = json!({
         "name": "web", "image": image::AGNHOST, "imagePullPolicy": "IfNotPresent",
         "args": ["netexec", "--http-port=8080"], "ports": [{"name": "web", "containerPort": 8080}],
     });
     let labels = json!({"app": service, "version": version});
     let name = format!("{service}-{version}");
-    Workload { namespace, name: &name, account: service, labels, container }.pod(cluster)
+    pod(Workload { namespace, name: &name, account: service, labels, container })
 }
 
 /// A pod to ask from, which runs as an account of its name.
 pub(crate) fn client(cluster: &Cluster, namespace: &str, name: &str) -> Value {
+    workload_of_client(namespace, name).pod(cluster)
+}
+
+/// Likewise, of a cluster with a trust domain of its own; `roots`: it takes roots of others from istiod.
+pub(crate) fn client_of(cluster: &Cluster, namespace: &str, name: &str, roots: bool) -> Value {
+    workload_of_client(namespace, name).pod_of(cluster, &Trust::Apart.domain(cluster.name()), roots)
+}
+
+fn workload_of_client<'a>(namespace: &'a str, name: &'a str) -> Workload<'a> {
     let container = json!({
         "name": "sleeper", "image": image::BUSYBOX, "imagePullPolicy": "IfNotPresent", "command": ["sleep", "infinity"],
     });
     let labels = json!({"app": name});
-    Workload { namespace, name, account: name, labels, container }.pod(cluster)
+    Workload { namespace, name, account: name, labels, container }
+}
+
+/// How many objects of ours of this kind there are.
+pub(crate) async fn told(cluster: &Cluster, namespace: &str, kind: &str) -> Result<usize> {
+    let list = cluster.get(&[kind, "-n", namespace, "-l", "app.kubernetes.io/managed-by=eastway"]).await?;
+    Ok(list["items"].as_array().map_or(0, Vec::len))
 }
 
 /// A DestinationRule that gives versions of a host their names.

@@ -16,7 +16,7 @@ use eastway_tests::{bed_tests, within};
 use serde_json::{Value, json};
 use tokio::net::UdpSocket;
 
-use crate::parts::{PORT, WHO, client, object, server, service, space, to, versions};
+use crate::parts::{PORT, WHO, client, object, server, service, space, to, told, versions};
 
 const NAMESPACE: &str = "e2e-stretched";
 /// A header of a request.
@@ -30,9 +30,13 @@ fn rules() -> Vec<Value> {
         {"match": [{"headers": {"end-user": {"exact": "jason"}}}], "route": [to("v3", 100)]},
         {"route": [to("v1", 80), to("v2", 20)]},
     ]});
+    // A connection stays with the pod that it was led to: each request has its own, or one of b's versions would have them all.
+    let each = json!({"connectionPool": {"http": {"maxRequestsPerConnection": 1}}});
+    let all = json!({"host": format!("reviews.{NAMESPACE}.svc.clusterset.local"), "trafficPolicy": each});
     vec![
         versions(NAMESPACE, "reviews", &["v1", "v2", "v3"]),
         object(NAMESPACE, "networking.istio.io/v1", "VirtualService", "reviews", &routes),
+        object(NAMESPACE, "networking.istio.io/v1", "DestinationRule", "all", &all),
     ]
 }
 
@@ -139,6 +143,33 @@ async fn remote_only(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
+/// The command line knows of it, and finds nothing wrong.
+async fn shown(bed: &Bed) -> Result<()> {
+    for name in ["a", "b"] {
+        let cluster = bed.cluster(name);
+        within(PATIENCE, format!("nothing is wrong with Istio in {name}"), async || {
+            let found = joined::found(cluster).await?;
+            ensure!(found.is_empty(), "{found:?}");
+            Ok(true)
+        })
+        .await?;
+    }
+    let describe = async |service: &str| {
+        let service = format!("{NAMESPACE}/{service}");
+        let command = ["/usr/bin/eastway", "describe", &service];
+        bed.cluster("a").exec(installed::SYSTEM, "deploy/eastway-gateway", &command).await
+    };
+    let (reviews, ratings) = (describe("reviews").await?, describe("ratings").await?);
+    for line in
+        ["stretched: its Service here has 1 endpoint of b with app=reviews,version=v2", "all that its Service has"]
+    {
+        ensure!(reviews.contains(line), "{line:?} is missing:\n{reviews}");
+    }
+    let line = format!("ratings.{NAMESPACE}.svc.clusterset.local lead to 1 endpoint of b");
+    ensure!(ratings.contains(&line), "{line:?} is missing:\n{ratings}");
+    Ok(())
+}
+
 /// Nothing of a request can be read between the clouds.
 async fn unreadable(bed: &Bed, stage: &Stage) -> Result<()> {
     // The WAN is in the namespace of the stage.
@@ -183,13 +214,6 @@ async fn by_clusterset_name(bed: &Bed, stage: &Stage) -> Result<()> {
     Ok(())
 }
 
-/// How many objects of ours of this kind there are in a.
-async fn told(bed: &Bed, kind: &str) -> Result<usize> {
-    let ours = "app.kubernetes.io/managed-by=eastway";
-    let list = bed.cluster("a").get(&[kind, "-n", NAMESPACE, "-l", ours]).await?;
-    Ok(list["items"].as_array().map_or(0, Vec::len))
-}
-
 async fn scale(cluster: &Cluster, replicas: usize) -> Result<()> {
     let replicas = format!("--replicas={replicas}");
     cluster.kubectl(&["scale", "deploy/eastway-gateway", "-n", installed::SYSTEM, &replicas]).await.map(drop)
@@ -199,13 +223,14 @@ async fn scale(cluster: &Cluster, replicas: usize) -> Result<()> {
 /// is as before when b is back.
 async fn loses_nothing(bed: &Bed, stage: &Stage) -> Result<()> {
     let (a, b) = (bed.cluster("a"), bed.cluster("b"));
-    ensure!((told(bed, "workloadentries").await?, told(bed, "serviceentries").await?) == (2, 2));
+    ensure!((told(a, NAMESPACE, "workloadentries").await?, told(a, NAMESPACE, "serviceentries").await?) == (2, 2));
     scale(b, 0).await?;
-    let cut =
-        within(PATIENCE, "b leaves the service that both have", async || Ok(told(bed, "workloadentries").await? == 0));
+    let cut = within(PATIENCE, "b leaves the service that both have", async || {
+        Ok(told(a, NAMESPACE, "workloadentries").await? == 0)
+    });
     bed.record("stretched.left_s", cut.await?.as_secs_f64());
     istio::ready(bed).await?.restart(a).await?;
-    ensure!(told(bed, "serviceentries").await? == 2, "what only b has is forgotten");
+    ensure!(told(a, NAMESPACE, "serviceentries").await? == 2, "what only b has is forgotten");
     scale(b, 2).await?;
     b.rollout("deploy/eastway-gateway", installed::SYSTEM, PATIENCE).await?;
     bed.record("stretched.back_s", is_known(stage).await?.as_secs_f64());
@@ -220,6 +245,7 @@ bed_tests! {
         by_version(bed, &stage).await?;
         identities(&stage).await?;
         remote_only(&stage).await?;
+        shown(bed).await?;
         unreadable(bed, &stage).await?;
         loses_nothing(bed, &stage).await?;
         by_clusterset_name(bed, &stage).await?;

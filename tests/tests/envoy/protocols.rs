@@ -2,7 +2,6 @@
 //! WebSocket; and what a gateway between them can read of it.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;

@@ -1,11 +1,13 @@
 //! Eastway beside Istio: the chart with `istio.enabled`, one root and trust domain for both, and the clusters joined.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use super::{TRUST_DOMAIN, authority};
+use super::{Trust, authority};
 use crate::kube::eastway::{self, SYSTEM};
 use crate::kube::{Bed, Cluster};
 
@@ -17,22 +19,52 @@ const FIRST_PORT: usize = 15444;
 /// # Errors
 /// A step fails; every later call says the same.
 pub async fn ready(bed: &Bed) -> Result<()> {
-    super::ready(bed).await?;
+    ready_with(bed, Trust::One).await
+}
+
+/// As [`ready`], with this trust between the clusters.
+///
+/// # Errors
+/// As there.
+pub async fn ready_with(bed: &Bed, trust: Trust) -> Result<()> {
+    super::ready_with(bed, trust).await?;
     let values = async |cluster: &Cluster| {
         cluster.apply(&same_authority(cluster)?).await?;
-        Ok(values(bed, cluster))
+        Ok(values(bed, cluster, trust))
     };
     // Workloads of the clusters are not isolated from each other, and both sides have to say so.
     let shared = |peer: &str| peer.replace("  trustDomain:", "  sharedTrustDomain: true\n  trustDomain:");
-    eastway::ready_with(bed, values, shared).await
+    match trust {
+        Trust::One => eastway::ready_with(bed, values, shared).await,
+        Trust::Apart => eastway::ready_with(bed, values, str::to_owned).await,
+    }
+}
+
+/// What `eastway check` finds in a cluster about Istio: codes, and the change that it prints.
+///
+/// # Errors
+/// It cannot be asked.
+pub async fn found(cluster: &Cluster) -> Result<BTreeMap<String, String>> {
+    let command = ["/usr/bin/eastway", "check", "-o", "json"];
+    let said = match cluster.exec(SYSTEM, "deploy/eastway-gateway", &command).await {
+        Ok(said) => said,
+        // It says by its exit code that it found something.
+        Err(error) => format!("{error:#}"),
+    };
+    let object = said.find('{').zip(said.rfind('}')).and_then(|(first, last)| said.get(first..=last));
+    let report: Value = serde_json::from_str(object.with_context(|| said.clone())?).with_context(|| said.clone())?;
+    let findings = report["findings"].as_array().context("findings")?.iter();
+    let of_istio = findings.filter(|finding| finding["subject"] == "istio");
+    let text = |finding: &Value, name: &str| finding[name].as_str().unwrap_or_default().to_owned();
+    Ok(of_istio.map(|finding| (text(finding, "code"), text(finding, "change"))).collect())
 }
 
 /// Every other cluster is a network of that name.
-fn values(bed: &Bed, cluster: &Cluster) -> Value {
+fn values(bed: &Bed, cluster: &Cluster, trust: Trust) -> Value {
     let others = bed.clusters().iter().filter(|other| other.name() != cluster.name());
     let networks = others.zip(FIRST_PORT..).map(|(other, port)| json!({"peer": other.name(), "port": port}));
     json!({
-        "trustDomain": TRUST_DOMAIN,
+        "trustDomain": trust.domain(cluster.name()),
         "istio": {"enabled": true, "networks": networks.collect::<Vec<_>>()},
     })
 }

@@ -56,6 +56,13 @@ impl Workload<'_> {
     /// The pod, in this cluster.
     #[must_use]
     pub fn pod(&self, cluster: &Cluster) -> Value {
+        self.pod_of(cluster, TRUST_DOMAIN, false)
+    }
+
+    /// As [`Self::pod`], with this trust domain; `roots`: it takes roots from istiod, as a mesh configuration with
+    /// `PROXY_CONFIG_XDS_AGENT` has injection say.
+    #[must_use]
+    pub fn pod_of(&self, cluster: &Cluster, domain: &str, roots: bool) -> Value {
         let mut labels = self.labels.clone();
         labels["security.istio.io/tlsMode"] = json!("istio");
         json!({
@@ -65,13 +72,13 @@ impl Workload<'_> {
                 "serviceAccountName": self.account,
                 "terminationGracePeriodSeconds": 1,
                 "initContainers": [redirection()],
-                "containers": [self.container, self.agent(cluster.name())],
+                "containers": [self.container, self.agent(cluster.name(), domain, roots)],
                 "volumes": volumes(),
             },
         })
     }
 
-    fn agent(&self, cluster: &str) -> Value {
+    fn agent(&self, cluster: &str, domain: &str, roots: bool) -> Value {
         let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
         let value = |name: &str, value: &str| json!({"name": name, "value": value});
         let address = format!("{ISTIOD}:{XDS}");
@@ -88,9 +95,10 @@ impl Workload<'_> {
                 field("INSTANCE_IP", "status.podIP"), field("HOST_IP", "status.hostIP"),
                 field("SERVICE_ACCOUNT", "spec.serviceAccountName"),
                 value("PILOT_CERT_PROVIDER", "istiod"), value("CA_ADDR", &address), value("PROXY_CONFIG", &config),
-                value("JWT_POLICY", "third-party-jwt"), value("TRUST_DOMAIN", TRUST_DOMAIN),
+                value("JWT_POLICY", "third-party-jwt"), value("TRUST_DOMAIN", domain),
+                value("PROXY_CONFIG_XDS_AGENT", &roots.to_string()),
                 value("ISTIO_META_CLUSTER_ID", cluster), value("ISTIO_META_NETWORK", cluster),
-                value("ISTIO_META_MESH_ID", TRUST_DOMAIN), value("ISTIO_META_INTERCEPTION_MODE", "REDIRECT"),
+                value("ISTIO_META_MESH_ID", domain), value("ISTIO_META_INTERCEPTION_MODE", "REDIRECT"),
                 value("ISTIO_META_WORKLOAD_NAME", self.name),
             ],
             "readinessProbe": {
