@@ -43,6 +43,7 @@ pub(crate) use capture::is_of;
 pub use eastway_model::AppProtocol;
 pub use gateway::GatewayAddress;
 pub use headless::{EndpointAddresses, OneByOne};
+pub use import::BUFFER;
 pub use inbound::Surroundings;
 pub(crate) use inbound::resources as inbound_resources;
 pub use secrets::{ALL_ANCHORS, Bundle, Trust, bundle_name};

@@ -16,6 +16,7 @@ mod forged;
 mod gateway;
 mod host;
 mod istio;
+mod memory;
 mod mutual;
 mod occupied;
 mod protocols;

@@ -17,7 +17,7 @@ use eastway_proto::envoy::r#type::v3::fractional_percent::DenominatorType;
 use prost::Name;
 
 use super::Generated;
-use super::import::{UNLIMITED, protocol_options};
+use super::import::{BUFFER, MOST, protocol_options};
 use super::parts::{any, duration, everything_to, filter_chain, number, seconds};
 use crate::kind::Kind;
 use crate::resource::Resource;
@@ -61,10 +61,10 @@ fn cluster(name: &str, protocol: AppProtocol) -> cluster::Cluster {
     };
     let hosts = endpoint::LocalityLbEndpoints { lb_endpoints: vec![host], ..endpoint::LocalityLbEndpoints::default() };
     let thresholds = cluster::circuit_breakers::Thresholds {
-        max_connections: number(UNLIMITED),
-        max_pending_requests: number(UNLIMITED),
-        max_requests: number(UNLIMITED),
-        max_retries: number(UNLIMITED),
+        max_connections: number(MOST),
+        max_pending_requests: number(MOST),
+        max_requests: number(MOST),
+        max_retries: number(MOST),
         ..cluster::circuit_breakers::Thresholds::default()
     };
     let options = protocol_options(protocol).map(|options| (http::HttpProtocolOptions::full_name(), any(&options)));
@@ -84,6 +84,7 @@ fn cluster(name: &str, protocol: AppProtocol) -> cluster::Cluster {
             ..cluster::CircuitBreakers::default()
         }),
         typed_extension_protocol_options: options.into_iter().collect(),
+        per_connection_buffer_limit_bytes: number(BUFFER),
         ..cluster::Cluster::default()
     }
 }
@@ -113,6 +114,7 @@ fn listener(name: &str, target: &str, fault: Fault) -> listener::Listener {
         listener_specifier: Some(listener::listener::ListenerSpecifier::InternalListener(
             listener::listener::InternalListenerConfig::default(),
         )),
+        per_connection_buffer_limit_bytes: number(BUFFER),
         ..listener::Listener::default()
     }
 }

@@ -13,6 +13,7 @@ use eastway_proto::envoy::extensions::upstreams::http::v3 as http;
 use eastway_proto::envoy::r#type::matcher::v3 as matcher;
 use prost::Name;
 
+use super::import::BUFFER;
 use super::parts::{agents_secret, any, filter_chain, number, seconds, socket, transport_socket};
 use super::{GATEWAY_CLUSTER, Generated, HBONE, METADATA, Settings};
 use crate::kind::Kind;
@@ -79,6 +80,7 @@ fn internal_listener() -> listener::Listener {
         listener_specifier: Some(listener::listener::ListenerSpecifier::InternalListener(
             listener::listener::InternalListenerConfig::default(),
         )),
+        per_connection_buffer_limit_bytes: number(BUFFER),
         ..listener::Listener::default()
     }
 }

@@ -14,8 +14,8 @@ use eastway_proto::envoy::extensions::filters::network::tcp_proxy::v3 as tcp;
 use super::assignment::assignment_of_one;
 use super::capture::captured;
 use super::connections::Chain;
-use super::import::{bytes_chain, cluster};
-use super::parts::socket;
+use super::import::{BUFFER, bytes_chain, cluster};
+use super::parts::{number, socket};
 use super::{Generated, share_cluster_name, tls};
 use crate::kind::Kind;
 use crate::resource::Resource;
@@ -62,6 +62,7 @@ fn listener(address: IpAddr, port: &ServicePort, name: &str) -> listener::Listen
         address: Some(socket(&address.to_string(), port.number.get())),
         filter_chains: vec![chain],
         traffic_direction: core::TrafficDirection::Outbound.into(),
+        per_connection_buffer_limit_bytes: number(BUFFER),
         ..listener::Listener::default()
     }
 }

@@ -28,10 +28,14 @@ use super::{Generated, METADATA, affinity, cluster_name, connections, fault, rou
 use crate::kind::Kind;
 use crate::resource::Resource;
 
+/// Bytes of either direction that wait in Envoy on one connection. Where who reads is slower than who writes each has as many
+/// several times, and by Envoy's default of 1 MiB a hundred such connections would be all of a sidecar's memory.
+pub const BUFFER: u32 = 256 << 10;
 /// Longest dial of an endpoint: the CONNECT stream, the other cluster's dial, and TLS in it once there is some.
 const CONNECT: u64 = 5;
-/// More than are ever wanted: the defaults of 1,024 are a limit on connections.
-pub(super) const UNLIMITED: u32 = 100_000;
+/// Most connections and requests that one sidecar has under way to one cluster, unless a policy says otherwise: more than are
+/// wanted, where Envoy's own 1,024 are not, and few enough to be refused before its memory is gone.
+pub(super) const MOST: u32 = 10_000;
 /// Requests of a connection to a summary: a dial of some round trips for each hundred is little.
 const REQUESTS: u32 = 100;
 /// Dials of a connection of bytes, each of another endpoint.
@@ -82,11 +86,11 @@ pub(super) fn resources(
 pub(super) fn cluster(name: &str, protocol: AppProtocol, policy: SidecarPolicy) -> cluster::Cluster {
     let SidecarPolicy { outliers, limits, balance: _, fault: _ } = policy;
     let thresholds = cluster::circuit_breakers::Thresholds {
-        max_connections: number(limits.connections.unwrap_or(UNLIMITED)),
-        max_pending_requests: number(limits.pending.unwrap_or(UNLIMITED)),
-        max_requests: number(limits.requests.unwrap_or(UNLIMITED)),
+        max_connections: number(limits.connections.unwrap_or(MOST)),
+        max_pending_requests: number(limits.pending.unwrap_or(MOST)),
+        max_requests: number(limits.requests.unwrap_or(MOST)),
         // Envoy's own limit is three at a time, whatever a rule says of tries.
-        max_retries: number(UNLIMITED),
+        max_retries: number(MOST),
         ..cluster::circuit_breakers::Thresholds::default()
     };
     let common = cluster::cluster::CommonLbConfig {
@@ -134,6 +138,7 @@ pub(super) fn cluster(name: &str, protocol: AppProtocol, policy: SidecarPolicy) 
             "envoy.transport_sockets.internal_upstream",
             &named_to_the_gateway(plain),
         )),
+        per_connection_buffer_limit_bytes: number(BUFFER),
         ..cluster::Cluster::default()
     }
 }
@@ -218,6 +223,7 @@ fn listener(
         listener_filters: filters,
         filter_chains: chains,
         traffic_direction: core::TrafficDirection::Outbound.into(),
+        per_connection_buffer_limit_bytes: number(BUFFER),
         ..listener::Listener::default()
     }
 }

@@ -20,7 +20,7 @@ use eastway_proto::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
 use eastway_proto::xds_matcher::{core::v3 as xds_core, matcher::v3 as xds};
 use prost::Name as _;
 
-use super::import::{protocol_options, router_filter, websocket};
+use super::import::{BUFFER, MOST, protocol_options, router_filter, websocket};
 use super::parts::{any, everything_to, filter, number, seconds, socket, transport_socket};
 use super::secrets::ALL_ANCHORS;
 use super::tls::{BYTES_ALPN, ISTIO_ALPN, common, uri};
@@ -31,8 +31,6 @@ use crate::resource::Resource;
 
 /// Longest dial of the application, which is on this host.
 const CONNECT: u64 = 5;
-/// More than are ever wanted.
-const UNLIMITED: u32 = 100_000;
 /// Longest handshake.
 const HANDSHAKE: u64 = 15;
 /// A connection that says nothing for so long is plain text: its server speaks first.
@@ -75,9 +73,9 @@ fn application(name: &str, inbound: &Inbound) -> cluster::Cluster {
         ..endpoint::ClusterLoadAssignment::default()
     };
     let thresholds = cluster::circuit_breakers::Thresholds {
-        max_connections: number(UNLIMITED),
-        max_pending_requests: number(UNLIMITED),
-        max_requests: number(UNLIMITED),
+        max_connections: number(MOST),
+        max_pending_requests: number(MOST),
+        max_requests: number(MOST),
         ..cluster::circuit_breakers::Thresholds::default()
     };
     let options =
@@ -94,6 +92,7 @@ fn application(name: &str, inbound: &Inbound) -> cluster::Cluster {
             ..cluster::CircuitBreakers::default()
         }),
         typed_extension_protocol_options: options.into_iter().collect(),
+        per_connection_buffer_limit_bytes: number(BUFFER),
         ..cluster::Cluster::default()
     }
 }
@@ -118,6 +117,7 @@ fn place(name: &str, inbound: &Inbound, surroundings: &Surroundings) -> listener
         listener_filters_timeout: seconds(SILENCE),
         continue_on_listener_filters_timeout: true,
         traffic_direction: core::TrafficDirection::Inbound.into(),
+        per_connection_buffer_limit_bytes: number(BUFFER),
         ..listener::Listener::default()
     }
 }

@@ -21,7 +21,7 @@ use super::load::ConfigErrors;
 use super::settings::{
     CaAddress, SYSTEM_NAMESPACE, ca_address, duration_in, folder_of, log_level, path, path_or, vip_ranges,
 };
-use super::value::{Fqdn, HostPort, HostPortError, trust_domain};
+use super::value::{Fqdn, HostPort, HostPortError, byte_size, trust_domain};
 use crate::local::socket::MAX_PATH;
 use crate::telemetry::LogFormat;
 
@@ -36,6 +36,8 @@ pub(super) const KIND: &str = "SidecarConfig";
 pub const LONGEST_SOCKET: &str = "envoy-admin.sock";
 /// Worker threads, unless the file says otherwise: as many as Istio gives its sidecars.
 const CONCURRENCY: NonZeroU16 = NonZeroU16::MIN.saturating_add(1);
+/// Envoy with nothing to do has half of it.
+const LEAST_MEMORY: u64 = 32 << 20;
 /// Usual port of the gateway's `listen.local`.
 const LOCAL: u16 = 15012;
 /// Options of Envoy that the sidecar sets, by all their names.
@@ -127,6 +129,8 @@ pub struct EnvoySettings {
     pub admin: Option<NonZeroU16>,
     /// Worker threads, 1 to 1,024.
     pub concurrency: NonZeroU16,
+    /// Bytes of memory that it may use; `None`: nobody says.
+    pub memory: Option<u64>,
     /// What it logs.
     pub log: EnvoyLogWord,
 }
@@ -320,6 +324,7 @@ fn envoy_settings(section: Option<&EnvoySection>, base: &Path, cx: &mut Context<
         args: Vec::new(),
         admin: None,
         concurrency: CONCURRENCY,
+        memory: None,
         log: EnvoyLogWord::default(),
     };
     let Some(envoy) = section else { return settings };
@@ -332,8 +337,16 @@ fn envoy_settings(section: Option<&EnvoySection>, base: &Path, cx: &mut Context<
     settings.args = cx.parse_items(&envoy.args, argument).into_iter().map(|at| at.value).collect();
     settings.admin = number(&envoy.admin, u16::MAX, cx);
     settings.concurrency = number(&envoy.concurrency, 1024, cx).unwrap_or(CONCURRENCY);
+    settings.memory = envoy.memory.get().and_then(|text| cx.parse(text, memory));
     settings.log = envoy.log.value().copied().unwrap_or_default();
     settings
+}
+
+fn memory(text: &str) -> Result<u64, String> {
+    match byte_size(text)? {
+        bytes if bytes < LEAST_MEMORY => Err("must be at least 32MiB".to_owned()),
+        bytes => Ok(bytes),
+    }
 }
 
 fn argument(text: &str) -> Result<String, String> {

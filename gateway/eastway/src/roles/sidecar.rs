@@ -13,6 +13,7 @@ mod capture;
 mod grpc;
 mod health;
 mod listeners;
+mod memory;
 mod output;
 mod process;
 pub mod program;

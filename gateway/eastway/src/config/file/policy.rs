@@ -62,7 +62,7 @@ pub struct TrafficPolicySpec {
     /// When a sidecar leaves a single endpoint alone for a while. Only sidecars do it.
     #[serde(default)]
     pub outlier_detection: Field<OutlierSection>,
-    /// How much one sidecar may have under way to each cluster or version. Only sidecars do it. Default: no limits.
+    /// How much one sidecar may have under way to each cluster or version. Only sidecars do it. Default: 10000 of each.
     #[serde(default)]
     pub limits: Field<ConnectionLimitsSection>,
     /// Failures that sidecars make on purpose, for HTTP alone: after a rule's retries and timeouts, so that those see them

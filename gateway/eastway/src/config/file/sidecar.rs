@@ -229,6 +229,11 @@ pub struct EnvoySection {
     #[serde(default)]
     #[schemars(range(min = 1, max = 1024))]
     pub concurrency: Field<u64>,
+    /// Memory that it may use, e.g. `400MiB`, 32MiB or more. At 85 % of it, it gives free memory back, at 95 % it takes no further
+    /// connections until there is some again; how many it takes at all, one for each 64 KiB, goes by it too. Default: what a
+    /// memory limit of this process (of the container, of the unit) leaves it; without one it is not watched.
+    #[serde(default)]
+    pub memory: Field<Text>,
     /// What it logs: `trace`, `debug`, `info`, `warning`, `error`, `critical` or `off`. Default: `warning`.
     #[serde(default)]
     pub log: Field<EnvoyLogWord>,

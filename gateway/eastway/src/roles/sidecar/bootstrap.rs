@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use eastway_xds::inbound;
 use eastway_xds::node::{LISTEN, Outbound};
+use eastway_xds::resources::BUFFER;
 use serde_json::{Value, json};
 
+use super::memory::Budget;
 use super::{capture, listeners};
 use crate::config::SidecarSettings;
 use crate::config::file::CaptureWord;
@@ -51,8 +53,9 @@ pub fn bootstrap(settings: &SidecarSettings, files: &Files) -> Value {
     {
         fields.insert(inbound::KEY.to_owned(), text.into());
     }
+    let budget = Budget::of(settings);
     let captured = listen == Outbound::Captured;
-    let passthrough = captured.then(|| capture::passthrough(settings.capture)).flatten();
+    let passthrough = captured.then(|| capture::passthrough(settings.capture, budget.connections())).flatten();
     let clusters: Vec<Value> = std::iter::once(agent_cluster(files)).chain(passthrough).collect();
     let own = captured.then(|| capture::listener(settings.capture)).into_iter();
     let own: Vec<Value> = own.chain(settings.listeners.iter().map(listeners::listener)).collect();
@@ -69,9 +72,12 @@ pub fn bootstrap(settings: &SidecarSettings, files: &Files) -> Value {
             "name": "envoy.bootstrap.internal_listener",
             "typed_config": {
                 "@type": "type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3.InternalListener",
+                "buffer_size_kb": BUFFER >> 10,
             },
         }],
-        "admin": {"address": admin_address(settings, files)},
+        // This process looks there how Envoy is, the more so when it has too much to do.
+        "admin": {"address": admin_address(settings, files), "ignore_global_conn_limit": true},
+        "overload_manager": budget.overload_manager(),
         // By default Envoy refuses a rule whose regular expression is longer than a few words.
         "layered_runtime": {"layers": [{
             "name": "eastway",

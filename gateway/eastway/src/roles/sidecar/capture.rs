@@ -15,6 +15,7 @@ use std::process::Stdio;
 
 use eastway_model::vip::VipRange;
 use eastway_xds::inbound::Inbound;
+use eastway_xds::resources::BUFFER;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
@@ -170,30 +171,33 @@ async fn nft(script: &str) -> Result<(), CaptureError> {
 const PASSTHROUGH: &str = "passthrough";
 /// No such cluster: what is led to it ends at once.
 const NOWHERE: &str = "nowhere";
-/// More than are ever wanted: the defaults of 1,024 are a limit on connections.
-const UNLIMITED: u32 = 100_000;
 
-/// Envoy's cluster beside [`listener`], if it needs one.
-pub(super) fn passthrough(capture: CaptureWord) -> Option<Value> {
-    match capture {
-        CaptureWord::Prepared => {}
-        CaptureWord::None | CaptureWord::Nftables => return None,
+/// Envoy's cluster beside [`listener`], if it needs one. It has as many connections as Envoy takes.
+pub(super) fn passthrough(capture: CaptureWord, most: u64) -> Option<Value> {
+    if !goes_on(capture) {
+        return None;
     }
-    let most = json!({
-        "max_connections": UNLIMITED, "max_pending_requests": UNLIMITED, "max_requests": UNLIMITED,
-    });
     Some(json!({
         "name": PASSTHROUGH,
         "type": "ORIGINAL_DST",
         "lb_policy": "CLUSTER_PROVIDED",
         "connect_timeout": "10s",
-        "circuit_breakers": {"thresholds": [most]},
+        "per_connection_buffer_limit_bytes": BUFFER,
+        "circuit_breakers": {"thresholds": [{"max_connections": most, "max_pending_requests": most}]},
     }))
+}
+
+/// Whether what goes to no import goes on to where it went.
+fn goes_on(capture: CaptureWord) -> bool {
+    match capture {
+        CaptureWord::Prepared => true,
+        CaptureWord::None | CaptureWord::Nftables => false,
+    }
 }
 
 /// Envoy's listener for what goes out. What goes to an address of no import ends at once, or goes on in a pod.
 pub(super) fn listener(capture: CaptureWord) -> Value {
-    let otherwise = if passthrough(capture).is_some() { PASSTHROUGH } else { NOWHERE };
+    let otherwise = if goes_on(capture) { PASSTHROUGH } else { NOWHERE };
     let at = |address: IpAddr| json!({"socket_address": {"address": address, "port_value": PORT}});
     let typed = |name: &str, kind: &str| json!({"name": name, "typed_config": {"@type": format!("type.googleapis.com/{kind}")}});
     let mut proxy = typed("envoy.filters.network.tcp_proxy", "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy");
@@ -210,6 +214,7 @@ pub(super) fn listener(capture: CaptureWord) -> Value {
         "listener_filters": [typed("envoy.filters.listener.original_dst", original)],
         "filter_chains": [{"filters": [proxy]}],
         "traffic_direction": "OUTBOUND",
+        "per_connection_buffer_limit_bytes": BUFFER,
     });
     // A host without IPv6 has no such connections.
     if TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
@@ -293,8 +298,8 @@ mod tests {
     #[test]
     fn what_goes_to_no_import_goes_on_in_a_pod_and_ends_elsewhere() {
         let leads_to = |capture| listener(capture)["filter_chains"][0]["filters"][0]["typed_config"]["cluster"].clone();
-        assert_eq!(leads_to(CaptureWord::Prepared), passthrough(CaptureWord::Prepared).unwrap()["name"]);
+        assert_eq!(leads_to(CaptureWord::Prepared), passthrough(CaptureWord::Prepared, 7).unwrap()["name"]);
         assert_eq!(leads_to(CaptureWord::Nftables), "nowhere");
-        assert!(passthrough(CaptureWord::Nftables).is_none());
+        assert!(passthrough(CaptureWord::Nftables, 7).is_none());
     }
 }

@@ -1,7 +1,7 @@
 //! Envoy's listeners for single imports: of a workload that names them, since nothing leads its connections here. What is behind
 //! one, cluster or routes, comes from the gateway as for everybody.
 
-use eastway_xds::resources::cluster_name;
+use eastway_xds::resources::{BUFFER, cluster_name};
 use serde_json::{Value, json};
 
 use crate::config::sidecar::Listener;
@@ -18,6 +18,7 @@ pub(super) fn listener(wanted: &Listener) -> Value {
         "address": {"socket_address": {"address": wanted.listen.ip(), "port_value": wanted.listen.port()}},
         "filter_chains": [{"filters": [filter]}],
         "traffic_direction": "OUTBOUND",
+        "per_connection_buffer_limit_bytes": BUFFER,
     })
 }
 
