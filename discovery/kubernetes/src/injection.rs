@@ -35,6 +35,8 @@ pub const RANGES: &str = "sidecar.eastway.dev/ranges";
 pub const LISTENERS: &str = "sidecar.eastway.dev/listeners";
 /// Annotation of a pod: ports of its workload where its sidecar takes connections, mutual TLS and plain text: `9080/http,7000`.
 pub const INBOUND: &str = "sidecar.eastway.dev/inbound";
+/// Annotation of a pod with [`INBOUND`]: `strict`, it takes mutual TLS alone there; or `permissive`, as without it.
+pub const TLS: &str = "sidecar.eastway.dev/tls";
 /// Annotation that an injected pod has.
 pub const STATUS: &str = "sidecar.eastway.dev/status";
 /// Label of namespaces whose pods get sidecars, and its value.
@@ -282,11 +284,21 @@ fn answer(uid: &str, pod: String, decision: Result<(Outcome, Vec<Value>), String
     Answer { body, outcome, pod, reason }
 }
 
-/// The ports where the sidecar of a pod takes connections for it; `None`: it has none, or does not.
-pub(crate) fn inbound_of(metadata: &Meta) -> Option<Box<[u16]>> {
+/// Where the sidecar of a pod takes connections for it.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Inbound {
+    /// Ports of the workload.
+    pub(crate) ports: Box<[u16]>,
+    /// By mutual TLS alone.
+    pub(crate) strict: bool,
+}
+
+/// What an injected pod's annotations say of it; `None`: nowhere.
+pub(crate) fn inbound_of(metadata: &Meta) -> Option<Inbound> {
     metadata.annotation(STATUS)?;
     let places = sidecar::inbound(metadata.annotation(INBOUND)?).ok()?;
-    Some(places.into_iter().map(|(port, _)| port).collect())
+    let strict = sidecar::is_strict(metadata.annotation(TLS)).ok()?;
+    Some(Inbound { ports: places.into_iter().map(|(port, _)| port).collect(), strict })
 }
 
 #[cfg(test)]

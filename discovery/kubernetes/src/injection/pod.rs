@@ -44,7 +44,62 @@ pub(super) struct Spec {
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Container {
     pub(super) name: String,
+    ports: Option<Vec<Port>>,
+    liveness_probe: Option<Probe>,
+    readiness_probe: Option<Probe>,
+    startup_probe: Option<Probe>,
     security_context: Option<SecurityContext>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Port {
+    name: String,
+    container_port: i64,
+}
+
+/// A question of the kubelet, as far as it speaks to the workload. One that only connects finds the sidecar.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Probe {
+    http_get: Option<Asked>,
+    grpc: Option<Asked>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Asked {
+    port: NumberOrName,
+}
+
+/// A number, or the name of one of the container's ports.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum NumberOrName {
+    Number(i64),
+    Name(String),
+}
+
+impl Default for NumberOrName {
+    fn default() -> Self {
+        Self::Number(0)
+    }
+}
+
+impl Container {
+    /// A port of these at which the kubelet asks in plain text how the workload is.
+    pub(super) fn asked_at(&self, ports: &[u16]) -> Option<u16> {
+        let probes = [&self.liveness_probe, &self.readiness_probe, &self.startup_probe].into_iter().flatten();
+        let asked = probes.flat_map(|probe| [&probe.http_get, &probe.grpc]).flatten();
+        let mut numbers = asked.filter_map(|asked| match &asked.port {
+            NumberOrName::Number(number) => Some(*number),
+            NumberOrName::Name(name) => {
+                let named = self.ports.iter().flatten().find(|port| port.name == *name);
+                named.map(|port| port.container_port).or_else(|| name.parse().ok())
+            }
+        });
+        numbers.find_map(|number| ports.iter().copied().find(|port| i64::from(*port) == number))
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -6,7 +6,7 @@ use eastway_model::{Label, ServiceKey};
 use serde_json::{Value, json};
 
 use super::pod::Pod;
-use super::{INBOUND, INJECT, LISTENERS, RANGES, STATUS, Settings, TRUST, USER};
+use super::{INBOUND, INJECT, LISTENERS, RANGES, STATUS, Settings, TLS, TRUST, USER};
 
 /// The container that runs as long as the pod: with `restartPolicy: Always` in the list of those of the start, it is there
 /// before the workload's and goes after them (Kubernetes 1.29).
@@ -45,16 +45,8 @@ pub(super) fn patch(pod: &Pod, namespace: &str, settings: &Settings) -> Result<V
     check(pod)?;
     let listeners = listeners(pod)?;
     let ranges = ranges(pod, settings)?;
-    let inbound = match pod.annotation(INBOUND) {
-        None => Vec::new(),
-        Some(_) if listeners.is_some() => {
-            return Err(format!(
-                "annotations {INBOUND} and {LISTENERS} exclude each other: without rules nothing is led in"
-            ));
-        }
-        Some(text) => inbound(text)?,
-    };
-    let config = config(settings, (ranges.as_slice(), inbound.as_slice()), listeners.as_deref()).to_string();
+    let inbound = taken(pod, listeners.is_some())?;
+    let config = config(settings, &ranges, &inbound, listeners.as_deref()).to_string();
     let mut patch = Vec::new();
     let capture = listeners.is_none().then(|| capture(settings, &config));
     let containers: Vec<Value> = capture.into_iter().chain([sidecar(settings, &config)]).collect();
@@ -141,6 +133,45 @@ fn place(word: &str) -> Option<Value> {
     Some(json!({"listen": listen, "service": service.to_string(), "port": port, "protocol": protocol}))
 }
 
+/// Places where the sidecar takes connections for its workload, as its file has them.
+fn taken(pod: &Pod, has_listeners: bool) -> Result<Vec<Value>, String> {
+    let (text, strict) = match (pod.annotation(INBOUND), is_strict(pod.annotation(TLS))?) {
+        (None, true) => return Err(format!("annotation {TLS}: {INBOUND} must say at which ports")),
+        (None, false) => return Ok(Vec::new()),
+        (Some(_), _) if has_listeners => {
+            return Err(format!(
+                "annotations {INBOUND} and {LISTENERS} exclude each other: without rules nothing is led in"
+            ));
+        }
+        (Some(text), strict) => (text, strict),
+    };
+    let places = inbound(text)?;
+    let ports: Vec<u16> = places.iter().map(|(port, _)| *port).collect();
+    let asked = pod.containers().find_map(|container| Some((&container.name, container.asked_at(&ports)?)));
+    if let Some((name, port)) = asked.filter(|_| strict) {
+        return Err(format!(
+            "container {name} has a probe at port {port}, which would take mutual TLS alone; probe by exec, or at a port of its own"
+        ));
+    }
+    let mode = if strict { "strict" } else { "permissive" };
+    let places = places.into_iter().zip(FIRST_INBOUND..).map(|((port, protocol), listen)| {
+        json!({
+            "listen": format!("0.0.0.0:{listen}"), "app": format!("127.0.0.1:{port}"), "protocol": protocol,
+            "mode": mode,
+        })
+    });
+    Ok(places.collect())
+}
+
+/// What [`TLS`] says.
+pub(super) fn is_strict(text: Option<&str>) -> Result<bool, String> {
+    match text {
+        None | Some("permissive") => Ok(false),
+        Some("strict") => Ok(true),
+        Some(other) => Err(format!("annotation {TLS} must be strict or permissive, not {other:?}")),
+    }
+}
+
 /// Ports of the workload, and what is spoken there.
 pub(super) fn inbound(text: &str) -> Result<Vec<(u16, &str)>, String> {
     let words: Vec<&str> = text.split(',').map(str::trim).filter(|word| !word.is_empty()).collect();
@@ -164,7 +195,7 @@ pub(super) fn inbound(text: &str) -> Result<Vec<(u16, &str)>, String> {
 }
 
 /// The sidecar's file. What differs from pod to pod the kubelet fills in: the names of most pods are not known yet.
-fn config(settings: &Settings, (ranges, inbound): (&[String], &[(u16, &str)]), listeners: Option<&[Value]>) -> Value {
+fn config(settings: &Settings, ranges: &[String], inbound: &[Value], listeners: Option<&[Value]>) -> Value {
     let any = if settings.ipv6 { "[::]" } else { "0.0.0.0" };
     let mut config = json!({
         "apiVersion": "eastway.dev/v1alpha1",
@@ -188,15 +219,7 @@ fn config(settings: &Settings, (ranges, inbound): (&[String], &[(u16, &str)]), l
     });
     let how = match listeners {
         Some(listeners) => json!({"outbound": false, "listeners": listeners}),
-        None => {
-            let places = inbound.iter().zip(FIRST_INBOUND..).map(|((port, protocol), listen)| {
-                json!({
-                    "listen": format!("0.0.0.0:{listen}"), "app": format!("127.0.0.1:{port}"),
-                    "protocol": protocol, "mode": "permissive",
-                })
-            });
-            json!({"capture": "prepared", "vips": ranges, "inbound": places.collect::<Vec<_>>()})
-        }
+        None => json!({"capture": "prepared", "vips": ranges, "inbound": inbound}),
     };
     if let (Some(fields), Value::Object(how)) = (config.as_object_mut(), how) {
         fields.extend(how);

@@ -249,13 +249,45 @@ fn ports_of_a_pod_are_taken_by_its_sidecar() {
     let wanted = [place("0.0.0.0:15100", "127.0.0.1:9080", "http"), place("0.0.0.0:15101", "127.0.0.1:7000", "tcp")];
     assert_eq!(config["inbound"], json!(wanted));
     let read = serde_json::from_value(after["metadata"].clone()).unwrap();
-    assert_eq!(inbound_of(&read).as_deref(), Some([9080, 7000].as_slice()), "what others are told of the pod");
+    let said = Inbound { ports: [9080, 7000].into(), strict: false };
+    assert_eq!(inbound_of(&read), Some(said), "what others are told of the pod");
     for bad in ["", "x", "0", "9080/ftp", "9080,9080", "15001", "65536"] {
         own["metadata"]["annotations"] = json!({INBOUND: bad});
         assert_eq!(ask("shop", &own).outcome, Outcome::Refused, "{bad}");
     }
     own["metadata"]["annotations"] = json!({INBOUND: "9080", LISTENERS: "9080=a/b:1"});
     assert_eq!(ask("shop", &own).outcome, Outcome::Refused, "without rules nothing is led in");
+}
+
+#[test]
+fn a_pod_may_take_mutual_tls_alone_unless_the_kubelet_asks_there_without() {
+    let mut own = pod();
+    own["metadata"]["annotations"] = json!({INBOUND: "9080/http", TLS: "strict"});
+    let after = injected(&own);
+    let config = after["spec"]["initContainers"][1]["env"][3]["value"].as_str().unwrap();
+    assert!(config.contains("\"mode\":\"strict\""), "{config}");
+    let read = serde_json::from_value(after["metadata"].clone()).unwrap();
+    assert_eq!(inbound_of(&read), Some(Inbound { ports: [9080].into(), strict: true }));
+    own["spec"]["containers"][0]["ports"] = json!([{"name": "web", "containerPort": 9080}]);
+    for (probe, outcome) in [
+        (json!({"httpGet": {"port": 9080}}), Outcome::Refused),
+        (json!({"httpGet": {"port": "web"}}), Outcome::Refused),
+        (json!({"grpc": {"port": 9080}}), Outcome::Refused),
+        (json!({"httpGet": {"port": 8081}}), Outcome::Injected),
+        (json!({"tcpSocket": {"port": 9080}}), Outcome::Injected),
+        (json!({"exec": {"command": ["true"]}}), Outcome::Injected),
+    ] {
+        own["spec"]["containers"][0]["readinessProbe"] = probe.clone();
+        assert_eq!(ask("shop", &own).outcome, outcome, "{probe}");
+    }
+    let refused = json!({"httpGet": {"port": "web"}});
+    own["spec"]["containers"][0]["readinessProbe"] = refused;
+    own["metadata"]["annotations"] = json!({INBOUND: "9080/http", TLS: "permissive"});
+    assert_eq!(ask("shop", &own).outcome, Outcome::Injected);
+    for bad in [json!({TLS: "strict"}), json!({INBOUND: "9080", TLS: "mutual"})] {
+        own["metadata"]["annotations"] = bad.clone();
+        assert_eq!(ask("shop", &own).outcome, Outcome::Refused, "{bad}");
+    }
 }
 
 #[test]

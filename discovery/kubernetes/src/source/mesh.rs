@@ -7,7 +7,7 @@ use super::Rules;
 use super::authentications::Modes;
 use super::kept::PodView;
 use super::objects::Meta;
-use crate::injection;
+use crate::injection::{self, Inbound};
 
 /// Label that Istio's injection gives to pods that have a sidecar, or a person to pods that speak its TLS without one.
 const ISTIO_TLS: (&str, &str) = ("security.istio.io/tlsMode", "istio");
@@ -17,8 +17,8 @@ const ISTIO_TLS: (&str, &str) = ("security.istio.io/tlsMode", "istio");
 pub(crate) enum Sidecar {
     /// Istio's, at all ports. Whether plain text as well PeerAuthentications say.
     Istio,
-    /// Ours, at these ports of TCP; plain text as well.
-    Ours(Box<[u16]>),
+    /// Ours, at some ports of TCP.
+    Ours(Inbound),
 }
 
 /// What a pod says of its sidecar. Whoever writes it wrongly harms his own pod; the pod proves its own account all the same.
@@ -45,7 +45,9 @@ pub(super) fn speaks(
 ) -> (TlsMode, Option<WorkloadIdentity>) {
     let (mode, trust_domain) = match pod.sidecar.as_deref() {
         Some(Sidecar::Istio) => (modes.of(pod.namespace.as_str()), &rules.istio),
-        Some(Sidecar::Ours(ports)) if takes_all(ports, target_ports) => (TlsMode::Mesh, &rules.sidecars),
+        Some(Sidecar::Ours(inbound)) if takes_all(&inbound.ports, target_ports) => {
+            (if inbound.strict { TlsMode::MeshStrict } else { TlsMode::Mesh }, &rules.sidecars)
+        }
         Some(Sidecar::Ours(_)) | None => return (TlsMode::None, None),
     };
     match (trust_domain, &pod.service_account) {

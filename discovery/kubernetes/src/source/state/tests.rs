@@ -175,7 +175,9 @@ fn a_pod_with_a_sidecar_takes_mutual_tls_at_the_ports_that_it_names() {
     };
     let both = |inbound: &str| json!({injection::STATUS: "injected", injection::INBOUND: inbound});
     let id = Some("spiffe://a.example/ns/shop/sa/cart".to_owned());
-    assert_eq!(told(Some("a.example"), both("8080/http, 9000")), (TlsMode::Mesh, id));
+    assert_eq!(told(Some("a.example"), both("8080/http, 9000")), (TlsMode::Mesh, id.clone()));
+    let strict = json!({injection::STATUS: "injected", injection::INBOUND: "8080", injection::TLS: "strict"});
+    assert_eq!(told(Some("a.example"), strict), (TlsMode::MeshStrict, id));
     let plain = (TlsMode::None, None);
     assert_eq!(told(Some("a.example"), both("9000")), plain, "not at the port of the service");
     assert_eq!(told(Some("a.example"), both("nonsense")), plain);
