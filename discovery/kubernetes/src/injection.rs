@@ -3,6 +3,7 @@
 //! The answer is a pure function of the question and of [`Settings`] ([`review`]): no clock, no network, nothing that is
 //! remembered. A pod that has a sidecar already is left alone, so that being asked twice changes nothing.
 
+mod missing;
 mod pod;
 mod sidecar;
 pub mod webhook;
@@ -13,6 +14,7 @@ use eastway_model::Label;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+pub use missing::without_sidecar;
 use pod::Pod;
 
 use crate::source::objects::Meta;
@@ -222,7 +224,7 @@ pub fn review(body: &[u8], settings: &Settings) -> Result<Answer, ReviewError> {
     let object = request.object.unwrap_or_default();
     let pod: Pod = serde_json::from_value(object).map_err(|error| ReviewError::Malformed(error.to_string()))?;
     let name = format!("{namespace}/{}", pod.name());
-    let decision = match left_out(&pod, &namespace, settings) {
+    let decision = match left_out(&pod, &namespace, settings.system_namespace.as_str()) {
         Ok(Some(outcome)) => Ok((outcome, Vec::new())),
         Ok(None) => sidecar::patch(&pod, &namespace, settings).map(|patch| (Outcome::Injected, patch)),
         Err(reason) => Err(reason),
@@ -231,9 +233,9 @@ pub fn review(body: &[u8], settings: &Settings) -> Result<Answer, ReviewError> {
 }
 
 /// Why a pod gets none, if that is not a mistake.
-fn left_out(pod: &Pod, namespace: &str, settings: &Settings) -> Result<Option<Outcome>, String> {
+fn left_out(pod: &Pod, namespace: &str, system_namespace: &str) -> Result<Option<Outcome>, String> {
     // The webhook's own object keeps these away already; a mistake there must not stop a cluster.
-    if NEVER.contains(&namespace) || namespace == settings.system_namespace.as_str() {
+    if NEVER.contains(&namespace) || namespace == system_namespace {
         return Ok(Some(Outcome::SystemNamespace));
     }
     match pod.annotation(INJECT) {

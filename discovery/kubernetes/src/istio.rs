@@ -157,7 +157,8 @@ fn addresses(gateway: &DynamicObject) -> Vec<String> {
     all.map(|address| text(address, "value").to_owned()).collect()
 }
 
-async fn within<T>(what: &str, request: impl Future<Output = kube::Result<T>>) -> Result<T, String> {
+/// A request, with a bound on how long it may take; an error says what was wanted.
+pub(crate) async fn within<T>(what: &str, request: impl Future<Output = kube::Result<T>>) -> Result<T, String> {
     match timeout(REQUEST, request).await {
         Ok(result) => result.map_err(|error| format!("{what}: {error}")),
         Err(_) => Err(format!("{what}: no answer in time")),

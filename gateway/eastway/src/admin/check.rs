@@ -43,6 +43,8 @@ pub struct GatewayFacts {
     pub siblings_silent: Vec<String>,
     /// Sidecars that refuse something now: which, of what kind, and what the proxy says.
     pub sidecars_refusing: Vec<String>,
+    /// Pods that are to have a sidecar and have none, `namespace/name`; or why that is not known.
+    pub sidecars_missing: Vec<String>,
     /// What does not fit together, if Istio is beside us.
     pub istio: Option<IstioFacts>,
     /// What keeps the process from being ready.

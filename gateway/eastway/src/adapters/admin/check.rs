@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use eastway_dns::client::QueryType;
 use eastway_identity::{SpkiPin, VerifyError};
+use eastway_kubernetes::injection;
 use eastway_model::store::Snapshot;
 use eastway_model::{ClusterName, ServiceKey, ServiceKind};
 use eastway_tunnel::header::StreamHeader;
@@ -15,6 +16,7 @@ use futures_util::future::join_all;
 use tokio::time::timeout;
 
 use super::{istio, millis, reach};
+use crate::adapters;
 use crate::admin::check::{AddressFacts, CheckFacts, DnsFacts, GatewayFacts, HandshakeFault, NextCaFault, PeerFacts};
 use crate::app::frontend::Shortage;
 use crate::app::{Gateway, clock};
@@ -49,6 +51,7 @@ pub(super) async fn facts(gateway: &Gateway, only: Option<String>) -> CheckFacts
     }
     let mut own = gateway_facts(gateway, &snapshot);
     own.ca_silent = next.err();
+    own.sidecars_missing = sidecars_missing(&loaded.settings).await;
     own.istio = istio::facts(gateway, &loaded, &snapshot, &status).await;
     CheckFacts { now: clock::wall().0, gateway: own, dns, peers }
 }
@@ -57,6 +60,16 @@ pub(super) async fn facts(gateway: &Gateway, only: Option<String>) -> CheckFacts
 async fn announced_ca(gateway: &Gateway, settings: &Settings) -> Result<Option<NextCa>, String> {
     let client = ca_client(settings).map_err(|error| error.to_string())?;
     client.next_ca(gateway.identity.get()).await.map_err(|error| error.to_string())
+}
+
+/// Where sidecars are put into pods.
+async fn sidecars_missing(settings: &Settings) -> Vec<String> {
+    if settings.sidecars.as_ref().is_none_or(|sidecars| sidecars.injection.is_none()) {
+        return Vec::new();
+    }
+    let access = adapters::kubernetes_access(settings.kubernetes.as_ref().map(|kubernetes| &kubernetes.access));
+    let found = injection::without_sidecar(&access, settings.system_namespace()).await;
+    found.unwrap_or_else(|error| vec![format!("not known: {error}")])
 }
 
 fn gateway_facts(gateway: &Gateway, snapshot: &Snapshot) -> GatewayFacts {
@@ -72,6 +85,7 @@ fn gateway_facts(gateway: &Gateway, snapshot: &Snapshot) -> GatewayFacts {
         ca_silent: None,
         siblings_silent: gateway.tunnel.get().map(|tunnel| silent(tunnel)).unwrap_or_default(),
         sidecars_refusing: super::sidecars::refusing(gateway),
+        sidecars_missing: Vec::new(),
         istio: None,
         pending: gateway.readiness.pending().iter().map(ToString::to_string).collect(),
         config_errors: gateway.configuration.status.borrow().errors.clone(),

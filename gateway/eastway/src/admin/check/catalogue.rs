@@ -82,6 +82,9 @@ codes! {
     SIDECARS_REFUSE = "EW121" Warning "sidecars refuse what they are told: {what}",
         "their proxies cannot use a part of it and go on with what they had: a rule that their version does not know, or a mistake of ours",
         "run `eastway proxy-status`, and `eastway proxy-status SIDECAR` for what it holds; change the rule, or upgrade the proxy";
+    SIDECARS_MISSING = "EW122" Warning "pods that are to have a sidecar have none: {what}",
+        "they were made before their namespace had its label, or while no injector answered the API server",
+        "kubectl rollout restart what makes them, once `deploy/eastway-injector` is ready; or say `sidecar.eastway.dev/inject: \"false\"`";
     ISTIO_NOBODY = "EW125" Warning "ports for Istio's sidecars lead to no peer: {what}",
         "`listen.sni` (`istio.networks` of the chart) names a cluster that there is no Peer of",
         "add the Peer, or correct the name";
