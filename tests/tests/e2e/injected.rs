@@ -11,18 +11,19 @@ use eastway_tests::kube::{Bed, Cluster, bookinfo, eastway as installed, image};
 use eastway_tests::{bed_tests, within};
 use serde_json::{Value, json};
 
+use crate::injected_table::each_asks_each;
 use crate::installed::{ask, export_all};
 
 /// The definition of one kind of route.
 const HTTP_ROUTES: &str = include_str!("httproutes.yaml");
 /// Who the page is to those that it asks.
-const CALLER: &str = "spiffe://a.example/ns/bookinfo/sa/bookinfo-productpage";
+pub(crate) const CALLER: &str = "spiffe://a.example/ns/bookinfo/sa/bookinfo-productpage";
 /// The page's pod.
-const PAGE: &str = "deploy/productpage-v1";
+pub(crate) const PAGE: &str = "deploy/productpage-v1";
 /// What pods with a sidecar begin with.
 const WITH_SIDECAR: [&str; 2] = ["eastway-capture", "eastway-sidecar"];
 const LOADED: &str = "e2e-injected-load";
-const PATIENCE: Duration = Duration::from_secs(90);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 /// Requests per second, as many as the definition of "0 failed" asks for.
 const RATE: u32 = 500;
 /// How often each reader asks.
@@ -153,7 +154,7 @@ async fn get(cluster: &Cluster, host: &str, port: u16, path: &str) -> Result<Str
     get_from(cluster, PAGE, host, port, path).await
 }
 
-async fn get_from(cluster: &Cluster, pod: &str, host: &str, port: u16, path: &str) -> Result<String> {
+pub(crate) async fn get_from(cluster: &Cluster, pod: &str, host: &str, port: u16, path: &str) -> Result<String> {
     let request = format!("GET {path} HTTP/1.1\\r\\nHost: {host}\\r\\nConnection: close\\r\\n\\r\\n");
     // The input stays open: a server may take its end for that of the client.
     let ask = format!("(printf '{request}'; sleep 1) | nc -w 5 {host} {port}");
@@ -256,6 +257,13 @@ async fn without_an_injector_pods_are_made_all_the_same(bed: &Bed) -> Result<()>
     a.apply(&pod("alone", &json!({})).to_string()).await?;
     ensure!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     ensure!(!sidecar_of(a, "alone").await?);
+    a.wait("condition=Ready", &["pod", "alone", "-n", NAMESPACE], PATIENCE).await?;
+    let check =
+        ["exec", "-n", installed::SYSTEM, "deploy/eastway-gateway", "--", "/usr/bin/eastway", "check", "--quiet"];
+    // It ends with another code than 0, as there is something to say.
+    let said = format!("{:?}", a.kubectl_command(&check)?.output().await?);
+    ensure!(said.contains("EW122") && said.contains(&format!("{NAMESPACE}/alone")), "{said}");
+    ensure!(!said.contains(&format!("{NAMESPACE}/without")), "who wants none lacks none: {said}");
     a.kubectl(&["scale", "deploy/eastway-injector", "-n", installed::SYSTEM, "--replicas=2"]).await?;
     a.rollout("deploy/eastway-injector", installed::SYSTEM, PATIENCE).await?;
     // Ready means that API servers know it.
@@ -269,6 +277,7 @@ bed_tests! {
     /// names lead home first and then across; what is no import is as before; without an injector pods are made all the same.
     async fn bookinfo_with_sidecars_is_led_by_who_reads_it(bed) limit 600 {
         sidecars_carry_what_pods_ask(bed).await?;
+        each_asks_each(bed).await?;
         without_an_injector_pods_are_made_all_the_same(bed).await?;
         for cluster in bed.clusters() {
             cluster.kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"]).await?;

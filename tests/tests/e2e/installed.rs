@@ -36,7 +36,7 @@ async fn share_out(cluster: &Cluster) -> Result<()> {
 }
 
 /// Who may use what: each cluster's services are for Bookinfo's workloads of the other.
-async fn allow(cluster: &Cluster, other: &str, services: &[&str]) -> Result<()> {
+pub(crate) async fn allow(cluster: &Cluster, other: &str, services: &[&str]) -> Result<()> {
     let policy = json!({
         "apiVersion": "eastway.dev/v1alpha1", "kind": "AccessPolicy",
         "metadata": {"name": "bookinfo", "namespace": NAMESPACE},

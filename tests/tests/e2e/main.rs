@@ -18,6 +18,7 @@ mod conformance;
 mod faults_lb;
 mod herd;
 mod injected;
+mod injected_table;
 mod installed;
 mod mcs;
 mod names;
