@@ -201,21 +201,14 @@ impl Entry<'_> {
         all
     }
 
-    /// Regions of clouds mean nothing to each other: the cluster is the region.
-    fn locality(&self) -> String {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-        match self.group.zone.as_deref().filter(|zone| zone.bytes().all(plain)) {
-            Some(zone) => format!("{}/{zone}", self.cluster),
-            None => self.cluster.to_string(),
-        }
-    }
-
     fn spec(&self, labels: &BTreeMap<String, String>) -> Map<String, Value> {
         let spec = [
             ("network", json!(self.network)),
             ("labels", json!(labels)),
             ("serviceAccount", json!(self.account)),
-            ("locality", json!(self.locality())),
+            // Regions of clouds mean nothing to each other: the cluster is the region. And there are no zones in it: all of
+            // them would be the address of one gateway, of which Envoy keeps the first locality and leaves out the others.
+            ("locality", json!(self.cluster)),
             ("weight", json!(self.weight)),
         ];
         spec.map(|(key, value)| (key.to_owned(), value)).into_iter().collect()
