@@ -98,7 +98,7 @@ lab_test! {
         mesh.serve("b", "web", 11, Habit::Http).await?;
         let target = mesh.target("a", "web").await?;
         mesh.wait_answer("a", target, "b-11", Duration::from_secs(5)).await?;
-        carried_by(&mesh, "a", "b", "quic", Duration::ZERO).await?;
+        carried_by(&mesh, "a", "b", "quic", Duration::from_secs(5)).await?;
 
         set_udp(&mesh, false).await?;
         let begun = Instant::now();
