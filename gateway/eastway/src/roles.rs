@@ -25,6 +25,7 @@ use crate::admin::{HealthPort, MetricsPort, Readiness};
 use crate::app::{self, BuildError, Configuration, signals};
 use crate::config::settings::CaAddress;
 use crate::config::{self, ConfigErrors, Loaded, Settings};
+use crate::proxy::copy::keep_freed;
 use crate::roles::authority::Authority;
 use crate::roles::ca::{CaRunError, CaSettings, CaStartError, NetworkSettings};
 use crate::roles::controller::ControllerError;
@@ -134,6 +135,7 @@ pub fn run(options: &RunOptions) -> Result<(), RunError> {
         warn!("{warning}");
     }
     raise_file_limit();
+    keep_freed();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("eastway").build()?;
     let result = runtime.block_on(serve(options, loaded, log.clone()));
     runtime.shutdown_background();

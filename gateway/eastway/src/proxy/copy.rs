@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use eastway_tunnel::{StreamError, TunnelStream};
 
-pub use read::{ChunkReader, Chunks, Read};
+pub use read::{ChunkReader, Chunks, Read, keep_freed};
 pub use tcp::{Local, TcpSide, reset_unless_done};
 pub use watch::{Limits, Watch};
 

@@ -20,6 +20,19 @@ const MAX_READ: usize = 256 * 1024;
 /// leaves one buffer in the hands of each of its streams.
 const LARGE_READS: u64 = 64 << 20;
 
+/// What a thread may have freed before it is given back to the kernel is twice this.
+const KEPT: usize = 2 << 20;
+
+/// Has the process keep some memory that it freed. To be called once, before anything is carried.
+///
+/// glibc gives the end of a thread's heap back as soon as it has twice the largest buffer in it that was ever freed (`mallopt(3)`,
+/// `M_MMAP_THRESHOLD`, "dynamic"). Largest are read buffers, of which several are in use at a time: they were given back
+/// with every other one, and what is got again comes cleared, page by page. So one that is larger is freed here; it
+/// was never written to and takes no memory. Other allocators do not mind.
+pub fn keep_freed() {
+    drop(std::hint::black_box(Vec::<u8>::with_capacity(KEPT)));
+}
+
 /// Bytes in read buffers above [`MIN_READ`], of the whole process: what bounds memory has to be.
 pub(super) static LARGE: LargeReads = LargeReads { held: AtomicU64::new(0), most: LARGE_READS };
 
@@ -209,5 +222,31 @@ impl Drop for LargeRead<'_> {
         if self.bytes > 0 {
             self.release();
         }
+    }
+}
+
+#[cfg(test)]
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+mod tests {
+    use super::*;
+
+    /// Pages that this thread was given, or got back cleared (`proc_pid_stat(5)`, `minflt`).
+    fn faults() -> u64 {
+        let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+        let (_, after_name) = stat.rsplit_once(')').unwrap();
+        after_name.split_whitespace().nth(7).unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn read_buffers_that_are_freed_are_not_given_back() {
+        const BUFFERS: u64 = 10;
+        keep_freed();
+        let read = || drop((0..BUFFERS).map(|_| std::hint::black_box(vec![1u8; MAX_READ])).collect::<Vec<_>>());
+        read();
+        let before = faults();
+        (0..10).for_each(|_| read());
+        let pages = BUFFERS * MAX_READ as u64 / rustix::param::page_size() as u64;
+        let got = faults() - before;
+        assert!(got < pages, "{got} pages got again in ten rounds of {pages}");
     }
 }
