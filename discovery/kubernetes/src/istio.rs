@@ -1,7 +1,7 @@
 //! What Istio's own installation in this cluster says of itself, as far as it has to fit what we do beside it. Read when
 //! somebody asks for it, and never followed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use eastway_model::ServiceKey;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
@@ -17,9 +17,16 @@ use crate::controller::object::Kind;
 use crate::controller::{names, networks};
 use crate::lease::REQUEST;
 
-/// Where Istio is, and its ConfigMap there.
+/// Where Istio is, and its ConfigMap there; that of a revision has the revision's name behind it.
 const SYSTEM: &str = "istio-system";
 const MESH: &str = "istio";
+/// What pods of istiod have: a label, and one that says of which revision they are.
+const ISTIOD: &str = "app=istiod";
+const REVISION: &str = "istio.io/rev";
+/// The revision of an istiod that was installed without.
+const DEFAULT: &str = "default";
+/// Most pods of istiod that are looked at.
+const ISTIODS: u32 = 100;
 /// What istiod writes into each namespace.
 const ROOT: &str = "istio-ca-root-cert";
 /// Label of namespaces and pods: the network that they are in.
@@ -34,8 +41,9 @@ const EXAMPLES: u32 = 5;
 pub struct Installation {
     /// The network that istiod takes this cluster for.
     pub network: Option<String>,
-    /// Its mesh configuration, YAML.
-    pub mesh: Option<String>,
+    /// Its mesh configurations by the revisions that they are of, YAML, or why they cannot be read; that of Istio without revisions
+    /// has an empty name.
+    pub meshes: BTreeMap<String, Result<String, String>>,
     /// The root that it gives to workloads, PEM.
     pub root: Option<String>,
     /// Addresses of the gateways that it is told of, by the peer that they lead to.
@@ -64,7 +72,12 @@ async fn read_by(client: &Client, namespace: &str, peers: &BTreeMap<String, Stri
         let found = within(&format!("ConfigMap {namespace}/{name}"), maps.get_opt(name)).await?;
         Ok::<_, String>(found.and_then(|map| Some(map.data.get("data")?.get(key)?.as_str()?.to_owned())))
     };
-    let mesh = text(SYSTEM, MESH, "mesh").await?;
+    let mut meshes = BTreeMap::new();
+    for revision in revisions(client).await? {
+        // A revision that the chart was not told of may not be read, which is no reason to say nothing of the others.
+        let found = text(SYSTEM, &mesh_of(&revision), "mesh").await.transpose();
+        meshes.extend(found.map(|found| (revision, found)));
+    }
     let root = text(namespace, ROOT, "root-cert.pem").await?;
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &networks::resource());
     let mut gateways = BTreeMap::new();
@@ -78,7 +91,24 @@ async fn read_by(client: &Client, namespace: &str, peers: &BTreeMap<String, Stri
     let name =
         |pod: PartialObjectMeta<DynamicObject>| format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any());
     let strangers = within("pods", pods.list_metadata(&theirs)).await?.items.into_iter().map(name).collect();
-    Ok(Installation { network, mesh, root, gateways, strangers })
+    Ok(Installation { network, meshes, root, gateways, strangers })
+}
+
+/// The ConfigMap with the mesh configuration of a revision.
+#[must_use]
+pub fn mesh_of(revision: &str) -> String {
+    if revision.is_empty() { MESH.to_owned() } else { format!("{MESH}-{revision}") }
+}
+
+/// Those whose istiod runs here, and the one without a name.
+async fn revisions(client: &Client) -> Result<BTreeSet<String>, String> {
+    let kind = ApiResource::erase::<Pod>(&());
+    let pods = Api::<DynamicObject>::namespaced_with(client.clone(), SYSTEM, &kind);
+    let istiods = ListParams::default().labels(ISTIOD).limit(ISTIODS);
+    let found = within("pods of istiod", pods.list_metadata(&istiods)).await?;
+    let revision = |pod: PartialObjectMeta<DynamicObject>| pod.metadata.labels?.remove(REVISION);
+    let named = found.items.into_iter().filter_map(revision).filter(|revision| revision != DEFAULT);
+    Ok(named.chain([String::new()]).collect())
 }
 
 /// What istiod is told of one service, as it is in the API.
@@ -181,6 +211,13 @@ mod tests {
             match path.rsplit('/').next().unwrap() {
                 "istio-system" => Reply::Whole(200, json!({"metadata": {"labels": labels}})),
                 "istio" => Reply::Whole(200, json!({"metadata": {}, "data": {"mesh": "trustDomain: x\n"}})),
+                "istio-canary" => Reply::Whole(200, json!({"metadata": {}, "data": {"mesh": "trustDomain: y\n"}})),
+                "istio-next" => Reply::status(403, "Forbidden", "not for you"),
+                "pods" if path.contains("/istio-system/") => {
+                    let pod = |revision: &str| json!({"metadata": {"labels": {REVISION: revision, "app": "istiod"}}});
+                    let all = ["default", "canary", "canary", "next", "gone"].map(pod);
+                    Reply::Whole(200, json!({"metadata": {}, "items": all}))
+                }
                 "eastway-gke" => {
                     let addresses = json!([
                         {"type": "IPAddress", "value": "10.96.0.9"}, {"type": "Hostname", "value": "gw.example"},
@@ -196,10 +233,17 @@ mod tests {
                 _ => Reply::status(404, "NotFound", "no such thing"),
             }
         });
-        let found = read_by(&client, "eastway-system", &peers).await.unwrap();
+        let mut found = read_by(&client, "eastway-system", &peers).await.unwrap();
+        let refused = found.meshes.remove("next").unwrap().unwrap_err();
+        assert!(
+            refused.starts_with("ConfigMap istio-system/istio-next: ") && refused.contains("not for you"),
+            "{refused}"
+        );
         let expected = Installation {
             network: Some("net-here".to_owned()),
-            mesh: Some("trustDomain: x\n".to_owned()),
+            meshes: [("", "x"), ("canary", "y")]
+                .map(|(revision, domain)| (revision.to_owned(), Ok(format!("trustDomain: {domain}\n"))))
+                .into(),
             root: None,
             gateways: [("aws".to_owned(), vec![]), ("gke".to_owned(), vec!["10.96.0.9".to_owned()])].into(),
             strangers: vec!["shop/web-0".to_owned()],

@@ -192,6 +192,12 @@ pub struct Istio {
     /// Peers that run Istio too, each a network of its own.
     #[schemars(length(max = 64))]
     pub networks: Vec<IstioNetwork>,
+    /// Revisions of istiod here: `eastway check` may read their mesh configurations, the ConfigMaps `istio-REVISION`.
+    #[schemars(
+        length(max = 16),
+        inner(length(min = 1, max = 56), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))
+    )]
+    pub revisions: Vec<String>,
 }
 
 /// A peer as a network of Istio.

@@ -160,12 +160,21 @@ pub struct IstioFacts {
     pub untold: Vec<String>,
     /// Exported services with pods that have no sidecar.
     pub plain: Vec<String>,
-    /// Its trust domain and ours, if they are not the same.
-    pub domains: Option<(String, String)>,
     /// Its root did not sign our CA.
     pub other_root: bool,
-    /// What its mesh configuration lacks.
-    pub mesh: Option<MeshChange>,
+    /// Its mesh configurations that do not fit.
+    pub meshes: Vec<MeshFacts>,
+}
+
+/// What is wrong with one mesh configuration of Istio.
+#[derive(Clone, Debug, Default)]
+pub struct MeshFacts {
+    /// The revision that it is of; empty: it is that of Istio without revisions.
+    pub revision: String,
+    /// Its trust domain and ours, if they are not the same.
+    pub domains: Option<(String, String)>,
+    /// What it lacks.
+    pub change: Option<MeshChange>,
 }
 
 /// What sidecars of Istio do not know of those of peers.

@@ -13,7 +13,7 @@ use eastway_tunnel::PeerStatus;
 use serde_json::Value;
 
 use crate::adapters;
-use crate::admin::check::{IstioFacts, MeshChange};
+use crate::admin::check::{IstioFacts, MeshChange, MeshFacts};
 use crate::app::Gateway;
 use crate::config::{Loaded, Settings};
 
@@ -47,21 +47,39 @@ pub(super) async fn facts(
     facts.untold = networks.keys().filter(without).cloned().collect();
     let roots = certificates_from_pem(found.root.as_deref().unwrap_or_default().as_bytes()).unwrap_or_default();
     facts.other_root = has_other_root(gateway, &roots);
-    let mesh = found.mesh.as_deref().map(serde_saphyr::from_str::<Value>);
-    let mesh = match mesh.transpose() {
-        Ok(mesh) => mesh.unwrap_or_default(),
-        Err(error) => {
-            facts.unreadable = Some(format!("ConfigMap istio-system/istio: {error}"));
-            Value::Null
+    let mut unreadable = Vec::new();
+    for (revision, text) in &found.meshes {
+        match text.clone().and_then(|text| mesh_from(revision, &text)) {
+            Ok(mesh) => {
+                let domains = wrong_domain(&mesh, &domain);
+                let change = mesh_change(gateway, loaded, status, &mesh, &roots);
+                if domains.is_some() || change.is_some() {
+                    facts.meshes.push(MeshFacts { revision: revision.clone(), domains, change });
+                }
+            }
+            Err(error) => unreadable.push(error),
         }
-    };
-    if mesh.is_object() {
-        let its = mesh.get("trustDomain").and_then(Value::as_str).unwrap_or(DEFAULT_DOMAIN);
-        facts.domains = (its != &*domain).then(|| (its.to_owned(), domain.to_string()));
     }
-    facts.mesh = mesh_change(gateway, loaded, status, &mesh, &roots);
+    if found.meshes.is_empty() {
+        // Istio goes by its defaults then.
+        let change = mesh_change(gateway, loaded, status, &Value::Null, &roots);
+        facts.meshes.extend(change.map(|change| MeshFacts { change: Some(change), ..MeshFacts::default() }));
+    }
+    facts.unreadable = Some(unreadable.join("; ")).filter(|text| !text.is_empty());
     facts.strangers = found.strangers;
     Some(facts)
+}
+
+/// The mesh configuration of a revision.
+fn mesh_from(revision: &str, text: &str) -> Result<Value, String> {
+    let parsed = serde_saphyr::from_str::<Value>(text);
+    parsed.map_err(|error| format!("ConfigMap istio-system/{}: {error}", istio::mesh_of(revision)))
+}
+
+/// Its trust domain and ours, if they are not the same.
+fn wrong_domain(mesh: &Value, ours: &str) -> Option<(String, String)> {
+    let its = mesh.is_object().then(|| mesh.get("trustDomain").and_then(Value::as_str).unwrap_or(DEFAULT_DOMAIN))?;
+    (its != ours).then(|| (its.to_owned(), ours.to_owned()))
 }
 
 /// Clusters that ports for Istio's sidecars are for, and that are no peers.

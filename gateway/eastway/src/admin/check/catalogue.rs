@@ -89,7 +89,7 @@ codes! {
         "`listen.sni` (`istio.networks` of the chart) names a cluster that there is no Peer of",
         "add the Peer, or correct the name";
     ISTIO_UNREADABLE = "EW126" Warning "what Istio here is configured for cannot be read: {what}",
-        "the gateway's rights lack it, or the API server does not answer", "install the chart again with `istio.enabled`; see what the API server says";
+        "the gateway's rights lack it, or the API server does not answer", "install the chart again with `istio.enabled`, and what revisions there are in `istio.revisions`; see what the API server says";
     ISTIO_NETWORK = "EW127" Error "{what}",
         "the label `topology.istio.io/network` of the namespace istio-system says which network a cluster is to istiod; it has to be another one in each",
         "kubectl label namespace istio-system --overwrite topology.istio.io/network=NAME, and restart istiod and the workloads";

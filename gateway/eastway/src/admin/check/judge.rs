@@ -2,8 +2,8 @@
 
 use super::catalogue::{self as codes, Code};
 use super::{
-    CheckFacts, CheckReport, DnsFacts, Finding, GatewayFacts, HandshakeFault, IstioFacts, MeshChange, NextCaFault,
-    PeerFacts, Reach, Severity,
+    CheckFacts, CheckReport, DnsFacts, Finding, GatewayFacts, HandshakeFault, IstioFacts, MeshChange, MeshFacts,
+    NextCaFault, PeerFacts, Reach, Severity,
 };
 use crate::human::duration;
 
@@ -167,15 +167,18 @@ fn istio(report: &mut Report, facts: &IstioFacts) {
     if let Some(what) = &facts.network {
         add(&codes::ISTIO_NETWORK, what);
     }
-    if let Some((its, ours)) = &facts.domains {
-        add(&codes::ISTIO_DOMAIN, &format!("{its}, and ours {ours}"));
-    }
     if facts.other_root {
         add(&codes::ISTIO_ROOT, "");
     }
-    if let Some(MeshChange { peers, change }) = &facts.mesh {
-        add(&codes::ISTIO_MESH, &list(peers));
-        report.with_change(change);
+    for MeshFacts { revision, domains, change } in &facts.meshes {
+        let subject = if revision.is_empty() { "istio".to_owned() } else { format!("istio revision {revision}") };
+        if let Some((its, ours)) = domains {
+            report.add(&codes::ISTIO_DOMAIN, &subject, "", &format!("{its}, and ours {ours}"));
+        }
+        if let Some(MeshChange { peers, change }) = change {
+            report.add(&codes::ISTIO_MESH, &subject, "", &list(peers));
+            report.with_change(change);
+        }
     }
 }
 

@@ -60,6 +60,13 @@ fn istio(facts: &mut CheckFacts) -> &mut IstioFacts {
     facts.gateway.istio.get_or_insert_default()
 }
 
+/// A further mesh configuration, of a revision.
+fn mesh(facts: &mut CheckFacts) -> &mut MeshFacts {
+    let meshes = &mut istio(facts).meshes;
+    meshes.push(MeshFacts { revision: "canary".to_owned(), ..MeshFacts::default() });
+    meshes.last_mut().unwrap()
+}
+
 fn down(facts: &mut CheckFacts, reach: Reach, handshake: Option<HandshakeFault>) {
     let peer = peer(facts);
     peer.up = false;
@@ -93,10 +100,11 @@ const FAULTS: &[(&str, Break)] = &[
     ("EW128", |f| istio(f).strangers = vec!["shop/web-0".to_owned()]),
     ("EW129", |f| istio(f).untold = vec!["gke".to_owned()]),
     ("EW130", |f| istio(f).plain = vec!["shop/web".to_owned()]),
-    ("EW131", |f| istio(f).domains = Some(("cluster.local".to_owned(), "a.example".to_owned()))),
+    ("EW131", |f| mesh(f).domains = Some(("cluster.local".to_owned(), "a.example".to_owned()))),
     ("EW132", |f| istio(f).other_root = true),
     ("EW133", |f| {
-        istio(f).mesh = Some(MeshChange { peers: vec!["gke".to_owned()], change: "trustDomainAliases: []".to_owned() });
+        let change = "trustDomainAliases: []".to_owned();
+        mesh(f).change = Some(MeshChange { peers: vec!["gke".to_owned()], change });
     }),
     ("EW109", |f| f.gateway.leaf = Some((NOW + HOUR, NOW + 25 * HOUR))),
     ("EW110", |f| f.gateway.dropped_log_lines = 7),
@@ -182,6 +190,18 @@ fn every_code_that_complains_has_a_fault() {
     let tested: BTreeSet<_> = FAULTS.iter().map(|(code, _)| *code).collect();
     let complaining = codes::ALL.iter().filter(|code| code.severity > Severity::Ok).map(|code| code.id);
     assert_eq!(complaining.collect::<BTreeSet<_>>(), tested);
+}
+
+#[test]
+fn a_finding_says_which_revision_of_istio_it_is_about() {
+    let mut facts = healthy();
+    mesh(&mut facts).domains = Some(("old.example".to_owned(), "a.example".to_owned()));
+    let other = mesh(&mut facts);
+    (other.revision, other.domains) = (String::new(), Some(("cluster.local".to_owned(), "a.example".to_owned())));
+    let found = judge(&facts).findings.into_iter().filter(|finding| finding.severity > Severity::Ok);
+    let shown: Vec<_> = found.map(|finding| format!("{}: {}", finding.subject, finding.message)).collect();
+    let says = |subject: &str, its: &str| format!("{subject}: the trust domain of Istio is {its}, and ours a.example");
+    assert_eq!(shown, [says("istio revision canary", "old.example"), says("istio", "cluster.local")]);
 }
 
 #[test]
