@@ -35,7 +35,8 @@ pub const RANGES: &str = "sidecar.eastway.dev/ranges";
 /// Annotation of a pod: ports of its own that lead to an import each, instead of rules that lead all connections to its sidecar:
 /// `9080=bookinfo/reviews:9080/http`, with commas between them.
 pub const LISTENERS: &str = "sidecar.eastway.dev/listeners";
-/// Annotation of a pod: ports of its workload where its sidecar takes connections, mutual TLS and plain text: `9080/http,7000`.
+/// Annotation of a pod: ports of its workload where its sidecar takes connections, mutual TLS and plain text: `9080,7000`. What is
+/// spoken there Services say, or the annotation itself: `9080/http`.
 pub const INBOUND: &str = "sidecar.eastway.dev/inbound";
 /// Annotation of a pod with [`INBOUND`]: `strict`, it takes mutual TLS alone there; or `permissive`, as without it.
 pub const TLS: &str = "sidecar.eastway.dev/tls";

@@ -1,11 +1,13 @@
 //! What a port speaks.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::service::ServicePort;
 
 /// The protocol of a port, as far as a proxy has to know it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AppProtocol {
     /// HTTP/1.1, and WebSocket by its upgrade.
@@ -32,6 +34,17 @@ impl AppProtocol {
     #[must_use]
     pub fn is_http(self) -> bool {
         matches!(self, Self::Http | Self::Http2)
+    }
+}
+
+/// As it is written in files.
+impl fmt::Display for AppProtocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Http => "http",
+            Self::Http2 => "http2",
+            Self::Tcp => "tcp",
+        })
     }
 }
 

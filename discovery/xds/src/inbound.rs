@@ -2,7 +2,7 @@
 //! workload's certificate decides this: it is about its own ports and its own application.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +14,11 @@ pub const KEY: &str = "INBOUND";
 pub const MAX_INBOUND: usize = 64;
 /// Most identities of one place.
 pub const MAX_ALLOWED: usize = 256;
+/// Key of the metadata: a [`ByService`] as JSON in a text. Of its own, so that gateways that do not know it take those places
+/// for bytes.
+pub const BY_SERVICE: &str = "INBOUND_BY_SERVICE";
+/// Most addresses of one workload.
+pub const MAX_ADDRESSES: usize = 16;
 
 /// A place where a sidecar listens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,11 +30,25 @@ pub struct Inbound {
     pub app: SocketAddr,
     /// What is spoken.
     pub protocol: AppProtocol,
+    /// Services say different things of what is spoken, so that it is bytes whoever comes. Not for a sidecar to say.
+    #[serde(skip)]
+    pub mixed: bool,
     /// Whether plain text is taken as well.
     pub mode: Mode,
     /// Who may connect by TLS; empty: everybody whose trust domain is known.
     #[serde(default)]
     pub allow: Vec<Allowed>,
+}
+
+/// Of which of a sidecar's places Services say what is spoken.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ByService {
+    /// Where Services lead to the workload: the addresses of its pod.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Ports of the application; of all others the sidecar says it.
+    #[serde(default)]
+    pub ports: BTreeSet<u16>,
 }
 
 /// Whether plain text is taken.
@@ -102,11 +121,14 @@ impl From<Allowed> for String {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InboundError {
     /// It cannot be read.
-    #[error("{KEY} of the node's metadata cannot be read: {0}")]
-    Malformed(String),
+    #[error("{0} of the node's metadata cannot be read: {1}")]
+    Malformed(&'static str, String),
     /// Too many places, or too many identities of one.
     #[error("{KEY} of the node's metadata has more than {MAX_INBOUND} places, or {MAX_ALLOWED} identities for one")]
     TooMany,
+    /// Too many addresses or ports.
+    #[error("{BY_SERVICE} of the node's metadata has more than {MAX_ADDRESSES} addresses, or {MAX_INBOUND} ports")]
+    TooManyOfServices,
     /// Two of the same place.
     #[error("{KEY} of the node's metadata has {0} twice")]
     Twice(SocketAddr),
@@ -118,7 +140,8 @@ pub enum InboundError {
 /// [`InboundError`]
 pub fn parse(text: Option<&str>) -> Result<Vec<Inbound>, InboundError> {
     let Some(text) = text else { return Ok(Vec::new()) };
-    let list: Vec<Inbound> = serde_json::from_str(text).map_err(|error| InboundError::Malformed(error.to_string()))?;
+    let list: Vec<Inbound> =
+        serde_json::from_str(text).map_err(|error| InboundError::Malformed(KEY, error.to_string()))?;
     if list.len() > MAX_INBOUND || list.iter().any(|inbound| inbound.allow.len() > MAX_ALLOWED) {
         return Err(InboundError::TooMany);
     }
@@ -129,9 +152,35 @@ pub fn parse(text: Option<&str>) -> Result<Vec<Inbound>, InboundError> {
     }
 }
 
+/// Reads what a sidecar leaves to Services; without it there is no such place.
+///
+/// # Errors
+/// [`InboundError`]
+pub fn parse_by_service(text: Option<&str>) -> Result<ByService, InboundError> {
+    let Some(text) = text else { return Ok(ByService::default()) };
+    let said: ByService =
+        serde_json::from_str(text).map_err(|error| InboundError::Malformed(BY_SERVICE, error.to_string()))?;
+    match said.addresses.len() > MAX_ADDRESSES || said.ports.len() > MAX_INBOUND {
+        true => Err(InboundError::TooManyOfServices),
+        false => Ok(said),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_left_to_services_is_bounded() {
+        let text = r#"{"addresses": ["10.0.0.7", "fd00::7"], "ports": [8080]}"#;
+        let said = parse_by_service(Some(text)).unwrap();
+        assert_eq!((said.addresses.len(), said.ports.first()), (2, Some(&8080)));
+        assert_eq!(parse_by_service(None), Ok(ByService::default()));
+        let many = ByService { ports: (1..=65).collect(), ..said };
+        let many = serde_json::to_string(&many).unwrap();
+        assert_eq!(parse_by_service(Some(&many)), Err(InboundError::TooManyOfServices));
+        assert!(parse_by_service(Some(r#"{"addresses": ["web"]}"#)).is_err());
+    }
 
     #[test]
     fn what_a_sidecar_says_is_read_once_into_what_cannot_be_wrong() {

@@ -20,6 +20,7 @@ pub mod resources;
 pub mod scopes;
 pub mod server;
 pub mod session;
+pub mod spoken;
 pub mod view;
 
 pub use kind::Kind;

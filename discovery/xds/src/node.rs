@@ -5,7 +5,7 @@ use eastway_model::Label;
 use eastway_proto::xds::discovery as wire;
 use prost::Message;
 
-use crate::inbound::{self, Inbound, InboundError};
+use crate::inbound::{self, ByService, Inbound, InboundError};
 
 /// Largest encoded node. Envoy lists all its extensions in it, some 50 kB.
 const MAX_NODE: usize = 256 << 10;
@@ -49,6 +49,8 @@ pub struct Node {
     pub agent: String,
     /// Where it takes connections for its workload.
     pub inbound: Vec<Inbound>,
+    /// What of that Services say.
+    pub by_service: ByService,
     /// How it takes connections to virtual addresses.
     pub outbound: Outbound,
 }
@@ -162,9 +164,10 @@ impl Node {
             Some(Outbound::CAPTURED) => Outbound::Captured,
             Some(_) | None => Outbound::Bound,
         };
-        let inbound = hints.get(inbound::KEY).and_then(|hint| hint.string_value.as_deref());
-        let inbound = inbound::parse(inbound)?;
-        Ok(Self { kind, id: node.id, cluster: node.cluster, agent, inbound, outbound })
+        let hint = |key: &str| hints.get(key).and_then(|hint| hint.string_value.as_deref());
+        let inbound = inbound::parse(hint(inbound::KEY))?;
+        let by_service = inbound::parse_by_service(hint(inbound::BY_SERVICE))?;
+        Ok(Self { kind, id: node.id, cluster: node.cluster, agent, inbound, by_service, outbound })
     }
 
     /// Checks the node of a later message: none, or the same.

@@ -30,6 +30,7 @@ use crate::kind::Kind;
 use crate::node::{ClientKind, Node, NodeError, Workload};
 use crate::scopes::{Scopes, Views};
 use crate::session::{DeltaSession, Session, SessionError, Verdict, WorldSession};
+use crate::spoken::{Saying, Spoken};
 use own::Own;
 
 /// Largest request: 20,000 names with a version each are some 2 MiB.
@@ -133,6 +134,7 @@ impl From<Arc<Scopes>> for Source {
 pub struct Server {
     views: Source,
     proxyless: Option<(Source, watch::Sender<bool>)>,
+    spoken: Arc<Spoken>,
     admit: Admit,
     observer: Arc<dyn Observer>,
     clients: Arc<Clients>,
@@ -165,7 +167,14 @@ impl Server {
     ) -> Self {
         let room = Arc::new(Semaphore::new(limits.streams));
         let (clients, streams) = (Arc::new(Clients::default()), AtomicU64::new(0));
-        Self { views: views.into(), proxyless: None, admit, observer, clients, limits, room, epoch, streams, stop }
+        let (views, spoken) = (views.into(), Arc::default());
+        Self { views, proxyless: None, spoken, admit, observer, clients, limits, room, epoch, streams, stop }
+    }
+
+    /// What Services say of ports comes from `spoken`. Without it nothing is said of any.
+    #[must_use]
+    pub fn with_spoken(self, spoken: Arc<Spoken>) -> Self {
+        Self { spoken, ..self }
     }
 
     /// Clients without a proxy are served `views`, and `wanted` becomes true with the first of them.
@@ -203,6 +212,7 @@ impl Server {
             caller,
             views: self.views.clone(),
             proxyless: self.proxyless.clone(),
+            spoken: Arc::clone(&self.spoken),
             requests: request.into_inner(),
             sender,
             observer: Arc::clone(&self.observer),
@@ -261,6 +271,7 @@ struct Task<S: Session> {
     caller: Caller,
     views: Source,
     proxyless: Option<(Source, watch::Sender<bool>)>,
+    spoken: Arc<Spoken>,
     requests: Streaming<S::Request>,
     sender: mpsc::Sender<Result<S::Response, Status>>,
     observer: Arc<dyn Observer>,
@@ -362,8 +373,12 @@ where
         let session = Arc::clone(&self.session) as Arc<dyn clients::Told>;
         let entry = self.clients.enter(&node, &self.caller, session, Arc::clone(&self.observer));
         let mut own = Own::new(&node);
-        let mut views = self.views.of(&self.caller.workload.namespace);
+        let namespace = &self.caller.workload.namespace;
+        let is_left = !node.by_service.ports.is_empty();
+        let mut saying = is_left.then(|| self.spoken.of(namespace, &node.by_service.addresses));
+        let mut views = self.views.of(namespace);
         let view = views.borrow_and_update().clone();
+        hear(&mut saying, &mut own);
         if let Some(view) = view {
             self.session().update(own.beside(view));
         }
@@ -377,6 +392,7 @@ where
                     Err(end) => return end,
                 },
                 None => {
+                    hear(&mut saying, &mut own);
                     let view = views.borrow_and_update().clone();
                     view.map(|view| self.session().update(own.beside(view))).unwrap_or_default()
                 }
@@ -394,6 +410,7 @@ where
                 () = self.sender.closed() => return End::Gone,
                 () = sleep_until(held_until.unwrap_or_else(Instant::now)), if is_holding => release = true,
                 changed = views.changed() => if changed.is_err() { return End::Gone },
+                () = said(&mut saying) => {}
                 request = self.requests.message() => match request {
                     Ok(Some(request)) => next = Some(request),
                     Ok(None) => return End::Gone,
@@ -428,6 +445,24 @@ where
             Ok(Err(_)) => Err(End::Gone),
             Err(_) => Err(End::Stalled),
         }
+    }
+}
+
+/// Takes over what is said by now.
+fn hear(saying: &mut Option<Saying>, own: &mut Own) {
+    if let Some(said) = saying.as_mut().and_then(|saying| saying.borrow_and_update().clone()) {
+        own.hear(&said);
+    }
+}
+
+/// Waits until something else is said.
+async fn said(saying: &mut Option<Saying>) {
+    let changed = match saying {
+        Some(saying) => saying.changed().await.is_ok(),
+        None => false,
+    };
+    if !changed {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -184,8 +184,7 @@ async fn sidecars_carry_what_pods_ask(bed: &Bed) -> Result<()> {
         labelled(cluster, NAMESPACE).await?;
         rule(cluster).await?;
     }
-    let taken =
-        json!({"spec": {"template": {"metadata": {"annotations": {"sidecar.eastway.dev/inbound": "9080/http"}}}}});
+    let taken = json!({"spec": {"template": {"metadata": {"annotations": {"sidecar.eastway.dev/inbound": "9080"}}}}});
     for version in ["v2", "v3"] {
         let what = format!("deploy/reviews-{version}");
         b.kubectl(&["patch", &what, "-n", NAMESPACE, "--type=merge", "-p", &taken.to_string()]).await?;

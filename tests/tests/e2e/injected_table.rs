@@ -29,12 +29,17 @@ const INBOUND: u16 = 15100;
 /// How long a port may take to answer that it is closed, on the same node.
 const CLOSED: Duration = Duration::from_secs(5);
 
-/// A pod that answers as the ratings do, with its Service and its export.
+/// A pod that answers as the ratings do, with its Service and its export. What it speaks the Service says: by `appProtocol`, or the
+/// name of its port.
 fn server(name: &str) -> [Value; 3] {
+    let port = match name {
+        "permissive" => json!({"name": "http-ratings", "port": PORT}),
+        _ => json!({"name": "ratings", "port": PORT, "appProtocol": "http"}),
+    };
     let annotations = match name {
         "plain" => json!({"sidecar.eastway.dev/inject": "false"}),
-        "strict" => json!({"sidecar.eastway.dev/inbound": "9080/http", "sidecar.eastway.dev/tls": "strict"}),
-        _ => json!({"sidecar.eastway.dev/inbound": "9080/http"}),
+        "strict" => json!({"sidecar.eastway.dev/inbound": "9080", "sidecar.eastway.dev/tls": "strict"}),
+        _ => json!({"sidecar.eastway.dev/inbound": "9080"}),
     };
     let meta = json!({"name": name, "namespace": NAMESPACE});
     let args = [
@@ -60,7 +65,7 @@ fn server(name: &str) -> [Value; 3] {
     });
     let service = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": meta,
-        "spec": {"selector": {"server": name}, "ports": [{"name": "http", "port": PORT, "appProtocol": "http"}]},
+        "spec": {"selector": {"server": name}, "ports": [port]},
     });
     let export = json!({"apiVersion": "multicluster.x-k8s.io/v1beta1", "kind": "ServiceExport", "metadata": meta});
     [pod, service, export]
@@ -101,6 +106,7 @@ pub(crate) async fn each_asks_each(bed: &Bed) -> Result<()> {
     let said = a.exec(installed::SYSTEM, "deploy/eastway-gateway", &describe).await?;
     ensure!(said.contains("TLS_REQUIRED"), "{said}");
     in_one_cluster_too(b).await?;
+    what_is_spoken_follows_the_service(a, b).await?;
     x1_what_is_open_is_what_the_page_of_ports_says(b).await?;
     x3_the_workload_has_nothing_of_its_sidecars(b).await
 }
@@ -120,6 +126,22 @@ async fn in_one_cluster_too(b: &Cluster) -> Result<()> {
         let said = get_from(b, kiosk, &format!("{name}.{NAMESPACE}.svc.cluster.local"), PORT, path).await;
         let is_served = said.as_ref().is_ok_and(|said| said.starts_with("HTTP/1.1 200"));
         ensure!(is_served == (name != "strict"), "{name} at its own address: {said:?}");
+    }
+    Ok(())
+}
+
+/// A Service that says something else later: both ends of a connection follow it, and the pods stay what they are.
+async fn what_is_spoken_follows_the_service(a: &Cluster, b: &Cluster) -> Result<()> {
+    let by_sidecar = format!("\"caller\":\"{CALLER}\"");
+    for (protocol, is_known) in [("tcp", false), ("http", true)] {
+        let patch = json!([{"op": "add", "path": "/spec/ports/0/appProtocol", "value": protocol}]).to_string();
+        b.kubectl(&["patch", "service", "permissive", "-n", NAMESPACE, "--type=json", "-p", &patch]).await?;
+        within(PATIENCE, format!("permissive speaks {protocol}"), async || {
+            let said = asked(a, PAGE, "permissive").await;
+            // Who is there only HTTP tells; that it is mutual TLS the strict one shows.
+            Ok(said.starts_with("HTTP/1.1 200") && said.contains(&by_sidecar) == is_known)
+        })
+        .await?;
     }
     Ok(())
 }

@@ -22,6 +22,7 @@ mod occupied;
 mod protocols;
 mod role;
 mod routing;
+mod spoken;
 mod table;
 mod told;
 mod views;

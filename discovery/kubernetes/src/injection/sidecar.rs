@@ -156,8 +156,9 @@ fn taken(pod: &Pod, has_listeners: bool) -> Result<Vec<Value>, String> {
     let mode = if strict { "strict" } else { "permissive" };
     let places = places.into_iter().zip(FIRST_INBOUND..).map(|((port, protocol), listen)| {
         json!({
-            "listen": format!("0.0.0.0:{listen}"), "app": format!("127.0.0.1:{port}"), "protocol": protocol,
-            "mode": mode,
+            "listen": format!("0.0.0.0:{listen}"), "app": format!("127.0.0.1:{port}"), "mode": mode,
+            // Services may come after the pod, and change while it runs: gateways know them.
+            "protocol": protocol.unwrap_or("service"),
         })
     });
     Ok(places.collect())
@@ -172,21 +173,21 @@ pub(super) fn is_strict(text: Option<&str>) -> Result<bool, String> {
     }
 }
 
-/// Ports of the workload, and what is spoken there.
-pub(super) fn inbound(text: &str) -> Result<Vec<(u16, &str)>, String> {
+/// Ports of the workload, and what is spoken there; `None`: what Services say that lead there.
+pub(super) fn inbound(text: &str) -> Result<Vec<(u16, Option<&str>)>, String> {
     let words: Vec<&str> = text.split(',').map(str::trim).filter(|word| !word.is_empty()).collect();
     if words.is_empty() || words.len() > MAX_INBOUND {
         return Err(format!("annotation {INBOUND} must hold 1 to {MAX_INBOUND} ports, e.g. \"9080/http\""));
     }
-    let mut all: Vec<(u16, &str)> = Vec::new();
+    let mut all: Vec<(u16, Option<&str>)> = Vec::new();
     for word in words {
-        let (port, protocol) = word.split_once('/').unwrap_or((word, "tcp"));
+        let (port, protocol) = word.split_once('/').map_or((word, None), |(port, protocol)| (port, Some(protocol)));
         let number: Option<u16> = port.parse().ok().filter(|port| *port > 0 && ![ENVOY, HEALTH].contains(port));
-        let is_known = ["tcp", "http", "http2"].contains(&protocol);
+        let is_known = protocol.is_none_or(|protocol| ["tcp", "http", "http2"].contains(&protocol));
         match number.filter(|number| is_known && all.iter().all(|(other, _)| other != number)) {
             Some(number) => all.push((number, protocol)),
             None => {
-                let wrong = "must be a port, named once, with /http or /http2 behind it if it speaks that";
+                let wrong = "must be a port, named once, with /http, /http2 or /tcp behind it if no Service says what it speaks";
                 return Err(format!("annotation {INBOUND}: {word:?} {wrong}"));
             }
         }
@@ -224,6 +225,12 @@ fn config(settings: &Settings, ranges: &[String], inbound: &[Value], listeners: 
     if let (Some(fields), Value::Object(how)) = (config.as_object_mut(), how) {
         fields.extend(how);
     }
+    if let Some(workload) =
+        config.pointer_mut("/workload").and_then(Value::as_object_mut).filter(|_| !inbound.is_empty())
+    {
+        // Where Services lead to it.
+        workload.insert("addresses".to_owned(), "$(POD_IPS)".into());
+    }
     config
 }
 
@@ -233,6 +240,7 @@ fn environment(config: &str) -> Value {
         field("POD_NAME", "metadata.name"),
         field("POD_NAMESPACE", "metadata.namespace"),
         field("SERVICE_ACCOUNT", "spec.serviceAccountName"),
+        field("POD_IPS", "status.podIPs"),
         // After those that it names.
         {"name": "EASTWAY_SIDECAR_CONFIG", "value": config},
     ])

@@ -194,7 +194,7 @@ fn ranges_of_a_pod_come_before_those_of_the_cluster() {
     let vips = |pod: &Value, settings: &Settings| {
         let answer = review(question("shop", pod).to_string().as_bytes(), settings).unwrap();
         let after = applied(pod, &patch(&answer));
-        let config = after["spec"]["initContainers"][0]["env"][3]["value"].as_str().unwrap().to_owned();
+        let config = after["spec"]["initContainers"][0]["env"][4]["value"].as_str().unwrap().to_owned();
         serde_json::from_str::<Value>(&config).unwrap()["vips"].clone()
     };
     let cluster = Settings { ranges: vec!["10.96.0.0/16".to_owned()], ..settings() };
@@ -212,7 +212,7 @@ fn who_names_places_gets_no_rules_and_no_rights() {
     let after = injected(&own);
     assert_eq!(names(&after["spec"]["initContainers"]), ["eastway-sidecar"]);
     assert!(!after.to_string().contains("NET_ADMIN"));
-    let config = after["spec"]["initContainers"][0]["env"][3]["value"].as_str().unwrap();
+    let config = after["spec"]["initContainers"][0]["env"][4]["value"].as_str().unwrap();
     let config: Value = serde_json::from_str(config).unwrap();
     assert!(config.get("capture").is_none() && config["outbound"] == false);
     assert_eq!(
@@ -243,15 +243,17 @@ fn ports_of_a_pod_are_taken_by_its_sidecar() {
     let mut own = pod();
     own["metadata"]["annotations"] = json!({INBOUND: "9080/http, 7000"});
     let after = injected(&own);
-    let config = after["spec"]["initContainers"][1]["env"][3]["value"].as_str().unwrap();
+    let config = after["spec"]["initContainers"][1]["env"][4]["value"].as_str().unwrap();
     let config: Value = serde_json::from_str(config).unwrap();
     let place = |listen: &str, app: &str, protocol: &str| json!({"listen": listen, "app": app, "protocol": protocol, "mode": "permissive"});
-    let wanted = [place("0.0.0.0:15100", "127.0.0.1:9080", "http"), place("0.0.0.0:15101", "127.0.0.1:7000", "tcp")];
+    let wanted =
+        [place("0.0.0.0:15100", "127.0.0.1:9080", "http"), place("0.0.0.0:15101", "127.0.0.1:7000", "service")];
     assert_eq!(config["inbound"], json!(wanted));
+    assert_eq!(config["workload"]["addresses"], "$(POD_IPS)", "where Services lead to it");
     let read = serde_json::from_value(after["metadata"].clone()).unwrap();
     let said = Inbound { ports: [9080, 7000].into(), strict: false };
     assert_eq!(inbound_of(&read), Some(said), "what others are told of the pod");
-    for bad in ["", "x", "0", "9080/ftp", "9080,9080", "15001", "65536"] {
+    for bad in ["", "x", "0", "9080/ftp", "9080/", "9080/service", "9080,9080/http", "15001", "65536"] {
         own["metadata"]["annotations"] = json!({INBOUND: bad});
         assert_eq!(ask("shop", &own).outcome, Outcome::Refused, "{bad}");
     }
@@ -264,7 +266,7 @@ fn a_pod_may_take_mutual_tls_alone_unless_the_kubelet_asks_there_without() {
     let mut own = pod();
     own["metadata"]["annotations"] = json!({INBOUND: "9080/http", TLS: "strict"});
     let after = injected(&own);
-    let config = after["spec"]["initContainers"][1]["env"][3]["value"].as_str().unwrap();
+    let config = after["spec"]["initContainers"][1]["env"][4]["value"].as_str().unwrap();
     assert!(config.contains("\"mode\":\"strict\""), "{config}");
     let read = serde_json::from_value(after["metadata"].clone()).unwrap();
     assert_eq!(inbound_of(&read), Some(Inbound { ports: [9080].into(), strict: true }));

@@ -126,6 +126,8 @@ fn place(name: &str, inbound: &Inbound, surroundings: &Surroundings) -> listener
 fn mutual(name: &str, inbound: &Inbound, surroundings: &Surroundings) -> listener::FilterChain {
     let chosen = match (inbound.mode, inbound.protocol) {
         (Mode::Strict, _) => None,
+        // Clients of one of the Services come as those of HTTP do; one that names its port so does no TLS by itself.
+        (Mode::Permissive, AppProtocol::Tcp) if inbound.mixed => Some(Vec::new()),
         // An application that does TLS by itself is not ours: only what a sidecar says it is.
         (Mode::Permissive, AppProtocol::Tcp) => Some(vec![BYTES_ALPN.to_owned(), ISTIO_ALPN.to_owned()]),
         (Mode::Permissive, AppProtocol::Http | AppProtocol::Http2) => Some(Vec::new()),

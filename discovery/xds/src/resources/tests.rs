@@ -456,6 +456,22 @@ fn a_strict_place_and_a_permissive_one() {
 }
 
 #[test]
+fn a_place_of_which_services_say_different_things_takes_all_mutual_tls_as_bytes() {
+    let text = r#"[{"listen": "10.0.0.7:9443", "app": "127.0.0.1:8080", "protocol": "tcp", "mode": "permissive"}]"#;
+    let surroundings = Surroundings { trust_domains: vec!["a.example".into()], cut: "1f".into() };
+    let alpn = |mixed: bool| {
+        let mut inbound = crate::inbound::parse(Some(text)).unwrap();
+        inbound[0].mixed = mixed;
+        let made = inbound_resources(&inbound, &surroundings);
+        let (_, listener) = made.iter().find(|(kind, _)| *kind == Kind::Listener).unwrap();
+        let listener: listener::v3::Listener = decode(listener);
+        listener.filter_chains[0].filter_chain_match.clone().unwrap().application_protocols
+    };
+    assert_eq!(alpn(false), ["eastway", "istio"], "all other TLS is the application's own");
+    assert!(alpn(true).is_empty(), "clients of HTTP come with other names");
+}
+
+#[test]
 fn trust_domains_are_known_apart_and_together_and_what_is_gone_goes() {
     let bundle = |text: &str| Bundle { anchors: format!("{text} anchor\n"), crls: format!("{text} list\n") };
     let trust = |domains: &[&str], cut: &str| Trust {

@@ -5,20 +5,39 @@ use std::sync::Arc;
 
 use crate::inbound::Inbound;
 use crate::node::{Node, Outbound};
-use crate::resources::{Surroundings, inbound_resources};
+use crate::resources::{AppProtocol, Surroundings, inbound_resources};
+use crate::spoken::{self, Said};
 use crate::view::{Edit, Name, View};
 
 /// The own part of one client's view, made anew only when what it is made of changes.
 #[derive(Debug)]
 pub(super) struct Own {
     inbound: Vec<Inbound>,
+    /// Ports of the workload of which Services say what is spoken.
+    left: BTreeSet<u16>,
     outbound: Outbound,
     made: Option<(Arc<Surroundings>, Arc<View>)>,
+    /// `made` is of what was said before.
+    is_old: bool,
 }
 
 impl Own {
     pub(super) fn new(node: &Node) -> Self {
-        Self { inbound: node.inbound.clone(), outbound: node.outbound, made: None }
+        let (inbound, left) = (node.inbound.clone(), node.by_service.ports.clone());
+        Self { inbound, left, outbound: node.outbound, made: None, is_old: false }
+    }
+
+    /// Takes over what Services say. Where none says anything any more the last word counts: a change would end connections.
+    pub(super) fn hear(&mut self, said: &Said) {
+        for inbound in self.inbound.iter_mut().filter(|inbound| self.left.contains(&inbound.app.port())) {
+            let Some(port) = spoken::of_place(said, inbound) else { continue };
+            let agreed = spoken::agreed(port);
+            let now = (agreed.unwrap_or(AppProtocol::Tcp), agreed.is_none());
+            if now != (inbound.protocol, inbound.mixed) {
+                (inbound.protocol, inbound.mixed) = now;
+                self.is_old = true;
+            }
+        }
     }
 
     /// The view of this client.
@@ -28,11 +47,12 @@ impl Own {
         }
         let surroundings = shared.surroundings();
         let own = match &self.made {
-            Some((before, own)) if before == surroundings => Arc::clone(own),
+            Some((before, own)) if before == surroundings && !self.is_old => Arc::clone(own),
             made => {
                 let before = made.as_ref().map(|(_, own)| Arc::clone(own)).unwrap_or_default();
                 let own = self.make(surroundings, before);
                 self.made = Some((Arc::clone(surroundings), Arc::clone(&own)));
+                self.is_old = false;
                 own
             }
         };
@@ -58,6 +78,7 @@ mod tests {
     use eastway_proto::xds::discovery::Hint;
 
     use super::*;
+    use crate::inbound::ByService;
     use crate::kind::Kind;
     use crate::resource::Resource;
 
@@ -68,7 +89,8 @@ mod tests {
     fn node(inbound: &str, outbound: Outbound) -> Node {
         let inbound = crate::inbound::parse((!inbound.is_empty()).then_some(inbound)).unwrap();
         let kind = crate::node::ClientKind::Envoy;
-        Node { kind, id: String::new(), cluster: String::new(), agent: String::new(), inbound, outbound }
+        let by_service = ByService { ports: [8080].into(), ..ByService::default() };
+        Node { kind, id: String::new(), cluster: String::new(), agent: String::new(), inbound, by_service, outbound }
     }
 
     const INBOUND: &str =
@@ -106,5 +128,34 @@ mod tests {
         let changed: Vec<_> = third.changes_since(&second).unwrap().into_iter().collect();
         assert_eq!(changed, [(Kind::Listener, "inbound|10.0.0.7:9443".into())]);
         assert!(third.generation() > second.generation(), "versions go on");
+    }
+
+    #[test]
+    fn what_services_say_makes_the_listener_anew_and_stays_when_they_say_nothing() {
+        let shared = Arc::new(
+            View::default().surrounded(Surroundings { trust_domains: vec!["a.example".into()], cut: Arc::default() }),
+        );
+        let mut own = Own::new(&node(INBOUND, Outbound::None));
+        let version = |view: &View| view.get(Kind::Listener, "inbound|10.0.0.7:9443").unwrap().version().to_owned();
+        let first = own.beside(Arc::clone(&shared));
+        let said = |list: &[(AppProtocol, &str)]| {
+            let port =
+                list.iter().map(|(protocol, name)| (*protocol, format!("shop/{name}").parse().unwrap())).collect();
+            Said::from([(8080, port)])
+        };
+        own.hear(&said(&[(AppProtocol::Tcp, "web")]));
+        assert_eq!(version(&own.beside(Arc::clone(&shared))), version(&first), "it is bytes already");
+        own.hear(&said(&[(AppProtocol::Http, "web")]));
+        let http = own.beside(Arc::clone(&shared));
+        assert_ne!(version(&http), version(&first));
+        assert_eq!(http.changes_since(&first).unwrap().len(), 2, "listener and cluster");
+        own.hear(&Said::new());
+        assert_eq!(version(&own.beside(Arc::clone(&shared))), version(&http));
+        own.hear(&said(&[(AppProtocol::Http, "web"), (AppProtocol::Http2, "api")]));
+        assert!(own.inbound[0].mixed && own.inbound[0].protocol == AppProtocol::Tcp);
+        // Another port is no concern of this one.
+        own.left.clear();
+        own.hear(&said(&[(AppProtocol::Http, "web")]));
+        assert!(own.inbound[0].mixed);
     }
 }

@@ -45,6 +45,8 @@ pub struct GatewayFacts {
     pub sidecars_refusing: Vec<String>,
     /// Pods that are to have a sidecar and have none, `namespace/name`; or why that is not known.
     pub sidecars_missing: Vec<String>,
+    /// Ports at which sidecars take something else than Services say, or than some of them: which, and who says what.
+    pub sidecars_differ: Vec<String>,
     /// What does not fit together, if Istio is beside us.
     pub istio: Option<IstioFacts>,
     /// What keeps the process from being ready.

@@ -10,6 +10,7 @@ use eastway_model::{Label, ServiceKey};
 use eastway_xds::node::Workload;
 use eastway_xds::resources::{self, GatewayAddress, Generator, Trust, proxyless};
 use eastway_xds::server::{Admit, Caller, Cut, Limits, Observer, Server};
+use eastway_xds::spoken::Spoken;
 use eastway_xds::{Kind, Scopes};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -54,11 +55,13 @@ pub fn serve(
         endpoints_per_service: settings.endpoints_per_service,
     };
     let (scopes, proxyless_scopes): (Arc<Scopes>, Arc<Scopes>) = Default::default();
+    let spoken = Arc::<Spoken>::default();
     let observer = Arc::new(Counting(gateway.telemetry.clone()));
     let limits = Limits { streams: MAX_SIDECARS, ..Limits::default() };
     let admit = showing(admit(all.system_namespace(), gateway.telemetry.clone()), Arc::clone(&gateway.renewals));
     let server = Server::new(Arc::clone(&scopes), admit, observer, limits, gateway.clock.started_at().0, end.clone())
-        .with_proxyless(Arc::clone(&proxyless_scopes), gateway.wants_shares.clone());
+        .with_proxyless(Arc::clone(&proxyless_scopes), gateway.wants_shares.clone())
+        .with_spoken(Arc::clone(&spoken));
     // Set here and nowhere else.
     let _set = gateway.sidecars.set(server.clients());
     let publisher = Publisher {
@@ -68,6 +71,7 @@ pub fn serve(
         anchors: gateway.anchors.subscribe(),
         generator: Generator::new(&settings),
         summaries: gateway.summaries.clone(),
+        spoken,
         scopes,
         proxyless: Proxyless { generator: proxyless::Generator::default(), scopes: proxyless_scopes },
     };
@@ -86,6 +90,7 @@ struct Publisher {
     anchors: watch::Receiver<Option<Arc<Trust>>>,
     generator: Generator,
     summaries: watch::Sender<Arc<BTreeSet<ServiceKey>>>,
+    spoken: Arc<Spoken>,
     scopes: Arc<Scopes>,
     proxyless: Proxyless,
 }
@@ -117,6 +122,8 @@ impl Publisher {
             if let Some(trust) = self.anchors.borrow_and_update().clone() {
                 self.generator.set_trust(&trust);
             }
+            // Before the views: who comes with the first of them is to take at once what is spoken.
+            self.spoken.follow(&snapshot);
             let view = self.generator.update_all(&snapshot, (&addresses.vips, &addresses.endpoints));
             self.scopes.publish(view, &snapshot.rules().visibility);
             self.tell_summaries();

@@ -22,8 +22,8 @@ pub use policy::{
     VisibilitySpec,
 };
 pub use sidecar::{
-    CaptureWord, EnvoyLogWord, EnvoySection, InboundSection, ListenerSection, ModeWord, ProtocolWord, SidecarConfig,
-    SidecarLogSection, SidecarMode, SidecarTrustSection, WorkloadNameSection,
+    CaptureWord, EnvoyLogWord, EnvoySection, InboundProtocolWord, InboundSection, ListenerSection, ModeWord,
+    ProtocolWord, SidecarConfig, SidecarLogSection, SidecarMode, SidecarTrustSection, WorkloadNameSection,
 };
 
 pub use eastway_registry::yaml::API_VERSION;

@@ -11,7 +11,7 @@ use eastway_model::Label;
 use eastway_model::vip::VipRange;
 use eastway_registry::diagnostic::{Code, Diagnostics, Source};
 use eastway_registry::yaml::{self, At, Context, Field, MAX_CONFIG_BYTES};
-use eastway_xds::inbound::Inbound;
+use eastway_xds::inbound::{ByService, Inbound};
 use serde::Serialize;
 
 use super::file::{
@@ -75,6 +75,8 @@ pub struct SidecarSettings {
     pub gateway: HostPort,
     /// Where it takes connections for its workload; no two at the same place.
     pub inbound: Vec<Inbound>,
+    /// Of which of that services say what is spoken.
+    pub by_service: ByService,
     /// Whether it takes connections to the virtual addresses of imports.
     pub outbound: bool,
     /// Where it takes connections to one import each; no two at the same place.
@@ -214,8 +216,9 @@ fn convert(base: &Path, config: &SidecarConfig, cx: &mut Context<'_>) -> Option<
             cx.error(at, Code::Value, "has no effect with `mode: agent`, which starts no Envoy");
         }
     }
-    let workload = cx.required(root, "workload", &config.workload, "namespace, serviceAccount and name");
-    let workload = workload.map(|section| workload_name(section, cx));
+    let section = cx.required(root, "workload", &config.workload, "namespace, serviceAccount and name");
+    let by_service = inbound::by_service(&config.inbound, section.map(|section| &section.value), cx);
+    let workload = section.map(|section| workload_name(section, cx));
     let trust = cx.required(root, "trust", &config.trust, "at least trust.domain and trust.ca");
     let trust = trust.and_then(|section| trust_settings(section, base, cx));
     let what = "host and port of the gateway's listen.local, e.g. 10.0.0.5:15012";
@@ -247,6 +250,7 @@ fn convert(base: &Path, config: &SidecarConfig, cx: &mut Context<'_>) -> Option<
         trust: trust?,
         gateway: gateway?,
         inbound,
+        by_service,
         outbound: config.outbound.value().copied().unwrap_or(true),
         listeners,
         capture,

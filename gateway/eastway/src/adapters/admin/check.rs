@@ -86,6 +86,7 @@ fn gateway_facts(gateway: &Gateway, snapshot: &Snapshot) -> GatewayFacts {
         siblings_silent: gateway.tunnel.get().map(|tunnel| silent(tunnel)).unwrap_or_default(),
         sidecars_refusing: super::sidecars::refusing(gateway),
         sidecars_missing: Vec::new(),
+        sidecars_differ: super::sidecars::differing(gateway, snapshot),
         istio: None,
         pending: gateway.readiness.pending().iter().map(ToString::to_string).collect(),
         config_errors: gateway.configuration.status.borrow().errors.clone(),

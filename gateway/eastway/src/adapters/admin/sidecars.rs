@@ -5,10 +5,12 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use eastway_identity::{CertificateFacts, certificate_facts, certificates_from_pem};
+use eastway_model::Label;
+use eastway_model::store::Snapshot;
 use eastway_xds::explain::Schema;
 use eastway_xds::server::{Client, Report};
 use eastway_xds::session::{Refused, State};
-use eastway_xds::{Kind, Resource};
+use eastway_xds::{Kind, Resource, spoken};
 use serde_json::Value;
 
 use super::millis;
@@ -55,6 +57,15 @@ pub(super) fn refusing(gateway: &Gateway) -> Vec<String> {
     // Connections of before may linger, and say the same.
     lines.dedup();
     lines
+}
+
+/// Ports at which sidecars take something else than Services say.
+pub(super) fn differing(gateway: &Gateway, snapshot: &Snapshot) -> Vec<String> {
+    let clients = gateway.sidecars.get().map(|clients| clients.list()).unwrap_or_default();
+    let namespace = |client: &Client| Label::parse(client.node.cluster.split_once('.')?.1).ok();
+    let namespaces: Vec<Option<Label>> = clients.iter().map(namespace).collect();
+    let each = clients.iter().zip(&namespaces).filter_map(|(client, of)| Some((of.as_ref()?, &client.node)));
+    spoken::contradictions(snapshot, each)
 }
 
 fn refusals(client: &Client) -> impl Iterator<Item = String> {

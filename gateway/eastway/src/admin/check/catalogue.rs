@@ -85,6 +85,9 @@ codes! {
     SIDECARS_MISSING = "EW122" Warning "pods that are to have a sidecar have none: {what}",
         "they were made before their namespace had its label, or while no injector answered the API server",
         "kubectl rollout restart what makes them, once `deploy/eastway-injector` is ready; or say `sidecar.eastway.dev/inject: \"false\"`";
+    SIDECARS_DIFFER = "EW123" Warning "sidecars do not take what Services say is spoken: {what}",
+        "Services that lead to one port contradict each other (it is bytes then), or an annotation `sidecar.eastway.dev/inbound` contradicts them; clients speak as their Service says",
+        "give the ports of these Services the same `appProtocol`; or take `/http`, `/http2` or `/tcp` out of the annotation, and make the pods anew";
     ISTIO_NOBODY = "EW125" Warning "ports for Istio's sidecars lead to no peer: {what}",
         "`listen.sni` (`istio.networks` of the chart) names a cluster that there is no Peer of",
         "add the Peer, or correct the name";

@@ -114,6 +114,9 @@ fn gateway(report: &mut Report, now: u64, facts: &GatewayFacts) {
     if !facts.sidecars_missing.is_empty() {
         add(&codes::SIDECARS_MISSING, &list(&facts.sidecars_missing));
     }
+    if !facts.sidecars_differ.is_empty() {
+        add(&codes::SIDECARS_DIFFER, &list(&facts.sidecars_differ));
+    }
     match facts.issuer_not_after {
         Some(end) if end <= now => add(&codes::ISSUER_EXPIRED, &duration(now - end)),
         Some(end) if end - now < ISSUER_WARNING => add(&codes::ISSUER_ENDS, &duration(end - now)),

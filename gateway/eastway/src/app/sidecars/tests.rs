@@ -65,6 +65,7 @@ impl Rig {
             anchors: self.anchors.subscribe(),
             generator: Generator::new(&settings),
             summaries: watch::Sender::default(),
+            spoken: Arc::default(),
             scopes,
             proxyless: Proxyless { generator: proxyless::Generator::default(), scopes: Arc::default() },
         };

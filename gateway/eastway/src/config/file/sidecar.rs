@@ -107,10 +107,12 @@ pub struct InboundSection {
     pub listen: Field<Text>,
     /// Where the workload listens, e.g. `127.0.0.1:8080`.
     pub app: Field<Text>,
-    /// What is spoken: `http`, `http2` (gRPC too) or `tcp`. Workloads that speak HTTP read in `x-forwarded-client-cert` who
+    /// What is spoken: `http`, `http2` (gRPC too) or `tcp`; or `service`: what services of the workload's namespace say that have an
+    /// endpoint at one of `workload.addresses` with the port of `app`, else of `listen`, by `appProtocol` or the name of their port
+    /// (`tcp` if none does, or if they contradict each other). Workloads that speak HTTP read in `x-forwarded-client-cert` who
     /// their client is. Default: `tcp`.
     #[serde(default)]
-    pub protocol: Field<ProtocolWord>,
+    pub protocol: Field<InboundProtocolWord>,
     /// `strict`: mutual TLS only. `permissive`: plain text as well. Default: `strict`.
     #[serde(default)]
     pub mode: Field<ModeWord>,
@@ -152,6 +154,21 @@ pub enum ProtocolWord {
     Tcp,
 }
 
+/// What is spoken at a place, or who says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum InboundProtocolWord {
+    /// HTTP/1.1.
+    Http,
+    /// HTTP/2.
+    Http2,
+    /// Bytes.
+    Tcp,
+    /// Services that lead there.
+    Service,
+}
+
 /// Whether plain text is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -176,6 +193,9 @@ pub struct WorkloadNameSection {
     /// Its own name, that of the pod or host; unique in its namespace.
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub name: Field<String>,
+    /// Its addresses as services of this cluster have them, with commas between them, at most 16. Default: none.
+    #[serde(default)]
+    pub addresses: Field<String>,
 }
 
 /// Where the workload's certificate comes from.

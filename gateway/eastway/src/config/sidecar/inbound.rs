@@ -1,13 +1,14 @@
 //! `inbound`: where a sidecar takes connections.
 
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 
 use eastway_registry::diagnostic::Code;
 use eastway_registry::yaml::{At, Context, List};
-use eastway_xds::inbound::{Allowed, Inbound, MAX_ALLOWED, MAX_INBOUND, Mode};
+use eastway_xds::inbound::{Allowed, ByService, Inbound, MAX_ADDRESSES, MAX_ALLOWED, MAX_INBOUND, Mode};
 use eastway_xds::resources::AppProtocol;
 
-use super::super::file::{InboundSection, ModeWord, ProtocolWord};
+use super::super::file::{InboundProtocolWord, InboundSection, ModeWord, WorkloadNameSection};
 
 pub(super) fn list(list: &List<InboundSection>, cx: &mut Context<'_>) -> Vec<Inbound> {
     let mut all: Vec<Inbound> = Vec::new();
@@ -29,6 +30,39 @@ pub(super) fn list(list: &List<InboundSection>, cx: &mut Context<'_>) -> Vec<Inb
         cx.error(at.at, Code::TooLarge, format!("has more than {MAX_INBOUND} places"));
     }
     all
+}
+
+/// Of which places services say what is spoken, and where those lead to the workload.
+pub(super) fn by_service(
+    list: &List<InboundSection>,
+    workload: Option<&WorkloadNameSection>,
+    cx: &mut Context<'_>,
+) -> ByService {
+    let addresses = workload.and_then(|workload| workload.addresses.get());
+    let is_said = addresses.is_some();
+    let addresses = addresses.and_then(|text| cx.parse(text, addresses_of)).unwrap_or_default();
+    let mut ports = BTreeSet::new();
+    for section in list.items() {
+        let protocol = section.value.protocol.get().filter(|word| word.value == InboundProtocolWord::Service);
+        let Some(word) = protocol else { continue };
+        if !is_said {
+            cx.error(word.at, Code::Missing, "service wants `workload.addresses`, where services lead to the workload");
+        }
+        // What cannot be read is said where it is.
+        ports.extend(section.value.app.value().and_then(|app| place(app.as_ref()).ok()).map(|app| app.port()));
+    }
+    ByService { addresses, ports }
+}
+
+/// The kubelet knows the addresses of a pod as one text, empty if it has none.
+fn addresses_of(text: &str) -> Result<BTreeSet<IpAddr>, String> {
+    let words = text.split(',').map(str::trim).filter(|word| !word.is_empty());
+    let all: Result<BTreeSet<IpAddr>, _> = words.map(str::parse).collect();
+    match all {
+        Ok(all) if all.len() <= MAX_ADDRESSES => Ok(all),
+        Ok(_) => Err(format!("has more than {MAX_ADDRESSES} addresses")),
+        Err(_) => Err("must be IP addresses with commas between them".to_owned()),
+    }
 }
 
 /// Whether who listens at one of two places keeps everybody from the other. `[::]` is IPv6 only.
@@ -53,15 +87,15 @@ fn one(section: &At<InboundSection>, cx: &mut Context<'_>) -> Option<Inbound> {
         }
     }
     let protocol = match inbound.protocol.value() {
-        Some(ProtocolWord::Http) => AppProtocol::Http,
-        Some(ProtocolWord::Http2) => AppProtocol::Http2,
-        Some(ProtocolWord::Tcp) | None => AppProtocol::Tcp,
+        Some(InboundProtocolWord::Http) => AppProtocol::Http,
+        Some(InboundProtocolWord::Http2) => AppProtocol::Http2,
+        Some(InboundProtocolWord::Tcp | InboundProtocolWord::Service) | None => AppProtocol::Tcp,
     };
     let mode = match inbound.mode.value() {
         Some(ModeWord::Strict) | None => Mode::Strict,
         Some(ModeWord::Permissive) => Mode::Permissive,
     };
-    Some(Inbound { listen: listen?, app: app?, protocol, mode, allow })
+    Some(Inbound { listen: listen?, app: app?, protocol, mixed: false, mode, allow })
 }
 
 pub(super) fn place(text: &str) -> Result<SocketAddr, String> {

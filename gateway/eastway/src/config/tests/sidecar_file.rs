@@ -119,6 +119,29 @@ fn places_that_exclude_each_other_are_refused() {
 }
 
 #[test]
+fn what_services_say_is_spoken_wants_to_know_where_they_lead() {
+    let text = |addresses: &str| {
+        let minimal = MINIMAL.replace("workload: {", &format!("workload: {{{addresses}"));
+        let place = |port: u16, protocol: &str| {
+            format!("{{listen: '0.0.0.0:1{port}', app: '127.0.0.1:{port}', protocol: {protocol}}}")
+        };
+        format!("{minimal}inbound: [{}, {}]\n", place(8080, "service"), place(7000, "tcp"))
+    };
+    let read = |addresses: &str| {
+        let folder = Folder::new(&[("sidecar.yaml", &text(addresses))]);
+        load_sidecar(&folder.path("sidecar.yaml")).unwrap().by_service
+    };
+    let both = read("addresses: '10.244.0.7,fd00::7', ");
+    assert_eq!(both.addresses, ["10.244.0.7", "fd00::7"].map(|one| one.parse().unwrap()).into());
+    assert_eq!(both.ports, [8080].into());
+    assert!(read("addresses: '', ").addresses.is_empty(), "a pod that has none yet");
+    let said = errors(&text(""));
+    assert!(said.contains("inbound[0].protocol: service wants `workload.addresses`"), "{said}");
+    let said = errors(&text("addresses: 'web,10.244.0.7', "));
+    assert!(said.contains("workload.addresses: must be IP addresses"), "{said}");
+}
+
+#[test]
 fn another_kind_or_nothing_is_told_as_what_it_is() {
     let check = |text: &str| {
         let folder = Folder::new(&[("file.yaml", text)]);

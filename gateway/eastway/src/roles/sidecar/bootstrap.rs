@@ -52,6 +52,11 @@ pub fn bootstrap(settings: &SidecarSettings, files: &Files) -> Value {
         && let (Some(fields), Ok(text)) = (metadata.as_object_mut(), serde_json::to_string(&settings.inbound))
     {
         fields.insert(inbound::KEY.to_owned(), text.into());
+        if !settings.by_service.addresses.is_empty()
+            && let Ok(text) = serde_json::to_string(&settings.by_service)
+        {
+            fields.insert(inbound::BY_SERVICE.to_owned(), text.into());
+        }
     }
     let budget = Budget::of(settings);
     let captured = listen == Outbound::Captured;
