@@ -45,7 +45,7 @@ pub(super) fn patch(pod: &Pod, namespace: &str, settings: &Settings) -> Result<V
     check(pod)?;
     let listeners = listeners(pod)?;
     let ranges = ranges(pod, settings)?;
-    let inbound = taken(pod, listeners.is_some())?;
+    let inbound = taken(pod, listeners.is_some(), settings.ipv6)?;
     let config = config(settings, &ranges, &inbound, listeners.as_deref()).to_string();
     let mut patch = Vec::new();
     let capture = listeners.is_none().then(|| capture(settings, &config));
@@ -134,7 +134,7 @@ fn place(word: &str) -> Option<Value> {
 }
 
 /// Places where the sidecar takes connections for its workload, as its file has them.
-fn taken(pod: &Pod, has_listeners: bool) -> Result<Vec<Value>, String> {
+fn taken(pod: &Pod, has_listeners: bool, ipv6: bool) -> Result<Vec<Value>, String> {
     let (text, strict) = match (pod.annotation(INBOUND), is_strict(pod.annotation(TLS))?) {
         (None, true) => return Err(format!("annotation {TLS}: {INBOUND} must say at which ports")),
         (None, false) => return Ok(Vec::new()),
@@ -154,14 +154,22 @@ fn taken(pod: &Pod, has_listeners: bool) -> Result<Vec<Value>, String> {
         ));
     }
     let mode = if strict { "strict" } else { "permissive" };
-    let places = places.into_iter().zip(FIRST_INBOUND..).map(|((port, protocol), listen)| {
-        json!({
-            "listen": format!("0.0.0.0:{listen}"), "app": format!("127.0.0.1:{port}"), "mode": mode,
-            // Services may come after the pod, and change while it runs: gateways know them.
-            "protocol": protocol.unwrap_or("service"),
+    let places = places.into_iter().zip(FIRST_INBOUND..).flat_map(|((port, protocol), listen)| {
+        families(ipv6).iter().map(move |(any, own)| {
+            json!({
+                "listen": format!("{any}:{listen}"), "app": format!("{own}:{port}"), "mode": mode,
+                // Services may come after the pod, and change while it runs: gateways know them.
+                "protocol": protocol.unwrap_or("service"),
+            })
         })
     });
     Ok(places.collect())
+}
+
+/// All addresses of a pod, and those of its own that its workload is reached at; of IPv6 only where pods have it.
+fn families(ipv6: bool) -> &'static [(&'static str, &'static str)] {
+    const IPV4: (&str, &str) = ("0.0.0.0", "127.0.0.1");
+    if ipv6 { &[IPV4, ("[::]", "[::1]")] } else { &[IPV4] }
 }
 
 /// What [`TLS`] says.

@@ -262,6 +262,22 @@ fn ports_of_a_pod_are_taken_by_its_sidecar() {
 }
 
 #[test]
+fn where_pods_have_ipv6_it_comes_in_too() {
+    let mut own = pod();
+    own["metadata"]["annotations"] = json!({INBOUND: "9080", TLS: "strict"});
+    let body = question("shop", &own).to_string();
+    let answer = review(body.as_bytes(), &Settings { ipv6: true, ..settings() }).unwrap();
+    let after = applied(&own, &patch(&answer));
+    let config = after["spec"]["initContainers"][1]["env"][4]["value"].as_str().unwrap();
+    let config: Value = serde_json::from_str(config).unwrap();
+    let places = config["inbound"].as_array().unwrap();
+    let shown: Vec<_> = places.iter().map(|one| (one["listen"].as_str(), one["app"].as_str())).collect();
+    let wanted = [("0.0.0.0:15100", "127.0.0.1:9080"), ("[::]:15100", "[::1]:9080")];
+    assert_eq!(shown, wanted.map(|(listen, app)| (Some(listen), Some(app))));
+    assert!(places.iter().all(|one| one["mode"] == "strict" && one["protocol"] == "service"), "{places:?}");
+}
+
+#[test]
 fn a_pod_may_take_mutual_tls_alone_unless_the_kubelet_asks_there_without() {
     let mut own = pod();
     own["metadata"]["annotations"] = json!({INBOUND: "9080/http", TLS: "strict"});

@@ -124,7 +124,10 @@ fn written(out: Vec<String>, inbound: &[Inbound]) -> String {
     chain("outbound", "output", out);
     // What the workload, or Envoy, connects to on its own host stays as it is.
     let first = std::iter::once("iif lo return".to_owned());
-    chain("inbound", "prerouting", first.chain(inbound.iter().filter_map(led_in)).collect());
+    // Places for all addresses of IPv4 come last: theirs is what no place of IPv6 has, which Envoy refuses there.
+    let (last, others): (Vec<_>, Vec<_>) = inbound.iter().partition(|one| one.listen.ip() == Ipv4Addr::UNSPECIFIED);
+    let places = others.into_iter().chain(last).filter_map(led_in);
+    chain("inbound", "prerouting", first.chain(places).collect());
     format!("table inet {TABLE} {{\n{rules}}}\n")
 }
 
@@ -137,7 +140,10 @@ fn led_in(inbound: &Inbound) -> Option<String> {
     let (app, to) = (inbound.app.port(), inbound.listen);
     let rule = match to.ip() {
         _ if app == to.port() => return None,
-        ip if ip.is_unspecified() => format!("fib daddr type local tcp dport {app} redirect to :{}", to.port()),
+        ip if ip.is_unspecified() => {
+            let family = if ip.is_ipv6() { "meta nfproto ipv6 " } else { "" };
+            format!("{family}fib daddr type local tcp dport {app} redirect to :{}", to.port())
+        }
         IpAddr::V4(ip) => format!("ip daddr {ip} tcp dport {app} dnat ip to {to}"),
         IpAddr::V6(ip) => format!("ip6 daddr {ip} tcp dport {app} dnat ip6 to {to}"),
     };
@@ -242,6 +248,7 @@ mod tests {
             place("[fd00::7]:9443", "[::1]:8080"),
             place("0.0.0.0:9444", "127.0.0.1:8081"),
             place("10.0.0.7:8082", "127.0.0.1:8082"),
+            place("[::]:9444", "[::1]:8081"),
         ];
         let inbound = inbound::parse(Some(&format!("[{}]", places.join(",")))).unwrap();
         insta::assert_snapshot!(table(&vips, &inbound), @r"
@@ -256,6 +263,7 @@ mod tests {
         iif lo return
         ip daddr 10.0.0.7 tcp dport 8080 dnat ip to 10.0.0.7:9443
         ip6 daddr fd00::7 tcp dport 8080 dnat ip6 to [fd00::7]:9443
+        meta nfproto ipv6 fib daddr type local tcp dport 8081 redirect to :9444
         fib daddr type local tcp dport 8081 redirect to :9444
         }
         }
