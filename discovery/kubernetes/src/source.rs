@@ -144,6 +144,8 @@ pub struct RegistryStatus {
     pub left_out: usize,
     /// The first of them, by service, and why.
     pub problems: Vec<String>,
+    /// Exported services with pods whose sidecars take connections at ports that are told the client's address; some of them.
+    pub sidecars_in_the_way: Vec<ServiceKey>,
     /// What to tell the owner of each export about them, in one sentence.
     #[serde(skip)]
     pub left_out_of: Arc<BTreeMap<ServiceKey, String>>,
@@ -387,11 +389,15 @@ impl Running {
         self.status_due = None;
         let counts = self.state.counts();
         let mut all: BTreeMap<String, String> = BTreeMap::new();
-        let mut of = BTreeMap::new();
+        let (mut of, mut in_the_way) = (BTreeMap::new(), Vec::new());
         for (name, problems) in self.state.problems() {
             if let Ok(key) = ServiceKey::parse(&name.namespace, &name.name)
                 && of.len() < SHOWN_SERVICES
             {
+                let is_header = |problem: &Problem| matches!(problem, Problem::Endpoint(_, translate::Refused::Header));
+                if problems.iter().any(is_header) {
+                    in_the_way.push(key.clone());
+                }
                 of.insert(key, in_one_sentence(&problems));
             }
             for problem in problems {
@@ -418,6 +424,7 @@ impl Running {
             status.endpoints = counts.endpoints;
             status.workloads = counts.workloads;
             status.left_out = all.len();
+            status.sidecars_in_the_way = in_the_way;
             status.problems = all.keys().take(SHOWN).cloned().collect();
             if *status.left_out_of != of {
                 status.left_out_of = Arc::new(of);

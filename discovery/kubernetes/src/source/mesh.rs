@@ -1,7 +1,9 @@
 //! What pods of a mesh speak, and who they prove to be: the one place that decides it. The owner of an endpoint decides, for
 //! all who connect from elsewhere.
 
-use eastway_model::{Pairs, PortKey, Protocol, TlsMode, WorkloadIdentity};
+use std::collections::BTreeSet;
+
+use eastway_model::{Pairs, PortKey, PortNumber, Protocol, TlsMode, WorkloadIdentity};
 
 use super::Rules;
 use super::authentications::Modes;
@@ -57,6 +59,14 @@ pub(super) fn speaks(
         }
         _ => (TlsMode::None, None),
     }
+}
+
+/// Whether the sidecar of a pod, which knows no PROXY protocol, takes connections at ports of a service that are told the client's
+/// address.
+pub(super) fn is_in_the_way(pod: &PodView, target_ports: &Pairs<PortKey, u16>, told: &BTreeSet<PortNumber>) -> bool {
+    let Some(Sidecar::Ours(inbound)) = pod.sidecar.as_deref() else { return false };
+    let mut targets = told.iter().filter_map(|number| target_ports.get(&PortKey::from(*number)));
+    targets.any(|target| inbound.ports.contains(target))
 }
 
 /// Whether these are all ports of TCP that a service leads to: an endpoint that takes mutual TLS at some of them alone could

@@ -51,8 +51,8 @@ struct Known {
     /// What `service` and `export` make; `None`: no service of ours.
     translated: Option<Arc<Translated>>,
     problems: Vec<Problem>,
-    /// Endpoints that no pod stands behind.
-    podless: BTreeSet<IpAddr>,
+    /// Endpoints that are none, and why: no pod stands behind them, or one that cannot be dialled.
+    undialled: BTreeMap<IpAddr, Refused>,
     told: Option<Told>,
 }
 
@@ -331,8 +331,8 @@ impl State {
         let problems = |known: &Known| {
             let exported = known.translated.as_ref().is_some_and(|translated| translated.exported);
             let refused = known.slices.iter().flat_map(|(_, slice)| &slice.refused).cloned();
-            let podless = known.podless.iter().map(|address| (address.to_string().into(), Refused::NotAPod));
-            let endpoints = refused.chain(podless).map(|(address, why)| Problem::Endpoint(address, why));
+            let undialled = known.undialled.iter().map(|(address, why)| (address.to_string().into(), *why));
+            let endpoints = refused.chain(undialled).map(|(address, why)| Problem::Endpoint(address, why));
             known.problems.iter().cloned().chain(endpoints.filter(|_| exported)).collect::<Vec<_>>()
         };
         self.services.iter().map(move |(name, known)| (name, problems(known))).filter(|(_, all)| !all.is_empty())
@@ -391,7 +391,7 @@ impl Known {
 
     fn flush(&mut self, name: &ObjectName, touched: &BTreeSet<IpAddr>, around: &mut Around<'_>) -> Option<LocalChange> {
         let Some(translated) = &self.translated else {
-            self.podless.clear();
+            self.undialled.clear();
             return self.told.take().map(|told| LocalChange::Remove(told.key().clone()));
         };
         if self.told.as_ref().is_none_or(|told| told.translated != *translated) {
@@ -426,7 +426,7 @@ impl Known {
     fn whole(&mut self, name: &ObjectName, translated: &Translated, around: &mut Around<'_>) -> LocalService {
         let entries = self.slices.iter().flat_map(|(_, slice)| slice.entries.keys());
         let addresses: BTreeSet<IpAddr> = entries.copied().collect();
-        self.podless.clear();
+        self.undialled.clear();
         let endpoints: Vec<_> =
             addresses.into_iter().filter_map(|address| self.endpoint(name, address, around)).collect();
         LocalService::new(translated.record.clone(), translated.exported, endpoints)
@@ -447,9 +447,9 @@ impl Known {
         said.sort_by_key(|(_, entry, _)| std::cmp::Reverse(rank(entry)));
         let (Some((_, entry, pod)), Some(translated)) = (said.first(), &self.translated) else {
             if listed {
-                self.podless.insert(address);
+                self.undialled.insert(address, Refused::NotAPod);
             } else {
-                self.podless.remove(&address);
+                self.undialled.remove(&address);
             }
             return None;
         };
@@ -461,6 +461,10 @@ impl Known {
             Some((port.key(), target.target))
         });
         let target_ports: Pairs<PortKey, u16> = target_ports.collect();
+        if translated.exported && mesh::is_in_the_way(pod, &target_ports, &translated.record.proxy_protocol) {
+            self.undialled.insert(address, Refused::Header);
+            return None;
+        }
         let (tls, identity) = mesh::speaks(pod, &target_ports, around.rules, around.modes);
         let endpoint = Endpoint {
             id: endpoint_id(&around.rules.salt, &pod.uid, address)?,
@@ -473,7 +477,7 @@ impl Known {
             identity,
         };
         let service_account = pod.service_account.clone();
-        self.podless.remove(&address);
+        self.undialled.remove(&address);
         Some(LocalEndpoint { endpoint, address, service_account, target_ports: around.interner.ports(target_ports) })
     }
 }

@@ -71,6 +71,8 @@ pub(crate) enum Refused {
     Address(RefusedAddress),
     /// No pod of the service's namespace has this address, or not the pod that the slice names.
     NotAPod,
+    /// Its sidecar takes connections at a port that is told the client's address, and would take the header for their beginning.
+    Header,
 }
 
 impl fmt::Display for Problem {
@@ -92,6 +94,7 @@ impl fmt::Display for Refused {
             Self::NotAnAddress => f.write_str("not an IP address"),
             Self::Address(why) => why.fmt(f),
             Self::NotAPod => f.write_str("not the address of a pod of this namespace"),
+            Self::Header => write!(f, "its sidecar takes connections at a port that {PROXY_PROTOCOL} names"),
         }
     }
 }

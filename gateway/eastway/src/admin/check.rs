@@ -47,6 +47,8 @@ pub struct GatewayFacts {
     pub sidecars_missing: Vec<String>,
     /// Ports at which sidecars take something else than Services say, or than some of them: which, and who says what.
     pub sidecars_differ: Vec<String>,
+    /// Exported services with pods whose sidecars take connections at ports that are told the client's address.
+    pub sidecars_in_the_way: Vec<String>,
     /// What does not fit together, if Istio is beside us.
     pub istio: Option<IstioFacts>,
     /// What keeps the process from being ready.

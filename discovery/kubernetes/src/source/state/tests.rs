@@ -185,6 +185,54 @@ fn a_pod_with_a_sidecar_takes_mutual_tls_at_the_ports_that_it_names() {
     assert_eq!(told(None, both("8080")), plain, "of another API server");
 }
 
+/// A sidecar would take the header for what the client says: the export is told, and nobody is led there.
+#[test]
+fn a_pod_whose_sidecar_takes_a_port_that_is_told_the_clients_address_takes_no_part() {
+    let (mut state, mut mirror) =
+        (State::new(Rules { sidecars: Some("a.example".into()), ..Rules::default() }), Mirror::default());
+    let told = |of: &str| {
+        let annotations = json!({"eastway.dev/proxy-protocol": of});
+        set(
+            "shop",
+            "cart",
+            json!({"metadata": {"annotations": annotations}, "spec": {"ports": [{"name": "http", "port": 80}]}}),
+        )
+    };
+    let pod_with = |inbound: &str| {
+        let annotations = json!({injection::STATUS: "injected", injection::INBOUND: inbound});
+        set(
+            "shop",
+            "cart-a",
+            json!({"metadata": {"uid": "cart-a", "annotations": annotations}, "status": {"podIP": "10.0.0.1"}}),
+        )
+    };
+    let problems = |state: &State| -> Vec<String> {
+        state.problems().flat_map(|(_, all)| all).map(|problem| problem.to_string()).collect()
+    };
+    state.service(told("v2"));
+    state.slice(slice("cart-1", "cart", &[("10.0.0.1", "cart-a", true)]));
+    state.pod(pod_with("8080"));
+    mirror.apply(state.all());
+    assert_eq!(addresses(&mirror), ["10.0.0.1"], "it is not exported: nobody is told anything");
+    state.export(export("cart"));
+    mirror.apply(state.flush());
+    assert!(addresses(&mirror).is_empty());
+    let refused =
+        "endpoint 10.0.0.1 refused: its sidecar takes connections at a port that eastway.dev/proxy-protocol names";
+    assert_eq!(problems(&state), [refused]);
+    // Either side mends it.
+    for mend in [0, 1] {
+        match mend {
+            0 => state.pod(pod_with("9000")),
+            _ => state.service(service("cart", 80)),
+        }
+        mirror.apply(state.flush());
+        assert_eq!((addresses(&mirror).len(), problems(&state).len()), (1, 0), "{mend}");
+        state.pod(pod_with("8080"));
+        mirror.apply(state.flush());
+    }
+}
+
 #[test]
 fn one_endpoint_costs_one_endpoint() {
     let (mut state, mut mirror) = cart();

@@ -19,6 +19,7 @@ use super::{istio, millis, reach};
 use crate::adapters;
 use crate::admin::check::{AddressFacts, CheckFacts, DnsFacts, GatewayFacts, HandshakeFault, NextCaFault, PeerFacts};
 use crate::app::frontend::Shortage;
+use crate::app::registries::RegistryStatus;
 use crate::app::{Gateway, clock};
 use crate::config::{PeerSettings, Settings};
 use crate::roles::ca_client;
@@ -87,6 +88,7 @@ fn gateway_facts(gateway: &Gateway, snapshot: &Snapshot) -> GatewayFacts {
         sidecars_refusing: super::sidecars::refusing(gateway),
         sidecars_missing: Vec::new(),
         sidecars_differ: super::sidecars::differing(gateway, snapshot),
+        sidecars_in_the_way: in_the_way(gateway),
         istio: None,
         pending: gateway.readiness.pending().iter().map(ToString::to_string).collect(),
         config_errors: gateway.configuration.status.borrow().errors.clone(),
@@ -104,6 +106,17 @@ fn gateway_facts(gateway: &Gateway, snapshot: &Snapshot) -> GatewayFacts {
         fd_limit: rustix::process::getrlimit(rustix::process::Resource::Nofile).current,
         udp_receive_buffer: gateway.tunnel.get().and_then(|tunnel| tunnel.receive_buffer()),
     }
+}
+
+/// Exported services with pods whose sidecars would take a PROXY header for the beginning of a connection.
+fn in_the_way(gateway: &Gateway) -> Vec<String> {
+    let registries = gateway.registries.borrow();
+    let of = |status: &RegistryStatus| match status {
+        RegistryStatus::Kubernetes(status) => status.borrow().sidecars_in_the_way.clone(),
+        // Those of a list are there by themselves.
+        RegistryStatus::File(_) | RegistryStatus::Clusters(_) => Vec::new(),
+    };
+    registries.values().flat_map(of).map(|key| key.to_string()).collect()
 }
 
 fn silent(tunnel: &Tunnel) -> Vec<String> {

@@ -88,6 +88,9 @@ codes! {
     SIDECARS_DIFFER = "EW123" Warning "sidecars do not take what Services say is spoken: {what}",
         "Services that lead to one port contradict each other (it is bytes then), or an annotation `sidecar.eastway.dev/inbound` contradicts them; clients speak as their Service says",
         "give the ports of these Services the same `appProtocol`; or take `/http`, `/http2` or `/tcp` out of the annotation, and make the pods anew";
+    SIDECARS_IN_THE_WAY = "EW124" Error "pods whose sidecar would take a PROXY header for what clients say take no part in {what}",
+        "the annotation `eastway.dev/proxy-protocol` of the Service names a port that `sidecar.eastway.dev/inbound` of its pods leads to their sidecar",
+        "take the port out of one of the two: who connects by a sidecar is told in `x-forwarded-client-cert`";
     ISTIO_NOBODY = "EW125" Warning "ports for Istio's sidecars lead to no peer: {what}",
         "`listen.sni` (`istio.networks` of the chart) names a cluster that there is no Peer of",
         "add the Peer, or correct the name";

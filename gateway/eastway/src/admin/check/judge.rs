@@ -117,6 +117,9 @@ fn gateway(report: &mut Report, now: u64, facts: &GatewayFacts) {
     if !facts.sidecars_differ.is_empty() {
         add(&codes::SIDECARS_DIFFER, &list(&facts.sidecars_differ));
     }
+    if !facts.sidecars_in_the_way.is_empty() {
+        add(&codes::SIDECARS_IN_THE_WAY, &list(&facts.sidecars_in_the_way));
+    }
     match facts.issuer_not_after {
         Some(end) if end <= now => add(&codes::ISSUER_EXPIRED, &duration(now - end)),
         Some(end) if end - now < ISSUER_WARNING => add(&codes::ISSUER_ENDS, &duration(end - now)),

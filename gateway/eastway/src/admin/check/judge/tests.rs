@@ -94,6 +94,7 @@ const FAULTS: &[(&str, Break)] = &[
     ("EW120", |f| f.gateway.siblings_silent = vec!["10.244.0.2:15442".to_owned()]),
     ("EW122", |f| f.gateway.sidecars_missing = vec!["shop/web-1".to_owned()]),
     ("EW123", |f| f.gateway.sidecars_differ = vec!["port 80 is http by shop/a, tcp by shop/b".to_owned()]),
+    ("EW124", |f| f.gateway.sidecars_in_the_way = vec!["shop/web".to_owned()]),
     ("EW121", |f| f.gateway.sidecars_refusing = vec!["web-1.shop: rds: no such domain".to_owned()]),
     ("EW125", |f| istio(f).nobody = vec!["gek".to_owned()]),
     ("EW126", |f| istio(f).unreadable = Some("pods: forbidden".to_owned())),
