@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 
 use crate::host::{Host, envoys};
-use crate::mutual::{CLIENT, INBOUND, PATIENCE, POD, ask, client_of, settings, start_sidecar};
+use crate::mutual::{CLIENT, INBOUND, PATIENCE, POD, ask, client_of, settings, start_sidecar, whole};
 
 /// CAP_NET_ADMIN, in the sets of /proc/<pid>/status.
 const NET_ADMIN: u64 = 1 << 12;
@@ -79,6 +79,52 @@ async fn both_ways(version: &'static str) -> Result<()> {
     mesh.stop().await
 }
 
+/// What comes to the workload by IPv6: a place of that family takes it, and without one nobody gets past the other.
+async fn by_ipv6(is_taken: bool) -> Result<()> {
+    let inside: IpAddr = "10.244.0.1".parse()?;
+    let mut mesh =
+        MeshBuilder::of(&["a", "b"]).settings("b", &settings(inside, &[SERVERS.to_owned()])).prepare().await?;
+    mesh.start_gateways().await?;
+    let pods = mesh.cloud("b").net().pods().clone();
+    let neighbour = mesh.cloud("b").net().gateways()[0].place.clone();
+    let (own, other): (IpAddr, IpAddr) = ("fd00:1::11".parse()?, "fd00:1::1".parse()?);
+    pods.ip(&format!("addr add {own}/64 dev eth0 nodad")).await?;
+    neighbour.ip(&format!("addr add {other}/64 dev pod0 nodad")).await?;
+    let server = Server::start(&pods, SocketAddr::new("::".parse()?, PORT), "web", Habit::Mirror).await?;
+    let place = |any: &str, app: &str| {
+        json!({
+            "listen": format!("{any}:{INBOUND}"), "app": format!("{app}:{PORT}"), "protocol": "http", "mode": "permissive",
+        })
+    };
+    let mut places = vec![place("0.0.0.0", "127.0.0.1")];
+    if is_taken {
+        places.push(place("[::]", "[::1]"));
+    }
+    let more = json!({"inbound": places, "outbound": false, "capture": "nftables"});
+    start_sidecar(&mut mesh, "1.40.0", "b", SERVERS, &more).await?;
+    let head = async |from: IpAddr, to: IpAddr| {
+        let asked = async move {
+            let mut stream = load::connect(from, SocketAddr::new(to, PORT)).await?;
+            let claim = "x-forwarded-client-cert: URI=spiffe://b.example/ns/shop/sa/admin";
+            let request = format!("GET / HTTP/1.1\r\nhost: any\r\nconnection: close\r\n{claim}\r\n\r\n");
+            stream.write_all(request.as_bytes()).await?;
+            let answer = tokio::time::timeout(load::PATIENCE, whole(&mut stream)).await.context("no answer")??;
+            Ok(answer.to_ascii_lowercase())
+        };
+        neighbour.run(asked).await
+    };
+    // Envoy takes the claim out; past it the server would repeat it.
+    let by_envoy = |answer: &str| answer.starts_with("http/1.1 200") && client_of(answer).is_none();
+    let pod = mesh.cloud("b").net().pod(POD);
+    within(PATIENCE, "Envoy takes IPv4", async || Ok(by_envoy(&head(inside, pod).await?))).await?;
+    let before = server.accepted();
+    match head(other, own).await {
+        Ok(answer) => ensure!(is_taken && by_envoy(&answer), "{answer}"),
+        Err(error) => ensure!(!is_taken && server.accepted() == before, "{error:#}"),
+    }
+    mesh.stop().await
+}
+
 /// The tables of this network namespace.
 async fn tables() -> Result<String> {
     Ok(String::from_utf8(Command::new("nft").args(["list", "tables"]).output().await?.stdout)?)
@@ -87,6 +133,9 @@ async fn tables() -> Result<String> {
 lab_test! {
     async fn a_workload_that_knows_nothing_is_captured_both_ways_envoy_1_40_0() { both_ways("1.40.0").await }
     async fn a_workload_that_knows_nothing_is_captured_both_ways_envoy_1_36_2() { both_ways("1.36.2").await }
+
+    async fn what_comes_by_ipv6_is_taken_by_a_place_of_its_own() { by_ipv6(true).await }
+    async fn without_a_place_of_ipv6_nobody_gets_past_envoy_by_it() { by_ipv6(false).await }
 
     async fn the_rules_go_with_the_sidecar_and_what_one_that_was_killed_left_is_replaced() {
         let host = Host::start("1.40.0").await?;

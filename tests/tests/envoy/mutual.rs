@@ -253,7 +253,7 @@ pub(crate) async fn ask(mesh: &Mesh, target: SocketAddr) -> Result<String> {
 }
 
 /// An answer with a length.
-async fn whole(stream: &mut TcpStream) -> Result<String> {
+pub(crate) async fn whole(stream: &mut TcpStream) -> Result<String> {
     let mut answer = Vec::new();
     loop {
         let text = String::from_utf8_lossy(&answer).into_owned();
