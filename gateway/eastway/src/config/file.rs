@@ -5,14 +5,14 @@ mod gateway;
 mod injection;
 mod peer;
 mod policy;
+mod registries;
 pub mod route;
 mod sidecar;
 
 pub use gateway::{
-    ApiServerSection, AuthorizationWord, ClusterRegistrySection, DnsSection, ExportMarkWord, GatewayConfig,
-    KubernetesSection, LimitsSection, LinkSection, ListenSection, LogSection, NameSection, QuicLbSection,
-    RegistrySection, RelayPairSection, RelaySection, ReplicasSection, RoutesWord, SidecarsSection, SniSection,
-    TrustSection, VipSection, WorkloadSection,
+    AuthorizationWord, DnsSection, GatewayConfig, KubernetesSection, LimitsSection, LinkSection, ListenSection,
+    LogSection, NameSection, QuicLbSection, RelayPairSection, RelaySection, ReplicasSection, RoutesWord,
+    SidecarsSection, SniSection, TrustSection, VipSection, WorkloadSection,
 };
 pub use injection::{InjectionSection, PullPolicyWord, QuantitiesSection};
 pub use peer::{NameFilterSection, Peer, PeerMetadata, PeerSpec, ProxySection, TransportWord};
@@ -21,6 +21,7 @@ pub use policy::{
     LocalityWord, OutlierSection, PolicyMetadata, SplitSection, TrafficPolicy, TrafficPolicySpec, Visibility,
     VisibilitySpec,
 };
+pub use registries::{ApiServerSection, ClusterRegistrySection, ExportMarkWord, RegistrySection};
 pub use sidecar::{
     CaptureWord, EnvoyLogWord, EnvoySection, InboundProtocolWord, InboundSection, ListenerSection, ModeWord,
     ProtocolWord, SidecarConfig, SidecarLogSection, SidecarMode, SidecarTrustSection, WorkloadNameSection,
