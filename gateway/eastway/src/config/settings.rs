@@ -1,6 +1,7 @@
 //! The gateway's settings after all checks: nothing here can be wrong any more.
 
 mod convert;
+mod dns;
 mod injection;
 mod memory;
 mod quic_lb;
