@@ -6,6 +6,7 @@
 
 pub mod addresses;
 pub mod anchors;
+mod build_error;
 pub mod clock;
 pub mod clusters;
 pub mod crl;
@@ -46,6 +47,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
+pub use build_error::BuildError;
+
 use crate::adapters;
 use crate::admin::{self, AdminContext, AdminPort, HealthPort, MetricsPort, Readiness};
 use crate::app::addresses::Addresses;
@@ -59,7 +62,7 @@ use crate::app::registries::{Registries, RegistryStatuses, Warm};
 use crate::app::store::StoreSender;
 use crate::app::vips::VipBook;
 use crate::config::{Loaded, ReloadStatus, Settings};
-use crate::local::listener::{BindError as BindLocalError, LocalListener};
+use crate::local::listener::LocalListener;
 use crate::proxy::hbone::held::Held;
 use crate::proxy::hbone::renewals::Renewals;
 use crate::proxy::inbound::Inbound;
@@ -74,41 +77,6 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 /// In Kubernetes connections are led here until the controller, every kube-proxy and every peer have heard that this
 /// replica leaves: for so long at least they are taken as ever, and on until there are none or the drain is over.
 const TAKEN_OUT: Duration = Duration::from_secs(5);
-
-/// Why the gateway cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum BuildError {
-    /// One of the HTTP ports.
-    #[error(transparent)]
-    Admin(#[from] admin::BindError),
-    /// The DNS port.
-    #[error(transparent)]
-    Dns(#[from] eastway_dns::BindError),
-    /// The link port.
-    #[error(transparent)]
-    Link(#[from] eastway_tunnel::BindError),
-    /// The local port.
-    #[error(transparent)]
-    Local(#[from] BindLocalError),
-    /// A port for Istio's sidecars cannot be listened on.
-    #[error(transparent)]
-    Sni(#[from] sni::BindError),
-    /// A zone of one's own is none.
-    #[error("dns.zones: {0}")]
-    Zone(#[from] eastway_dns::NameError),
-    /// The trust domain makes no SPIFFE id.
-    #[error("trust.domain: {0}")]
-    TrustDomain(#[from] eastway_identity::SpiffeIdError),
-    /// The peers contradict each other.
-    #[error(transparent)]
-    Trust(#[from] eastway_identity::TrustError),
-    /// Connection ids cannot be made as a load balancer wants them.
-    #[error(transparent)]
-    QuicLb(#[from] quic_lb::QuicLbUnusable),
-    /// The system gives no random numbers.
-    #[error(transparent)]
-    Randomness(#[from] eastway_tunnel::NoRandomness),
-}
 
 /// A configuration that is followed.
 #[derive(Clone, Debug)]
