@@ -2,17 +2,15 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
+use eastway_tests::kube::Cluster;
 use eastway_tests::kube::istio::joined;
-use eastway_tests::kube::pods::Pod;
-use eastway_tests::kube::{Bed, Cluster, eastway as installed, pods};
 use eastway_tests::{bed_tests, within};
 use serde_json::{Value, json};
 
-use crate::parts::{PORT, client, object, server, service, space};
+use crate::parts::{Elsewhere, object, remove};
 
 const NAMESPACE: &str = "e2e-failover";
 const HOST: &str = "echo.e2e-failover.svc.clusterset.local";
@@ -37,39 +35,14 @@ async fn label(cluster: &Cluster) -> Result<()> {
     cluster.kubectl(&["label", "node", "--all", "--overwrite", &region]).await.map(drop)
 }
 
-async fn set(bed: &Bed) -> Result<(Pod, SocketAddr)> {
-    for cluster in bed.clusters() {
-        cluster.apply(&pods::list(&space(bed, NAMESPACE, &["client", "echo"]))).await?;
-    }
-    let a = bed.cluster("a");
-    label(a).await?;
-    a.apply(&pods::list(&[rules(), client(a, NAMESPACE, "client")])).await?;
-    for (name, version) in [("b", "v1"), ("c", "v2")] {
-        let cluster = bed.cluster(name);
-        let there = [service(NAMESPACE, "echo"), vec![server(cluster, NAMESPACE, "echo", version)]];
-        cluster.apply(&pods::list(&there.concat())).await?;
-    }
-    for cluster in bed.clusters() {
-        cluster.wait("condition=Ready", &["pod", "-n", NAMESPACE, "--all"], PATIENCE).await?;
-    }
-    let address: IpAddr = installed::imported(a, NAMESPACE, "echo").await?.parse()?;
-    Ok((a.pod(NAMESPACE, "client").await?, SocketAddr::new(address, PORT)))
-}
-
-async fn ask(client: &Pod, target: SocketAddr) -> Result<String> {
-    let answer = client.get(target, HOST, "/hostname", &[]).await?;
-    ensure!(answer.status == 200, "{answer:?}");
-    Ok(answer.body.trim().to_owned())
-}
-
 /// Asks until so many requests in a row were answered by `server`; how long it took, and who answered before, or how often
 /// nobody did.
-async fn until_all(client: &Pod, target: SocketAddr, server: &str) -> Result<(Duration, BTreeMap<String, usize>)> {
+async fn until_all(clouds: &Elsewhere, server: &str) -> Result<(Duration, BTreeMap<String, usize>)> {
     let (begun, before) = (Instant::now(), RefCell::new(BTreeMap::<String, usize>::new()));
     let since = RefCell::new(begun);
     within(PATIENCE, format!("{REQUESTS} answers of {server}"), async || {
         for _ in 0..REQUESTS {
-            let who = ask(client, target).await.unwrap_or_else(|_| "nobody".to_owned());
+            let who = clouds.ask().await.unwrap_or_else(|_| "nobody".to_owned());
             if who != server {
                 *before.borrow_mut().entry(who).or_default() += 1;
                 *since.borrow_mut() = Instant::now();
@@ -87,17 +60,15 @@ bed_tests! {
     /// By stock rules of locality: all to b, to c when b's link is cut, and to b again.
     async fn another_cloud_serves_while_the_nearer_one_is_away(bed) limit 500 {
         joined::ready(bed).await?;
-        let (client, target) = set(bed).await?;
+        label(bed.cluster("a")).await?;
+        let clouds = Elsewhere::set(bed, NAMESPACE, HOST, vec![rules()]).await?;
         for (step, server, plugged) in [("first", "echo-v1", true), ("cut", "echo-v2", false), ("back", "echo-v1", true)] {
             bed.wan().set_cable("b", plugged).await?;
-            let (took, others) = until_all(&client, target, server).await.with_context(|| step.to_owned())?;
+            let (took, others) = until_all(&clouds, server).await.with_context(|| step.to_owned())?;
             println!("  {step}: all by {server} after {:.1} s; before that {others:?}", took.as_secs_f64());
             bed.record(&format!("failover.{step}_s"), took.as_secs_f64());
             bed.record(&format!("failover.{step}_others"), json!(others));
         }
-        for cluster in bed.clusters() {
-            cluster.kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"]).await?;
-        }
-        Ok(())
+        remove(bed, NAMESPACE).await
     }
 }

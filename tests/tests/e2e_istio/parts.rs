@@ -1,15 +1,21 @@
 //! What these tests run: servers that say their name and who their client is, in versions, and clients, all with a sidecar.
 
-use anyhow::Result;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
 use eastway_tests::kube::istio::Trust;
 use eastway_tests::kube::istio::sidecar::Workload;
-use eastway_tests::kube::{Bed, Cluster, image};
+use eastway_tests::kube::pods::Pod;
+use eastway_tests::kube::{Bed, Cluster, eastway as installed, image, pods, traffic};
 use serde_json::{Value, json};
 
 /// The port of every service.
 pub(crate) const PORT: u16 = 9080;
 /// What the server of a request says of its client.
 pub(crate) const WHO: &str = "/header?key=X-Forwarded-Client-Cert";
+/// Longest wait for pods.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// An object with a spec.
 pub(crate) fn object(namespace: &str, api: &str, kind: &str, name: &str, spec: &Value) -> Value {
@@ -65,6 +71,23 @@ fn workload_of_server(namespace: &str, service: &str, version: &str, pod: impl F
     pod(Workload { namespace, name: &name, account: service, labels, container })
 }
 
+/// A server of [`traffic::ECHO`] as a version of the service `echo`: it answers what a load asks, at once.
+pub(crate) fn echo(cluster: &Cluster, namespace: &str, version: &str) -> Value {
+    slow_echo(cluster, namespace, "echo", version, Duration::ZERO)
+}
+
+/// Likewise of another service, after a while.
+pub(crate) fn slow_echo(cluster: &Cluster, namespace: &str, service: &str, version: &str, after: Duration) -> Value {
+    let container = json!({
+        "name": "web", "image": traffic::ECHO, "imagePullPolicy": "IfNotPresent",
+        "args": [after.as_millis().to_string()],
+        "ports": [{"name": "web", "containerPort": traffic::TARGET}],
+        "resources": {"requests": {"cpu": "50m"}},
+    });
+    let labels = json!({"app": service, "version": version});
+    Workload { namespace, name: &format!("{service}-{version}"), account: service, labels, container }.pod(cluster)
+}
+
 /// A pod to ask from, which runs as an account of its name.
 pub(crate) fn client(cluster: &Cluster, namespace: &str, name: &str) -> Value {
     workload_of_client(namespace, name).pod(cluster)
@@ -100,4 +123,54 @@ pub(crate) fn versions(namespace: &str, host: &str, versions: &[&str]) -> Value 
 /// A version of a host in a VirtualService, and its share.
 pub(crate) fn to(host: &str, version: &str, weight: u32) -> Value {
     json!({"destination": {"host": host, "subset": version}, "weight": weight})
+}
+
+/// A client in the cloud a, which has no service of this kind, and two clouds that have a version of it each.
+#[derive(Debug)]
+pub(crate) struct Elsewhere {
+    client: Pod,
+    target: SocketAddr,
+    host: &'static str,
+}
+
+impl Elsewhere {
+    /// Starts `echo` as v1 in b and as v2 in c, under `host`; `rules` are for sidecars of a.
+    ///
+    /// # Errors
+    /// Something of it is not ready in time.
+    pub(crate) async fn set(bed: &Bed, namespace: &str, host: &'static str, rules: Vec<Value>) -> Result<Self> {
+        for cluster in bed.clusters() {
+            cluster.apply(&pods::list(&space(bed, namespace, &["client", "echo"]))).await?;
+        }
+        let a = bed.cluster("a");
+        a.apply(&pods::list(&[rules, vec![client(a, namespace, "client")]].concat())).await?;
+        for (name, version) in [("b", "v1"), ("c", "v2")] {
+            let cluster = bed.cluster(name);
+            let there = [service(namespace, "echo"), vec![server(cluster, namespace, "echo", version)]];
+            cluster.apply(&pods::list(&there.concat())).await?;
+        }
+        for cluster in bed.clusters() {
+            cluster.wait("condition=Ready", &["pod", "-n", namespace, "--all"], PATIENCE).await?;
+        }
+        let address: IpAddr = installed::imported(a, namespace, "echo").await?.parse()?;
+        Ok(Self { client: a.pod(namespace, "client").await?, target: SocketAddr::new(address, PORT), host })
+    }
+
+    /// Who answers one request.
+    ///
+    /// # Errors
+    /// Nobody does.
+    pub(crate) async fn ask(&self) -> Result<String> {
+        let answer = self.client.get(self.target, self.host, "/hostname", &[]).await?;
+        ensure!(answer.status == 200, "{answer:?}");
+        Ok(answer.body.trim().to_owned())
+    }
+}
+
+/// Takes a namespace away, and with it all that a test had there.
+pub(crate) async fn remove(bed: &Bed, namespace: &str) -> Result<()> {
+    for cluster in bed.clusters() {
+        cluster.kubectl(&["delete", "namespace", namespace, "--ignore-not-found", "--wait=false"]).await?;
+    }
+    Ok(())
 }

@@ -5,14 +5,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use eastway_tests::kube::istio::joined;
-use eastway_tests::kube::istio::sidecar::Workload;
 use eastway_tests::kube::pods::Pod;
 use eastway_tests::kube::{Bed, Cluster, eastway as installed, pods, traffic};
 use eastway_tests::load::{Load, Plan};
 use eastway_tests::{bed_tests, within};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::parts::{PORT, client, service, space};
+use crate::parts::{PORT, client, echo, remove, service, space};
 
 const NAMESPACE: &str = "e2e-rolling";
 const HOST: &str = "echo.e2e-rolling.svc.clusterset.local";
@@ -22,23 +21,13 @@ const RATE: u32 = 500;
 /// Servers, so that no restart of theirs is needed for a connection to have a choice.
 const SERVERS: [&str; 2] = ["v1", "v2"];
 
-fn server(cluster: &Cluster, version: &str) -> Value {
-    let container = json!({
-        "name": "web", "image": traffic::ECHO, "imagePullPolicy": "IfNotPresent",
-        "ports": [{"name": "web", "containerPort": traffic::TARGET}],
-        "resources": {"requests": {"cpu": "50m"}},
-    });
-    let labels = json!({"app": "echo", "version": version});
-    Workload { namespace: NAMESPACE, name: &format!("echo-{version}"), account: "echo", labels, container }.pod(cluster)
-}
-
 async fn set(bed: &Bed) -> Result<(Pod, SocketAddr)> {
     let (a, b) = (bed.cluster("a"), bed.cluster("b"));
     traffic::load_echo(b).await?;
     for cluster in [a, b] {
         cluster.apply(&pods::list(&space(bed, NAMESPACE, &["client", "echo"]))).await?;
     }
-    let servers = SERVERS.map(|version| server(b, version)).to_vec();
+    let servers = SERVERS.map(|version| echo(b, NAMESPACE, version)).to_vec();
     b.apply(&pods::list(&[service(NAMESPACE, "echo"), servers].concat())).await?;
     a.apply(&pods::list(&[client(a, NAMESPACE, "client")])).await?;
     for cluster in [a, b] {
@@ -66,7 +55,7 @@ async fn gateways(cluster: &Cluster) -> Result<Vec<String>> {
 }
 
 /// Replaces the gateways of a cluster one by one, until none of before is left; how long that took.
-async fn replace(cluster: &Cluster) -> Result<Duration> {
+pub(crate) async fn replace(cluster: &Cluster) -> Result<Duration> {
     let (begun, before) = (Instant::now(), gateways(cluster).await?);
     let what = "deploy/eastway-gateway";
     cluster.kubectl(&["rollout", "restart", what, "-n", installed::SYSTEM]).await?;
@@ -93,9 +82,7 @@ bed_tests! {
         }
         let result = load.stop().await?;
         traffic::record(bed, "rolling", &result, begun.elapsed());
-        for cluster in ["a", "b"].map(|name| bed.cluster(name)) {
-            cluster.kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"]).await?;
-        }
+        remove(bed, NAMESPACE).await?;
         result.none_failed()
     }
 }

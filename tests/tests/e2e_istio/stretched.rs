@@ -16,7 +16,7 @@ use eastway_tests::{bed_tests, within};
 use serde_json::{Value, json};
 use tokio::net::UdpSocket;
 
-use crate::parts::{PORT, WHO, client, object, server, service, space, to, told, versions};
+use crate::parts::{PORT, WHO, client, object, remove, server, service, space, to, told, versions};
 
 const NAMESPACE: &str = "e2e-stretched";
 /// A header of a request.
@@ -249,9 +249,6 @@ bed_tests! {
         unreadable(bed, &stage).await?;
         loses_nothing(bed, &stage).await?;
         by_clusterset_name(bed, &stage).await?;
-        for cluster in ["a", "b"].map(|name| bed.cluster(name)) {
-            cluster.kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"]).await?;
-        }
-        Ok(())
+        remove(bed, NAMESPACE).await
     }
 }

@@ -8,7 +8,7 @@ use eastway_tests::kube::{Cluster, eastway as installed, pods};
 use eastway_tests::{bed_tests, within};
 use serde_json::json;
 
-use crate::parts::{server, service, space, told};
+use crate::parts::{remove, server, service, space, told};
 
 const NAMESPACE: &str = "e2e-taken-back";
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -39,9 +39,6 @@ bed_tests! {
         within(PATIENCE, "nothing is left of it", async || Ok(counts(a).await? == [0; 3])).await?;
         installed::set(a, &[]).await?;
         within(PATIENCE, "istiod of a is told again", async || Ok(counts(a).await? == all)).await?;
-        for cluster in [a, b] {
-            cluster.kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"]).await?;
-        }
-        Ok(())
+        remove(bed, NAMESPACE).await
     }
 }
