@@ -146,6 +146,9 @@ async fn on_stage(args: &Args) -> Result<()> {
         _ = interrupt.recv() => bail!("interrupted"),
         _ = terminate.recv() => bail!("interrupted"),
     };
+    for cluster in bed.clusters() {
+        cluster.gateway_api(tools::GATEWAY_API).await?;
+    }
     for (name, value) in bed.figures() {
         println!("{name}: {value}");
     }

@@ -158,11 +158,8 @@ async fn prepare(cluster: &Cluster, root: &Path, tar: &PathBuf, trust: Trust) ->
     };
     Ca::init(&authority(cluster), &options)?;
     cluster.load_images(std::slice::from_ref(tar)).await?;
-    for definitions in ["istio-crds.yaml", "gateway-api-crds.yaml"] {
-        let file = tools::built(definitions)?;
-        cluster.apply(&std::fs::read_to_string(&file).with_context(|| file.display().to_string())?).await?;
-    }
-    cluster.wait("condition=Established", &["crd", "--all"], PATIENCE).await?;
+    cluster.apply(&tools::text("istio-crds.yaml")?).await?;
+    cluster.gateway_api(tools::GATEWAY_API).await?;
     cluster.apply(&objects(cluster)).await.map(drop)
 }
 

@@ -15,6 +15,8 @@ use super::tools;
 
 /// A controller manager whose API server just came back waits for its lease first.
 const ACCOUNT: Duration = Duration::from_secs(60);
+/// Longest wait for kinds that have just been defined.
+const DEFINITIONS: Duration = Duration::from_secs(60);
 /// Pause between two attempts to apply.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -66,6 +68,15 @@ impl Cluster {
                 done => return done,
             }
         }
+    }
+
+    /// Installs the Gateway API's definitions of this file of the tools, and waits until its kinds can be used.
+    ///
+    /// # Errors
+    /// `make deps-e2e` has not made it, or the API server does not take it.
+    pub async fn gateway_api(&self, file: &str) -> Result<()> {
+        self.apply(&tools::text(file)?).await?;
+        self.wait("condition=Established", &["crd", "--all"], DEFINITIONS).await
     }
 
     /// Deletes what manifests name, and waits until it is gone.

@@ -9,6 +9,11 @@ use crate::run::from_workspace;
 /// Where Debian's package of the CNI plugins has them.
 pub const CNI_PLUGINS: &str = "/usr/lib/cni";
 
+/// The Gateway API's own definitions, of its standard channel and of its experimental one.
+pub const GATEWAY_API: &str = "gateway-api-standard.yaml";
+/// See [`GATEWAY_API`].
+pub const GATEWAY_API_EXPERIMENTAL: &str = "gateway-api-experimental.yaml";
+
 /// A program that `make deps-e2e` built.
 ///
 /// # Errors
@@ -24,6 +29,15 @@ pub fn built(name: &str) -> Result<PathBuf> {
     };
     // Not resolved further: the Kubernetes programs are links to one file and go by their own name.
     std::path::absolute(&found).with_context(|| found.display().to_string())
+}
+
+/// The text of a file that `make deps-e2e` or `make deps-istio` made.
+///
+/// # Errors
+/// There is none.
+pub fn text(name: &str) -> Result<String> {
+    let file = built(name)?;
+    std::fs::read_to_string(&file).with_context(|| file.display().to_string())
 }
 
 /// A program of the system.

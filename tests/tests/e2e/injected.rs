@@ -7,15 +7,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use eastway::demo::bookinfo::{Answer, NAMESPACE, Service, Version};
 use eastway_tests::kube::traffic::{self, Client};
-use eastway_tests::kube::{Bed, Cluster, bookinfo, eastway as installed, image};
+use eastway_tests::kube::{Bed, Cluster, bookinfo, eastway as installed, image, tools};
 use eastway_tests::{bed_tests, within};
 use serde_json::{Value, json};
 
 use crate::injected_table::each_asks_each;
 use crate::installed::{ask, export_all};
 
-/// The definition of one kind of route.
-const HTTP_ROUTES: &str = include_str!("httproutes.yaml");
 /// Who the page is to those that it asks.
 pub(crate) const CALLER: &str = "spiffe://a.example/ns/bookinfo/sa/bookinfo-productpage";
 /// The page's pod.
@@ -45,9 +43,7 @@ async fn enable(bed: &Bed) -> Result<()> {
 
 async fn enable_in(cluster: &Cluster, tar: &Path, values: &Value) -> Result<()> {
     cluster.load_images(&[tar.to_owned()]).await?;
-    // The API of routes, as far as its objects are stored and have a status.
-    cluster.apply(HTTP_ROUTES).await?;
-    cluster.wait("condition=Established", &["crd", "httproutes.gateway.networking.k8s.io"], PATIENCE).await?;
+    cluster.gateway_api(tools::GATEWAY_API).await?;
     installed::set_values(cluster, values).await?;
     cluster.rollout("deploy/eastway-injector", installed::SYSTEM, PATIENCE).await
 }

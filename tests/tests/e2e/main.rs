@@ -27,6 +27,7 @@ mod outage;
 mod pinned;
 mod relay;
 mod rotation;
+mod routes;
 mod services;
 mod size;
 mod smoke;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         mcs::TESTS,
         sources::TESTS,
         objects::TESTS,
+        routes::TESTS,
         pinned::TESTS,
         udp::TESTS,
         injected::TESTS,

@@ -280,7 +280,7 @@ bed_tests! {
     /// killed, all taken off again, while b uses the one service by name.
     async fn three_api_servers_behind_one_gateway(bed) limit 420 {
         installed::ready(bed).await?;
-        let inventory = std::fs::read_to_string(tools::built("clusterprofiles.yaml")?)?;
+        let inventory = tools::text("clusterprofiles.yaml")?;
         bed.cluster("a").apply(&inventory).await?;
         let started = Instant::now();
         let (c, d) = tokio::try_join!(Source::start(bed, "c", 3), Source::start(bed, "d", 4))?;
