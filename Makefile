@@ -81,10 +81,10 @@ e2e-istio: ## Istio, unmodified, in real clusters: a real istiod in each and rea
 
 e2e-istio-build:
 	$(CARGO) build --release --locked -q -p eastway
-	$(CARGO) test --locked -q --workspace --test e2e_istio --test e2e_istio_roots --no-run
+	$(CARGO) test --locked -q --workspace --test e2e_istio --test e2e_istio_roots --test e2e_istio_remote --no-run
 
 e2e-istio-clusters:
-	EASTWAY_BIN=$(TARGET)/release/eastway $(CARGO) test --locked -q --workspace --no-fail-fast --test e2e_istio --test e2e_istio_roots -- $(ARGS)
+	EASTWAY_BIN=$(TARGET)/release/eastway $(CARGO) test --locked -q --workspace --no-fail-fast --test e2e_istio --test e2e_istio_roots --test e2e_istio_remote -- $(ARGS)
 
 soak: deps-e2e ## What the tests do for a minute, at its full length, as root: a flood at the link port, 1,000 reloads under load, half an hour without an API server, half an hour of load and faults in which nothing may grow (figures go to bench/soak.json)
 	$(CARGO) build --release --locked -q -p eastway

@@ -2,9 +2,10 @@
 //! real sidecar ([`sidecar`]), pilot-agent and Envoy.
 //!
 //! All have one root and trust domain, and each cluster is a network of its own, called like the cluster. Nothing of Istio is
-//! told of other clusters here.
+//! told of other clusters here, but by [`remote`].
 
 pub mod joined;
+pub mod remote;
 pub mod sidecar;
 
 use std::collections::BTreeMap;
@@ -117,14 +118,22 @@ impl Istio {
         self.trust.domain(cluster.name())
     }
 
-    /// Merges a change into the mesh configuration of a cluster, and starts its istiod anew.
+    /// Gives a cluster the mesh configuration of the beginning with a change; its istiod reads it while it runs.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub async fn set(&self, cluster: &Cluster, change: &Value) -> Result<()> {
+        let mut mesh = mesh(&self.domain(cluster));
+        crate::lab::files::merge(&mut mesh, change);
+        configure(cluster, &mesh).await
+    }
+
+    /// As [`Self::set`], and starts istiod anew: some of it is read at the start alone.
     ///
     /// # Errors
     /// istiod does not get ready in time.
     pub async fn change(&self, cluster: &Cluster, change: &Value) -> Result<()> {
-        let mut mesh = mesh(&self.domain(cluster));
-        crate::lab::files::merge(&mut mesh, change);
-        configure(cluster, &mesh).await?;
+        self.set(cluster, change).await?;
         self.restart(cluster).await
     }
 
@@ -195,7 +204,9 @@ fn mesh(domain: &str) -> Value {
 async fn configure(cluster: &Cluster, mesh: &Value) -> Result<()> {
     let config = cluster.folder().join("istio/etc/istio/config");
     std::fs::create_dir_all(&config)?;
-    std::fs::write(config.join("mesh"), mesh.to_string())?;
+    // Renamed into place: istiod would read a file that is half there.
+    std::fs::write(config.join("new"), mesh.to_string())?;
+    std::fs::rename(config.join("new"), config.join("mesh"))?;
     let map = json!({
         "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "istio", "namespace": SYSTEM},
         "data": {"mesh": mesh.to_string()},

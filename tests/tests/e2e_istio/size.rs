@@ -74,26 +74,9 @@ async fn metrics(cluster: &Cluster) -> Result<BTreeMap<String, f64>> {
 
 /// Endpoints of the service as a sidecar counts them: the weights of all that lead to the other network.
 async fn weight_told(cluster: &Cluster) -> Result<u64> {
-    let dump = "http://127.0.0.1:15000/config_dump?include_eds";
     let client = cluster.pod(NAMESPACE, "client").await?;
-    let run = client.place.run(async move {
-        let mut curl = tokio::process::Command::new("curl");
-        Ok(curl.args(["--silent", "--fail", dump]).output().await?.stdout)
-    });
-    let dump: Value = serde_json::from_slice(&run.await?)?;
-    let mut sum = 0;
-    let configs = dump["configs"].as_array().into_iter().flatten();
-    for one in configs.flat_map(|one| one["dynamic_endpoint_configs"].as_array().into_iter().flatten()) {
-        let assignment = &one["endpoint_config"];
-        if assignment["cluster_name"] != format!("outbound|80||web.{NAMESPACE}.svc.cluster.local") {
-            continue;
-        }
-        for locality in assignment["endpoints"].as_array().into_iter().flatten() {
-            let endpoints = locality["lb_endpoints"].as_array().into_iter().flatten();
-            sum += endpoints.filter_map(|endpoint| endpoint["load_balancing_weight"].as_u64()).sum::<u64>();
-        }
-    }
-    Ok(sum)
+    let endpoints = client.endpoints(&format!("web.{NAMESPACE}.svc.cluster.local"), 80).await?;
+    Ok(endpoints.values().map(|endpoint| endpoint.weight).sum())
 }
 
 async fn until_told(cluster: &Cluster, endpoints: usize) -> Result<()> {

@@ -12,7 +12,7 @@ use crate::kube::eastway::{self, SYSTEM};
 use crate::kube::{Bed, Cluster};
 
 /// The first of the gateways' ports for Istio.
-const FIRST_PORT: usize = 15444;
+pub const FIRST_PORT: usize = 15444;
 
 /// Installs Istio and then Eastway, and joins the clusters, unless a test of this bed has done so.
 ///
@@ -27,10 +27,22 @@ pub async fn ready(bed: &Bed) -> Result<()> {
 /// # Errors
 /// As there.
 pub async fn ready_with(bed: &Bed, trust: Trust) -> Result<()> {
+    ready_as(bed, trust, str::to_owned).await
+}
+
+/// As [`ready`], where Istio itself has networks called like the clusters: `network` has other names for them.
+///
+/// # Errors
+/// As there.
+pub async fn ready_beside(bed: &Bed, network: impl Fn(&str) -> String) -> Result<()> {
+    ready_as(bed, Trust::One, network).await
+}
+
+async fn ready_as(bed: &Bed, trust: Trust, network: impl Fn(&str) -> String) -> Result<()> {
     super::ready_with(bed, trust).await?;
     let values = async |cluster: &Cluster| {
         cluster.apply(&same_authority(cluster)?).await?;
-        Ok(values(bed, cluster, trust))
+        Ok(values(bed, cluster, trust, &network))
     };
     // Workloads of the clusters are not isolated from each other, and both sides have to say so.
     let shared = |peer: &str| peer.replace("  trustDomain:", "  sharedTrustDomain: true\n  trustDomain:");
@@ -59,10 +71,16 @@ pub async fn found(cluster: &Cluster) -> Result<BTreeMap<String, String>> {
     Ok(of_istio.map(|finding| (text(finding, "code"), text(finding, "change"))).collect())
 }
 
-/// Every other cluster is a network of that name.
-fn values(bed: &Bed, cluster: &Cluster, trust: Trust) -> Value {
+/// The Service of the gateways for sidecars: its address is theirs in every network but the cluster's own.
+pub const GATEWAYS: &str = "eastway-istio";
+
+/// Every other cluster is a network, which `network` has a name for.
+fn values(bed: &Bed, cluster: &Cluster, trust: Trust, network: impl Fn(&str) -> String) -> Value {
     let others = bed.clusters().iter().filter(|other| other.name() != cluster.name());
-    let networks = others.zip(FIRST_PORT..).map(|(other, port)| json!({"peer": other.name(), "port": port}));
+    let networks = others.zip(FIRST_PORT..).map(|(other, port)| {
+        let peer = other.name();
+        json!({"peer": peer, "port": port, "network": network(peer)})
+    });
     json!({
         "trustDomain": trust.domain(cluster.name()),
         "istio": {"enabled": true, "networks": networks.collect::<Vec<_>>()},

@@ -1,5 +1,6 @@
 //! Pods with a sidecar of Istio, as its injection makes them.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -8,9 +9,10 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::{ISTIOD, TRUST_DOMAIN, XDS, proxy};
+use super::{ISTIOD, SYSTEM, TRUST_DOMAIN, XDS, proxy};
 use crate::kube::image::Image;
 use crate::kube::pods::Pod;
+use crate::kube::process::output;
 use crate::kube::{Cluster, tools};
 use crate::load;
 
@@ -65,6 +67,15 @@ impl Workload<'_> {
     pub fn pod_of(&self, cluster: &Cluster, domain: &str, roots: bool) -> Value {
         let mut labels = self.labels.clone();
         labels["security.istio.io/tlsMode"] = json!("istio");
+        let agent = Agent {
+            role: "sidecar",
+            namespace: self.namespace,
+            workload: self.name,
+            cluster: cluster.name(),
+            domain,
+            roots,
+        };
+        let agent = agent.container(&[variable("ISTIO_META_INTERCEPTION_MODE", "REDIRECT")]);
         json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": self.name, "namespace": self.namespace, "labels": labels},
@@ -72,35 +83,59 @@ impl Workload<'_> {
                 "serviceAccountName": self.account,
                 "terminationGracePeriodSeconds": 1,
                 "initContainers": [redirection()],
-                "containers": [self.container, self.agent(cluster.name(), domain, roots)],
+                "containers": [self.container, agent],
                 "volumes": volumes(),
             },
         })
     }
+}
 
-    fn agent(&self, cluster: &str, domain: &str, roots: bool) -> Value {
+/// A proxy with its agent, as a container.
+struct Agent<'a> {
+    /// `sidecar` or `router`.
+    role: &'a str,
+    namespace: &'a str,
+    workload: &'a str,
+    cluster: &'a str,
+    domain: &'a str,
+    /// It takes roots from istiod.
+    roots: bool,
+}
+
+impl Agent<'_> {
+    /// `more`: variables of its own.
+    fn container(&self, more: &[Value]) -> Value {
         let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
-        let value = |name: &str, value: &str| json!({"name": name, "value": value});
         let address = format!("{ISTIOD}:{XDS}");
         let config = json!({"discoveryAddress": address, "binaryPath": ENVOY, "concurrency": 1}).to_string();
         let mount = |name: &str, path: &str| json!({"name": name, "mountPath": path});
+        let mut variables = vec![
+            field("POD_NAME", "metadata.name"),
+            field("POD_NAMESPACE", "metadata.namespace"),
+            field("INSTANCE_IP", "status.podIP"),
+            field("HOST_IP", "status.hostIP"),
+            field("SERVICE_ACCOUNT", "spec.serviceAccountName"),
+            variable("PILOT_CERT_PROVIDER", "istiod"),
+            variable("CA_ADDR", &address),
+            variable("PROXY_CONFIG", &config),
+            variable("JWT_POLICY", "third-party-jwt"),
+            variable("TRUST_DOMAIN", self.domain),
+            variable("PROXY_CONFIG_XDS_AGENT", &self.roots.to_string()),
+            variable("ISTIO_META_CLUSTER_ID", self.cluster),
+            variable("ISTIO_META_NETWORK", self.cluster),
+            variable("ISTIO_META_MESH_ID", self.domain),
+            variable("ISTIO_META_WORKLOAD_NAME", self.workload),
+        ];
+        variables.extend_from_slice(more);
         json!({
             "name": "istio-proxy", "image": IMAGE, "imagePullPolicy": "IfNotPresent",
             "args": [
-                "proxy", "sidecar", "--domain", format!("{}.svc.cluster.local", self.namespace),
+                "proxy", self.role, "--domain", format!("{}.svc.cluster.local", self.namespace),
                 "--proxyLogLevel=warning", "--log_output_level=default:info",
             ],
-            "env": [
-                field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace"),
-                field("INSTANCE_IP", "status.podIP"), field("HOST_IP", "status.hostIP"),
-                field("SERVICE_ACCOUNT", "spec.serviceAccountName"),
-                value("PILOT_CERT_PROVIDER", "istiod"), value("CA_ADDR", &address), value("PROXY_CONFIG", &config),
-                value("JWT_POLICY", "third-party-jwt"), value("TRUST_DOMAIN", domain),
-                value("PROXY_CONFIG_XDS_AGENT", &roots.to_string()),
-                value("ISTIO_META_CLUSTER_ID", cluster), value("ISTIO_META_NETWORK", cluster),
-                value("ISTIO_META_MESH_ID", domain), value("ISTIO_META_INTERCEPTION_MODE", "REDIRECT"),
-                value("ISTIO_META_WORKLOAD_NAME", self.name),
-            ],
+            "env": variables,
+            // As Istio's injection has it; without a request it would be the last to get time on a busy machine.
+            "resources": {"requests": {"cpu": "100m"}},
             "readinessProbe": {
                 "httpGet": {"path": "/healthz/ready", "port": 15021}, "periodSeconds": 1, "failureThreshold": 60,
             },
@@ -115,6 +150,30 @@ impl Workload<'_> {
             ],
         })
     }
+}
+
+fn variable(name: &str, value: &str) -> Value {
+    json!({"name": name, "value": value})
+}
+
+/// A gateway that sees its own network alone: a pod called like its account, in [`SYSTEM`].
+pub(super) fn router(cluster: &Cluster, name: &str, labels: &Value) -> Value {
+    let agent = Agent {
+        role: "router",
+        namespace: SYSTEM,
+        workload: name,
+        cluster: cluster.name(),
+        domain: TRUST_DOMAIN,
+        roots: false,
+    };
+    let network = variable("ISTIO_META_REQUESTED_NETWORK_VIEW", cluster.name());
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": SYSTEM, "labels": labels},
+        "spec": {
+            "serviceAccountName": name, "terminationGracePeriodSeconds": 1,
+            "containers": [agent.container(&[network])], "volumes": volumes(),
+        },
+    })
 }
 
 /// The init container that leads the pod's connections to the sidecar.
@@ -144,6 +203,25 @@ fn volumes() -> Value {
     ])
 }
 
+/// An endpoint as Envoy's page of clusters has it.
+fn endpoint(status: &Value) -> (String, Endpoint) {
+    let address = &status["address"]["socket_address"];
+    let name = format!("{}:{}", address["address"].as_str().unwrap_or_default(), address["port_value"]);
+    let stats = status["stats"].as_array().map(Vec::as_slice).unwrap_or_default();
+    // Large numbers are text.
+    let number = |name: &str| {
+        let value = stats.iter().find(|stat| stat["name"] == name).map(|stat| &stat["value"]);
+        value.and_then(Value::as_str).and_then(|text| text.parse().ok()).unwrap_or_default()
+    };
+    let endpoint = Endpoint {
+        weight: status["weight"].as_u64().unwrap_or_default(),
+        requests: number("rq_total"),
+        asked: number("rq_active"),
+        connections: number("cx_active"),
+    };
+    (name, endpoint)
+}
+
 /// What a server said.
 #[derive(Clone, Debug)]
 pub struct Answer {
@@ -155,7 +233,39 @@ pub struct Answer {
     pub body: String,
 }
 
+/// An endpoint of a host, as a sidecar has used it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its share among the endpoints.
+    pub weight: u64,
+    /// Requests so far.
+    pub requests: u64,
+    /// Requests that wait for an answer.
+    pub asked: u64,
+    /// Connections that are open.
+    pub connections: u64,
+}
+
 impl Pod {
+    /// The endpoints that the sidecar of this pod has for a host and its port, by their addresses: pods of its network, and
+    /// gateways of others.
+    ///
+    /// # Errors
+    /// The sidecar does not say, or knows no such host.
+    pub async fn endpoints(&self, host: &str, port: u16) -> Result<BTreeMap<String, Endpoint>> {
+        let asked = self.place.run(async {
+            let mut curl = tokio::process::Command::new("curl");
+            curl.args(["--silent", "--fail", "--max-time", "10", "http://127.0.0.1:15000/clusters?format=json"]);
+            output(&mut curl).await
+        });
+        let said: Value = serde_json::from_str(&asked.await?)?;
+        let name = format!("outbound|{port}||{host}");
+        let clusters = said["cluster_statuses"].as_array().into_iter().flatten();
+        let found = clusters.into_iter().find(|cluster| cluster["name"] == name);
+        let hosts = &found.with_context(|| format!("the sidecar knows no {name}"))?["host_statuses"];
+        Ok(hosts.as_array().into_iter().flatten().map(endpoint).collect())
+    }
+
     /// One HTTP request of this pod, which its sidecar sees; nothing is tried twice here. `headers` are whole lines.
     ///
     /// # Errors
