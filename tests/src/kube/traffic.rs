@@ -1,7 +1,8 @@
 //! Two ends of traffic as pods: a service that answers what nobody else would, and the network namespace of a
 //! client's pod.
 //!
-//! The server is the test's own program in an image, started with [`SERVE`]. It ends as a server in Kubernetes should:
+//! The server is the test's own program in an image, started with [`SERVE`] and, if it is to take its time, with the
+//! milliseconds before each answer. It ends as a server in Kubernetes should:
 //! told to stop, it goes on answering, says `connection: close` with each answer, and leaves when it has been
 //! taken out of balancing and nobody is connected any more.
 
@@ -47,12 +48,14 @@ pub fn serve_if_asked() -> Option<ExitCode> {
     if std::env::args().nth(1).as_deref() != Some(SERVE) {
         return None;
     }
+    let after =
+        std::env::args().nth(2).and_then(|text| text.parse().ok()).map_or(Duration::ZERO, Duration::from_millis);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(serve()).expect("a server");
+    runtime.block_on(serve(after)).expect("a server");
     Some(ExitCode::SUCCESS)
 }
 
-async fn serve() -> Result<()> {
+async fn serve(after: Duration) -> Result<()> {
     let listener = TcpListener::bind(SocketAddr::from(([0; 4], TARGET))).await?;
     let name: Arc<str> = std::env::var("HOSTNAME").unwrap_or_default().into();
     let (leaving, open) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
@@ -67,7 +70,7 @@ async fn serve() -> Result<()> {
                 let (name, leaving, open) = (Arc::clone(&name), Arc::clone(&leaving), Arc::clone(&open));
                 tokio::spawn(async move {
                     // How a connection ends is for its client to judge.
-                    let _ended = converse(stream, &name, &leaving).await;
+                    let _ended = converse(stream, (&name, after), &leaving).await;
                     open.fetch_sub(1, Ordering::Relaxed);
                 });
             }
@@ -85,12 +88,15 @@ async fn serve() -> Result<()> {
     }
 }
 
-async fn converse(stream: TcpStream, name: &str, leaving: &AtomicBool) -> Result<()> {
+async fn converse(stream: TcpStream, (name, after): (&str, Duration), leaving: &AtomicBool) -> Result<()> {
     stream.set_nodelay(true)?;
     let (read, mut write) = stream.into_split();
     let mut lines = BufReader::new(read).lines();
     while let Some(request) = lines.next_line().await? {
         while !lines.next_line().await?.context("cut short")?.is_empty() {}
+        if !after.is_zero() {
+            tokio::time::sleep(after).await;
+        }
         let last = leaving.load(Ordering::Relaxed);
         write.write_all(&servers::answer(&request, name, last)).await?;
         if last {

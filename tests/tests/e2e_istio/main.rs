@@ -10,6 +10,7 @@
 
 mod alone;
 mod failover;
+mod http2;
 mod networks;
 #[allow(dead_code, reason = "a part of it is for clusters with roots of their own")]
 mod parts;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         networks::TESTS,
         failover::TESTS,
         rolling::TESTS,
+        http2::TESTS,
         taken_back::TESTS,
         size::TESTS,
     ]
