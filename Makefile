@@ -46,13 +46,14 @@ model: ## The federation simulator: 10,000 seeds of at least 300 events
 	$(CARGO) test --locked --release -q -p eastway-federation --test model -- --nocapture
 
 SYSTEM := --test system --test xds_envoy --test grpc_xds --test documents --test dns_coredns --test chart --test image --example budgets
-# Tests that count bytes, delays or failures by the clock, or that take all there is: each has the machine for itself.
+# Tests that count bytes, delays or failures by the clock, or that take all there is: each has the machine for itself, and
+# a second try, which is printed.
 ALONE := chosen:: f2_ f7_ f8_ f9_ f10_ f23_ f24_ f27_replicas f31_ f38_ demo:: flood:: flows:: hbone:: hostile:: scarce:: soak:: uplinks:: bench_measures iperf_ ten_thousand
 # The whole workspace is selected so that features are those of `make unit`, and nothing is built twice.
 system: ## Clouds as network namespaces, real CoreDNS, Envoys and gRPC libraries, the demo and the documents as a user runs them
 	$(CARGO) build --release --locked -q -p eastway
 	EASTWAY_BIN=$(TARGET)/release/eastway $(CARGO) test --locked -q --workspace $(SYSTEM) -- --test-threads=2 $(ALONE:%=--skip %)
-	EASTWAY_BIN=$(TARGET)/release/eastway $(CARGO) test --locked -q --workspace $(SYSTEM) -- --test-threads=1 $(ALONE)
+	EASTWAY_BIN=$(TARGET)/release/eastway ./tests/tools/once-more $(CARGO) test --locked -q --workspace --no-fail-fast $(SYSTEM) -- --test-threads=1 for $(ALONE)
 	EASTWAY_BIN=$(TARGET)/release/eastway $(CARGO) test --locked -q --workspace --test envoy -- --test-threads=2
 	$(CARGO) test --locked -q --workspace --lib -- relay:: load::
 
