@@ -247,6 +247,7 @@ impl Manager {
             replica: link.replica(),
             side: link.0.identity.side,
             transport: link.0.connection.kind(),
+            via: link.0.connection.via(),
             address: dial.as_ref().map(|dial| dial.address.clone()),
             since: now,
             fresh: false,

@@ -54,6 +54,8 @@ pub(crate) struct LinkFacts {
     pub(crate) replica: ReplicaId,
     pub(crate) side: Side,
     pub(crate) transport: TransportKind,
+    /// The cluster that carries it; none if nobody does.
+    pub(crate) via: Option<Arc<str>>,
     /// The address it was dialled at, if it was dialled here.
     pub(crate) address: Option<HostPort>,
     pub(crate) since: Duration,
@@ -256,6 +258,10 @@ impl Peers {
     ) -> Result<(), (CloseCode, &'static str)> {
         if facts.replica == self.replica {
             return Err((CloseCode::Protocol, "the peer has our own replica id"));
+        }
+        // Its handshake may have begun before the Peer file changed.
+        if facts.via.as_ref().is_some_and(|via| !self.is_via(name, via)) {
+            return Err((CloseCode::Revoked, "the Peer file does not name the cluster that carries the link any more"));
         }
         let mut at = Moment { now, timing: &self.timing, random: &mut self.random };
         let peer = self.peers.entry(Arc::clone(name)).or_insert_with(|| Peer::new(wall));

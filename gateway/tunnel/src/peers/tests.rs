@@ -43,6 +43,7 @@ fn link(id: u64, to: u8, side: Side, address: Option<&str>, since: Duration) -> 
         replica: replica(to),
         side,
         transport,
+        via: None,
         address,
         since,
         fresh: true,
@@ -161,6 +162,26 @@ fn a_replica_that_dialled_us_needs_no_dial_and_its_address_is_tried_once() {
         start(peers, link(2, 2, Side::Dialler, Some("10.0.0.2:1"), now), &[2], now);
     };
     assert_eq!(run(&mut peers, SECOND, 60 * SECOND, reach).len(), 1);
+}
+
+#[test]
+fn a_link_that_was_on_its_way_by_a_relay_when_that_was_withdrawn_is_not_taken() {
+    let mut peers = peers("a", 1);
+    let by = |via: Option<&str>| vec![PeerTarget { via: via.map(Into::into), ..target("b", &[]) }];
+    let mut id = 0;
+    let mut taken = |peers: &mut Peers, via: &str| {
+        id += 1;
+        let facts = link(id, 2, Side::Acceptor, None, Duration::ZERO);
+        let facts = LinkFacts { transport: TransportKind::Relay, via: Some(via.into()), ..facts };
+        peers.link_started(&"b".into(), facts, vec![replica(2)], Duration::ZERO, NOW).map_err(|(code, _)| code)
+    };
+    assert_eq!(taken(&mut peers, "c"), Err(CloseCode::Revoked), "nobody knows this peer");
+    assert_eq!(peers.iter().count(), 0);
+    peers.set_targets(by(Some("c")), Duration::ZERO, NOW);
+    assert_eq!(taken(&mut peers, "c"), Ok(()));
+    assert_eq!(taken(&mut peers, "d"), Err(CloseCode::Revoked), "another one carries it");
+    assert_eq!(peers.set_targets(by(None), Duration::ZERO, NOW), [2], "what is there is cut");
+    assert_eq!(taken(&mut peers, "c"), Err(CloseCode::Revoked), "and what comes later, too");
 }
 
 #[test]

@@ -138,14 +138,13 @@ async fn two_that_nobody_can_dial_reach_each_other_by_a_third() {
 async fn all_three_have_to_agree() {
     let three = Three::start();
     three.a_knows(&[], Some("c"));
-    three.b_knows(Some("c"));
+    three.b_knows(None);
     let error = async |gateway: &Gateway, peer: &str, expected: &str| {
         let what = format!("{} says {expected:?}", gateway.cloud);
         until(&what, || last_error(gateway, peer).contains(expected).then_some(())).await;
     };
     error(&three.a, "b", "relay.allow does not name this pair").await;
     three.c.tunnel.set_relay(vec![rule("a", "b", PLENTY)]);
-    three.b_knows(None);
     error(&three.a, "b", "b takes no links by way of c").await;
     error(&three.b, "a", "does not say `via: c`").await;
     assert!(three.relayed().refused > 0);
@@ -156,6 +155,15 @@ async fn all_three_have_to_agree() {
     three.b_knows(None);
     three.b.no_link_to("a").await;
     three.a.no_link_to("b").await;
+    // And while links are on their way: a peer is dialled no more than twice a second.
+    for pause in 1..9 {
+        three.b_knows(Some("c"));
+        tokio::time::sleep(Duration::from_millis(3 * pause)).await;
+        three.b_knows(None);
+        tokio::time::sleep(Duration::from_millis(520)).await;
+        three.b.no_link_to("a").await;
+        three.a.no_link_to("b").await;
+    }
 }
 
 #[tokio::test]
