@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use eastway_identity::tls;
+use eastway_identity::{CertificateDer, tls};
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
@@ -69,6 +69,8 @@ pub(super) struct Brought {
 pub(super) struct Carried {
     pub(super) session: Session,
     pub(super) peer: Arc<str>,
+    /// What it has shown.
+    pub(super) chain: Vec<CertificateDer<'static>>,
     pub(super) remote: SocketAddr,
 }
 
@@ -88,8 +90,8 @@ pub(super) async fn take(
     let (mut session, preface) = begun.map_err(|_| Failure::Timeout)??;
     drop(permit);
     let Some(preface) = preface else {
-        let (peer, _) = shared.identify(&session, tls::SHARED_ALPN, None)?;
-        return Ok(Some(Carried { session, peer: peer.peer, remote }));
+        let (peer, chain) = shared.identify(&session, tls::SHARED_ALPN, None)?;
+        return Ok(Some(Carried { session, peer: peer.peer, chain, remote }));
     };
     let expected = brought.as_ref().map(|brought| &*brought.from);
     let (peer, chain) = shared.identify(&session, tls::TCP_ALPN, expected)?;

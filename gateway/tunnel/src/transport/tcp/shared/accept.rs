@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use eastway_identity::{CertificateDer, VerifyReason};
 use h2::server::{Builder, SendResponse};
 use h2::{Reason, RecvStream};
 use http::{Method, Request, Response, StatusCode};
@@ -33,7 +34,7 @@ pub(in crate::transport::tcp) async fn serve(
     carried: Carried,
     accepted: mpsc::Sender<Established>,
 ) {
-    let Carried { session, peer, remote } = carried;
+    let Carried { session, peer, chain, remote } = carried;
     let of_peer = shared.carriers.of(&peer);
     if of_peer.fetch_add(1, Ordering::Relaxed) < MOST_OF_PEER {
         let below = Below::new(session);
@@ -42,6 +43,7 @@ pub(in crate::transport::tcp) async fn serve(
             cut: CancellationToken::new(),
             shared: Arc::clone(&shared),
             peer,
+            chain,
             remote,
             accepted,
         };
@@ -62,6 +64,7 @@ struct Taker {
     cut: CancellationToken,
     shared: Arc<Shared>,
     peer: Arc<str>,
+    chain: Vec<CertificateDer<'static>>,
     remote: SocketAddr,
     accepted: mpsc::Sender<Established>,
 }
@@ -75,6 +78,9 @@ impl Taker {
         let mut windows = Windows::new(config.limits);
         let mut used = Instant::now();
         let mut until = None;
+        let mut trust = self.shared.trust.subscribe();
+        // Since the handshake.
+        trust.mark_changed();
         loop {
             tokio::select! {
                 request = connection.accept() => match request {
@@ -98,10 +104,21 @@ impl Taker {
                     until = Some(Instant::now() + config.timing.close * 2);
                     connection.graceful_shutdown();
                 }
+                Ok(()) = trust.changed(), if until.is_none() => if !self.is_trusted() {
+                    until = Some(Instant::now() + config.timing.close * 2);
+                    connection.graceful_shutdown();
+                },
                 () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => return Ok(()),
                 () = self.cut.cancelled() => return Ok(()),
             }
         }
+    }
+
+    /// Whether the other side may be what it showed itself to be. A certificate that has ended says nothing of the links
+    /// here, which are renewed inside.
+    fn is_trusted(&self) -> bool {
+        let verdict = self.shared.trust.verify_live(&self.chain, (self.shared.clock)(), &self.peer);
+        verdict.map_or_else(|error| error.reason() == VerifyReason::CertExpired, |_| true)
     }
 
     fn answer(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
