@@ -413,6 +413,15 @@ impl Authority {
         Err(Status::permission_denied(format!("only user {} may ask for certificates here", self.uid)))
     }
 
+    /// The connection may have been let in before it was known that what was shown is revoked.
+    fn check_certificate<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let shown = request.extensions().get::<Caller>().and_then(|caller| caller.identity.as_ref());
+        match shown {
+            Some(shown) if self.revoked.borrow().contains(&*shown.serial) => Err(self.deny(request, &Denial::Revoked)),
+            _ => Ok(()),
+        }
+    }
+
     /// One workload that asks without end must not keep the others from their certificates.
     fn check_rate(&self, id: &SpiffeId) -> Result<(), Status> {
         if self.rate.admit(id.clone(), Instant::now()) {
@@ -431,9 +440,12 @@ impl Authority {
             request.extensions().get::<Caller>().map_or_else(String::new, |caller| caller.address.to_string());
         let kind = match denial {
             Denial::TooMany | Denial::Busy => Refusal::Overload,
-            Denial::Nothing | Denial::Token(_) | Denial::Expired | Denial::TwoIdentities { .. } | Denial::Name(_) => {
-                Refusal::Signing
-            }
+            Denial::Nothing
+            | Denial::Token(_)
+            | Denial::Expired
+            | Denial::Revoked
+            | Denial::TwoIdentities { .. }
+            | Denial::Name(_) => Refusal::Signing,
         };
         self.telemetry.refusals.refused(kind, None, format_args!("certificate for {address}: {denial}"));
         denial.status()
@@ -446,6 +458,7 @@ impl CertificateAuthority for Service {
         let (id, proof) = self.asker(&request).await?;
         // A certificate of the CA before a rotation would be taken for one of after it until it is renewed.
         self.authority.refresh();
+        self.authority.check_certificate(&request)?;
         let Authority { ca, settings, telemetry, .. } = &*self.authority;
         let request = request.into_inner();
         let wanted = Duration::from_secs(request.ttl_seconds);

@@ -63,6 +63,8 @@ pub(super) enum Denial {
     Token(ReviewError),
     #[error("the certificate has ended")]
     Expired,
+    #[error("the certificate is revoked")]
+    Revoked,
     #[error("the token is of {token}, the certificate of {certificate}")]
     TwoIdentities { token: SpiffeId, certificate: SpiffeId },
     #[error("the account makes no identity: {0}")]
@@ -78,7 +80,7 @@ impl Denial {
         let text = self.to_string();
         match self {
             Self::Token(ReviewError::Unavailable(_)) => Status::unavailable(text),
-            Self::Nothing | Self::Token(_) | Self::Expired => Status::unauthenticated(text),
+            Self::Nothing | Self::Token(_) | Self::Expired | Self::Revoked => Status::unauthenticated(text),
             Self::TwoIdentities { .. } | Self::Name(_) => Status::permission_denied(text),
             Self::TooMany | Self::Busy => Status::resource_exhausted(text),
         }
