@@ -10,12 +10,13 @@ pub enum Kind {
     Cluster,
     /// EDS: the endpoints of a cluster of the same name.
     Endpoints,
+    /// SDS: certificates and trust bundles. Before listeners: one that ends all connections because of who is revoked must
+    /// not take them again by the old list.
+    Secret,
     /// LDS: where the proxy listens.
     Listener,
     /// RDS: which HTTP request goes to which cluster.
     Route,
-    /// SDS: certificates and trust bundles.
-    Secret,
     /// Virtual hosts. There are none; like all below they are answered as absent, because a client may ask.
     VirtualHost,
     /// Scoped routes.
@@ -42,9 +43,9 @@ impl Kind {
     pub const ALL: [Self; 9] = [
         Self::Cluster,
         Self::Endpoints,
+        Self::Secret,
         Self::Listener,
         Self::Route,
-        Self::Secret,
         Self::VirtualHost,
         Self::ScopedRoute,
         Self::Extension,

@@ -16,6 +16,7 @@ const C: Kind = Kind::Cluster;
 const E: Kind = Kind::Endpoints;
 const L: Kind = Kind::Listener;
 const R: Kind = Kind::Route;
+const S: Kind = Kind::Secret;
 
 fn put(kind: Kind, name: &str, content: &str) -> Edit {
     Edit::Put(kind, Resource::new(kind, name, &wire::Hint { string_value: Some(content.to_owned()) }))
@@ -96,6 +97,24 @@ fn what_is_new_comes_in_the_order_of_reference_and_what_goes_in_the_other() {
     let acknowledged = ask(&mut session, C, answer(&pushed[0].nonce, None));
     assert_eq!(acknowledged, ["lds m=1", "rds s=1", "lds -l", "rds -r", "cds -a", "eds -a"]);
     assert!(!session.is_holding() && push(&mut session, &view).is_empty(), "nothing twice");
+}
+
+/// A listener that ends all connections because somebody is revoked takes them again at once.
+#[test]
+fn who_is_revoked_is_known_before_listeners_end_what_they_have() {
+    let first = view(vec![put(L, "inbound", "1"), put(S, "anchors", "1")]);
+    let second = Arc::new(first.edited([put(L, "inbound", "2"), put(S, "anchors", "2")]).unwrap());
+    let mut session = new();
+    push(&mut session, &first);
+    assert_eq!(ask(&mut session, L, delta(&["*"])), ["lds inbound=1"]);
+    assert_eq!(ask(&mut session, S, delta(&["anchors"])), ["sds anchors=1"]);
+    assert_eq!(push(&mut session, &second), ["sds anchors=2", "lds inbound=2"]);
+    let mut session = WorldSession::new("s".to_owned());
+    session.update(first);
+    world(&mut session, L, "", &[]);
+    world(&mut session, S, "", &["anchors"]);
+    let pushed: Vec<_> = session.update(second).iter().map(|response| response.type_url.clone()).collect();
+    assert_eq!(pushed, [S.url(), L.url()]);
 }
 
 #[test]
