@@ -21,7 +21,7 @@ use tracing::info;
 use crate::app::Gateway;
 use crate::app::frontend::FrontendView;
 use crate::config::settings::{SYSTEM_NAMESPACE, SidecarSettings};
-use crate::local::listener;
+use crate::local::listener::{self, Revoked};
 use crate::proxy::hbone::renewals::{Certificate, Renewals};
 use crate::roles::{CA_ACCOUNT, CONTROLLER_ACCOUNT, GATEWAY_ACCOUNT};
 use crate::telemetry::{Refusal, Telemetry};
@@ -58,7 +58,8 @@ pub fn serve(
     let spoken = Arc::<Spoken>::default();
     let observer = Arc::new(Counting(gateway.telemetry.clone()));
     let limits = Limits { streams: MAX_SIDECARS, ..Limits::default() };
-    let admit = showing(admit(all.system_namespace(), gateway.telemetry.clone()), Arc::clone(&gateway.renewals));
+    let admit = admit(all.system_namespace(), gateway.telemetry.clone());
+    let admit = showing(admit, Arc::clone(&gateway.renewals), gateway.revoked.subscribe());
     let server = Server::new(Arc::clone(&scopes), admit, observer, limits, gateway.clock.started_at().0, end.clone())
         .with_proxyless(Arc::clone(&proxyless_scopes), gateway.wants_shares.clone())
         .with_spoken(Arc::clone(&spoken));
@@ -230,13 +231,13 @@ pub async fn subscribe(
 }
 
 /// Who asks for its configuration shows its certificate: the newest one, as a stream ends before the certificate does.
-fn showing(admit: Admit, renewals: Arc<Renewals>) -> Admit {
+fn showing(admit: Admit, renewals: Arc<Renewals>, revoked: Revoked) -> Admit {
     Arc::new(move |extensions| {
         let caller = admit(extensions)?;
         if let Some(connection) = extensions.get::<listener::Caller>() {
             let address = connection.address.ip();
             let certificate = Certificate { end: caller.not_after, serial: Arc::clone(&caller.serial) };
-            renewals.show(&caller.identity, address, certificate, SystemTime::now());
+            renewals.show(&caller.identity, address, certificate, SystemTime::now(), &revoked.borrow());
         }
         Ok(caller)
     })

@@ -94,7 +94,7 @@ impl Session {
         let requests = Requests { router, held, tunnels, source, client, local, room };
         let (identity, expires) = (Arc::from(caller.id.as_str()), caller.not_after);
         let certificate = Certificate { end: expires, serial: caller.serial };
-        renewals.show(&identity, client.ip(), certificate, SystemTime::now());
+        renewals.show(&identity, client.ip(), certificate, SystemTime::now(), &revoked.borrow());
         Some(Self { io, requests, expires, identity, renewals, revoked, drain })
     }
 
@@ -132,7 +132,7 @@ impl Session {
                     connection.graceful_shutdown();
                 }
                 // Unless it has come with a renewed one (invariant I9).
-                () = &mut expire => match renewed(&renewals, &identity, client.ip()) {
+                () = &mut expire => match renewed(&renewals, &identity, client.ip(), &revoked.borrow()) {
                     Some(left) => expire.as_mut().reset(Instant::now() + left),
                     None => break "its certificate has expired".to_owned(),
                 },
@@ -150,8 +150,9 @@ impl Session {
 }
 
 /// For how long the newest certificate of a sidecar is still good; `None`: it is not.
-fn renewed(renewals: &Renewals, identity: &str, address: IpAddr) -> Option<Duration> {
-    let left = renewals.newest(identity, address)?.end.duration_since(SystemTime::now()).ok()?;
+fn renewed(renewals: &Renewals, identity: &str, address: IpAddr, revoked: &BTreeSet<String>) -> Option<Duration> {
+    let newest = renewals.newest(identity, address).filter(|newest| !revoked.contains(&*newest.serial))?;
+    let left = newest.end.duration_since(SystemTime::now()).ok()?;
     (!left.is_zero()).then_some(left)
 }
 
