@@ -193,7 +193,7 @@ async fn x2_wrong_nodes_and_types_end_the_stream_with_a_reason() {
 
 #[tokio::test]
 async fn x4_who_does_not_read_is_cut_and_delays_nobody() {
-    let rig = rig(Duration::from_secs(86_400), Limits { stalled: Duration::from_millis(300), streams: 8 });
+    let rig = rig(Duration::from_secs(86_400), Limits { stalled: Duration::from_secs(3), streams: 8 });
     let mut view = clusters(&View::default(), &["a", "b"], 100_000);
     rig.views.send_replace(Some(view.clone()));
     let (stuck, kept) = open(&rig).await.unwrap();
@@ -212,7 +212,7 @@ async fn x4_who_does_not_read_is_cut_and_delays_nobody() {
         slowest = slowest.max(pushed.elapsed());
     }
     assert_eq!(*rig.seen.cuts.lock().unwrap(), [Cut::Stalled]);
-    assert!(slowest < Duration::from_millis(250), "{slowest:?}: nobody waits for the other");
+    assert!(slowest < Duration::from_millis(2_500), "{slowest:?}: nobody waits for the other");
     until("it is not listed any more", || rig.clients.len() == 1).await;
     drop((stuck, kept));
 }
@@ -240,7 +240,7 @@ async fn i8_a_slow_client_gets_the_newest_view_and_no_queue() {
 
 #[tokio::test]
 async fn i9_a_stream_ends_with_the_certificate_and_with_the_process() {
-    let short = rig(Duration::from_millis(200), Limits::default());
+    let short = rig(Duration::from_millis(1_500), Limits::default());
     short.views.send_replace(Some(clusters(&View::default(), &["a"], 1)));
     let (requests, mut responses) = open(&short).await.unwrap();
     requests.send(subscribe(Kind::Cluster)).await.unwrap();

@@ -61,8 +61,14 @@ impl Three {
     async fn linked() -> Self {
         let three = Self::start();
         three.c.tunnel.set_relay(vec![rule("a", "b", PLENTY)]);
-        three.a_knows(&[], Some("c"));
+        // Who dials by way of c before both are linked with it is refused, and that is counted.
+        three.a_knows(&[], None);
+        three.b_knows(None);
+        for (one, other) in [(&three.a, "c"), (&three.b, "c"), (&three.c, "a"), (&three.c, "b")] {
+            one.link_to(other).await;
+        }
         three.b_knows(Some("c"));
+        three.a_knows(&[], Some("c"));
         three.a.link_to("b").await;
         three.b.link_to("a").await;
         three

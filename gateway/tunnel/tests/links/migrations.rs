@@ -13,7 +13,7 @@ use crate::support::{Cloud, header, soon};
 const EVERY: Duration = Duration::from_millis(1);
 const LENGTH: Duration = Duration::from_secs(3);
 /// Longest answer of another peer meanwhile, with all of this on a busy machine.
-const PROMPT: Duration = Duration::from_millis(500);
+const PROMPT: Duration = Duration::from_secs(2);
 
 /// Asks one question on a stream that echoes.
 async fn ask(stream: &mut TunnelStream) -> Duration {

@@ -232,6 +232,9 @@ mod tests {
         }
     }
 
+    /// A file that is open for writing cannot be run, and whatever starts meanwhile holds it open for a moment.
+    static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
     /// A program of these commands.
     fn program(folder: &Path, commands: &str) -> PathBuf {
         let path = folder.join("envoy");
@@ -248,6 +251,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_cannot_be_run_is_told_in_words() {
+        let _alone = ALONE.lock().await;
         let folder = tempfile::tempdir().unwrap();
         let missing = said(&folder.path().join("none"), PATIENCE).await.unwrap_err().to_string();
         assert!(missing.starts_with("there is no Envoy at ") && !missing.contains("envoy.path"), "{missing}");
@@ -276,13 +280,14 @@ mod tests {
 
     #[tokio::test]
     async fn what_never_ends_is_read_no_further_and_ended() {
+        let _alone = ALONE.lock().await;
         let folder = tempfile::tempdir().unwrap();
         let endless = program(folder.path(), "while :; do echo yes; done");
         let text = said(&endless, PATIENCE).await.unwrap();
         assert_eq!(u64::try_from(text.len()).unwrap(), MAX_SAID);
         let file = folder.path().join("pid");
         let hangs = program(folder.path(), &format!("echo $$ > {}; exec sleep 600", file.display()));
-        let silent = said(&hangs, Duration::from_secs(1)).await.unwrap_err();
+        let silent = said(&hangs, Duration::from_secs(5)).await.unwrap_err();
         assert!(matches!(silent, ProgramError::Silent(_)), "{silent}");
         let pid = fs::read_to_string(file).unwrap();
         let command_line = PathBuf::from(format!("/proc/{}/cmdline", pid.trim()));
