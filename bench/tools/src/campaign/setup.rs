@@ -42,6 +42,8 @@ pub(super) fn read(programs: &Programs) -> Result<Value> {
         },
         "versions": {
             "eastway": first_line(Command::new(&programs.eastway).arg("version")),
+            // Of a copy without history nobody knows it.
+            "commit": first_line(Command::new("git").args(["rev-parse", "--short", "HEAD"])),
             "envoy": envoy(Command::new(&programs.envoy).arg("--version")),
             "haproxy": first_line(Command::new("haproxy").arg("-v")),
             "rathole": rathole(Command::new(&programs.rathole).arg("--version")),

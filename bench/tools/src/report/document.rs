@@ -6,6 +6,9 @@ use serde_json::Value;
 
 use super::{TUNNELS, median, plot};
 
+/// Whose versions are told, in this order.
+const PROGRAMS: [&str; 7] = ["eastway", "envoy", "haproxy", "iperf3", "quinn", "rathole", "wireguard-go"];
+
 /// Everything between the two lines.
 pub(super) fn section(figures: &Value) -> String {
     let mut text = String::new();
@@ -15,15 +18,12 @@ pub(super) fn section(figures: &Value) -> String {
     let length = if setup["quick"] == true { "A quick run" } else { "A full run" };
     let _infallible = writeln!(
         text,
-        "{length} of {} minutes on {} × {}, Linux {}; {}, haproxy {}, {}wireguard-go {}.\n",
+        "{length} of {} minutes on {} × {}, Linux {}; {}.\n",
         setup["seconds"].as_u64().unwrap_or_default().div_ceil(60),
         machine["processors"],
         text_of(&machine["processor"]),
         text_of(&machine["kernel"]),
-        text_of(&setup["versions"]["eastway"]),
-        short(&text_of(&setup["versions"]["haproxy"])),
-        setup["versions"]["rathole"].as_str().map(|version| format!("rathole {version}, ")).unwrap_or_default(),
-        short(&text_of(&setup["versions"]["wireguard-go"])),
+        versions(&setup["versions"]),
     );
     text.push_str(&goals(figures));
     text.push_str(&goodput(figures));
@@ -34,15 +34,26 @@ pub(super) fn section(figures: &Value) -> String {
     text
 }
 
-/// The version out of what a program says of itself: the first word that begins with a digit, after a `v` or not.
+/// Of all programs that took part, and the commit that ours was built of.
+fn versions(all: &Value) -> String {
+    let known = PROGRAMS.iter().filter_map(|name| Some(format!("{name} {}", short(all[name].as_str()?))));
+    let commit = all["commit"].as_str().map(|commit| format!("commit {commit}"));
+    known.chain(commit).collect::<Vec<_>>().join(", ")
+}
+
+/// The version out of what a program says of itself: the first word that begins with a digit, after a `v` or not, and
+/// has a dot.
 fn short(said: &str) -> &str {
-    let words = said.split_whitespace().map(|word| word.trim_start_matches('v'));
-    words.into_iter().find(|word| word.starts_with(|first: char| first.is_ascii_digit())).unwrap_or_default()
+    let words = said.split(|letter: char| letter.is_whitespace() || "/\"".contains(letter));
+    let mut words = words.map(|word| word.trim_start_matches('v'));
+    let is_version = |word: &&str| word.starts_with(|first: char| first.is_ascii_digit()) && word.contains('.');
+    words.find(is_version).unwrap_or_default()
 }
 
 fn goals(figures: &Value) -> String {
     let mut text =
-        "| goal | what | measured | 95 % | floor | goal | reached |\n|---|---|---|---|---|---|---|\n".to_owned();
+        "| goal | what | measured | 95 % | rounds | floor | goal | reached |\n|---|---|---|---|---|---|---|---|\n"
+            .to_owned();
     let mut lines: Vec<(&String, &Value)> = figures["ratios"].as_object().into_iter().flatten().collect();
     lines.sort_by_key(|(key, _)| (number(key), *key));
     for (key, line) in lines {
@@ -54,9 +65,10 @@ fn goals(figures: &Value) -> String {
         let [low, high] = [0, 1].map(|end| digits(line["ci95"][end].as_f64()));
         let _infallible = writeln!(
             text,
-            "| {key} | {} | {} | {low} – {high} | {} | {} | {} |",
+            "| {key} | {} | {} | {low} – {high} | {} | {} | {} | {} |",
             line["what"].as_str().unwrap_or_default(),
             digits(line["median"].as_f64()),
+            line["rounds"],
             bound("floor"),
             bound("goal"),
             line["met"].as_str().unwrap_or_default(),
@@ -172,6 +184,11 @@ mod tests {
     fn versions_are_found() {
         assert_eq!(short("HAProxy version 2.6.12-1+deb12u4 2026/10/17 - https://haproxy.org/"), "2.6.12-1+deb12u4");
         assert_eq!(short("v0.0.0-20260522210424-ecfc5a8d5446 // indirect"), "0.0.0-20260522210424-ecfc5a8d5446");
+        assert_eq!(short("9e5580933739775e8bce696a57a2e1bc99368f23/1.40.0/Clean/RELEASE/BoringSSL"), "1.40.0");
+        assert_eq!(short("{ version = \"0.11.12\", default-features = false }"), "0.11.12");
         assert_eq!(short("unknown"), "");
+        let all =
+            serde_json::json!({"iperf3": "iperf 3.12 (cJSON 1.7.15)", "eastway": "eastway 0.1.0", "commit": "abc"});
+        assert_eq!(versions(&all), "eastway 0.1.0, iperf3 3.12, commit abc");
     }
 }
