@@ -137,12 +137,19 @@ impl Router {
         self.route_from(target, client, Protocol::Tcp, false).await
     }
 
-    /// As [`Self::route`], for a client that speaks TLS to the endpoint and shows nothing of it here.
+    /// As [`Self::route`], for a sidecar of Istio, which speaks TLS to the endpoint and shows nothing of it here. It has
+    /// gone by the rules that are its own: their weights do not count once more. A split is ours, and counts.
     ///
     /// # Errors
     /// [`RouteError`]
     pub async fn route_tls(&self, target: &Target, client: IpAddr) -> Result<Routed, RouteError> {
-        self.route_from(target, client, Protocol::Tcp, true).await
+        let snapshot = self.snapshot();
+        let policy = snapshot.import(&target.service).and_then(|import| import.policy.as_ref());
+        if target.subset.is_some() || policy.is_some_and(|policy| !policy.split.is_empty()) {
+            return self.route_from(target, client, Protocol::Tcp, true).await;
+        }
+        let any = Target { subset: Some(Arc::default()), ..target.clone() };
+        self.route_from(&any, client, Protocol::Tcp, true).await
     }
 
     /// As [`Self::route`], for a UDP flow.
