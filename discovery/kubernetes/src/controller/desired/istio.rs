@@ -62,9 +62,16 @@ pub(super) enum Plan<'a> {
         selection: &'a Selection,
         /// All endpoints of peers are among them: its clusterset name can lead to the same.
         named: bool,
+        /// So many are not told, because there are too many.
+        left_out: usize,
     },
     /// A service by its clusterset name.
-    Remote(Vec<Entry<'a>>),
+    Remote {
+        /// Its endpoints.
+        entries: Vec<Entry<'a>>,
+        /// So many are not told, because there are too many.
+        left_out: usize,
+    },
 }
 
 /// Endpoints of a peer that are one to istiod.
@@ -81,7 +88,7 @@ impl Plan<'_> {
     /// Annotations of the derived Service.
     pub(super) fn annotations(&self) -> Value {
         match self {
-            Self::Remote(_) | Self::Stretched { named: true, .. } => json!({ EXPORT_TO.0: EXPORT_TO.1 }),
+            Self::Remote { .. } | Self::Stretched { named: true, .. } => json!({ EXPORT_TO.0: EXPORT_TO.1 }),
             Self::Nothing | Self::Withheld(_) | Self::Stretched { .. } => json!({}),
         }
     }
@@ -90,7 +97,10 @@ impl Plan<'_> {
     pub(super) fn note(&self) -> Option<String> {
         match self {
             Self::Withheld(why) => Some(format!("{WITHHELD}{why}")),
-            Self::Nothing | Self::Stretched { .. } | Self::Remote(_) => None,
+            Self::Stretched { left_out: more @ 1.., .. } | Self::Remote { left_out: more @ 1.., .. } => Some(format!(
+                "Istio's sidecars are told of {MAX_ENTRIES} kinds of its endpoints elsewhere, and not of {more} more"
+            )),
+            Self::Nothing | Self::Stretched { .. } | Self::Remote { .. } => None,
         }
     }
 }
@@ -103,10 +113,12 @@ pub(super) fn plan<'a>(world: &World<'a>, key: &ServiceKey, seen: &'a Seen, impo
     if remote.is_empty() {
         return Plan::Nothing;
     }
-    let entries = entries(world, key, import, &remote);
+    let mut entries = entries(world, key, import, &remote);
+    let left_out = entries.len().saturating_sub(MAX_ENTRIES);
+    entries.truncate(MAX_ENTRIES);
     if import.part(None).is_none() {
         let all = !entries.is_empty() && all_speak_istio(import, networks);
-        return if all { Plan::Remote(entries) } else { Plan::Nothing };
+        return if all { Plan::Remote { entries, left_out } } else { Plan::Nothing };
     }
     let Some(selection) = seen.selection.as_deref() else {
         let why =
@@ -124,7 +136,7 @@ pub(super) fn plan<'a>(world: &World<'a>, key: &ServiceKey, seen: &'a Seen, impo
     }
     let fits = |entry: &Entry<'_>| selection.has(&entry.all_labels(key, selection));
     let named = all_speak_istio(import, networks) && entries.iter().all(fits);
-    Plan::Stretched { entries: entries.into_iter().filter(fits).collect(), selection, named }
+    Plan::Stretched { entries: entries.into_iter().filter(fits).collect(), selection, named, left_out }
 }
 
 /// The endpoints of clusters that can be reached, or else of those that can not: there may be no others.
@@ -136,7 +148,7 @@ fn entries<'a>(
 ) -> Vec<Entry<'a>> {
     let of = |stale: bool| -> Vec<Entry<'a>> {
         let parts = remote.iter().filter(|(part, _)| part.stale == stale);
-        parts.flat_map(|(part, network)| of_part(key, part, network)).take(MAX_ENTRIES).collect()
+        parts.flat_map(|(part, network)| of_part(key, part, network)).collect()
     };
     let live = of(false);
     let local = world.snapshot.local(key).filter(|_| import.part(None).is_some());
@@ -232,7 +244,7 @@ pub(super) fn objects(draft: &mut Draft<'_>, import: &Import, plan: &Plan<'_>, a
     let Some(owner) = draft.owner() else { return };
     match plan {
         Plan::Nothing | Plan::Withheld(_) => {}
-        Plan::Stretched { entries, selection, named } => {
+        Plan::Stretched { entries, selection, named, .. } => {
             if *named && let Some(mut spec) = service_entry(draft, import, addresses) {
                 // Pods of this cluster, and the entries below.
                 spec.insert("workloadSelector".to_owned(), json!({ "labels": selection.labels }));
@@ -249,7 +261,7 @@ pub(super) fn objects(draft: &mut Draft<'_>, import: &Import, plan: &Plan<'_>, a
                 put(draft, Kind::WorkloadEntry, &entry.name(draft.key), metadata, json!({ "spec": spec }));
             }
         }
-        Plan::Remote(entries) => {
+        Plan::Remote { entries, .. } => {
             let Some(mut spec) = service_entry(draft, import, addresses) else { return };
             let none = BTreeMap::new();
             let endpoints: Vec<_> = entries.iter().map(|entry| entry.spec(&entry.labels(&none))).collect();

@@ -228,3 +228,26 @@ fn i6_labels_that_mean_something_here_are_not_a_peers_to_say() {
     let expected = serde_json::json!({"app": "cart", "version": "v2", "security.istio.io/tlsMode": "istio"});
     assert_eq!(*labels, expected);
 }
+
+#[test]
+fn i8_of_too_many_kinds_of_endpoints_some_are_told_and_it_is_said() {
+    let many = |peer: &str| {
+        let groups = (0..300).map(|number| version(&format!("{peer}-{number}"), None, 1));
+        complete(peer, vec![exported(groups.collect())])
+    };
+    let is_said = |rig: &Rig| {
+        let (_, _, message) = rig.condition(rig.import(), "Ready");
+        assert!(message.contains("told of 500 kinds of its endpoints elsewhere, and not of 100 more"), "{message}");
+    };
+    let mut rig = stretched(vec![]);
+    rig.apply([many("gke"), many("aks")]);
+    rig.settle();
+    assert_eq!(entries(&rig, Kind::WorkloadEntry).len(), 500);
+    is_said(&rig);
+    let mut rig = self::rig();
+    rig.apply([many("gke"), many("aks")]);
+    rig.settle();
+    let all = entries(&rig, Kind::ServiceEntry);
+    assert_eq!(all[0].at("/spec/endpoints").as_array().unwrap().len(), 500);
+    is_said(&rig);
+}
