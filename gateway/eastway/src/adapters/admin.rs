@@ -187,6 +187,8 @@ impl AdminSource for Source {
         let imports: Vec<_> = snapshot.imports().filter(of_peer).collect();
         let frontend = self.gateway.frontend.borrow();
         let alone = imports.iter().filter(|import| import.parts.len() == 1 && frontend.vips.contains_key(&import.key));
+        // Taken from clients a moment after their import is gone, whosever it was.
+        let gone = frontend.vips.keys().filter(|key| snapshot.import(key).is_none());
         // What is no name of a cluster never had a file, and must not lead to one elsewhere.
         let file = ClusterName::parse(peer).ok().map(|peer| copy_of_imports(&self.gateway.settings.state, &peer));
         Leftovers {
@@ -194,7 +196,7 @@ impl AdminSource for Source {
             links: count(links),
             sessions: u32::from(snapshot.peer(peer).is_some()),
             imports: count(imports.len()),
-            vips: count(alone.count()),
+            vips: count(alone.count() + gone.count()),
             files: u32::from(file.is_some_and(|file| file.exists())),
         }
     }
