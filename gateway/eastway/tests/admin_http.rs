@@ -164,6 +164,43 @@ async fn i12_health_names_what_is_pending_and_fails_while_draining() {
     }
 }
 
+/// Who may ask learns whether to send traffic here, and nothing of what runs here.
+#[tokio::test]
+async fn u8_the_health_port_tells_a_stranger_nothing() {
+    let gateway = FakeGateway::start(FakeSource::default()).await;
+    let to = gateway.health;
+    let ask = |method: &str, path: &str| {
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: stranger.example\r\nContent-Length: 0\r\n\r\n");
+        async move { exchange(to, request.as_bytes()).await }
+    };
+    let mut answers = Vec::new();
+    let known =
+        [("/healthz", "ok\n"), ("/healthz/live", "ok\n"), ("/healthz/ready", "ready\n"), ("/readyz", "ready\n")];
+    for (path, said) in known {
+        let answer = ask("GET", path).await;
+        assert_eq!((status(&answer), body(&answer)), ("200", said), "{path}");
+        answers.push(answer);
+    }
+    for path in ["/", "/version", "/healthz/", "/healthz/livez", "/metrics", "/status", "/config_dump", "/debug/pprof"]
+    {
+        let answer = ask("GET", path).await;
+        assert_eq!((status(&answer), body(&answer)), ("404", "not found\n"), "{path}");
+        answers.push(answer);
+    }
+    for method in ["POST", "HEAD", "TRACE"] {
+        let answer = ask(method, "/healthz").await;
+        assert_eq!(status(&answer), "405", "{method}");
+        answers.push(answer);
+    }
+    answers.push(exchange(to, b"hello\r\n\r\n").await);
+    for answer in answers {
+        let said = answer.to_ascii_lowercase();
+        for word in ["server:", "via:", "x-powered-by", "hyper", "eastway", env!("CARGO_PKG_VERSION")] {
+            assert!(!said.contains(word), "{word} is in {answer}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn metrics_are_on_their_own_port() {
     let gateway = FakeGateway::start(FakeSource::default()).await;

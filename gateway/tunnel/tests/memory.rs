@@ -17,7 +17,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use support::{Over, header, pair, read_all, soon, until};
+use eastway_tunnel::Link;
+use support::{Over, PATIENCE, header, pair, read_all, soon, until};
+use tokio::task::JoinSet;
 
 /// Resident memory of this process, bytes.
 fn resident() -> u64 {
@@ -31,6 +33,7 @@ fn resident() -> u64 {
 async fn hostile_traffic_costs_a_bounded_amount_of_memory() {
     u1_u2_a_flood_of_initials().await;
     p9_streams_that_nobody_reads().await;
+    p9_many_links_of_one_peer().await;
 }
 
 /// If set: for so many seconds Initials come as fast as this machine sends them. What the listening socket's queue cannot take
@@ -115,7 +118,7 @@ async fn p9_streams_that_nobody_reads() {
     let link = a.link_to("b").await;
     let before = resident();
     // 64 MiB in all, if they could.
-    let mut stalled = tokio::task::JoinSet::new();
+    let mut stalled = JoinSet::new();
     for _ in 0..1_000 {
         let mut stream = link.open(&header("stalls")).await.unwrap();
         stalled.spawn(async move {
@@ -134,4 +137,58 @@ async fn p9_streams_that_nobody_reads() {
     // 4 MiB unread at one end, 4 MiB unsent at the other, both in this process; the rest is the streams themselves.
     assert!(most <= 32 << 20, "{} KiB more", most >> 10);
     stalled.abort_all();
+}
+
+/// Links of one peer hold together what all links may hold, however many they are and however often it tries again (P9).
+async fn p9_many_links_of_one_peer() {
+    const LINKS: u8 = 8;
+    const STREAMS: usize = 100;
+    const TOTAL: u64 = 8 << 20;
+    const UNSENT: u32 = 1 << 20;
+    let (mut a, mut b) = pair();
+    b.limits.stream_window = 256 << 10;
+    b.limits.link_window = 1 << 20;
+    b.limits.link_window_max = 8 << 20;
+    b.limits.total_window = TOTAL;
+    a.limits.send_window_max = UNSENT;
+    // A busy machine admits streams late.
+    a.timing.open = PATIENCE;
+    let b = b.gateway();
+    b.knows(&[("a", &[])]);
+    let replicas: Vec<_> = (0..LINKS).map(|_| a.gateway()).collect();
+    let mut links = Vec::new();
+    for replica in &replicas {
+        replica.knows(&[("b", &[b.tunnel.local_addr()])]);
+        links.push(replica.link_to("b").await);
+    }
+    let before = resident();
+    let mut stalled = JoinSet::new();
+    for link in links {
+        for _ in 0..STREAMS {
+            stalled.spawn(stall(link.clone()));
+        }
+    }
+    let cut = || b.tunnel.counters().resets_sent.get("OVERLOADED").copied().unwrap_or_default();
+    let mut most = 0;
+    until("what is too much is cut", || {
+        most = most.max(resident().saturating_sub(before));
+        (cut() > 200).then_some(())
+    })
+    .await;
+    most = most.max(resident().saturating_sub(before));
+    // Unread at one end and unsent at the other, both in this process. Four times that is for the streams themselves, 800
+    // at each end, and for what the allocator keeps. Without a bound on all links together each could hold as much as all may.
+    let budget = TOTAL + u64::from(LINKS) * u64::from(UNSENT);
+    println!("{} KiB more memory at the most, of a budget of {} KiB", most >> 10, budget >> 10);
+    assert!(most <= 4 * budget, "{} KiB more", most >> 10);
+    stalled.abort_all();
+}
+
+/// Opens a stream that nobody reads, again whenever it is cut, and writes all that is taken.
+async fn stall(link: Link) {
+    let block = Bytes::from_static(&[0; 16_384]);
+    while let Ok(mut stream) = link.open(&header("stalls")).await {
+        while stream.send.write(block.clone()).await.is_ok() {}
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }

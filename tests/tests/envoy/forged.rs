@@ -242,15 +242,15 @@ async fn refused(world: &World) -> Result<u64> {
 }
 
 lab_test! {
-    async fn x4_what_a_compromised_ca_signs_is_taken_for_its_own_domain_only_envoy_1_40_0() {
+    async fn c4_what_a_compromised_ca_signs_is_taken_for_its_own_domain_only_envoy_1_40_0() {
         nobody_takes_them("1.40.0").await
     }
-    async fn x4_what_a_compromised_ca_signs_is_taken_for_its_own_domain_only_envoy_1_36_2() {
+    async fn c4_what_a_compromised_ca_signs_is_taken_for_its_own_domain_only_envoy_1_36_2() {
         nobody_takes_them("1.36.2").await
     }
 
     /// A peer's gateway that tells us to know its domain by something that could speak for ours.
-    async fn x4_an_anchor_that_could_speak_for_others_is_given_to_no_sidecar() {
+    async fn c4_an_anchor_that_could_speak_for_others_is_given_to_no_sidecar() {
         let world = World::start("1.40.0").await?;
         let (a, b) = (world.mesh.cloud("a"), world.mesh.cloud("b"));
         let place = b.net().pods().clone();

@@ -160,7 +160,11 @@ impl Stage {
         let at = SocketAddr::new(net.pod(11), PORT);
         let server = start(net.pods(), version, &folder.join("server.json"), &server(&folder, at)).await?;
         mesh.change_services("b", |services| {
-            services.push(ServiceSpec::new(NAMESPACE, "web", PORT).endpoint(at.ip(), "v1"));
+            let service = |name: &str, export| {
+                let spec = ServiceSpec::new(NAMESPACE, name, PORT).endpoint(at.ip(), "v1");
+                ServiceSpec { export, ..spec }
+            };
+            services.extend([service("web", true), service("secret", false)]);
         })?;
         mesh.change_services("a", |_| {})?;
         mesh.target("a", "web").await?;
@@ -299,7 +303,10 @@ lab_test! {
             ensure!(first == 21 || first == 22, "in pieces of {size}: {first}");
         }
         let before = stage.refused().await?;
+        let (_, said) = stage.mesh.cloud("b").command(0, &["describe", "shop/secret"]).await?;
+        ensure!(said.contains("it exists in this cluster, but is not exported"), "{said}");
         let names = [
+            "outbound_.8080_._.secret.shop.svc.cluster.local",
             "outbound_.8080_._.nobody.shop.svc.cluster.local",
             "outbound_.8081_._.web.shop.svc.cluster.local",
             "outbound_.8080_.v9_.web.shop.svc.cluster.local",
@@ -326,7 +333,7 @@ lab_test! {
             ensure!(bound.contains(&waited), "what never came to an end had {waited:?}");
         }
         let counted = stage.refused().await? - before;
-        ensure!(counted == 10, "{counted} were counted");
+        ensure!(counted == 11, "{counted} were counted");
         stage.mesh.stop().await
     }
 }

@@ -50,7 +50,7 @@ lab_test! {
         within(PATIENCE, "it serves there too", async || Ok(http::status(&pods, taken, "/").await? == 200)).await?;
         ensure!(freed.elapsed() < SOON, "after {:?}", freed.elapsed());
         within(PATIENCE, "it is ready", async || Ok(http::status(&pods, health, "/readyz").await? == 200)).await?;
-        ensure!(said(&log, "Envoy is ready")?);
+        within(PATIENCE, "the log says so", async || said(&log, "Envoy is ready")).await?;
         ensure!(fs::read_to_string(&log)?.matches("Envoy started").count() == 1);
         let rest = kept.try_read(&mut [0]);
         ensure!(rest.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock), "{rest:?}");

@@ -33,8 +33,8 @@ lab_test! {
     async fn a_share_fails_over_and_back_with_envoy_1_40_0() { failover("1.40.0").await }
     async fn a_share_fails_over_and_back_with_envoy_1_36_2() { failover("1.36.2").await }
 
-    async fn f34_reloads_under_load_fail_no_request_with_envoy_1_40_0() { reloads::run("1.40.0").await }
-    async fn f34_reloads_under_load_fail_no_request_with_envoy_1_36_2() { reloads::run("1.36.2").await }
+    async fn f31_reloads_under_load_fail_no_request_with_envoy_1_40_0() { reloads::run("1.40.0").await }
+    async fn f31_reloads_under_load_fail_no_request_with_envoy_1_36_2() { reloads::run("1.36.2").await }
 }
 
 async fn rules(version: &str) -> Result<()> {
@@ -267,19 +267,19 @@ async fn faults(bed: &Bed) -> Result<()> {
     bed.apply(&rule(json!({"retry": {"codes": [555], "attempts": 12, "backoff": "1ms"}}))).await?;
     let few = failed(LOOK).await?;
     ensure!(few <= 2, "{few} of 300 failed 13 times at 50 %");
-    bed.route("policy", &policy(json!({"delay": {"duration": "400ms"}})))?;
+    bed.route("policy", &policy(json!({"delay": {"duration": "2s"}})))?;
     let takes = async || {
         let begun = Instant::now();
         let status = bed.get("/", &[]).await?.status;
         Ok::<_, anyhow::Error>((status, begun.elapsed()))
     };
-    within(PATIENCE, "a delay", async || Ok(takes().await?.1 >= Duration::from_millis(398))).await?;
+    within(PATIENCE, "a delay", async || Ok(takes().await?.1 >= Duration::from_millis(1_998))).await?;
     bed.apply(&rule(json!({"timeouts": {"request": "150ms"}, "retry": {"attempts": 0}}))).await?;
     let (status, took) = takes().await?;
-    ensure!(status == 504 && took < Duration::from_millis(400), "{status} after {took:?}");
+    ensure!(status == 504 && took < Duration::from_secs(2), "{status} after {took:?}");
     bed.route("policy", &policy(json!({"delay": {"duration": "1ms", "percent": 0}})))?;
     within(PATIENCE, "no delay", async || Ok(takes().await?.0 == 200)).await?;
-    println!("abort 50 %: {half} of 300 failed, {few} with retries; a delay of 400 ms ended after {took:?}");
+    println!("abort 50 %: {half} of 300 failed, {few} with retries; a delay of 2 s ended after {took:?}");
     Ok(())
 }
 

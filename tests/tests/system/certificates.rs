@@ -120,6 +120,7 @@ lab_test! {
         within(Duration::from_secs(60), "one link is left", async || {
             Ok(link(&mesh, "a", "b").await.is_ok() && link(&mesh, "b", "a").await.is_ok())
         }).await?;
+        mesh.settled("a", "b").await?;
         let conversation = Conversation::start(&mesh, "a", "echo").await?;
         let first = link(&mesh, "a", "b").await?;
         let first_end = first.certificate_not_after.context("no certificate")?;

@@ -86,6 +86,11 @@ pub(crate) async fn complains(mesh: &Mesh, cloud: &str, codes: &[&str], words: &
     Ok(())
 }
 
+/// What `eastway check` in `cloud` says by this code, if it does.
+pub(crate) async fn finding(mesh: &Mesh, cloud: &str, code: &str) -> Result<Option<Value>> {
+    Ok(Complaints::of(mesh, cloud).await?.by_code.remove(code))
+}
+
 /// Asked twice, the report is the same to the byte but for the time of a round trip.
 async fn says_the_same_twice(mesh: &Mesh, cloud: &str) -> Result<()> {
     let report = async || -> Result<String> {

@@ -27,7 +27,7 @@ async fn told(mesh: &mut Mesh, cloud: &str, service: &str, pod: u8) -> Result<Ha
     let haproxy = HaProxy::start(net.pods(), address).await?;
     let more = json!({
         "ports": [{"name": "http", "port": PORT, "appProtocol": "http", "proxyProtocol": "v2"}],
-        "health": {"http": {"path": "/"}, "interval": "200ms", "timeout": "200ms"},
+        "health": {"http": {"path": "/"}, "interval": "1s", "timeout": "1s"},
     });
     let spec = ServiceSpec { more, ..ServiceSpec::new(NAMESPACE, service, PORT).endpoint(address.ip(), "v1") };
     mesh.change_services(cloud, |services| services.push(spec))?;

@@ -1,4 +1,4 @@
-//! Links where UDP does not pass: over TLS on TCP, and back (F37, F38).
+//! Links where UDP does not pass: over TLS on TCP, and back (F38).
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -12,6 +12,8 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
+use crate::check;
+
 /// A link by TCP is there soon after the first try by UDP.
 const FALLBACK: Duration = Duration::from_secs(3);
 
@@ -22,6 +24,30 @@ async fn carried_by(mesh: &Mesh, from: &str, to: &str, transport: &str, patience
         Ok(!links.is_empty() && links.iter().all(|link| link.transport == transport))
     })
     .await
+}
+
+/// Why a link is not by QUIC, where this side tried that.
+const BLOCKED: &str = "is UDP port 15443 blocked?";
+
+/// Waits until all that the operator of `cloud` can ask says that its links to `peer` go by what is second best, and by
+/// `eastway check` with this reason; or, without one, that they do not.
+async fn says_degraded(mesh: &Mesh, cloud: &str, peer: &str, why: Option<&str>) -> Result<()> {
+    within(Duration::from_secs(30), format!("{cloud} says that {peer} is degraded: {why:?}"), async || {
+        let links = mesh.peer(cloud, peer).await?.links;
+        ensure!(!links.is_empty() && links.iter().all(|link| link.degraded == why.is_some()), "{links:?}");
+        let (_, table) = mesh.cloud(cloud).command(0, &["peers"]).await?;
+        ensure!(table.contains("degraded: tcp") == why.is_some(), "{table}");
+        let metrics = mesh.cloud(cloud).metrics(0).await?;
+        let line = format!("eastway_peer_degraded{{peer=\"{peer}\"}} {}", u8::from(why.is_some()));
+        ensure!(metrics.lines().any(|known| known == line), "no {line}");
+        let finding = check::finding(mesh, cloud, "EW307").await?.map(|finding| finding.to_string());
+        Ok(match (finding, why) {
+            (Some(said), Some(why)) => said.contains("linked over tcp") && said.contains(why),
+            (finding, why) => finding.is_none() && why.is_none(),
+        })
+    })
+    .await?;
+    Ok(())
 }
 
 /// Lets UDP pass between `a` and `b`, or not.
@@ -71,6 +97,9 @@ lab_test! {
         println!("up after {:?}", begun.elapsed());
         carried_by(&mesh, "a", "b", "tcp", FALLBACK).await?;
         carried_by(&mesh, "b", "a", "tcp", FALLBACK).await?;
+        says_degraded(&mesh, "a", "b", Some(BLOCKED)).await?;
+        // Where a was quicker, b has not tried itself.
+        says_degraded(&mesh, "b", "a", Some("")).await?;
         let (there, back) = (mesh.target("a", "web").await?, mesh.target("b", "shop").await?);
         mesh.wait_answer("a", there, "b-11", Duration::from_secs(5)).await?;
         mesh.wait_answer("b", back, "a-12", Duration::from_secs(5)).await?;
@@ -105,6 +134,7 @@ lab_test! {
         carried_by(&mesh, "a", "b", "tcp", Duration::from_secs(8)).await?;
         mesh.wait_answer("a", target, "b-11", FALLBACK).await?;
         println!("by TCP {:?} after UDP was gone", begun.elapsed());
+        says_degraded(&mesh, "a", "b", Some(BLOCKED)).await?;
 
         let load = mesh.load("a", target, 100);
         let download = slow_download(&mesh, "a", target, Duration::from_secs(25));
@@ -121,7 +151,29 @@ lab_test! {
         ensure!(links.iter().any(|link| link.transport == "tcp"), "nothing is under way by TCP any more: {links:?}");
         download.await??;
         carried_by(&mesh, "a", "b", "quic", Duration::from_secs(10)).await?;
+        says_degraded(&mesh, "a", "b", None).await?;
         load.stop().await?.none_failed()?;
+        mesh.stop().await
+    }
+
+    /// A peer that is to be reached by QUIC alone is not reached without UDP, and it is said why; with UDP it is.
+    async fn f38_a_link_that_must_be_quic_asks_whether_udp_is_blocked() {
+        let quic = json!({"spec": {"transport": "quic"}});
+        let mut mesh = MeshBuilder::of(&["a", "b"]).private("a").peer("a", "b", &quic).prepare().await?;
+        set_udp(&mesh, false).await?;
+        mesh.start_gateways().await?;
+        within(Duration::from_secs(20), "what is wrong is said", async || {
+            Ok(mesh.peer("a", "b").await?.last_error.is_some_and(|said| said.contains(BLOCKED)))
+        })
+        .await?;
+        let (_, table) = mesh.cloud("a").command(0, &["peers"]).await?;
+        ensure!(table.contains(BLOCKED), "{table}");
+        let links = mesh.peer("a", "b").await?.links;
+        ensure!(links.is_empty(), "{links:?}");
+        set_udp(&mesh, true).await?;
+        mesh.wait_up("a", "b", Duration::from_secs(20)).await?;
+        carried_by(&mesh, "a", "b", "quic", Duration::ZERO).await?;
+        says_degraded(&mesh, "a", "b", None).await?;
         mesh.stop().await
     }
 
@@ -145,7 +197,7 @@ lab_test! {
     }
 
     /// A proxy that wants credentials is the only way out: links go by way of it, and what is wrong is said.
-    async fn f37_a_proxy_with_credentials_is_the_only_way_out() {
+    async fn f38_a_proxy_with_credentials_is_the_only_way_out() {
         let address = SocketAddr::from(([198, 51, 100, 1], 3128));
         let proxy = json!({"spec": {"proxy": {"url": format!("http://{address}"), "username": "alice", "passwordFile": "secret"}}});
         let mut mesh = MeshBuilder::of(&["a", "b"]).peer("a", "b", &proxy).prepare().await?;
@@ -177,7 +229,7 @@ lab_test! {
 
     /// A proxy that allows two connections is the only way out: with `maxConnections` that is enough for many streams, both
     /// ways, at one time and one after the other.
-    async fn f37_a_proxy_that_allows_two_connections_carries_many_streams() {
+    async fn f38_a_proxy_that_allows_two_connections_carries_many_streams() {
         const AT_ONCE: usize = 200;
         let address = SocketAddr::from(([198, 51, 100, 1], 3128));
         // More than it allows: fewer do.

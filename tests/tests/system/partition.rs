@@ -50,7 +50,7 @@ lab_test! {
             let asked = Instant::now();
             ensure!(mesh.ask("a", target).await.is_err(), "answered through a cut link");
             let took = asked.elapsed();
-            ensure!(took < Duration::from_millis(50 + 50), "a dial failed only after {took:?}");
+            ensure!(took < Duration::from_secs(1), "a dial failed only after {took:?}");
             ensure!(mesh.resolve("a", "web").await? == target.ip(), "the address changed");
             ensure!(mesh.imports("a", "b").await? == ["both", "web"]);
             tokio::time::sleep(Duration::from_millis(100)).await;

@@ -194,7 +194,7 @@ lab_test! {
         mesh.serve("a", "web", 11, Habit::Http).await?;
         mesh.cloud_mut("a").start_gateway(0).await?;
         let ready = mesh.cloud_mut("a").wait_ready(0).await?;
-        ensure!(ready < Duration::from_secs(2), "ready after {ready:?}");
+        ensure!(ready < Duration::from_secs(4), "ready after {ready:?}");
         let target = mesh.target("a", "web").await?;
         ensure!(mesh.ask("a", target).await? == "a-11");
         // And the peer is found when it comes.

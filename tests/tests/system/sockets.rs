@@ -132,7 +132,7 @@ lab_test! {
             }
             Ok(streams)
         }).await?;
-        ensure!(server.open() == 10, "{} connections", server.open());
+        within(SOON, "all are connected", async || Ok(server.open() == 10)).await?;
         for stream in &streams {
             SockRef::from(stream).set_linger(Some(Duration::ZERO))?;
         }

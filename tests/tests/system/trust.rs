@@ -78,7 +78,7 @@ lab_test! {
             let b = count(&mesh, "b", closed, &["peer=\"a\"", "reason=\"PEER_IDENTITY_CONFLICT\""]).await?;
             Ok(a > 0.0 && b > 0.0)
         }).await?;
-        ensure!(mesh.cloud("b").logs().contains("link lost"), "{}", mesh.cloud("b").logs());
+        within(Duration::from_secs(5), "b's log tells it", async || Ok(mesh.cloud("b").logs().contains("link lost"))).await?;
         mesh.stop().await
     }
 }

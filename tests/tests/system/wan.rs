@@ -1,4 +1,5 @@
-//! Paths that lose, reorder, repeat and alter packets, and such that carry no large ones any more: F7, F8, F9.
+//! Paths that lose, reorder, repeat and alter packets, such that carry no large ones any more (F7, F8, F9), and such that carry
+//! very large ones.
 
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,8 @@ use tokio::task::JoinHandle;
 const STALL: Duration = Duration::from_secs(5);
 /// UDP payload of an IPv4 packet of 1,280 bytes.
 const SMALL: usize = 1_252;
+/// UDP payload that only frames of 9,000 bytes hold.
+const LARGE: u16 = 8_000;
 /// A link of 100 Mbit/s with a round trip of 50 ms.
 const RATE: u64 = 12_500_000;
 const DELAY: Duration = Duration::from_millis(25);
@@ -153,6 +156,36 @@ lab_test! {
         println!("longest pauses {:?} down, {:?} up; {:?}, {:?} in all; packets of a and b {sizes:?}, too large {lost:?}", down.longest_pause, up.longest_pause, down.took, up.took);
         ensure!(down.longest_pause <= STALL && up.longest_pause <= STALL, "{down:?} {up:?}");
         ensure!(lost.into_iter().all(|lost| lost > 0), "nothing was too large: {lost:?}");
+        no_panics(&mut mesh)?;
+        mesh.stop().await
+    }
+
+    /// Where the network carries frames of 9,000 bytes, links find out and use them both ways, and all arrives as it was sent.
+    async fn frames_of_9000_bytes_are_used_where_the_network_carries_them() {
+        let mut mesh = MeshBuilder::of(&["a", "b"]).private("a").prepare().await?;
+        for cloud in ["a", "b"] {
+            let net = mesh.cloud(cloud).net();
+            // Both ends of its cable.
+            net.gateways()[0].place.ip("link set eth0 mtu 9000").await?;
+            mesh.lab().wan().ip(&format!("link set w-{}-0 mtu 9000", net.number())).await?;
+        }
+        mesh.start_gateways().await?;
+        mesh.serve("b", "web", 11, Habit::Http).await?;
+        mesh.serve("b", "half", 12, Habit::HalfClose).await?;
+        let target = mesh.target("a", "web").await?;
+        mesh.wait_answer("a", target, "b-11", Duration::from_secs(10)).await?;
+        for (from, to) in [("a", "b"), ("b", "a")] {
+            within(Duration::from_secs(15), format!("{from} sends large packets to {to}"), async || {
+                let links = mesh.peer(from, to).await?.links;
+                ensure!(links.iter().any(|link| link.transport == "quic" && link.mtu > Some(LARGE)), "{links:?}");
+                Ok(true)
+            })
+            .await?;
+        }
+        let down = start_download(&mesh, SIZE, &Progress::default()).await?;
+        let up = start_there_and_back(&mesh, SIZE / 2).await?;
+        let (down, up) = (down.await??, up.await??);
+        println!("{:?} down, {:?} there and back", down.took, up.took);
         no_panics(&mut mesh)?;
         mesh.stop().await
     }

@@ -50,16 +50,14 @@ async fn takes_everything(program: &str, port: u16) -> Result<()> {
     let db = format!("outbound|{}||db.shop.svc.clusterset.local", port + 200);
     let grpc = format!("outbound|{}||web.shop.svc.clusterset.local", port + 100);
     assert_eq!(clusters, ["eastway-gateway", web.as_str(), grpc.as_str(), db.as_str()]);
-    let listening = envoy.listening().await?;
-    assert_eq!(
-        listening,
-        [
-            format!("127.64.0.1:{port}"),
-            format!("127.64.0.1:{}", port + 100),
-            format!("127.64.0.2:{}", port + 200),
-            "hbone".to_owned()
-        ]
-    );
+    let wanted = [
+        format!("127.64.0.1:{port}"),
+        format!("127.64.0.1:{}", port + 100),
+        format!("127.64.0.2:{}", port + 200),
+        "hbone".to_owned(),
+    ];
+    // A listener of requests is taken before it has its routes.
+    within(PATIENCE, "all listen", async || Ok(envoy.listening().await? == wanted)).await?;
     let routes = names(&envoy.dump().await?, "dynamic_route_configs", |one| &one["route_config"]["name"]);
     assert_eq!(routes, [web.as_str(), grpc.as_str()]);
     assert_eq!(envoy.hosts(&web).await?, 1, "the service as a whole");

@@ -193,28 +193,38 @@ async fn x2_wrong_nodes_and_types_end_the_stream_with_a_reason() {
 
 #[tokio::test]
 async fn x4_who_does_not_read_is_cut_and_delays_nobody() {
-    let rig = rig(Duration::from_secs(86_400), Limits { stalled: Duration::from_secs(3), streams: 8 });
-    let mut view = clusters(&View::default(), &["a", "b"], 100_000);
+    const STUCK: usize = 100;
+    // Far longer than a push takes on a busy machine, and no longer than a test may.
+    const STALLED: Duration = Duration::from_secs(3);
+    let rig = rig(Duration::from_secs(86_400), Limits { stalled: STALLED, streams: STUCK + 1 });
+    let mut view = clusters(&View::default(), &["a", "b"], 1_000);
     rig.views.send_replace(Some(view.clone()));
-    let (stuck, kept) = open(&rig).await.unwrap();
-    stuck.send(subscribe(Kind::Cluster)).await.unwrap();
+    let mut stuck = Vec::new();
+    for _ in 0..STUCK {
+        let (requests, responses) = open(&rig).await.unwrap();
+        requests.send(subscribe(Kind::Cluster)).await.unwrap();
+        stuck.push((requests, responses));
+    }
     let (requests, mut responses) = open(&rig).await.unwrap();
     requests.send(subscribe(Kind::Cluster)).await.unwrap();
     next(&mut responses).await.unwrap();
     let started = Instant::now();
-    let mut slowest = Duration::ZERO;
-    while rig.seen.cuts.lock().unwrap().is_empty() {
-        assert!(started.elapsed() < DEADLINE, "the other is never cut");
-        view = clusters(&view, &["a"], 100_000);
+    let (mut slowest, mut pushes) = (Duration::ZERO, 0);
+    while rig.seen.cuts.lock().unwrap().len() < STUCK {
+        assert!(started.elapsed() < DEADLINE, "not all others are cut");
+        view = clusters(&view, &["a"], 1_000);
         let pushed = Instant::now();
         rig.views.send_replace(Some(view.clone()));
         next(&mut responses).await.unwrap();
         slowest = slowest.max(pushed.elapsed());
+        pushes += 1;
     }
-    assert_eq!(*rig.seen.cuts.lock().unwrap(), [Cut::Stalled]);
-    assert!(slowest < Duration::from_millis(2_500), "{slowest:?}: nobody waits for the other");
-    until("it is not listed any more", || rig.clients.len() == 1).await;
-    drop((stuck, kept));
+    assert!(rig.seen.cuts.lock().unwrap().iter().all(|cut| *cut == Cut::Stalled));
+    // Who waits for one of them, or for all at once, has a push that takes as long as they may.
+    assert!(slowest < STALLED - Duration::from_millis(500), "{slowest:?}: nobody waits for the others");
+    assert!(pushes > 20, "{pushes} in {:?}", started.elapsed());
+    until("they are not listed any more", || rig.clients.len() == 1).await;
+    drop(stuck);
 }
 
 #[tokio::test]

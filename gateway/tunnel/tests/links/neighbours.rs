@@ -94,10 +94,12 @@ async fn p9_a_hostile_peer_keeps_to_its_budget_and_takes_less_than_a_fifth_from_
     let cut = || beset.hub.tunnel.counters().resets_sent.get("OVERLOADED").copied().unwrap_or_default();
     until("what is too much is cut", || (cut() > 100).then_some(())).await;
     let (mut medians, mut most, mut most_of_one) = (Vec::new(), 0, 0);
-    // A machine with other work has bad moments, such as the tests beside this one; what is really taken from others is
-    // taken each time.
+    // A machine with other work has bad moments, such as the tests beside this one, which last for longer than a few
+    // medians; what is really taken from others is taken each time. One good median is luck, and two in a row are not.
+    let is_good =
+        |medians: &[f64]| medians.last_chunk::<2>().is_some_and(|last| last.iter().all(|median| *median >= 0.8));
     let begin = Instant::now();
-    while medians.is_empty() || begin.elapsed() < QUIET {
+    while medians.len() < 2 || begin.elapsed() < QUIET {
         let mut shares = Vec::new();
         for round in 0..15 {
             let share = if round % 2 == 0 {
@@ -114,7 +116,7 @@ async fn p9_a_hostile_peer_keeps_to_its_budget_and_takes_less_than_a_fifth_from_
         }
         shares.sort_by(f64::total_cmp);
         medians.push(shares[shares.len() / 2]);
-        if medians.last().is_some_and(|median| *median >= 0.8) {
+        if is_good(&medians) {
             break;
         }
     }
@@ -126,7 +128,7 @@ async fn p9_a_hostile_peer_keeps_to_its_budget_and_takes_less_than_a_fifth_from_
         cut()
     );
     assert!(most <= TOTAL && most_of_one <= LINK_MAX.into(), "{most} bytes, {most_of_one} on one link");
-    assert!(medians.last().is_some_and(|median| *median >= 0.8), "{medians:.2?}");
+    assert!(is_good(&medians), "{medians:.2?}");
     assert_eq!(beset.hub.links_to("hostile").len(), HOSTILE, "it is bounded, not thrown out");
     harmful.abort_all();
 }

@@ -93,7 +93,7 @@ async fn few(to: SocketAddr, most: usize) -> SocketAddr {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn f37_fewer_connections_than_may_be_are_enough() {
+async fn f38_fewer_connections_than_may_be_are_enough() {
     let (a, b) = pair();
     let (a, b) = (sharing(&a, 8), acceptor(&b));
     a.knows(&[("b", &[few(b.tunnel.local_addr(), 1).await])]);

@@ -223,7 +223,7 @@ async fn faults(bed: &Bed) -> Result<()> {
         jason(json!({"fault": fault, "route": [to("v2")], "retries": {"attempts": 5, "retryOn": "5xx"}}))
     };
     let all = json!({"value": 100});
-    apply(bed, &[fault(json!({"delay": {"fixedDelay": "0.4s", "percentage": all}})), json!({"route": [to("v1")]})])
+    apply(bed, &[fault(json!({"delay": {"fixedDelay": "2s", "percentage": all}})), json!({"route": [to("v1")]})])
         .await?;
     let takes = async |user: &str| {
         let begun = Instant::now();
@@ -233,7 +233,7 @@ async fn faults(bed: &Bed) -> Result<()> {
     };
     let (his, others) = (takes("jason").await?, takes("mary").await?);
     // Envoy's timers count milliseconds, and the one that runs has begun already.
-    ensure!(his >= Duration::from_millis(398) && others < Duration::from_millis(398), "{his:?} and {others:?}");
+    ensure!(his >= Duration::from_millis(1_998) && others < Duration::from_millis(1_998), "{his:?} and {others:?}");
     let half = json!({"abort": {"httpStatus": 555, "percentage": {"value": 50.0}}});
     apply(bed, &[fault(half), json!({"route": [to("v1")]})]).await?;
     let mut failed = 0;

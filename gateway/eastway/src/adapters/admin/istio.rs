@@ -147,3 +147,34 @@ fn is_untold(group: &EndpointGroup) -> bool {
 fn speaks(group: &EndpointGroup) -> bool {
     matches!(group.tls, TlsMode::Istio | TlsMode::IstioStrict)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_trust_domain_of_istio_is_compared_with_ours() {
+        let differs = |text: &str, ours: &str| wrong_domain(&mesh_from("", text).unwrap(), ours);
+        let both = |its: &str, ours: &str| Some((its.to_owned(), ours.to_owned()));
+        assert_eq!(differs("trustDomain: a.example", "a.example"), None);
+        assert_eq!(differs("trustDomain: b.example", "a.example"), both("b.example", "a.example"));
+        // A mesh configuration without one has Istio's own.
+        assert_eq!(differs("accessLogFile: /dev/stdout", "cluster.local"), None);
+        assert_eq!(differs("accessLogFile: /dev/stdout", "a.example"), both("cluster.local", "a.example"));
+        assert_eq!(wrong_domain(&Value::Null, "a.example"), None, "there is none");
+        let error = mesh_from("canary", "trustDomain: [").unwrap_err();
+        assert!(error.starts_with("ConfigMap istio-system/istio-canary: "), "{error}");
+    }
+
+    #[test]
+    fn the_network_of_this_cluster_is_one_and_no_peers() {
+        let networks = BTreeMap::from([("gke".to_owned(), "net-gke".to_owned())]);
+        let wrong = |network: Option<&str>| {
+            let found = Installation { network: network.map(str::to_owned), ..Installation::default() };
+            wrong_network(&found, &networks)
+        };
+        assert_eq!(wrong(Some("net-here")), None);
+        assert!(wrong(None).unwrap().contains("no network"));
+        assert!(wrong(Some("net-gke")).unwrap().ends_with("network net-gke, which is that of gke"));
+    }
+}

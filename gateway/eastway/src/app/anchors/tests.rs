@@ -78,7 +78,7 @@ fn domains(counted: &Counted) -> Vec<String> {
 }
 
 #[test]
-fn x4_an_anchor_counts_for_its_own_domain_alone_and_with_its_list() {
+fn c4_an_anchor_counts_for_its_own_domain_alone_and_with_its_list() {
     let rig = Rig::new();
     let (counted, refused) = rig.judge(&rig.kept(anchors(&rig.gke, "gke.example")), &Counted::new());
     assert_eq!((domains(&counted), refused.len()), (vec!["gke.example".to_owned(), "onprem.example".to_owned()], 0));

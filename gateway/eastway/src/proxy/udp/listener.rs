@@ -203,3 +203,147 @@ impl Listener {
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use eastway_model::store::Writer;
+    use eastway_model::{
+        Change, ClusterName, Endpoint, EndpointCondition, EndpointId, Label, LocalChange, LocalEndpoint, LocalService,
+        PortKey, PortNumber, Protocol, ServiceKey, ServicePort, ServiceRecord, Subset, TlsMode, UnixMillis,
+    };
+    use tokio::net::UdpSocket;
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+    use crate::proxy::copy::Limits;
+    use crate::proxy::dial::DialRules;
+    use crate::telemetry::{AccessMode, Telemetry};
+
+    const DEADLINE: Duration = Duration::from_secs(10);
+    /// Of which one client has two.
+    const FLOWS: usize = 8;
+
+    /// A listener of a service with one endpoint, which answers each packet with itself.
+    struct Rig {
+        address: SocketAddr,
+        telemetry: Telemetry,
+        /// Packets that the endpoint got.
+        served: Arc<AtomicUsize>,
+        _writer: Writer,
+    }
+
+    impl Rig {
+        async fn start() -> Self {
+            let served = Arc::new(AtomicUsize::new(0));
+            let port = echo(Arc::clone(&served)).await;
+            let (mut writer, reader) = Writer::new(ClusterName::parse("a").unwrap());
+            writer.await_registries([]);
+            let change = LocalChange::Replace(vec![Arc::new(service(port))]);
+            writer.apply([Change::Local { registry: Label::parse("hosts").unwrap(), change }], UnixMillis(1));
+            let rules = DialRules { allow_loopback: true, ..DialRules::default() };
+            let never = Limits { idle: Duration::ZERO, half_closed: Duration::ZERO };
+            let telemetry = Telemetry::new(AccessMode::Off);
+            let router = Arc::new(Router::new(reader, rules, never, telemetry.clone()));
+            let limits = FlowLimits::new(router, FLOWS, TaskTracker::new(), CancellationToken::new());
+            let target = Target { service: key(), port: number(), cluster: None, subset: None, endpoint: None };
+            let (_, target) = watch::channel(Arc::new(target));
+            // A port that was free a moment ago.
+            let address = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+            let listener = Listener::bind(address, target, limits).unwrap();
+            tokio::spawn(listener.run(CancellationToken::new()));
+            Self { address, telemetry, served, _writer: writer }
+        }
+
+        /// One packet from each of so many ports of a client.
+        async fn ask(&self, client: u8, flows: usize) -> Vec<UdpSocket> {
+            let mut sockets = Vec::new();
+            for _ in 0..flows {
+                let socket = UdpSocket::bind(SocketAddr::from(([127, 0, 0, client], 0))).await.unwrap();
+                socket.send_to(b"ask", self.address).await.unwrap();
+                sockets.push(socket);
+            }
+            sockets
+        }
+
+        /// Waits until so many packets in all reached the endpoint, and so many were dropped.
+        async fn until(&self, served: usize, dropped: usize) {
+            let line = format!("eastway_udp_dropped_packets_total{{reason=\"flow_limit\"}} {dropped}");
+            let page = || self.telemetry.metrics.encode().unwrap();
+            let counted = async {
+                while self.served.load(Ordering::Relaxed) != served || !page().lines().any(|known| known == line) {
+                    sleep(Duration::from_millis(5)).await;
+                }
+            };
+            let waited = timeout(DEADLINE, counted).await;
+            assert!(waited.is_ok(), "{} of {served} served, not: {line}", self.served.load(Ordering::Relaxed));
+        }
+    }
+
+    async fn echo(served: Arc<AtomicUsize>) -> u16 {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let port = socket.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            let mut packet = [0; 64];
+            while let Ok((length, from)) = socket.recv_from(&mut packet).await {
+                served.fetch_add(1, Ordering::Relaxed);
+                socket.send_to(&packet[..length], from).await.unwrap();
+            }
+        });
+        port
+    }
+
+    fn key() -> ServiceKey {
+        ServiceKey::parse("shop", "names").unwrap()
+    }
+
+    fn number() -> PortNumber {
+        PortNumber::new(53).unwrap()
+    }
+
+    fn service(port: u16) -> LocalService {
+        let listed = ServicePort { name: None, number: number(), protocol: Protocol::Udp, app_protocol: None };
+        let endpoint = LocalEndpoint {
+            endpoint: Endpoint {
+                id: EndpointId::parse("e-1").unwrap(),
+                hostname: None,
+                subset: Subset::default(),
+                zone: None,
+                condition: EndpointCondition::READY,
+                weight: 100,
+                identity: None,
+                tls: TlsMode::None,
+            },
+            address: [127, 0, 0, 1].into(),
+            service_account: None,
+            target_ports: [(PortKey { number: number(), protocol: Protocol::Udp }, port)].into(),
+        };
+        LocalService::new(ServiceRecord::new(key(), vec![listed]), true, [endpoint])
+    }
+
+    #[tokio::test]
+    async fn i8_flows_beyond_a_clients_share_and_beyond_all_are_refused_and_counted() {
+        let rig = Rig::start().await;
+        let mut held = rig.ask(2, 5).await;
+        rig.until(2, 3).await;
+        let other = rig.ask(3, 2).await;
+        rig.until(4, 3).await;
+        for socket in &other {
+            let mut answer = [0; 8];
+            let length = timeout(DEADLINE, socket.recv(&mut answer)).await.unwrap().unwrap();
+            assert_eq!(&answer[..length], b"ask", "another client is served");
+        }
+        // Two more have the rest.
+        held.extend(rig.ask(4, 2).await);
+        held.extend(rig.ask(5, 2).await);
+        rig.until(8, 3).await;
+        held.extend(rig.ask(6, 2).await);
+        rig.until(8, 5).await;
+        // Flows that there are go on.
+        other[0].send_to(b"again", rig.address).await.unwrap();
+        rig.until(9, 5).await;
+        let page = rig.telemetry.metrics.encode().unwrap();
+        assert!(page.contains("eastway_refused_total{peer=\"\",reason=\"overload\"} 5\n"), "{page}");
+    }
+}

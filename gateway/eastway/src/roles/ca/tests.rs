@@ -279,7 +279,7 @@ async fn f27_who_missed_a_whole_rotation_is_certified_by_its_token() {
 }
 
 #[tokio::test]
-async fn x4_a_certificate_that_another_ca_forged_or_that_is_revoked_renews_nothing() {
+async fn c6_a_certificate_that_another_ca_forged_or_that_is_revoked_renews_nothing() {
     let cluster = Cluster::start().await;
     let web = IdentityStore::new(until_certified(&cluster.pod("web.token.good"), DAY).await.identity);
     let none = cluster.pod_with(cluster.folder.path().join("none"));

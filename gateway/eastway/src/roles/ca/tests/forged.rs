@@ -49,7 +49,7 @@ async fn ask(cluster: &Cluster, chain: Vec<CertificateDer<'static>>, key: &KeyPa
 }
 
 #[tokio::test]
-async fn x4_a_leaf_with_two_identities_or_of_another_domain_or_ca_proves_nothing() {
+async fn c4_c6_a_leaf_with_two_identities_or_of_another_domain_or_ca_proves_nothing() {
     let cluster = Cluster::start().await;
     let (own, other) = (cluster.folder.path().join("cacerts"), cluster.folder.path().join("other"));
     Ca::init(&other, &InitOptions::new("b.example")).unwrap();
