@@ -128,7 +128,12 @@ impl Node {
         let file = |name: &str| self.pki.file(name).display().to_string();
         command.arg(format!("--root-ca-file={}", file("ca.crt")));
         command.arg(format!("--service-account-private-key-file={}", file("sa.key")));
-        command.args(["--use-service-account-credentials", "--node-monitor-period=1s"]);
+        // Without its API server a node is away for no longer than a test.
+        command.args([
+            "--use-service-account-credentials",
+            "--node-monitor-period=1s",
+            "--node-monitor-grace-period=1h",
+        ]);
         Ok(command)
     }
 

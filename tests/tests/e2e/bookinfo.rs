@@ -39,7 +39,7 @@ bed_tests! {
             // Not wget: that of a static busybox crashes in the resolver. The input stays open, since a server may
             // take its end for that of the client.
             let (path, name) = (service.path(), service.name());
-            let ask = format!("(printf 'GET {path} HTTP/1.0\\r\\n\\r\\n'; sleep 1) | nc -w 5 {name} 9080");
+            let ask = format!("(printf 'GET {path} HTTP/1.0\\r\\n\\r\\n'; sleep 1) | nc -w 10 {name} 9080");
             let said = bed.cluster(cluster).exec(NAMESPACE, from, &["sh", "-c", &ask]).await?;
             let body = said.rsplit("\r\n\r\n").next().unwrap_or_default();
             let answer: serde_json::Value = serde_json::from_str(body).with_context(|| said.clone())?;

@@ -82,7 +82,7 @@ pub(crate) async fn hostnames(
     // The input stays open: a server may take its end for that of the client.
     let script = format!(
         "for i in $(seq {times}); do \
-         (printf 'GET /hostname HTTP/1.0\\r\\n\\r\\n'; sleep 1) | nc -w 3 {host} {port} 2>/dev/null | tail -n 1 >/tmp/said.$i & \
+         (printf 'GET /hostname HTTP/1.0\\r\\n\\r\\n'; sleep 1) | nc -w 10 {host} {port} 2>/dev/null | tail -n 1 >/tmp/said.$i & \
          done; wait; for i in $(seq {times}); do cat /tmp/said.$i; echo; done"
     );
     let said = cluster.exec(namespace, POD, &["sh", "-c", &script]).await?;

@@ -45,6 +45,8 @@ bed_tests! {
             within(PATIENCE, "a gateway is ready again", ready).await?;
         }
         bed.record("herd.ready_s", seconds(started.elapsed()));
+        let led = ["deploy/eastway-gateway", "-n", installed::SYSTEM];
+        bed.cluster("a").wait("jsonpath={.status.readyReplicas}=2", &led, PATIENCE).await?;
         let began = Instant::now();
         let back = within(BACK, "all peers have links again", async || Ok(herd.linked(&old) == PEERS)).await;
         bed.record("herd.back", herd.linked(&old));

@@ -11,8 +11,10 @@ use eastway_tests::kube::{Bed, Cluster, bookinfo, eastway as installed, image, t
 use eastway_tests::{bed_tests, within};
 use serde_json::{Value, json};
 
+use crate::injected_rules::{by_reader, by_weight_and_with_copies};
 use crate::injected_table::each_asks_each;
 use crate::installed::{ask, export_all};
+use crate::open_ports::x1_pods_of_each_role_have_open_what_is_listed;
 
 /// Who the page is to those that it asks.
 pub(crate) const CALLER: &str = "spiffe://a.example/ns/bookinfo/sa/bookinfo-productpage";
@@ -46,42 +48,6 @@ async fn enable_in(cluster: &Cluster, tar: &Path, values: &Value) -> Result<()> 
     cluster.gateway_api(tools::GATEWAY_API).await?;
     installed::set_values(cluster, values).await?;
     cluster.rollout("deploy/eastway-injector", installed::SYSTEM, PATIENCE).await
-}
-
-/// A rule that tells two versions of the reviews apart by who reads them, as objects of a cluster; its status says that it counts.
-async fn rule(cluster: &Cluster) -> Result<()> {
-    let share = |version: &str| {
-        json!({
-            "apiVersion": "eastway.dev/v1alpha1", "kind": "ServiceShare",
-            "metadata": {"name": format!("reviews-{version}"), "namespace": NAMESPACE},
-            "spec": {"service": "reviews", "subset": {"version": version}},
-        })
-    };
-    let backend =
-        |version: &str| json!([{"group": "eastway.dev", "kind": "ServiceShare", "name": format!("reviews-{version}")}]);
-    let route = json!({
-        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
-        "metadata": {"name": "reviews", "namespace": NAMESPACE},
-        "spec": {
-            "parentRefs": [{"group": "", "kind": "Service", "name": "reviews"}],
-            "rules": [
-                {"matches": [{"headers": [{"name": "end-user", "value": "jason"}]}], "backendRefs": backend("v2")},
-                {"backendRefs": backend("v3")},
-            ],
-        },
-    });
-    let objects = json!({"apiVersion": "v1", "kind": "List", "items": [share("v2"), share("v3"), route]});
-    cluster.apply(&objects.to_string()).await?;
-    let says = async || {
-        let route = cluster.get(&["httproute", "reviews", "-n", NAMESPACE]).await?;
-        let said = &route["status"]["parents"][0];
-        let holds = |kind: &str| {
-            let conditions = said["conditions"].as_array().into_iter().flatten();
-            conditions.into_iter().any(|one| one["type"] == kind && one["status"] == "True")
-        };
-        Ok(said["controllerName"] == "eastway.dev/controller" && holds("Accepted") && holds("ResolvedRefs"))
-    };
-    within(PATIENCE, format!("the route of {} says that it counts", cluster.name()), says).await.map(drop)
 }
 
 /// Everything as it was for other tests.
@@ -126,6 +92,14 @@ async fn sidecar_of(cluster: &Cluster, name: &str) -> Result<bool> {
     let begins = begins_with(&pod);
     ensure!(begins.is_empty() || begins == WITH_SIDECAR, "{name} begins with {begins:?}");
     Ok(!begins.is_empty())
+}
+
+/// A running pod with these labels that is not on its way out.
+pub(crate) async fn one_of(cluster: &Cluster, namespace: &str, labels: &str) -> Result<Value> {
+    let pods = cluster.get(&["pods", "-n", namespace, "-l", labels, "--field-selector=status.phase=Running"]).await?;
+    let mut pods = pods["items"].as_array().into_iter().flatten();
+    let staying = pods.find(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+    staying.cloned().with_context(|| format!("no pod {labels} runs in {}", cluster.name()))
 }
 
 /// Every pod of Bookinfo is made anew, and has a sidecar that is ready.
@@ -178,7 +152,7 @@ async fn sidecars_carry_what_pods_ask(bed: &Bed) -> Result<()> {
     export_all(bed).await?;
     for cluster in bed.clusters() {
         labelled(cluster, NAMESPACE).await?;
-        rule(cluster).await?;
+        by_reader(cluster).await?;
     }
     let taken = json!({"spec": {"template": {"metadata": {"annotations": {"sidecar.eastway.dev/inbound": "9080"}}}}});
     for version in ["v2", "v3"] {
@@ -268,11 +242,14 @@ async fn without_an_injector_pods_are_made_all_the_same(bed: &Bed) -> Result<()>
 }
 
 bed_tests! {
-    /// Bookinfo over two clusters, each pod with a sidecar: the reader of the page decides which version it is made with. Bare
-    /// names lead home first and then across; what is no import is as before; without an injector pods are made all the same.
-    async fn bookinfo_with_sidecars_is_led_by_who_reads_it(bed) limit 600 {
+    /// Bookinfo over two clusters, each pod with a sidecar: the reader of the page decides which version it is made with, or
+    /// weights do. Bare names lead home first and then across; what is no import is as before; each pod has open what is
+    /// listed; without an injector pods are made all the same.
+    async fn bookinfo_with_sidecars_is_led_by_who_reads_it(bed) limit 900 {
         sidecars_carry_what_pods_ask(bed).await?;
+        by_weight_and_with_copies(bed).await?;
         each_asks_each(bed).await?;
+        x1_pods_of_each_role_have_open_what_is_listed(bed.cluster("b")).await?;
         without_an_injector_pods_are_made_all_the_same(bed).await?;
         for cluster in bed.clusters() {
             cluster.kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"]).await?;

@@ -2,20 +2,16 @@
 //! workload has.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
-use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use eastway::demo::bookinfo::{NAMESPACE, Service};
 use eastway_tests::kube::{Bed, Cluster, eastway as installed, image};
 use eastway_tests::within;
-use futures_util::StreamExt as _;
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
-use tokio::time::timeout;
 
 use crate::injected::{CALLER, PAGE, PATIENCE, get_from};
 use crate::installed::allow;
+use crate::open_ports::open;
 
 /// What the servers take, by their names.
 const SERVERS: [&str; 3] = ["plain", "permissive", "strict"];
@@ -26,8 +22,6 @@ const PORT: u16 = 9080;
 /// The sidecar's own ports that others reach, of a pod that names one of its workload's; as `docs/operations/ports.md` says.
 const HEALTH: u16 = 15021;
 const INBOUND: u16 = 15100;
-/// How long a port may take to answer that it is closed, on the same node.
-const CLOSED: Duration = Duration::from_secs(5);
 
 /// A pod that answers as the ratings do, with its Service and its export. What it speaks the Service says: by `appProtocol`, or the
 /// name of its port.
@@ -146,25 +140,11 @@ async fn what_is_spoken_follows_the_service(a: &Cluster, b: &Cluster) -> Result<
     Ok(())
 }
 
-/// All ports of TCP of each server are tried from its node.
+/// All ports of TCP of each server are tried.
 async fn x1_what_is_open_is_what_the_page_of_ports_says(b: &Cluster) -> Result<()> {
     for name in SERVERS {
         let pod = b.get(&["pod", name, "-n", NAMESPACE]).await?;
-        let address = pod["status"]["podIP"].as_str().context("it has an address")?.parse()?;
-        let open = b
-            .place()
-            .run(async move {
-                let tried = futures_util::stream::iter(1..=u16::MAX).map(|port| async move {
-                    let connected = timeout(CLOSED, TcpStream::connect(SocketAddr::new(address, port))).await;
-                    Ok(connected
-                        .with_context(|| format!("port {port} neither opens nor says no"))?
-                        .is_ok()
-                        .then_some(port))
-                });
-                let tried: Vec<Result<Option<u16>>> = tried.buffer_unordered(256).collect().await;
-                tried.into_iter().filter_map(Result::transpose).collect::<Result<BTreeSet<u16>>>()
-            })
-            .await?;
+        let open = open(b, &pod, (1..=u16::MAX).collect()).await?;
         let wanted: &[u16] = if name == "plain" { &[PORT] } else { &[PORT, HEALTH, INBOUND] };
         ensure!(open == wanted.iter().copied().collect(), "{name} has open {open:?}");
     }

@@ -17,7 +17,7 @@ const PAGES: usize = 40;
 /// What a pod of `from` is told by a service at `host`.
 pub(crate) async fn ask(cluster: &Cluster, from: &str, host: &str, path: &str) -> Result<Answer> {
     let script = format!(
-        "(printf 'GET {path} HTTP/1.0\\r\\nAccept: application/json\\r\\n\\r\\n'; sleep 1) | nc -w 5 {host} 9080"
+        "(printf 'GET {path} HTTP/1.0\\r\\nAccept: application/json\\r\\n\\r\\n'; sleep 1) | nc -w 10 {host} 9080"
     );
     let said = cluster.exec(NAMESPACE, from, &["sh", "-c", &script]).await?;
     let body = said.rsplit("\r\n\r\n").next().unwrap_or_default();

@@ -22,7 +22,7 @@ const ELSEWHERE: &str = "e2e-elsewhere";
 const MISSING: &str = "e2e-missing";
 const PATIENCE: Duration = Duration::from_secs(30);
 /// A good object has to be seen on the other side as soon as ever, whatever else there is.
-const UNDISTURBED: Duration = Duration::from_secs(1);
+const UNDISTURBED: Duration = Duration::from_secs(5);
 const PORT: u16 = 8080;
 
 bed_tests! {

@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 const SPACE: &str = "e2e-outage";
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Within this a change of one side has to be seen on the other (F16).
-const PROPAGATION: Duration = Duration::from_secs(2);
+const PROPAGATION: Duration = Duration::from_secs(5);
 /// A gateway that has what it needs on disk: a few seconds for an API server that is only slow, and for links.
 const READY: Duration = Duration::from_secs(10);
 /// How long the API server is away in CI.
@@ -315,6 +315,12 @@ async fn away(bed: &Bed, duration: Duration) -> Result<()> {
     scene.answers(PATIENCE).await?;
     bed.record("outage.gateway_serves_s", seconds(restarted.elapsed()));
     ensure!(resolve(&client_a.place, "echo").await?.1 == [scene.echo.ip()], "its name leads to the same address");
+    for cluster in [a, b] {
+        for gateway in cluster.containers(installed::SYSTEM, "gateway").await? {
+            let linked = async || Ok(status(&gateway).await?["peers"]["up"] == 1);
+            within(PATIENCE, "every gateway has a link", linked).await?;
+        }
+    }
     let load = scene.load();
     tokio::time::sleep(duration.saturating_sub(gone.elapsed())).await;
     untouched("b, while a's API server is away", &in_b, &scene.written(b, &["page"]).await?)?;

@@ -139,7 +139,7 @@ fn experimental() -> String {
 
 bed_tests! {
     /// The kinds are installed under a running controller. Routes of each are taken, with what the API server adds to them,
-    /// and so is their status; what the API allows and we do not do says so.
+    /// and so is their status, at an import as at a Service; what the API allows and we do not do says so.
     async fn every_kind_is_taken_and_says_what_became_of_it(bed) {
         installed::ready(bed).await?;
         let a = bed.cluster("a");
@@ -149,6 +149,10 @@ bed_tests! {
         for kind in ["http", "grpc", "tcp", "tls"] {
             expect(a, &format!("{kind}route"), kind, &fine).await?;
         }
+        installed::imported(a, NAMESPACE, "web").await?;
+        let said = expect(a, "httproute", "imported", &fine).await?;
+        let parent = json!({"group": "multicluster.x-k8s.io", "kind": "ServiceImport", "name": "web", "port": 84});
+        ensure!(said["parentRef"] == parent, "{said:#}");
         let change = json!([{"op": "add", "path": "/spec/rules/0/filters/-", "value": {"type": "CORS", "cors": {"allowOrigins": ["*"]}}}]);
         a.kubectl(&["patch", "httproute", "http", "-n", NAMESPACE, "--type=json", "-p", &change.to_string()]).await?;
         let said = expect(a, "httproute", "http", &[("Accepted", "False")]).await?;

@@ -47,7 +47,7 @@ async fn ask_echo(bed: &Bed, cluster: &Cluster) -> Result<()> {
     let found = addresses(cluster, NAMESPACE, ECHO).await?;
     ensure!(found == BTreeSet::from([import]), "{name}: {ECHO} is {found:?}, the import {import}");
 
-    let echo = format!("printf 'one\\ntwo\\n' | nc -w 3 {ECHO} 7000");
+    let echo = format!("printf 'one\\ntwo\\n' | nc -w 10 {ECHO} 7000");
     let said = cluster.exec(NAMESPACE, client::POD, &["sh", "-c", &echo]).await?;
     ensure!(said == "one\ntwo\n", "{name}: TCP came back as {said:?}");
 

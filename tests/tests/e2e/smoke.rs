@@ -138,9 +138,11 @@ bed_tests! {
         cluster.start_program(Program::ApiServer).await?;
         let took = within(PATIENCE, "it answers", async || Ok(cluster.kubectl(&["get", "--raw=/readyz"]).await.is_ok())).await?;
         bed.record("smoke.api_restart_s", eastway_tests::kube::seconds(took));
+        // Kubernetes' scheduler ends itself after an outage.
+        cluster.revive().await?;
         cluster.ensure_running().await?;
         cluster.kubectl(&["run", "after", "--image=busybox", "-n", "default", "--", "sleep", "60"]).await?;
-        cluster.wait("condition=Ready", &["pod/after", "-n", "default"], PATIENCE).await?;
+        cluster.wait("condition=Ready", &["pod/after", "-n", "default"], Duration::from_secs(150)).await?;
         cluster.kubectl(&["delete", "pod", "after", "-n", "default", "--now"]).await.map(drop)
     }
 }

@@ -28,7 +28,7 @@ use eastway_tests::{bed_tests, oci, within};
 use people::People;
 use serde_json::json;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 /// Largest image, uncompressed.
 const MAX_IMAGE: u64 = 40_000_000;
 /// Pages whose inline commands are run.

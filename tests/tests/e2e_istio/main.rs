@@ -11,6 +11,7 @@
 mod alone;
 mod failover;
 mod http2;
+mod known;
 mod networks;
 #[allow(dead_code, reason = "a part of it is for clusters with roots of their own")]
 mod parts;

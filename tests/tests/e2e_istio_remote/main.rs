@@ -34,9 +34,9 @@ const HOST: &str = "echo.e2e-remote.svc.cluster.local";
 const SET_HOST: &str = "echo.e2e-remote.svc.clusterset.local";
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Requests per second.
-const RATE: u32 = 200;
+const RATE: u32 = 50;
 /// Requests by which the shares of ways are judged.
-const COUNTED: u64 = 1_000;
+const COUNTED: u64 = 400;
 /// Pause between two looks into a sidecar, which has requests to serve.
 const LOOK: Duration = Duration::from_millis(250);
 /// One pod of a, and two of b: it shows whether pods are counted twice.

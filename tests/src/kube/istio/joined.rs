@@ -13,6 +13,14 @@ use crate::kube::{Bed, Cluster};
 
 /// The first of the gateways' ports for Istio.
 pub const FIRST_PORT: usize = 15444;
+/// The service that [`own_name`] leads to, wherever it is.
+pub const NAMED: &str = "e2e-stretched/ratings";
+
+/// A name of one's own, in [`eastway::ZONE`].
+#[must_use]
+pub fn own_name() -> String {
+    format!("ratings.{}", eastway::ZONE)
+}
 
 /// Installs Istio and then Eastway, and joins the clusters, unless a test of this bed has done so.
 ///
@@ -84,6 +92,9 @@ fn values(bed: &Bed, cluster: &Cluster, trust: Trust, network: impl Fn(&str) -> 
     json!({
         "trustDomain": trust.domain(cluster.name()),
         "istio": {"enabled": true, "networks": networks.collect::<Vec<_>>()},
+        // What Istio's sidecars go by is read for sidecars of ours, too. To the former that must make no difference.
+        "routes": {"istio": true},
+        "dns": {"names": [{"name": own_name(), "service": NAMED}]},
     })
 }
 
