@@ -2,12 +2,16 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use eastway_tunnel::Link;
+use quinn::VarInt;
 
+use crate::hostile::target;
+use crate::raw::{RawPeer, connect, polite, tls_of};
 use crate::relay::Relay;
-use crate::support::{Gateway, header, pair, soon, until};
+use crate::support::{Cloud, Gateway, header, pair, soon, until};
 
 /// Lanes of the only link, as this side sees it.
 fn lanes(gateway: &Gateway) -> usize {
@@ -74,4 +78,34 @@ async fn the_end_of_a_link_is_the_end_of_its_lanes() {
         soon("an end", stream.recv.read()).await.unwrap_err();
     }
     until("nothing is left", || a.links_to("b").is_empty().then_some(())).await;
+}
+
+fn speaking(cloud: &Cloud, protocol: &[u8]) -> rustls::ClientConfig {
+    let mut tls = tls_of(cloud, "b");
+    tls.alpn_protocols = vec![protocol.to_vec(), eastway_identity::tls::ALPN.to_vec()];
+    tls
+}
+
+/// One that admits not even the byte that answers it.
+#[tokio::test]
+async fn p9_a_lane_that_takes_no_answer_holds_neither_a_place_nor_a_handshake() {
+    let (a, mut b) = pair();
+    b.limits.handshakes = 1;
+    b.timing.handshake = Duration::from_secs(2);
+    let gateway = target(&a, &b);
+    let to = gateway.tunnel.local_addr();
+    let raw = RawPeer::polite_by(&a, speaking(&a, b"eastway/1+lanes"), to).await;
+    until("the link is up", || (!gateway.links_to("a").is_empty()).then_some(())).await;
+    let mut mean = polite();
+    mean.receive_window(VarInt::from_u32(0));
+    let (_endpoint, lane) = connect(to, speaking(&a, b"eastway/1+lane"), mean).await.unwrap();
+    let mut key = [0; 32];
+    raw.connection.export_keying_material(&mut key, b"EXPORTER-eastway-lane", b"").unwrap();
+    let (mut send, _recv) = lane.open_bi().await.unwrap();
+    send.write_all(&key).await.unwrap();
+    until("it has a place", || (lanes(&gateway) == 1).then_some(())).await;
+    soon("it is given up", lane.closed()).await;
+    until("it has none", || (lanes(&gateway) == 0).then_some(())).await;
+    let another = RawPeer::silent(&a, "b", to).await;
+    assert!(another.connection.close_reason().is_none() && raw.connection.close_reason().is_none());
 }

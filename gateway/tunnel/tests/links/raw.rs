@@ -53,14 +53,23 @@ pub(crate) fn polite() -> TransportConfig {
 impl RawPeer {
     /// Authenticated, and nothing said yet.
     pub(crate) async fn silent(cloud: &Cloud, peer: &str, to: SocketAddr) -> Self {
-        let (endpoint, connection) = connect(to, tls_of(cloud, peer), polite()).await.unwrap();
+        Self::silent_by(tls_of(cloud, peer), to).await
+    }
+
+    async fn silent_by(tls: rustls::ClientConfig, to: SocketAddr) -> Self {
+        let (endpoint, connection) = connect(to, tls, polite()).await.unwrap();
         let control = connection.open_bi().await.unwrap();
         Self { connection, control: Some(control), _endpoint: endpoint }
     }
 
     /// After Hello, with a task that answers heartbeats.
     pub(crate) async fn polite(cloud: &Cloud, peer: &str, to: SocketAddr) -> Self {
-        let mut raw = Self::silent(cloud, peer, to).await;
+        Self::polite_by(cloud, tls_of(cloud, peer), to).await
+    }
+
+    /// The same, with a TLS configuration of its own.
+    pub(crate) async fn polite_by(cloud: &Cloud, tls: rustls::ClientConfig, to: SocketAddr) -> Self {
+        let mut raw = Self::silent_by(tls, to).await;
         let (mut send, recv) = raw.control.take().unwrap();
         send_message(&mut send, hello(&cloud.name)).await;
         tokio::spawn(answer(send, recv));

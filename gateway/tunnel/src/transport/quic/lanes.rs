@@ -138,8 +138,12 @@ pub(super) async fn join(shared: &Shared, lane: Held, peer: &str) -> Result<impl
         return Err(refuse("its link has enough"));
     }
     let mut answer = [Bytes::from_static(&[JOINED])];
-    let written = poll_fn(|cx| send.poll_write(cx, &mut answer)).await;
-    written.map_err(|_| refuse("it ended at once"))?;
+    // A place in the handshakes is held meanwhile, and one of the link's: the other side need not admit even this byte.
+    let written = timeout(shared.config.timing.handshake, poll_fn(|cx| send.poll_write(cx, &mut answer))).await;
+    if !matches!(written, Ok(Ok(_))) {
+        link.remove_lane(&lane.0);
+        return Err(refuse("it takes no answer"));
+    }
     send.finish();
     Ok(serve(Arc::downgrade(&link), Arc::clone(link.first()), lane))
 }

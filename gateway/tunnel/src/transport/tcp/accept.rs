@@ -19,6 +19,9 @@ use crate::transport::{Established, Side};
 
 /// How rustls says that no certificate was shown.
 const NOT_SHOWN: &str = "no server certificate chain resolved";
+/// For the byte that answers: a connection that others share admits it when the other side wants it, and nothing counts
+/// this one yet.
+const ANSWER: Duration = Duration::from_secs(5);
 /// Pause after the system gave no connection: it has no descriptors left.
 const REST: Duration = Duration::from_millis(50);
 
@@ -149,7 +152,8 @@ async fn begin(
 }
 
 async fn answer(session: &mut Session, status: Status) -> Result<(), Failure> {
-    session.write_all(&[status as u8]).await.map_err(|error| Failure::Other(printable(&error.to_string())))
+    let written = tokio::time::timeout(ANSWER, session.write_all(&[status as u8])).await;
+    written.map_err(|_| Failure::Timeout)?.map_err(|error| Failure::Other(printable(&error.to_string())))
 }
 
 /// One more connection of `link`.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use eastway_identity::{CertificateDer, VerifyReason};
@@ -44,6 +44,7 @@ pub(in crate::transport::tcp) async fn serve(
             shared: Arc::clone(&shared),
             peer,
             chain,
+            since: (shared.clock)(),
             remote,
             accepted,
         };
@@ -65,6 +66,8 @@ struct Taker {
     shared: Arc<Shared>,
     peer: Arc<str>,
     chain: Vec<CertificateDer<'static>>,
+    /// When it came.
+    since: SystemTime,
     remote: SocketAddr,
     accepted: mpsc::Sender<Established>,
 }
@@ -117,8 +120,12 @@ impl Taker {
     /// Whether the other side may be what it showed itself to be. A certificate that has ended says nothing of the links
     /// here, which are renewed inside.
     fn is_trusted(&self) -> bool {
-        let verdict = self.shared.trust.verify_live(&self.chain, (self.shared.clock)(), &self.peer);
-        verdict.map_or_else(|error| error.reason() == VerifyReason::CertExpired, |_| true)
+        let judge = |at| self.shared.trust.verify_live(&self.chain, at, &self.peer);
+        match judge((self.shared.clock)()) {
+            Ok(_) => true,
+            // That it has ended is told before all else that is wrong with it, which is asked as of then.
+            Err(error) => error.reason() == VerifyReason::CertExpired && judge(self.since).is_ok(),
+        }
     }
 
     fn answer(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
