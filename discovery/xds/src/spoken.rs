@@ -88,6 +88,10 @@ impl Spoken {
             }
             asking.tell(known.said(&asking.addresses), logged);
         }
+        // Those who went, where the list would grow for them: nothing may change for long.
+        if known.asking.len() == known.asking.capacity() {
+            known.asking.retain(|asking| asking.sender.receiver_count() > 0);
+        }
         known.asking.push(asking);
         receiver
     }

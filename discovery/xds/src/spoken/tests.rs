@@ -112,6 +112,21 @@ fn who_is_not_concerned_is_not_woken_and_who_is_gone_is_forgotten() {
     assert_eq!(text(&mut world.ask("10.0.0.8")), "8080 http+tcp");
 }
 
+/// Sidecars may come and go for long while no Service changes.
+#[test]
+fn i8_who_is_gone_is_forgotten_also_while_nothing_changes() {
+    let mut world = World::new();
+    world.serve("shop/web", &[("http", Some("http"), 8080)], &["10.0.0.1"]);
+    let mut kept = world.ask("10.0.0.1");
+    for _ in 0..10_000 {
+        drop(world.ask("10.0.0.1"));
+    }
+    assert!(world.spoken.lock().namespaces.values().all(|namespace| namespace.asking.len() < 64));
+    kept.mark_unchanged();
+    world.serve("shop/web", &[("tcp", None, 8080)], &["10.0.0.1"]);
+    assert!(kept.has_changed().unwrap());
+}
+
 #[test]
 fn what_a_pod_takes_and_its_services_do_not_say_is_named() {
     let mut world = World::new();
