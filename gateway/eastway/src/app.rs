@@ -280,8 +280,14 @@ impl Bound {
             running.serve_local_port(local)?;
             let (router, revoked, end) =
                 (running.gateway.router.clone(), running.gateway.revoked.subscribe(), running.end.clone());
+            let mut anchors = running.gateway.anchors.subscribe();
+            let following = async move {
+                // Who was revoked before this process knew anything is no news.
+                anchors.wait_for(Option::is_some).await.map(drop).ok();
+                router.deliveries.follow(revoked).await;
+            };
             running.spawn("revocations", async move {
-                let _ended = end.run_until_cancelled(router.deliveries.follow(revoked)).await;
+                let _ended = end.run_until_cancelled(following).await;
             });
             hbone::serve(&running, hbone, &connections);
             sni::serve(&running, sni, &connections);

@@ -48,9 +48,11 @@ impl Deliveries {
         });
     }
 
-    /// Cuts as certificates are revoked, and never ends.
+    /// Cuts as certificates are revoked, and never ends. What is known at the beginning is cut once: nobody has heard of it
+    /// just now.
     pub async fn follow(&self, mut revoked: Revoked) {
         let mut known: Arc<BTreeSet<String>> = Arc::clone(&revoked.borrow_and_update());
+        self.cut(&known.iter().cloned().collect::<Vec<_>>());
         let mut again = BinaryHeap::new();
         loop {
             let due = again.peek().map(|Reverse((due, _))| *due);
@@ -119,6 +121,20 @@ mod tests {
         let good = deliveries.to(Some(&named("web")));
         sleep(Duration::from_secs(3_600)).await;
         assert!(!good.is_cancelled() && !other.is_cancelled());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_was_revoked_before_is_no_news() {
+        let deliveries = Arc::new(Deliveries::default());
+        let before = deliveries.to(Some(&named("web")));
+        let (_revoke, revoked) = watch::channel(Arc::new(BTreeSet::from([serial_of("web")])));
+        let task = Arc::clone(&deliveries);
+        tokio::spawn(async move { task.follow(revoked).await });
+        sleep(Duration::from_millis(1)).await;
+        assert!(before.is_cancelled(), "the process may have heard of it after this began");
+        let good = deliveries.to(Some(&named("web")));
+        sleep(Duration::from_secs(3_600)).await;
+        assert!(!good.is_cancelled());
     }
 
     #[test]
