@@ -9,6 +9,7 @@
 )]
 
 mod alone;
+mod bookinfo;
 mod failover;
 mod http2;
 mod known;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
     let tests = [
         alone::TESTS,
         stretched::TESTS,
+        bookinfo::TESTS,
         networks::TESTS,
         failover::TESTS,
         rolling::TESTS,
