@@ -128,6 +128,8 @@ bed_tests! {
         bed.wan().set_cable("b", false).await?;
         let down = expect(a, &["peer", "b"], "Ready", "False", "Down").await;
         let since = a.get(&["peer", "b"]).await?["status"]["link"].clone();
+        // Times are told in whole seconds, and links are up again within one.
+        tokio::time::sleep(Duration::from_millis(1_100)).await;
         bed.wan().set_cable("b", true).await?;
         down?;
         expect(a, &["peer", "b"], "Ready", "True", "Ready").await?;
