@@ -344,13 +344,9 @@ impl Conn {
 
     /// The next stream of the other side.
     pub(super) async fn accept(&self) -> Result<StreamId, ConnectionError> {
-        self.wait_for(&self.incoming, |state| match state.inner.streams().accept(Dir::Bi) {
-            Some(id) => {
-                // Its limit may move.
-                state.wake_driver();
-                Some(Ok(id))
-            }
-            None => state.error.clone().map(Err),
+        self.wait_for(&self.incoming, |state| {
+            let opened = state.inner.streams().accept(Dir::Bi).map(Ok);
+            opened.or_else(|| state.error.clone().map(Err))
         })
         .await
     }
