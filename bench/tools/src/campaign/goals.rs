@@ -81,6 +81,7 @@ const GOALS: &[Goal] = goals! {
     "G4/added/1500/1" "only what either adds to the direct way, 1 flow": "wire-1500" "cpu_s_per_gb" Added("quic/1", "envoy/1", "direct/1"), None;
     "G4/added/1500/8" "the same, 8 flows": "wire-1500" "cpu_s_per_gb" Added("quic/8", "envoy/8", "direct/8"), None;
     "G5" "goodput of 16 flows against 1": "wire-1500" "mbit" Ratio("quic/16", "quic/1"), more(1.0, 1.5);
+    "G5/direct" "the same without a tunnel": "wire-1500" "mbit" Ratio("direct/16", "direct/1"), None;
     "G6/share" "1 % loss, 50 ms: share of a line of 200 Mbit/s": "loss" "mbit" Share("quic/1", 200.0), more(0.8, 0.95);
     "G6/bbr" "the same against the Envoy pair with BBR": "loss" "mbit" Ratio("quic/1", "envoy/1"), more(0.9, 1.1);
     "G7" "p99 of 32 small flows beside a bulk flow at 1 % loss, against HTTP/2 CONNECT with BBR": "loss" "p99_us" Ratio("quic/rpc-beside", "envoy-h2/rpc-beside"), less(0.7, 0.5);

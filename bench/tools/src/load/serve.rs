@@ -36,7 +36,8 @@ struct Counts {
     bytes: AtomicU64,
 }
 
-#[tokio::main]
+/// On one thread: several would wake each other for each connection, which takes as long as a gateway does for it.
+#[tokio::main(flavor = "current_thread")]
 pub(super) async fn run(args: &Args) -> Result<()> {
     let counts = Arc::new(Counts::default());
     let udp = std::net::UdpSocket::bind((args.listen.ip(), args.listen.port() + 1))?;
