@@ -245,7 +245,8 @@ async fn metric(side: &Side, port: u16, name: &str) -> Result<f64> {
 /// Waits until the controller has written Services and slices of that many imports, and the gateway answers by their
 /// names. Imports themselves and their conditions follow.
 async fn until_addressed(side: &Side) -> Result<Duration> {
-    within(2 * PATIENCE, format!("{ADDRESSED} imports have an address in {}", side.cluster.name()), async || {
+    // Some 20,000 writes, which the API server takes as fast as its machine is.
+    within(4 * PATIENCE, format!("{ADDRESSED} imports have an address in {}", side.cluster.name()), async || {
         let addresses = side.ask("/status").await?["services"]["vips"].as_u64().context("no number")?;
         ensure!(addresses >= ADDRESSED as u64, "{addresses} addresses");
         // The first in the order of names, which is that of the controller.
@@ -277,7 +278,7 @@ async fn start(bed: &Bed) -> Result<(Side, Side)> {
 
 bed_tests! {
     /// Ready within 10 s, at most 150 MB, and a change of one endpoint at the other side within 500 ms.
-    async fn a_large_cluster_fits(bed) limit 300 {
+    async fn a_large_cluster_fits(bed) limit 450 {
         let (mut big, mut far) = start(bed).await?;
         let begun = Instant::now();
         let gateway = big.start("gateway")?;
