@@ -1,13 +1,15 @@
 //! What these tests run: servers that say their name and who their client is, in versions, and clients, all with a sidecar.
 
+use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use eastway_tests::kube::istio::Trust;
 use eastway_tests::kube::istio::sidecar::Workload;
 use eastway_tests::kube::pods::Pod;
 use eastway_tests::kube::{Bed, Cluster, eastway as installed, image, pods, traffic};
+use eastway_tests::within;
 use serde_json::{Value, json};
 
 /// The port of every service.
@@ -172,5 +174,20 @@ pub(crate) async fn remove(bed: &Bed, namespace: &str) -> Result<()> {
     for cluster in bed.clusters() {
         cluster.kubectl(&["delete", "namespace", namespace, "--ignore-not-found", "--wait=false"]).await?;
     }
+    Ok(())
+}
+
+/// A server refuses who may not ask it, in the first answer that is one: until then its sidecar finds no server.
+pub(crate) async fn refuses(stranger: &Pod, target: SocketAddr, host: &str) -> Result<()> {
+    let first = RefCell::new(None);
+    within(PATIENCE, format!("{host} answers a stranger"), async || {
+        let said = stranger.get(target, host, WHO, &[]).await?;
+        let reached = said.status != 503;
+        first.replace(reached.then_some(said));
+        Ok(reached)
+    })
+    .await?;
+    let answer = first.into_inner().context("an answer")?;
+    ensure!(answer.status == 403, "a stranger is served: {answer:?}");
     Ok(())
 }

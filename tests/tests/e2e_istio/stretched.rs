@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use tokio::net::UdpSocket;
 
 use crate::known::{Led, Ways};
-use crate::parts::{PORT, WHO, client, object, remove, server, service, space, to, told, versions};
+use crate::parts::{PORT, WHO, client, object, refuses, remove, server, service, space, to, told, versions};
 
 const NAMESPACE: &str = "e2e-stretched";
 /// A header of a request.
@@ -147,18 +147,8 @@ async fn remote_only(bed: &Bed, stage: &Stage) -> Result<()> {
         Ok(true)
     })
     .await?;
-    let first = RefCell::new(None);
     // Its connection may be led to the other gateway, which hears of b a moment later.
-    within(PATIENCE, "b answers a stranger", async || {
-        let said = stage.stranger.get(stage.ratings, &host, "/hostname", &[]).await?;
-        let reached = said.status != 503;
-        first.replace(reached.then_some(said));
-        Ok(reached)
-    })
-    .await?;
-    let answer = first.into_inner().context("an answer")?;
-    ensure!(answer.status == 403, "a stranger is served: {answer:?}");
-    Ok(())
+    refuses(&stage.stranger, stage.ratings, &host).await
 }
 
 /// Waits until `eastway check` finds exactly this about Istio.

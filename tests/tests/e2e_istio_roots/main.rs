@@ -13,7 +13,6 @@
 #[path = "../e2e_istio/parts.rs"]
 mod parts;
 
-use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -26,7 +25,7 @@ use eastway_tests::kube::{Bed, Cluster, eastway as installed, pods};
 use eastway_tests::{bed_tests, within};
 use serde_json::{Value, json};
 
-use parts::{PORT, WHO, client_of, object, server_of, service, space, to, versions};
+use parts::{PORT, WHO, client_of, object, refuses, server_of, service, space, to, versions};
 
 const NAMESPACE: &str = "e2e-roots";
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -126,17 +125,8 @@ bed_tests! {
             for _ in 0..20 {
                 answers(&client, target).await?;
             }
-            let first = RefCell::new(None);
             // Its sidecar is told of roots by a stream of its own.
-            within(PATIENCE, "a stranger is answered", async || {
-                let said = stranger.get(target.0, &target.1, WHO, &[]).await?;
-                let reached = said.status != 503;
-                first.replace(reached.then_some(said));
-                Ok(reached)
-            })
-            .await?;
-            let answer = first.into_inner().context("an answer")?;
-            ensure!(answer.status == 403, "a stranger is served: {answer:?}");
+            refuses(&stranger, target.0, &target.1).await?;
         }
         for cluster in bed.clusters() {
             let left = found(cluster).await?;
