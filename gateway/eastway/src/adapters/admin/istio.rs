@@ -46,7 +46,8 @@ pub(super) async fn facts(
     let without = |peer: &&String| found.gateways.get(*peer).is_none_or(Vec::is_empty);
     facts.untold = networks.keys().filter(without).cloned().collect();
     let roots = certificates_from_pem(found.root.as_deref().unwrap_or_default().as_bytes()).unwrap_or_default();
-    facts.other_root = has_other_root(gateway, &roots);
+    let identity = gateway.identity.get().map(|store| store.current());
+    facts.other_root = identity.is_some_and(|identity| has_other_root(identity.chain(), &roots));
     let mut unreadable = Vec::new();
     for (revision, text) in &found.meshes {
         match text.clone().and_then(|text| mesh_from(revision, &text)) {
@@ -94,10 +95,9 @@ fn wrong_network(found: &Installation, networks: &BTreeMap<String, String>) -> O
     Some(format!("istiod takes this cluster for the network {own}, which is that of {peer}"))
 }
 
-/// Whether Istio's root is not above our own certificate.
-fn has_other_root(gateway: &Gateway, roots: &[CertificateDer<'static>]) -> bool {
-    let Some(identity) = gateway.identity.get().map(|store| store.current()) else { return false };
-    let signs = |root| identity.chain().iter().any(|own| eastway_identity::names_issuer(own, root));
+/// Whether Istio has roots, and none of them is above this chain.
+fn has_other_root(chain: &[CertificateDer<'static>], roots: &[CertificateDer<'static>]) -> bool {
+    let signs = |root| chain.iter().any(|own| eastway_identity::names_issuer(own, root));
     !roots.is_empty() && !roots.iter().any(signs)
 }
 
@@ -150,7 +150,25 @@ fn speaks(group: &EndpointGroup) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use eastway_identity::Ca;
+    use eastway_identity::ca::{InitOptions, Root};
+
     use super::*;
+
+    #[test]
+    fn istios_root_is_looked_for_above_our_own_certificate() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let root = Ca::init(&at("root"), &InitOptions::new("a.example")).unwrap();
+        let shared = InitOptions { root: Root::Shared(at("root")), ..InitOptions::new("a.example") };
+        let (own, other) =
+            (Ca::init(&at("own"), &shared).unwrap(), Ca::init(&at("other"), &InitOptions::new("a.example")).unwrap());
+        let differs = |roots: &[CertificateDer<'static>]| has_other_root(own.chain(), roots);
+        assert!(!differs(root.roots()));
+        assert!(differs(other.roots()), "of the same name, with another key");
+        assert!(!differs(&[other.roots(), root.roots()].concat()), "one is enough");
+        assert!(!differs(&[]), "it tells none");
+    }
 
     #[test]
     fn the_trust_domain_of_istio_is_compared_with_ours() {
