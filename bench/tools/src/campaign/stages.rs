@@ -149,7 +149,8 @@ fn goodput(scale: &Scale) -> Stage {
             stage.add(&[Rival::EnvoyH2, Rival::EnvoyH3, Rival::Haproxy, Rival::Rathole], 3, &what, task);
         }
     }
-    stage.add(&[Rival::Direct, Rival::Quic], 1, "16", Task::Goodput(flows(16, 1, seconds)));
+    let sixteen: &[Rival] = if scale.quick { &[Rival::Quic] } else { &[Rival::Direct, Rival::Quic] };
+    stage.add(sixteen, 1, "16", Task::Goodput(flows(16, 1, seconds)));
     stage.guard = Some(flows(1, 0, 1));
     stage
 }
@@ -169,7 +170,7 @@ fn latency(scale: &Scale) -> Stage {
     let seconds = scale.seconds(4);
     let rivals = [Rival::Direct, Rival::Envoy, Rival::Quic];
     // The 99th percentile of a few seconds is as much the scheduler's as anybody's.
-    stage.add(&rivals, 1, "rpc", Task::Rpc { seconds: 2 * seconds });
+    stage.add(&rivals, 1, "rpc", Task::Rpc { seconds: if scale.quick { seconds } else { 2 * seconds } });
     stage.add(&rivals, 1, "ping-beside", Task::PingBeside(flows(1, 1, seconds)));
     if !scale.quick {
         let others = [Rival::EnvoyH2, Rival::Wireguard];
