@@ -12,6 +12,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::ValueEnum;
 use eastway_identity::SpiffeIdError;
@@ -22,7 +23,8 @@ use tracing::{debug, error, info, warn};
 
 use crate::adapters;
 use crate::admin::{HealthPort, MetricsPort, Readiness};
-use crate::app::{self, BuildError, Configuration, signals};
+use crate::app::signals::Signals;
+use crate::app::{self, BuildError, Configuration};
 use crate::config::settings::CaAddress;
 use crate::config::{self, ConfigErrors, Loaded, Settings};
 use crate::proxy::copy::keep_freed;
@@ -41,6 +43,8 @@ pub const CONTROLLER_ACCOUNT: &str = "eastway-controller";
 pub const CONTROLLER_LEASE: &str = "controller.eastway.dev";
 /// Service account of the certificate authority.
 pub const CA_ACCOUNT: &str = "eastway-ca";
+/// What a process that was told to end at once takes to tell its peers.
+const FAREWELL: Duration = Duration::from_millis(200);
 
 /// What a process does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum)]
@@ -197,16 +201,13 @@ async fn serve(options: &RunOptions, loaded: Loaded, log: LogHandle) -> Result<(
     let work = async {
         let result = if with_gateway || options.roles.contains(&Role::Controller) {
             let configuration = follow_configuration(options, loaded, &tasks, &end);
-            let role = async {
-                if with_gateway {
-                    gateway(configuration, log, names, &stop).await
-                } else {
-                    controller(configuration, log, &stop).await
+            if with_gateway {
+                gateway(configuration, log, names, &stop, &now).await
+            } else {
+                tokio::select! {
+                    result = controller(configuration, log, &stop) => result,
+                    () = now.cancelled() => Err(RunError::Interrupted),
                 }
-            };
-            tokio::select! {
-                result = role => result,
-                () = now.cancelled() => Err(RunError::Interrupted),
             }
         } else if options.roles.contains(&Role::Injector) {
             tokio::select! {
@@ -255,12 +256,22 @@ async fn gateway(
     log: LogHandle,
     names: Vec<String>,
     stop: &CancellationToken,
+    now: &CancellationToken,
 ) -> Result<(), RunError> {
     let settings = configuration.loaded.borrow().settings.clone();
     let client = ca_client(&settings)?.keeping(settings.trust.keep.clone());
     let telemetry = Telemetry::new(settings.log.access);
-    let bound = app::build(configuration, names, telemetry, Some(log)).await?;
-    Ok(bound.run(client, stop.clone()).await?)
+    let built = now.run_until_cancelled(app::build(configuration, names, telemetry, Some(log)));
+    let bound = built.await.ok_or(RunError::Interrupted)??;
+    let gateway = bound.gateway().clone();
+    if let Some(result) = now.run_until_cancelled(bound.run(client, stop.clone())).await {
+        return Ok(result?);
+    }
+    if let Some(tunnel) = gateway.tunnel.get() {
+        // Peers would send into the dark until they miss its acknowledgements.
+        let _late = tokio::time::timeout(FAREWELL, tunnel.close()).await;
+    }
+    Err(RunError::Interrupted)
 }
 
 async fn controller(configuration: Configuration, log: LogHandle, stop: &CancellationToken) -> Result<(), RunError> {
@@ -355,14 +366,13 @@ async fn start_ca(
 
 /// The first signal drains, the second ends the process at once.
 pub(crate) async fn on_signals(stop: CancellationToken, now: CancellationToken) {
+    let mut signals = match Signals::listen() {
+        Ok(signals) => signals,
+        Err(error) => return error!(%error, "cannot listen for signals"),
+    };
     for token in [stop, now] {
-        match signals::terminate().await {
-            Ok(signal) => info!(signal, "stopping"),
-            Err(error) => {
-                error!(%error, "cannot listen for signals");
-                return;
-            }
-        }
+        let signal = signals.next().await;
+        info!(signal, "stopping");
         token.cancel();
     }
 }

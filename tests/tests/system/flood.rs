@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use eastway::admin::views::PeerView;
 use eastway_tests::flood::{Flood, Junk};
 use eastway_tests::lab::files;
 use eastway_tests::mesh::{Mesh, MeshBuilder, NAMESPACE, PORT};
@@ -57,16 +56,14 @@ lab_test! {
     /// request fails, on new connections or old, the links stay the same, little memory is used and nothing logged.
     async fn u1_a_flood_of_strangers_harms_no_connection() {
         let seconds = std::env::var(SECONDS).map_or(Ok(SHORT), |text| text.parse()).context(SECONDS)?;
-        // Only one side dials: where both do, one of two links goes when it has nothing to do.
         let mut mesh = MeshBuilder::of(&["a", "b"]).private("a").start().await?;
         mesh.serve("b", "web", 11, Habit::Http).await?;
         mesh.serve("b", "echo", 12, Habit::Echo).await?;
         let target = mesh.target("a", "web").await?;
         mesh.target("a", "echo").await?;
         mesh.wait_answer("a", target, "b-11", Duration::from_secs(5)).await?;
+        let link = mesh.settled("a", "b").await?;
         let conversation = Conversation::start(&mesh, "a", "echo").await?;
-        let before = mesh.peer("a", "b").await?;
-        ensure!(!before.links.is_empty());
         for junk in [Junk::Initials, Junk::Short] {
             let gateway = mesh.cloud("b").gateway(0)?;
             let (rss, logged) = (gateway.rss()?, std::fs::metadata(gateway.log())?.len());
@@ -92,9 +89,7 @@ lab_test! {
             ensure!(grown <= 32 << 20, "{} KiB more memory", grown >> 10);
             ensure!(logged <= 16 << 10, "{logged} bytes logged");
         }
-        let after = mesh.peer("a", "b").await?;
-        let since = |peer: &PeerView| peer.links.iter().map(|link| (link.replica.clone(), link.since)).collect::<Vec<_>>();
-        ensure!(since(&after) == since(&before), "a link was replaced: {before:#?} {after:#?}");
+        mesh.same_link("a", "b", &link).await?;
         ensure!(conversation.stop().await? > 10, "a connection from before the flood");
         mesh.stop().await
     }

@@ -11,6 +11,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+/// Heartbeats go out every second, and a link is lost 4 s after the last that was acknowledged: until then nobody can know
+/// of a peer that said nothing.
+const UNNOTICED: Duration = Duration::from_millis(2_500);
+
 /// An echo conversation that goes on until it is told to stop: a byte sequence every 50 ms.
 pub(super) struct Conversation {
     stop: oneshot::Sender<()>,
@@ -119,6 +123,44 @@ lab_test! {
         let record = load.stop().await?;
         record.none_failed()?;
         println!("{} requests, none failed, slowest {:?}", record.sent, record.slowest);
+        mesh.stop().await
+    }
+
+    /// A drain does not wait for a peer that is gone: it is over before that is noticed.
+    async fn a_drain_waits_for_nobody_who_is_gone() {
+        let mut mesh = MeshBuilder::of(&["a", "b"]).start().await?;
+        mesh.serve("b", "web", 11, Habit::Http).await?;
+        let target = mesh.target("a", "web").await?;
+        mesh.wait_answer("a", target, "b-11", Duration::from_secs(5)).await?;
+        // The kernel tells of the end of a link of TCP.
+        mesh.settled("a", "b").await?;
+        mesh.cloud_mut("b").kill_gateway(0).await?;
+        let mut gateway = mesh.cloud_mut("a").take_gateway(0)?;
+        let begun = Instant::now();
+        let status = gateway.terminate(Duration::from_secs(20)).await?;
+        let took = begun.elapsed();
+        println!("ended {took:?} after the signal");
+        ensure!(status.code() == Some(0), "{status}: {}", gateway.log_tail(2000));
+        ensure!(took < UNNOTICED, "{took:?}: it waited until the link was lost: {}", gateway.log_tail(2000));
+        mesh.stop().await
+    }
+
+    /// A second signal ends a gateway at once; its peers are told, and do not have to miss it.
+    async fn peers_hear_of_an_end_at_once() {
+        let mut mesh = MeshBuilder::of(&["a", "b"]).start().await?;
+        mesh.serve("b", "echo", 12, Habit::Echo).await?;
+        mesh.target("a", "echo").await?;
+        mesh.settled("a", "b").await?;
+        // The drain does not end for as long as somebody talks.
+        let _echo = Conversation::start(&mesh, "a", "echo").await?;
+        let mut gateway = mesh.cloud_mut("a").take_gateway(0)?;
+        gateway.signal(Signal::SIGTERM)?;
+        let log = gateway.log().to_owned();
+        within(Duration::from_secs(5), "the drain", async || Ok(std::fs::read_to_string(&log)?.contains("draining"))).await?;
+        let status = gateway.terminate(Duration::from_secs(5)).await?;
+        ensure!(status.code().is_some_and(|code| code != 0), "{status}: {}", gateway.log_tail(2000));
+        let took = mesh.wait_down("b", "a", Duration::from_secs(10)).await?;
+        ensure!(took < UNNOTICED, "b missed it {took:?} after the end");
         mesh.stop().await
     }
 

@@ -221,7 +221,8 @@ impl Story {
 
     /// Ends all processes in order.
     pub(super) async fn stop(&mut self) -> Result<()> {
-        let patience = Duration::from_secs(3);
+        // More than a drain of nothing takes, whose links a fault may have cut just before.
+        let patience = Duration::from_secs(10);
         let stops = self.clouds.iter_mut().map(|cloud| cloud.stop(patience));
         futures_util::future::try_join_all(stops).await.map(drop)
     }

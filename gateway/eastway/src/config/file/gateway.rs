@@ -216,7 +216,7 @@ pub struct LinkSection {
     /// an acknowledged heartbeat it is down in any case. Default: `4s`.
     #[serde(default)]
     pub idle_timeout: Field<Text>,
-    /// How long streams may go on when the process stops. Default: `30s`.
+    /// How long streams may go on when the process stops; a second signal cuts them and tells peers. Default: `30s`.
     #[serde(default)]
     pub drain: Field<Text>,
     /// How a load balancer in front of the gateways reads connection ids of QUIC (QUIC-LB). Default: it does not, or where

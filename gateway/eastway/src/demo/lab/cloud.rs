@@ -334,7 +334,7 @@ impl Cloud {
     pub async fn stop(&mut self, patience: Duration) -> Result<()> {
         let mut result = Ok(());
         for process in self.gateways.iter().flatten() {
-            // The drain of one would wait for streams of workloads that end anyway.
+            // The drain of one would wait for streams of workloads that end anyway; the second signal, below, ends it.
             let _gone = process.signal(Signal::SIGTERM);
         }
         for mut workload in self.workloads.drain(..) {
