@@ -339,7 +339,7 @@ async fn supervise(shared: Arc<Shared>, port: Arc<Port>, accepted: mpsc::Sender<
 
 /// Reads the port where links are taken, until that fails.
 async fn serve(shared: &Shared, port: &Arc<Port>) {
-    let home = shared.workers.next();
+    let home = port.socket().home().clone();
     let reader = Arc::clone(port);
     let reading = shared.tasks.spawn_on(
         async move {
@@ -347,7 +347,7 @@ async fn serve(shared: &Shared, port: &Arc<Port>) {
             let error = reader.dead.run_until_cancelled(inlets::read_strangers(&reader, &socket)).await;
             tracing::debug!(?error, "The listener for links is no longer read");
         },
-        home,
+        &home,
     );
     if let Some(taker) = port.forwarding().map(|_| Arc::clone(port)) {
         let until = port.dead.clone();
@@ -356,7 +356,7 @@ async fn serve(shared: &Shared, port: &Arc<Port>) {
                 until.run_until_cancelled(forwarding.take_all(&taker)).await;
             }
         };
-        shared.tasks.spawn_on(take, home);
+        shared.tasks.spawn_on(take, &home);
     }
     reading.await.ok();
 }

@@ -24,6 +24,7 @@ pub(super) struct Udp {
     io: AsyncFd<UdpSocket>,
     state: UdpSocketState,
     local_addr: SocketAddr,
+    home: Handle,
 }
 
 impl Udp {
@@ -32,7 +33,12 @@ impl Udp {
         let state = UdpSocketState::new((&socket).into())?;
         let local_addr = socket.local_addr()?;
         let _entered = home.enter();
-        Ok(Self { io: watch(socket, Interest::READABLE)?, state, local_addr })
+        Ok(Self { io: watch(socket, Interest::READABLE)?, state, local_addr, home: home.clone() })
+    }
+
+    /// The runtime that waits for packets: who reads them elsewhere is woken across threads.
+    pub(super) fn home(&self) -> &Handle {
+        &self.home
     }
 
     pub(super) fn local_addr(&self) -> SocketAddr {
