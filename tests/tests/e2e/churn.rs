@@ -1,6 +1,7 @@
 //! Pods of a remote service that come and go under load.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -50,7 +51,8 @@ async fn restarted(cluster: &Cluster) -> Result<Vec<String>> {
     Ok(pods(cluster).await?.iter().filter(is_again).filter_map(name).collect())
 }
 
-/// A kill: which pods, and from when to when.
+/// A kill: which pods, and from when to when. A process that is killed closes its connections when it gets time to.
+#[derive(Debug)]
 struct Kill {
     pods: BTreeSet<String>,
     from: Duration,
@@ -80,9 +82,11 @@ bed_tests! {
                 going = ready(b).await?.into_iter().take(GO).collect::<Vec<_>>();
                 let pids = futures_util::future::try_join_all(going.iter().map(|pod| b.pod_process(NAMESPACE, pod))).await?;
                 let from = load.elapsed();
-                for pid in pids {
-                    kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL)?;
+                for pid in &pids {
+                    kill(Pid::from_raw(i32::try_from(*pid)?), Signal::SIGKILL)?;
                 }
+                let gone = async || Ok(pids.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()));
+                within(PATIENCE, "those that were killed end", gone).await?;
                 kills.push(Kill { pods: going.iter().cloned().collect(), from, until: load.elapsed() });
                 let again = async || {
                     let again = restarted(b).await?;
@@ -105,6 +109,6 @@ bed_tests! {
         client.end(bed, NAMESPACE).await?;
         ensure!(ends >= 200, "{ends} pods ended");
         ensure!(result.by_server.len() > GO * ROUNDS / 4, "{} servers answered", result.by_server.len());
-        result.failed_only(excused)
+        result.failed_only(excused).with_context(|| format!("{kills:?}"))
     }
 }
