@@ -2,6 +2,7 @@
 //! leaves this process, unless it is to be kept over a restart.
 
 mod kept;
+mod wallet;
 
 use std::io;
 use std::os::unix::fs::FileTypeExt as _;
@@ -31,6 +32,8 @@ use tracing::{info, warn};
 
 use crate::config::value::HostPort;
 use crate::local::dial::{DialError, dial};
+
+pub use wallet::Wallet;
 
 /// How long one request to the CA may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -428,33 +431,14 @@ async fn until<T, F: Future<Output = Result<T, EnrollError>>>(client: &CaClient,
     }
 }
 
-/// Where a renewed certificate goes.
-pub trait Wallet: Send + Sync {
-    /// The certificate of now.
-    fn store(&self) -> &Arc<IdentityStore>;
-
-    /// A new one came.
-    fn renewed(&self, enrolled: Enrolled);
-
-    /// The CA said whose certificates count: that of the key which signs now, and what a rotation announced.
-    fn heard(&self, issuer: &CertificateDer<'static>, next: &[CertificateDer<'static>]);
-}
-
-impl Wallet for Arc<IdentityStore> {
-    fn store(&self) -> &Arc<IdentityStore> {
-        self
-    }
-
-    fn renewed(&self, enrolled: Enrolled) {
-        self.replace(enrolled.identity);
-    }
-
-    fn heard(&self, _issuer: &CertificateDer<'static>, _next: &[CertificateDer<'static>]) {}
-}
-
 /// Keeps the certificate fresh: at two thirds of its life, and at once when the CA was rotated.
 /// Runs until `stop`; failures are retried while the old certificate lasts.
 pub async fn keep_fresh(client: CaClient, ttl: Duration, wallet: impl Wallet, stop: CancellationToken) {
+    // As a whole: who stops does not wait for a CA that says nothing.
+    let _stopped = stop.run_until_cancelled(renew_in_time(client, ttl, wallet)).await;
+}
+
+async fn renew_in_time(client: CaClient, ttl: Duration, wallet: impl Wallet) {
     let store = Arc::clone(wallet.store());
     let interval = client.trust_interval();
     let jitter = fastrand::f64();
@@ -462,7 +446,8 @@ pub async fn keep_fresh(client: CaClient, ttl: Duration, wallet: impl Wallet, st
     let until_look = |store: &IdentityStore| interval.min(until_renewal(store)).max(RETRY.0);
     let mut issuer = client.issuer(&wallet).await.ok();
     let mut pause = until_look(&store);
-    while stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
+    loop {
+        tokio::time::sleep(pause).await;
         pause = until_look(&store);
         let now = client.issuer(&wallet).await.ok();
         let rotated = now.is_some() && issuer.is_some() && now != issuer;
@@ -575,6 +560,21 @@ mod tests {
         let silent = CaClient::new(path).enroll(LOGGED, None).await.unwrap_err();
         assert!(silent.to_string().ends_with("ca.sock does not answer"), "{silent}");
         assert!(silent.is_of_the_connection() && begun.elapsed() < 2 * TIMEOUT, "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewal_that_stops_does_not_wait_for_an_authority_that_says_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let ca = Ca::init(&folder.path().join("cacerts"), &InitOptions::new("onprem.example")).unwrap();
+        let gateway = SpiffeId::gateway("onprem.example").unwrap();
+        let store = IdentityStore::new(ca.issue_identity(&gateway, LOGGED, SystemTime::now()).unwrap());
+        let path = folder.path().join("ca.sock");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let stop = CancellationToken::new();
+        let keeper = tokio::spawn(keep_fresh(CaClient::new(path), LOGGED, store, stop.clone()));
+        let _asked = listener.accept().await.unwrap();
+        stop.cancel();
+        timeout(TIMEOUT / 10, keeper).await.expect("it ends at once").unwrap();
     }
 
     #[tokio::test]
