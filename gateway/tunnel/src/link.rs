@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 pub use state::{LinkRole, LinkState};
 pub use table::LinkTable;
 
+pub(crate) use unacknowledged::Awaited;
 use unacknowledged::Unacknowledged;
 
 pub(crate) use balance::{Budget, Pace};
@@ -495,8 +496,8 @@ impl LinkShared {
     }
 
     /// Keeps a half that ended in order until the other side has all of it.
-    pub(crate) fn finished(&self, half: Box<dyn SendStream>) {
-        self.unacknowledged.keep(half);
+    pub(crate) fn finished(&self, half: Box<dyn SendStream>, awaited: Awaited) {
+        self.unacknowledged.keep(half, awaited);
         if self.state() == LinkState::Closed {
             self.abandon();
         }
@@ -515,9 +516,9 @@ impl LinkShared {
         self.notify_if_idle();
     }
 
-    /// Whether no stream is open in either direction, and the other side has got all of those that were.
+    /// Whether no stream is open in either direction, and the other side has got all of those that were and are waited for.
     pub(crate) fn is_idle(&self) -> bool {
-        self.streams().is_empty() && self.unacknowledged.is_empty()
+        self.streams().is_empty() && !self.unacknowledged.is_awaited()
     }
 
     fn notify_if_idle(&self) {

@@ -23,7 +23,7 @@ pub use accepted::{AcceptedStream, LinkInfo, StreamHandler};
 pub(crate) use shared::{Direction, Stall, StreamShared};
 
 use crate::code::ResetCode;
-use crate::link::Link;
+use crate::link::{Awaited, Link};
 use crate::transport::SendStream;
 
 /// First byte of the reply direction.
@@ -69,15 +69,15 @@ pub struct SendHalf {
     inner: Option<Box<dyn SendStream>>,
     shared: Arc<StreamShared>,
     ended: bool,
-    /// It ended in order.
-    finished: bool,
+    /// It ended in order; whether a drain waits until the other side has all of it.
+    finished: Option<Awaited>,
     /// The status is not said yet, and will be with what is written first, or when this is over.
     held: Option<Pin<Box<Sleep>>>,
 }
 
 impl SendHalf {
     pub(crate) fn new(inner: Box<dyn SendStream>, shared: Arc<StreamShared>) -> Self {
-        Self { inner: Some(inner), shared, ended: false, finished: false, held: None }
+        Self { inner: Some(inner), shared, ended: false, finished: None, held: None }
     }
 
     /// Has the status wait for what is written first: it then takes no packet of its own.
@@ -152,12 +152,22 @@ impl SendHalf {
 
     /// Ends this direction in order; the other direction goes on.
     pub fn finish(&mut self) {
+        self.finish_as(Awaited::ByDrains);
+    }
+
+    /// As [`SendHalf::finish`], for what is worth nothing to a peer that is gone: a drain does not wait until the other
+    /// side has got it.
+    pub fn finish_unawaited(&mut self) {
+        self.finish_as(Awaited::ByNobody);
+    }
+
+    fn finish_as(&mut self, awaited: Awaited) {
         if !self.ended && self.poll_status(&mut Context::from_waker(Waker::noop())).is_pending() {
             // The other side admits not even one byte.
             self.reset(ResetCode::IdleTimeout);
         }
         if !self.ended {
-            (self.ended, self.finished) = (true, true);
+            (self.ended, self.finished) = (true, Some(awaited));
             self.inner.iter_mut().for_each(|inner| inner.finish());
         }
     }
@@ -188,8 +198,8 @@ impl SendHalf {
 impl Drop for SendHalf {
     fn drop(&mut self) {
         self.reset(ResetCode::Cancelled);
-        if let Some(inner) = self.inner.take().filter(|_| self.finished) {
-            self.shared.finished(inner);
+        if let (Some(inner), Some(awaited)) = (self.inner.take(), self.finished) {
+            self.shared.finished(inner, awaited);
         }
     }
 }

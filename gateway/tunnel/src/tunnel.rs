@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::code::CloseCode;
 use crate::config::{PeerTarget, ReplicaId, TunnelConfig};
 use crate::header::StreamHeader;
 use crate::link::driver::{Environment, GoAwayOrder, HeardAnchors};
@@ -26,10 +27,10 @@ use crate::relay::{Relay, RelayRule, RelayStatus};
 use crate::replicas::{ForwardingCounters, SiblingStatus};
 use crate::status::{PeerStates, PeerStatus};
 use crate::stream::StreamHandler;
-use crate::transport::Transport;
 use crate::transport::quic::{QuicError, QuicTransport};
 use crate::transport::tcp::relay::RelayTransport;
 use crate::transport::tcp::{self, TcpTransport};
+use crate::transport::{Transport, TransportKind};
 use crate::world::World;
 
 /// After GOAWAY, streams that were on their way are still served for this long, or two round trips.
@@ -403,10 +404,21 @@ impl Tunnel {
 
     /// Closes everything at once and waits, for a bounded time, until peers were told.
     pub async fn close(&self) {
+        self.close_saying("shutting down").await;
+    }
+
+    /// As [`Tunnel::close`], of a process that does not wait for its streams: peers read so in their logs.
+    pub async fn cut(&self) {
+        self.close_saying("stopped at once, its streams are cut").await;
+    }
+
+    async fn close_saying(&self, message: &str) {
         self.draining.cancel();
-        let message = "shutting down".to_owned();
-        for link in self.board.all_links() {
-            link.0.connection.close(crate::code::CloseCode::Done, &message);
+        let mut links = self.board.all_links();
+        // Links that others carry first: what they say goes by those.
+        links.sort_by_key(|link| link.0.connection.kind() != TransportKind::Relay);
+        for link in links {
+            link.0.connection.close(CloseCode::Done, message);
         }
         self.stop.cancel();
         self.tasks.close();

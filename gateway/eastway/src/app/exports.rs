@@ -84,12 +84,7 @@ impl Exports {
             self.telemetry.refusals.refused(Refusal::Federation, Some(&link.peer), error);
         }
         debug!(peer = %link.peer, reason = %end, "export session ended");
-        if mine.is_cancelled() {
-            // A drain would wait for the acknowledgement of its end, which nobody needs, even from a peer that is gone.
-            send.reset(ResetCode::Draining);
-        } else {
-            send.finish();
-        }
+        send.finish_unawaited();
         recv.stop(ResetCode::Cancelled);
     }
 

@@ -180,7 +180,7 @@ impl Importer {
             // The stream ends either way.
             let _ended = self.perform(actions, &mut send).await;
         }
-        send.finish();
+        send.finish_unawaited();
         recv.stop(ResetCode::Cancelled);
         result
     }

@@ -8,27 +8,36 @@ use crate::transport::SendStream;
 /// Halves that memory is kept for while there are none.
 const SPARE: usize = 64;
 
+/// Who waits until the other side has got all of a half that ended in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Awaited {
+    ByDrains,
+    ByNobody,
+}
+
+type Half = (Box<dyn SendStream>, Awaited);
+
 /// Halves that ended here in order.
 #[derive(Default)]
-pub(super) struct Unacknowledged(Mutex<Vec<Box<dyn SendStream>>>);
+pub(super) struct Unacknowledged(Mutex<Vec<Half>>);
 
 impl Unacknowledged {
-    pub(super) fn keep(&self, half: Box<dyn SendStream>) {
-        self.halves().push(half);
+    pub(super) fn keep(&self, half: Box<dyn SendStream>, awaited: Awaited) {
+        self.halves().push((half, awaited));
     }
 
-    /// Lets go of what the other side has got. Returns whether those were the last.
+    /// Lets go of what the other side has got. Returns whether those were the last that are waited for.
     pub(super) fn sweep(&self) -> bool {
         let mut halves = self.halves();
         if halves.is_empty() {
             return false;
         }
         let mut cx = Context::from_waker(Waker::noop());
-        halves.retain_mut(|half| half.poll_stopped(&mut cx).is_pending());
+        halves.retain_mut(|(half, _)| half.poll_stopped(&mut cx).is_pending());
         if halves.is_empty() {
             halves.shrink_to(SPARE);
         }
-        halves.is_empty()
+        !is_awaited(&halves)
     }
 
     pub(super) fn clear(&self) {
@@ -37,11 +46,16 @@ impl Unacknowledged {
         drop(halves);
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.halves().is_empty()
+    /// Whether there are some that a drain waits for.
+    pub(super) fn is_awaited(&self) -> bool {
+        is_awaited(&self.halves())
     }
 
-    fn halves(&self) -> MutexGuard<'_, Vec<Box<dyn SendStream>>> {
+    fn halves(&self) -> MutexGuard<'_, Vec<Half>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_awaited(halves: &[Half]) -> bool {
+    halves.iter().any(|(_, awaited)| *awaited == Awaited::ByDrains)
 }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::StreamError;
 use super::reader::Reader;
 use crate::code::ResetCode;
-use crate::link::{Link, LinkShared};
+use crate::link::{Awaited, Link, LinkShared};
 use crate::loads::{Load, MUCH};
 use crate::transport::{RecvStream, SendStream};
 
@@ -237,8 +237,8 @@ impl StreamShared {
     }
 
     /// The writing half has ended in order, and nobody waits for the other side to have got it all.
-    pub(super) fn finished(&self, half: Box<dyn SendStream>) {
-        self.link.finished(half);
+    pub(super) fn finished(&self, half: Box<dyn SendStream>, awaited: Awaited) {
+        self.link.finished(half, awaited);
     }
 
     /// Counts a cut made on this side.
