@@ -43,8 +43,8 @@ pub const CONTROLLER_ACCOUNT: &str = "eastway-controller";
 pub const CONTROLLER_LEASE: &str = "controller.eastway.dev";
 /// Service account of the certificate authority.
 pub const CA_ACCOUNT: &str = "eastway-ca";
-/// What a process that was told to end at once takes to tell its peers.
-const FAREWELL: Duration = Duration::from_millis(200);
+/// The most that a process which was told to end at once takes to tell its peers.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// What a process does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum)]
@@ -224,9 +224,7 @@ async fn serve(options: &RunOptions, loaded: Loaded, log: LogHandle) -> Result<(
     };
     let (result, authority) = tokio::join!(work, authority);
     tasks.close();
-    if !now.is_cancelled() {
-        tasks.wait().await;
-    }
+    let _at_once = now.run_until_cancelled(tasks.wait()).await;
     signals.abort();
     // What follows from the end of the ca role is not the cause.
     authority.map_err(RunError::AuthorityEnded).and(result)
@@ -269,7 +267,7 @@ async fn gateway(
     }
     if let Some(tunnel) = gateway.tunnel.get() {
         // Peers would send into the dark until they miss its acknowledgements.
-        let _late = tokio::time::timeout(FAREWELL, tunnel.close()).await;
+        let _late = tokio::time::timeout(FAREWELL, tunnel.cut()).await;
     }
     Err(RunError::Interrupted)
 }

@@ -4,7 +4,8 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// SIGTERM and SIGINT from the moment this is made: one that comes while nobody waits is not lost.
+/// SIGTERM and SIGINT from the moment this is made: one that comes while nobody waits is not lost. Two of a kind at once are
+/// one.
 #[derive(Debug)]
 pub struct Signals {
     term: Signal,

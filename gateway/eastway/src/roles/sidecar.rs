@@ -258,7 +258,7 @@ async fn serve(settings: &SidecarSettings, follow: Option<Follow>) -> Result<(),
     .await;
     end.cancel();
     tasks.close();
-    tasks.wait().await;
+    let _at_once = now.run_until_cancelled(tasks.wait()).await;
     if let Some(capture) = capture {
         capture.end().await;
     }

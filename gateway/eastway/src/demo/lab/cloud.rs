@@ -334,7 +334,8 @@ impl Cloud {
     pub async fn stop(&mut self, patience: Duration) -> Result<()> {
         let mut result = Ok(());
         for process in self.gateways.iter().flatten() {
-            // The drain of one would wait for streams of workloads that end anyway; the second signal, below, ends it.
+            // The drain of one would wait for streams of workloads that end anyway. The second signal, below, ends it, unless the
+            // two came so close together that they were one.
             let _gone = process.signal(Signal::SIGTERM);
         }
         for mut workload in self.workloads.drain(..) {
