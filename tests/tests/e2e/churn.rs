@@ -1,7 +1,6 @@
 //! Pods of a remote service that come and go under load.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -51,6 +50,12 @@ async fn restarted(cluster: &Cluster) -> Result<Vec<String>> {
     Ok(pods(cluster).await?.iter().filter(is_again).filter_map(name).collect())
 }
 
+/// A process has closed its connections when it is gone, or waits for somebody to hear of its end.
+fn has_ended(pid: u32) -> bool {
+    let state = |stat: &str| stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| matches!(state(&stat), Some('Z' | 'X')))
+}
+
 /// A kill: which pods, and from when to when. A process that is killed closes its connections when it gets time to.
 #[derive(Debug)]
 struct Kill {
@@ -85,8 +90,8 @@ bed_tests! {
                 for pid in &pids {
                     kill(Pid::from_raw(i32::try_from(*pid)?), Signal::SIGKILL)?;
                 }
-                let gone = async || Ok(pids.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()));
-                within(PATIENCE, "those that were killed end", gone).await?;
+                let ended = async || Ok(pids.iter().copied().all(has_ended));
+                within(Duration::from_secs(5), "those that were killed end", ended).await?;
                 kills.push(Kill { pods: going.iter().cloned().collect(), from, until: load.elapsed() });
                 let again = async || {
                     let again = restarted(b).await?;
